@@ -1,0 +1,47 @@
+"""Durable execution for Celery: what a task's steps return is journaled in Redis, and every retry goes on from there."""
+
+from .context import AsyncDurableContext, DurableContext
+from .decorator import durable_task
+from .exceptions import (
+    ConfigurationError,
+    ContextClosedError,
+    ContextInStepError,
+    DurableError,
+    EntryNotRecordableError,
+    InvalidStepError,
+    JournalMismatchError,
+    JournalUnavailableError,
+    JournalUnreadableError,
+    RecoveryLimitExceeded,
+    RetriesExhausted,
+    RetryableError,
+    RunNotRetryableError,
+    TerminalError,
+)
+from .retry import RetryPolicy, RunOptions
+from .step import current_step
+from .task import DurableTask
+
+__all__ = [
+    "AsyncDurableContext",
+    "ConfigurationError",
+    "ContextClosedError",
+    "ContextInStepError",
+    "DurableContext",
+    "DurableError",
+    "DurableTask",
+    "EntryNotRecordableError",
+    "InvalidStepError",
+    "JournalMismatchError",
+    "JournalUnavailableError",
+    "JournalUnreadableError",
+    "RecoveryLimitExceeded",
+    "RetriesExhausted",
+    "RetryPolicy",
+    "RetryableError",
+    "RunNotRetryableError",
+    "RunOptions",
+    "TerminalError",
+    "current_step",
+    "durable_task",
+]

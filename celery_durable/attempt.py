@@ -1,0 +1,301 @@
+"""One attempt: what its journal holds, where its code is, and what it still has to tell the journal.
+
+The rules of replay live here; what a step does lives in :mod:`step`. Imports neither Celery nor Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+from uuid import UUID
+
+from .exceptions import (
+    ContextClosedError,
+    ContextInStepError,
+    DurableError,
+    JournalMismatchError,
+    JournalUnavailableError,
+    JournalUnreadableError,
+)
+from .interrupts import EndRun, Interrupt, JournalLost, RetryStep
+from .journal import Entry, Journal, Opened, read_entry, step_field
+
+logger = logging.getLogger("celery_durable")
+
+T = TypeVar("T")
+
+MANY_ENTRIES = 10_000
+MANY_BYTES = 64 * 2**20
+_PAIRS_AT_AN_END = 500
+
+
+running_step: ContextVar[Any] = ContextVar("celery_durable_step", default=None)
+"""The :class:`~celery_durable.step.Step` whose action this code belongs to."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The settings that an attempt and its steps work by."""
+
+    inline_retry_limit: float = 0.0
+    max_entry_size: int = 32 * 2**20
+    serializer: Any = "json"
+    accept: frozenset[str] = frozenset({"json"})
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What user code may read of the task that the attempt belongs to."""
+
+    task_id: str
+    task: str
+    request: Any = None
+    logger: logging.Logger = field(default=logger)
+    direct: bool = False
+    """Called as a plain function: no retries, errors as they are."""
+    eager: bool = False
+    """Never wait."""
+
+
+class Attempt:
+    """One execution of the body of a task."""
+
+    def __init__(self, journal: Journal, opened: Opened, about: Surroundings, terms: Terms) -> None:
+        self.journal = journal
+        self.about = about
+        self.terms = terms
+        self.number = opened.number
+        self.seed = opened.fields[b"seed"].decode()
+        self.opened_at = opened.now
+        self.recoveries = opened.recoveries
+        self.interrupt: Interrupt | None = None
+        self.struck_by: BaseException | None = None
+        """What cancelled the body of an async task (a time limit): the error of the step that it hits."""
+        self.closed = False
+        self.steps_running = 0
+        self._clock_zero = time.monotonic() - opened.now / 1000
+        self._fields = opened.fields
+        self._recorded = sum(name.startswith(b"step:") for name in opened.fields)
+        self._position = 0
+        self._draws: dict[str, int] = {}
+        self._randoms: dict[str | None, random.Random] = {}
+        self._unsent: dict[str, str] = {}
+        self._progressed = False
+        self._entries = len(opened.fields)
+        self._bytes = sum(map(len, opened.fields.values()))
+        self._warned = self._entries > MANY_ENTRIES or self._bytes > MANY_BYTES
+        self._home = threading.get_ident()
+        self._flying = 0
+        self._landed: asyncio.Future[None] | None = None
+
+    def begin_here(self) -> None:
+        """The body runs in this thread."""
+        self._home = threading.get_ident()
+
+    # -- who may use it
+
+    def check_usable(self) -> None:
+        """Refuse a verb after the attempt, after an interrupt was swallowed, and inside a step."""
+        inside = running_step.get()
+        if inside is None and self.interrupt is None and not (self.steps_running or self.closed):
+            return
+        if self.closed:
+            raise ContextClosedError(
+                f"task {self.about.task_id}: the context was used after its attempt had ended; "
+                f"use it in the body of the task only"
+            )
+        if self.interrupt is not None:
+            raise self.interrupt
+        if inside is not None or (self.steps_running and threading.get_ident() != self._home):
+            attempt = self if inside is None else inside.attempt
+            name = "another thread" if inside is None else f"step {inside.name!r}"
+            error = ContextInStepError(
+                f"task {attempt.about.task_id}: the context was used inside {name}; inside a step use its arguments "
+                f"and current_step(), and call the context before or after it"
+            )
+            attempt.interrupt = EndRun(error)
+            raise error
+
+    def stop(self, interrupt: Interrupt) -> Interrupt:
+        """End the attempt; the same interrupt is raised again by whatever the body does next with its context."""
+        if self.interrupt is None:
+            self.interrupt = interrupt
+        elif isinstance(self.interrupt, RetryStep) and isinstance(interrupt, RetryStep):
+            # Siblings failed: the next attempt begins when the last of them is due.
+            self.interrupt.delay = max(self.interrupt.delay, interrupt.delay)
+        return self.interrupt
+
+    def end_run(self, error: DurableError) -> Interrupt:
+        return self.stop(EndRun(error))
+
+    # -- time
+
+    def now(self) -> int:
+        """Milliseconds since the epoch by Redis' clock, as it was when the attempt opened."""
+        return int((time.monotonic() - self._clock_zero) * 1000)
+
+    # -- positions and entries
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether steps recorded by earlier attempts are still ahead."""
+        return self._recorded > 0
+
+    def claim(self, name: str) -> tuple[int, Entry | None]:
+        """The next position in program order, with what the journal holds for it."""
+        self._position = position = self._position + 1
+        if not self._recorded:
+            return position, None
+        raw = self._fields.pop(b"step:%d" % position, None)
+        if raw is None:
+            return position, None
+        self._recorded -= 1
+        try:
+            entry = read_entry(step_field(position), raw)
+        except JournalUnreadableError as damaged:
+            raise self.end_run(JournalUnreadableError(f"task {self.about.task_id}: {damaged}")) from None
+        if entry.name != name:
+            self._fields[b"step:%d" % position] = raw
+            self._recorded += 1
+            raise self.end_run(self._mismatch(position, f"step {entry.name!r}", f"step {name!r}"))
+        return position, entry
+
+    def check_nothing_left(self) -> None:
+        """After the body: steps of the journal that the code did not reach mean that it took another path."""
+        if self._recorded and self.interrupt is None:
+            left = sorted(int(name[5:]) for name in self._fields if name.startswith(b"step:"))
+            position = left[0]
+            entry = read_entry(step_field(position), self._fields[b"step:%d" % position])
+            raise self.end_run(self._mismatch(position, f"step {entry.name!r}", "the end of the task"))
+
+    def _mismatch(self, position: int, recorded: str, asked: str) -> JournalMismatchError:
+        self._unsent.clear()  # the journal is to stay as it is
+        return JournalMismatchError(
+            f"task {self.about.task_id} took another path than the journal recorded.\n"
+            f"  position: {position}\n"
+            f"  recorded: {recorded}\n"
+            f"  asked for: {asked}\n"
+            f"Code that changed while the run was under way, or a decision that is not deterministic (a clock, a random "
+            f"number, an outside value read outside of a step). Bring the former order of steps back and retry the task, "
+            f"or send it under a new id."
+        )
+
+    # -- what the journal has to be told
+
+    def note(self, position: int, entry: str) -> None:
+        """Keep an entry for the next write."""
+        self._unsent[step_field(position)] = entry
+
+    def tell(self) -> bool:
+        """Send what is unsent, without waiting; whether there was anything."""
+        if not self._unsent:
+            return False
+        self.journal.send(self._unsent)
+        self._unsent = {}
+        return True
+
+    def record(self, position: int, entry: str) -> None:
+        """Send the final entry of a step, with all that is unsent; it counts when its reply has been read."""
+        self._unsent[step_field(position)] = entry
+        if not self._progressed:
+            self._progressed = True
+            self._unsent["progress"] = str(self.number)
+            if self.failures:
+                self._unsent["failures"] = "0"
+        self._entries += 1
+        self._bytes += len(entry)
+        if not self._warned and (self._entries > MANY_ENTRIES or self._bytes > MANY_BYTES):
+            self._warned = True
+            logger.warning(
+                "task %s: its journal has %d entries and %d bytes, and every attempt loads them all; "
+                "split the task, or record less per step",
+                self.about.task_id, self._entries, self._bytes,
+            )  # fmt: skip
+        self.tell()
+
+    def last_words(self) -> dict[str, str]:
+        """What is unsent, to travel with the script that ends the attempt."""
+        if len(self._unsent) > _PAIRS_AT_AN_END:
+            self.tell()
+        words, self._unsent = self._unsent, {}
+        return words
+
+    # -- counts that outlive the attempt
+
+    @property
+    def failures(self) -> int:
+        """Failed attempts since the run last recorded a step."""
+        return int(self._fields.get(b"failures", 0))
+
+    def failures_now(self, *, resets_on_progress: bool) -> int:
+        """The count with the failure that is being handled."""
+        return 1 + (0 if self._progressed and resets_on_progress else self.failures)
+
+    def failing_since(self, failures: int) -> int:
+        """When the first of these failed attempts began."""
+        return self.opened_at if failures == 1 else int(self._fields.get(b"failing_since", self.opened_at))
+
+    # -- deterministic helpers
+
+    def random(self, name: str | None = None) -> random.Random:
+        self.check_usable()
+        stream = self._randoms.get(name)
+        if stream is None:
+            key = f"{self.seed}:random" if name is None else f"{self.seed}:random:{name}"
+            stream = self._randoms[name] = random.Random(key)  # noqa: S311  documented as not for cryptography
+        return stream
+
+    def uuid(self) -> UUID:
+        return UUID(self._drawn("uuid", lambda: str(derived_uuid(self.seed, "uuid", self._draws["uuid"]))))
+
+    def time(self) -> int:
+        return int(self._drawn("time", lambda: str(time.time_ns() // 1_000_000)))
+
+    def datetime(self) -> datetime:
+        return datetime.fromisoformat(self._drawn("now", lambda: datetime.now(timezone.utc).isoformat()))
+
+    def _drawn(self, kind: str, draw: Callable[[], str]) -> str:
+        """The next value of its kind: as recorded, or drawn now and recorded with the next write."""
+        self.check_usable()
+        self._draws[kind] = number = self._draws.get(kind, 0) + 1
+        recorded = self._fields.get(f"{kind}:{number}".encode())
+        if recorded is not None:
+            return recorded.decode()
+        value = self._unsent[f"{kind}:{number}"] = draw()
+        return value
+
+    # -- steps of an async task that run side by side
+
+    async def in_flight(self, step: Coroutine[Any, Any, T]) -> T:
+        """Await a step; the attempt does not end before it has."""
+        self._flying += 1
+        try:
+            return await step
+        finally:
+            self._flying -= 1
+            if self._landed is not None and not self._flying:
+                self._landed.set_result(None)
+
+    async def landed(self) -> None:
+        """Until no step is in flight: what siblings of a failed step do is recorded, too."""
+        if self._flying:
+            self._landed = asyncio.get_running_loop().create_future()
+            await self._landed
+
+    def lost(self, error: JournalUnavailableError) -> Interrupt:
+        return self.stop(JournalLost(error))
+
+
+def derived_uuid(seed: str, *path: object) -> UUID:
+    """A version-4 UUID that depends on the seed and the path alone."""
+    digest = hashlib.sha256(":".join([seed, *map(str, path)]).encode()).digest()
+    return UUID(bytes=digest[:16], version=4)

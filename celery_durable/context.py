@@ -1,0 +1,173 @@
+"""What user code holds: the durable context of a ``def`` task, and that of an ``async def`` task."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from uuid import UUID
+
+from .attempt import Attempt
+from .driver import IN_THREAD, OnLoop, run_to_end
+from .step import Step
+
+if TYPE_CHECKING:
+    from .retry import RunOptions
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Context:
+    """What both have in common: nothing here waits."""
+
+    __slots__ = ("_attempt",)
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+
+    @property
+    def task_id(self) -> str:
+        """Celery's task id, the identity of the run."""
+        return self._attempt.about.task_id
+
+    @property
+    def attempt(self) -> int:
+        """Which execution of the task's body this is; the first is 1."""
+        return self._attempt.number
+
+    @property
+    def request(self) -> Any:
+        """Celery's request of the task."""
+        return self._attempt.about.request
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether steps recorded by earlier attempts are still ahead."""
+        return self._attempt.is_replaying
+
+    @property
+    def logger(self) -> logging.Logger:
+        """A logger for the task; what it is given while steps are replayed has been logged before, and is dropped."""
+        return self._attempt.about.logger
+
+    def uuid(self) -> UUID:
+        """A version-4 UUID that is the same on every attempt; mirrors ``ctx.uuid()``. Not for cryptography.
+
+        It does not depend on how often :meth:`random` was used, and is shown in the journal.
+        """
+        return self._attempt.uuid()
+
+    def random(self, name: str | None = None) -> random.Random:
+        """A generator whose values are the same on every attempt; mirrors ``ctx.random()``. Not for cryptography.
+
+        Without a name it is one ``random.Random`` throughout an attempt; each *name* has an independent one. It can seed
+        other libraries: ``numpy.random.default_rng(ctx.random().getrandbits(128))``.
+        """
+        return self._attempt.random(name)
+
+    def __repr__(self) -> str:
+        about = self._attempt.about
+        return f"<{type(self).__name__} of {about.task}[{about.task_id}], attempt {self.attempt}>"
+
+
+class DurableContext(_Context):
+    """The durable context of a ``def`` task."""
+
+    __slots__ = ()
+
+    @overload
+    def run(
+        self, name: str, action: Callable[..., Coroutine[Any, Any, T]], options: RunOptions, /, *args: Any, **kwargs: Any
+    ) -> T: ...
+    @overload
+    def run(self, name: str, action: Callable[..., T], options: RunOptions, /, *args: Any, **kwargs: Any) -> T: ...
+    @overload
+    def run(
+        self, name: str, action: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+    @overload
+    def run(self, name: str, action: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    def run(self, name: str, action: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Execute *action* once and journal what it returns; later attempts get that value back.
+
+        ``ctx.run(name, action, [RunOptions(...)], *args, **kwargs)``; mirrors Restate's ``ctx.run_typed``.
+
+        Args:
+            name: shown in logs, traces and the journal; checked on replay.
+            action: a function, sync or async, called in this thread (async: on the process's loop).
+            *args, **kwargs: for the action, after :class:`RunOptions` if there are any. They are not journaled.
+
+        Returns:
+            The result as the journal keeps it: equal, and of the same type, on the first execution and on every replay.
+
+        Raises:
+            TerminalError: the action raised it; or its retries are spent (:class:`RetriesExhausted`).
+
+        Every other failure ends the attempt, and the task is retried: by the step's options if it has retry options,
+        else by the task's policy. An ``except Exception`` around the call does not see it.
+        """
+        step = Step(self._attempt, name, action, args, kwargs)
+        return step.replay() if step.recorded else run_to_end(step.perform(IN_THREAD))
+
+    run_typed = run
+
+    def time(self) -> int:
+        """Milliseconds since the epoch, the same on every attempt; each call is a new reading. Mirrors ``ctx.time()``."""
+        return self._attempt.time()
+
+    def now(self) -> datetime:
+        """The time as an aware ``datetime`` (UTC), the same on every attempt; each call is a new reading."""
+        return self._attempt.datetime()
+
+
+class AsyncDurableContext(_Context):
+    """The durable context of an ``async def`` task: :meth:`run`, :meth:`time` and :meth:`now` are awaited."""
+
+    __slots__ = ("_driver",)
+
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__(attempt)
+        self._driver = OnLoop()
+
+    @overload
+    def run(
+        self, name: str, action: Callable[..., Coroutine[Any, Any, T]], options: RunOptions, /, *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def run(
+        self, name: str, action: Callable[..., T], options: RunOptions, /, *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def run(
+        self, name: str, action: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def run(
+        self, name: str, action: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, T]: ...
+
+    def run(self, name: str, action: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        """As :meth:`DurableContext.run`, awaited. A sync action runs in a thread.
+
+        The step's place in the journal is taken when ``run`` is called, not when it is awaited.
+        """
+        step = Step(self._attempt, name, action, args, kwargs)
+        return _replayed(step) if step.recorded else self._attempt.in_flight(step.perform(self._driver))
+
+    run_typed = run
+
+    async def time(self) -> int:
+        """Milliseconds since the epoch, the same on every attempt; each call is a new reading. Mirrors ``ctx.time()``."""
+        return self._attempt.time()
+
+    async def now(self) -> datetime:
+        """The time as an aware ``datetime`` (UTC), the same on every attempt; each call is a new reading."""
+        return self._attempt.datetime()
+
+
+async def _replayed(step: Step) -> Any:
+    return step.replay()

@@ -1,0 +1,228 @@
+"""``@durable_task``: a function with a durable context becomes a Celery task."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+
+import pydantic
+from celery import Task, _state
+from celery.local import Proxy
+
+from .context import AsyncDurableContext, DurableContext
+from .exceptions import ConfigurationError
+from .execution import current
+from .options import suggestion
+from .retry import CELERY_RETRY_OPTIONS, RetryPolicy, TaskRetryRules, rules_from_celery
+from .settings import TASK_OPTIONS, Settings
+from .task import DurableTask
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Decorator(Protocol):
+    @overload
+    def __call__(
+        self, fun: Callable[Concatenate[AsyncDurableContext, P], Coroutine[Any, Any, R]], /
+    ) -> DurableTask[P, R]: ...
+    @overload
+    def __call__(self, fun: Callable[Concatenate[DurableContext, P], R], /) -> DurableTask[P, R]: ...
+
+
+class _BindingDecorator(Protocol):
+    @overload
+    def __call__(
+        self, fun: Callable[Concatenate[Any, AsyncDurableContext, P], Coroutine[Any, Any, R]], /
+    ) -> DurableTask[P, R]: ...
+    @overload
+    def __call__(self, fun: Callable[Concatenate[Any, DurableContext, P], R], /) -> DurableTask[P, R]: ...
+
+
+@overload
+def durable_task(
+    fun: Callable[Concatenate[AsyncDurableContext, P], Coroutine[Any, Any, R]], /
+) -> DurableTask[P, R]: ...
+@overload
+def durable_task(fun: Callable[Concatenate[DurableContext, P], R], /) -> DurableTask[P, R]: ...
+@overload
+def durable_task(*, bind: Literal[True], **options: Any) -> _BindingDecorator: ...
+@overload
+def durable_task(*, bind: Literal[False] = False, **options: Any) -> _Decorator: ...
+
+
+def durable_task(*args: Any, **options: Any) -> Any:
+    """Make a durable Celery task; bare or with options, before or after the app exists, like ``shared_task``.
+
+    The first parameter of the function is the durable context (with ``bind=True`` the second, after ``self``); callers
+    do not pass it. ``acks_late`` and ``reject_on_worker_lost`` are on, and every exception but
+    :class:`~celery_durable.TerminalError` retries the task by its task retry policy.
+
+    Args:
+        task_retry_policy: a :class:`~celery_durable.RetryPolicy`. Default: ``durable_task_retry_policy``.
+        inline_retry_limit: retry delays of steps up to this (seconds or ``timedelta``) are waited for in the worker.
+        max_recoveries: attempts in a row that may die without progress. Default 10.
+        retention, failure_retention: how long the journal is kept after SUCCESS (24 h) and FAILURE (7 days).
+        max_entry_size: bytes of one result. Default 32 MiB.
+        durable_serializer: of step results. (``serializer`` is Celery's, of the message.)
+        **options: all of Celery's task options. Its retry options (``max_retries``, ``retry_backoff``, ...) become the
+            task retry policy and keep their meaning.
+
+    Raises:
+        ConfigurationError: there is no parameter for the context, an option is unknown (the message suggests the nearest
+            one), or a policy and Celery's retry options are both given.
+    """
+    if args and (len(args) > 1 or not callable(args[0]) or options):
+        raise ConfigurationError(f"write @durable_task or @durable_task(option=...), got {args!r}")
+    if args:
+        return _make(args[0], {})
+    return functools.partial(_make, options=options)
+
+
+def _make(fun: Callable[..., Any], options: dict[str, Any]) -> Any:
+    if isinstance(fun, (Proxy, Task)):
+        raise ConfigurationError("@durable_task takes a function, and this is a task already: remove one of the decorators")
+    options = dict(options)
+    _check_names(fun, options)
+    bind = bool(options.pop("bind", False))
+    base = options.pop("base", None)
+    body = _body(fun, bind)
+    rules = _retry_rules(options)
+    defaults: dict[str, Any] = {
+        "acks_late": True,
+        "reject_on_worker_lost": True,
+        "pydantic": _has_models(fun),
+    }
+    options = {**defaults, **options}
+    Settings().with_options(
+        {ours: options[name] for name, ours in TASK_OPTIONS.items() if options.get(name) is not None}
+    )
+
+    def register(app: Any) -> Any:
+        kind = _task_class(base or app.Task, rules)
+        return app._task_from_fun(body, base=kind, bind=True, **options)
+
+    return _share(fun, options.get("name"), register)
+
+
+def _share(fun: Callable[..., Any], name: str | None, register: Callable[[Any], Any]) -> Any:
+    """Give the task to every app, present and future; what ``shared_task`` does, with a base class made per app."""
+    _state.connect_on_app_finalize(register)
+    for app in _state._get_active_apps():
+        if app.finalized:
+            with app._finalize_mutex:
+                register(app)
+
+    def of_current_app() -> Any:
+        app = _state.get_current_app()
+        return app.tasks[name or app.gen_task_name(fun.__name__, fun.__module__)]
+
+    return Proxy(of_current_app)
+
+
+def _task_class(base: type, rules: Callable[[Settings], TaskRetryRules]) -> type:
+    """The app's own task class, made durable."""
+    bases = (base,) if issubclass(base, DurableTask) else (DurableTask, base)
+    members = {
+        "abstract": True,
+        "opinionated": True,
+        "retry_rules": property(lambda self: rules(self.durable_settings)),
+    }
+    return type("DurableTask", bases, members)
+
+
+# -- the function ------------------------------------------------------------------------------------------------------
+
+
+def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
+    """*fun* as a bound task whose signature has no context: that of the callers."""
+    signature = inspect.signature(fun)
+    parameters = list(signature.parameters.values())
+    _check_context_parameter(fun, parameters, bind)
+    own = signature.replace(parameters=parameters[2 if bind else 1 :])
+
+    @functools.wraps(fun)
+    def run(self: DurableTask[Any, Any], *args: Any, **kwargs: Any) -> Any:
+        execution = current.get()
+        assert execution is not None  # noqa: S101
+        own.bind(*args, **kwargs)
+        execution.began = True
+        head = (self, execution.context) if bind else (execution.context,)
+        return fun(*head, *args, **kwargs)
+
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    run.__signature__ = own.replace(parameters=[itself, *own.parameters.values()])  # type: ignore[attr-defined]
+    return run
+
+
+def _check_context_parameter(fun: Callable[..., Any], parameters: list[inspect.Parameter], bind: bool) -> None:
+    needed = 2 if bind else 1
+    positional = [
+        parameter
+        for parameter in parameters[:needed]
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(positional) < needed:
+        wanted = "self, ctx" if bind else "ctx"
+        raise ConfigurationError(
+            f"{fun.__qualname__} has no parameter for the durable context: write def {fun.__name__}({wanted}, ...)"
+        )
+
+
+def _has_models(fun: Callable[..., Any]) -> bool:
+    """Whether a parameter is a Pydantic model, so that Celery is to validate the arguments."""
+    try:
+        hints = typing.get_type_hints(fun)
+    except Exception:  # a name that exists for type checkers only
+        hints = getattr(fun, "__annotations__", {})
+    hints = {name: hint for name, hint in hints.items() if name != "return"}
+    kinds = [kind for hint in hints.values() for kind in (hint, *typing.get_args(hint))]
+    return any(inspect.isclass(kind) and issubclass(kind, pydantic.BaseModel) for kind in kinds)
+
+
+# -- the options -------------------------------------------------------------------------------------------------------
+
+_CELERY_OPTIONS = frozenset(
+    {
+        "name", "base", "bind", "shared", "lazy", "filter", "link", "link_error", "queue", "exchange", "routing_key",
+        "pydantic", "pydantic_strict", "pydantic_context", "pydantic_dump_kwargs", "shadow_name",
+    }
+)  # fmt: skip
+
+
+def _check_names(fun: Callable[..., Any], options: dict[str, Any]) -> None:
+    base = options.get("base") or Task
+    attributes = {name for kind in (base, DurableTask) for name in dir(kind) if not name.startswith("_")}
+    known = attributes | _CELERY_OPTIONS | CELERY_RETRY_OPTIONS | set(TASK_OPTIONS)
+    for name in options:
+        if name not in known:
+            raise ConfigurationError(
+                f"@durable_task of {fun.__qualname__} has no option {name!r}{suggestion(name, sorted(known))}"
+            )
+
+
+def _retry_rules(options: dict[str, Any]) -> Callable[[Settings], TaskRetryRules]:
+    """How the task is retried, once the app's settings are known; takes Celery's retry options out of *options*."""
+    celery = {name: options[name] for name in CELERY_RETRY_OPTIONS if name in options}
+    policy = options.get("task_retry_policy")
+    if celery and policy is not None:
+        raise ConfigurationError(
+            f"task_retry_policy and Celery's {', '.join(sorted(celery))} are both given: say it in one of the two ways"
+        )
+    # Celery's own autoretry must not see these; its explicit ``self.retry()`` goes by max_retries and its delay.
+    for name in CELERY_RETRY_OPTIONS - {"max_retries", "default_retry_delay"}:
+        options.pop(name, None)
+    retry_kwargs = celery.get("retry_kwargs") or {}
+    if "max_retries" in retry_kwargs:
+        options["max_retries"] = retry_kwargs["max_retries"]
+    if celery:
+        rules_from_celery(celery, RetryPolicy())
+
+    @functools.cache
+    def of(policy: RetryPolicy) -> TaskRetryRules:
+        return rules_from_celery(celery, policy) if celery else TaskRetryRules(policy.backoff)
+
+    return lambda settings: of(settings.task_retry_policy)

@@ -1,0 +1,186 @@
+"""The two ways of waiting: in the calling thread, and on the process's event loop. The logic that waits is the same."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future, wait
+from contextvars import copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from .exceptions import JournalUnavailableError
+from .interrupts import Fenced
+
+if TYPE_CHECKING:
+    from .attempt import Attempt
+
+T = TypeVar("T")
+
+
+class Driver(Protocol):
+    """What a step has to wait for."""
+
+    async def call(self, action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The action's result; an awaitable is awaited."""
+
+    async def settle(self, attempt: Attempt) -> None:
+        """Until the journal has acknowledged all that was sent."""
+
+    async def ask(self, attempt: Attempt, question: Callable[[], None]) -> None:
+        """Until a blocking question to the journal is answered."""
+
+    async def pause(self, seconds: float) -> None:
+        """For a while."""
+
+
+class InThread:
+    """Of a ``def`` task: nothing is ever suspended, so its coroutines end in the call that starts them."""
+
+    async def call(self, action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = action(*args, **kwargs)
+        return wait_for(result) if isinstance(result, Awaitable) else result
+
+    async def settle(self, attempt: Attempt) -> None:
+        answer(attempt, attempt.journal.settle)
+
+    async def ask(self, attempt: Attempt, question: Callable[[], None]) -> None:
+        answer(attempt, question)
+
+    async def pause(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class OnLoop:
+    """Of an ``async def`` task: others go on while it waits. One per attempt."""
+
+    def __init__(self) -> None:
+        self._reading = asyncio.Lock()
+
+    async def call(self, action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if is_async(action):
+            return await action(*args, **kwargs)
+        result = await in_worker_thread(partial(copy_context().run, action, *args, **kwargs))
+        return await result if isinstance(result, Awaitable) else result
+
+    async def settle(self, attempt: Attempt) -> None:
+        # Siblings share one connection: whoever reads first reads for all.
+        async with self._reading:
+            fd = attempt.journal.fileno()
+            if fd is not None:
+                await _readable(fd)
+                answer(attempt, attempt.journal.settle)
+            else:
+                await self.ask(attempt, attempt.journal.settle)
+
+    async def ask(self, attempt: Attempt, question: Callable[[], None]) -> None:
+        await in_worker_thread(partial(answer, attempt, question))
+
+    async def pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+IN_THREAD = InThread()
+
+
+def run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that waits in its thread: it never suspends."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
+    raise AssertionError("a coroutine of a def task was suspended")  # pragma: no cover
+
+
+def answer(attempt: Attempt, question: Callable[[], None]) -> None:
+    """Ask the journal; a fence or a lost journal ends the attempt."""
+    try:
+        question()
+    except JournalUnavailableError as error:
+        raise attempt.lost(error) from error
+    except Fenced as fenced:
+        raise attempt.stop(fenced) from None
+
+
+def is_async(action: Callable[..., Any]) -> bool:
+    """Whether calling *action* gives a coroutine (also a partial, a bound method, an object with async ``__call__``)."""
+    while isinstance(action, partial):
+        action = action.func
+    return inspect.iscoroutinefunction(action) or inspect.iscoroutinefunction(getattr(action, "__call__", None))
+
+
+async def in_worker_thread(work: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(None, work)
+
+
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    arrived = loop.create_future()
+    loop.add_reader(fd, _arrive, arrived)
+    try:
+        await arrived
+    finally:
+        loop.remove_reader(fd)
+
+
+def _arrive(arrived: asyncio.Future[None]) -> None:
+    if not arrived.done():
+        arrived.set_result(None)
+
+
+# -- the process's event loop ------------------------------------------------------------------------------------------
+
+
+class _Loop:
+    """One event loop per process, in a thread of its own, for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._starting = threading.Lock()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._loop = None
+        self._starting = threading.Lock()
+
+    def get(self) -> asyncio.AbstractEventLoop:
+        with self._starting:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="celery-durable-loop", daemon=True).start()
+            return self._loop
+
+
+_loop = _Loop()
+
+
+def wait_for(awaitable: Awaitable[T], interrupted: Callable[[BaseException], None] | None = None) -> T:
+    """Run an awaitable on the process's loop, and wait for it in this thread.
+
+    Its context variables are those of the caller. What interrupts the wait (a soft time limit) is told to *interrupted*,
+    cancels the awaitable, and is raised once that has ended.
+    """
+    loop = _loop.get()
+    outcome: Future[T] = Future()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def awaited() -> None:
+        try:
+            outcome.set_result(await awaitable)
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    loop.call_soon_threadsafe(lambda: tasks.append(loop.create_task(awaited())))
+    try:
+        return outcome.result()
+    except BaseException as stop:
+        if not outcome.done():
+            if interrupted is not None:
+                interrupted(stop)
+            loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            wait([outcome])
+        raise

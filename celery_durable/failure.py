@@ -1,0 +1,93 @@
+"""Exception ⇄ facts in the journal. A class is looked up among those that the process has loaded, never imported."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from typing import Any
+
+from . import codec
+from .exceptions import DurableError, TerminalError
+
+_LONGEST_TRACEBACK = 20_000
+
+
+def describe(error: BaseException, *, with_args: bool = True) -> dict[str, Any]:
+    """What the journal keeps of an exception.
+
+    Raises:
+        codec.NotEncodable: a ``TerminalError`` carries something that is not JSON.
+    """
+    kind = type(error)
+    facts: dict[str, Any] = {"type": kind.__qualname__, "module": kind.__module__, "message": str(error)}
+    if with_args:
+        try:
+            facts["args"] = json.loads(codec.encode(list(error.args)).text)
+        except codec.NotEncodable:
+            if isinstance(error, TerminalError):
+                raise
+    if isinstance(error, TerminalError):
+        facts |= {"status_code": error.status_code, "metadata": error.metadata, "error_type": error.error_type}
+    text = "".join(traceback.format_exception(kind, error, error.__traceback__))
+    facts["traceback"] = text[-_LONGEST_TRACEBACK:]
+    return facts
+
+
+def failure_of(facts: dict[str, Any]) -> BaseException:
+    """The exception again: of its class where the process knows it and it rebuilds from its args.
+
+    A terminal failure is a ``TerminalError`` in any case; any other unknown class becomes one made up by that name.
+    """
+    kind = known_class(facts.get("module", ""), facts.get("type", ""))
+    if kind is not None and "args" in facts:
+        rebuilt = _rebuild(kind, facts)
+        if rebuilt is not None:
+            if isinstance(rebuilt, TerminalError):
+                rebuilt.error_type = facts.get("error_type")
+            return rebuilt
+    if "status_code" in facts:
+        terminal = TerminalError(facts["message"], facts["status_code"], facts["metadata"])
+        terminal.error_type = facts.get("error_type") or facts["type"]
+        return terminal
+    namesake = type(facts.get("type", "Exception").rpartition(".")[2], (Exception,), {"__module__": facts.get("module")})
+    return namesake(facts.get("message", ""))
+
+
+def rebuilds(error: BaseException) -> bool:
+    """Whether another process that knows its class can make *error* again from its args."""
+    kind = type(error)
+    if known_class(kind.__module__, kind.__qualname__) is not kind:
+        return False
+    try:
+        return kind(*error.args).args == error.args
+    except Exception:
+        return False
+
+
+def portable(error: BaseException) -> BaseException:
+    """*error*, or the ``TerminalError`` that stands for one of a subclass that does not rebuild elsewhere."""
+    if not isinstance(error, TerminalError) or rebuilds(error):
+        return error
+    stand_in = TerminalError(error.message, error.status_code, error.metadata)
+    stand_in.error_type = type(error).__qualname__
+    stand_in.__cause__ = error.__cause__
+    return stand_in.with_traceback(error.__traceback__)
+
+
+def known_class(module: str, qualname: str) -> type[BaseException] | None:
+    """An exception class that this process has loaded, by its name."""
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, type) and issubclass(found, BaseException) else None
+
+
+def _rebuild(kind: type[BaseException], facts: dict[str, Any]) -> BaseException | None:
+    try:
+        args = codec.decode(json.dumps(facts["args"]), {})
+        error = kind(*args)
+    except Exception:
+        return None
+    same = list(error.args) == list(args) and str(error) == facts["message"]
+    return error if same or not issubclass(kind, (TerminalError, DurableError)) else None

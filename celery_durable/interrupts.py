@@ -1,0 +1,58 @@
+"""How an attempt ends before its body returns.
+
+``BaseException``, so that no ``except Exception`` of user code can swallow one; they are raised by the context and caught
+at the edge of the task, nowhere else.
+"""
+
+from __future__ import annotations
+
+from .exceptions import DurableError
+
+
+class Interrupt(BaseException):
+    """The attempt is over; user code must let this pass (write ``except Exception``, not a bare ``except``)."""
+
+
+class RetryStep(Interrupt):
+    """A step failed and is to be executed again by a later attempt."""
+
+    def __init__(self, step: str, error: BaseException, delay: float) -> None:
+        super().__init__(f"step {step!r} is to be retried in {delay:g} s")
+        self.error = error
+        self.delay = delay
+
+
+class FailAttempt(Interrupt):
+    """A step without retry options failed: the failure is handled like any other exception of the task."""
+
+    def __init__(self, step: str, error: BaseException) -> None:
+        super().__init__(f"step {step!r} failed: {error!r}")
+        self.error = error
+
+
+class EndRun(Interrupt):
+    """The run cannot go on, now or later."""
+
+    def __init__(self, error: DurableError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class JournalLost(Interrupt):
+    """The journal cannot be reached: Celery is to try the whole attempt again."""
+
+    def __init__(self, error: DurableError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Fenced(Interrupt):
+    """Another attempt of this run has taken over: this one ends quietly and changes nothing more."""
+
+
+class NotNow(Interrupt):
+    """This delivery does not begin an attempt (see *verdict*)."""
+
+    def __init__(self, verdict: object) -> None:
+        super().__init__(str(verdict))
+        self.verdict = verdict

@@ -1,0 +1,241 @@
+"""The journal of a run: its layout, what crosses its border, and its shortest implementation (in memory).
+
+A run is one hash; every value is text. Layout 1:
+
+    v            layout version                    status       running | suspended | succeeded | failed | ignored
+    task         name of the task                  attempt      number of the newest attempt: the fence
+    fingerprint  hash of the arguments             owner        who opened it
+    call         how to send the task again, JSON  created, opened, due, ended    ms since the epoch, by Redis' clock
+    seed         of uuid() and random()            progress     newest attempt that recorded a step
+    nesting      how often it was replaced         recoveries   attempts in a row that died without progress
+    failures, failing_since                        the task retry policy's count
+    retries      retries sent by the library
+    outcome      how the run ended, JSON           delivered    1: the result backend has it, callbacks are sent
+    step:<n>     the n-th step: {"name", "state": started | retrying | done | failed, "attempts", ..., "value" | "error"}
+    uuid:<n>     the n-th uuid()                   time:<n>     the n-th time() or now(), ms since the epoch
+
+Imports neither Celery nor Redis.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii as quoted
+from typing import Any, Protocol
+
+from .exceptions import JournalUnreadableError
+
+LAYOUT = "1"
+
+Fields = dict[bytes, bytes]
+"""A journal as it was loaded; entries stay bytes until they are reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message that may begin an attempt."""
+
+    task_id: str
+    task: str
+    fingerprint: str
+    call: str
+    nesting: int = 0
+    fresh: bool = True
+    """Neither redelivered nor a retry: reopens a run that failed."""
+    changed: bool = False
+    """Its arguments were changed on purpose, by ``self.retry(args=...)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The lease is ours: an attempt may begin."""
+
+    number: int
+    now: int
+    recoveries: int
+    reopened: bool
+    fields: Fields
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Another attempt holds the lease, or the run is not due yet: come back in *wait* seconds."""
+
+    wait: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The run has ended; its outcome is kept."""
+
+    fields: Fields
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """The id belongs to another task, or to other arguments."""
+
+    task: str
+    fields: Fields
+
+
+Verdict = Opened | Busy | Finished | Foreign
+
+
+class Journal(Protocol):
+    """What an attempt asks of its journal. Every write is checked against the fence."""
+
+    def open(self, delivery: Delivery) -> Verdict:
+        """Take the lease and load the run, or say why not."""
+
+    def send(self, fields: Mapping[str, str]) -> None:
+        """Write entries without waiting for the reply."""
+
+    def settle(self) -> None:
+        """Wait until all that was sent is acknowledged; raises Fenced or JournalUnavailableError."""
+
+    def fileno(self) -> int | None:
+        """What becomes readable when a reply arrives; None when nothing is outstanding."""
+
+    @property
+    def lease_in_doubt(self) -> bool:
+        """Whether the lease may have lapsed unnoticed: no write was acknowledged for as long as it lasts."""
+
+    def prove_lease(self) -> None:
+        """Ask whether the lease is still ours; raises Fenced or JournalUnavailableError."""
+
+    def suspend(self, delay: float, fields: Mapping[str, str]) -> None:
+        """Give the lease back until *delay* seconds from now."""
+
+    def finish(self, status: str, keep: float, fields: Mapping[str, str]) -> None:
+        """Write the outcome, to be kept for *keep* seconds."""
+
+    def deliver(self, *, keep: bool) -> None:
+        """The outcome has arrived; sent without waiting."""
+
+    def close(self) -> None:
+        """Give back what the journal holds of this process."""
+
+
+# -- entries -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Entry:
+    """One step in the journal; a value stays text until someone asks for it."""
+
+    name: str
+    state: str
+    attempts: int = 1
+    first: int | None = None
+    error: dict[str, Any] | None = None
+    marks: dict[str, str] = field(default_factory=dict)
+    value: bytes = b""
+
+    @property
+    def settled(self) -> bool:
+        return self.state in ("done", "failed")
+
+
+_VALUE = b',"value":'
+# What nearly every entry looks like: reading it so costs a third of parsing it.
+_PLAIN_DONE = re.compile(rb'\{"name":"([^"\\]*)","state":"done","attempts":(\d+),"at":\d+,"ms":\d+,"value":')
+
+
+def done_entry(name: str, attempts: int, at: int, ms: int, marks: Mapping[str, str], value: str) -> str:
+    """A step's result as text. ``value`` stands last, so that reading the rest need not decode it."""
+    head = f'{{"name":{quoted(name)},"state":"done","attempts":{attempts},"at":{at},"ms":{ms}'
+    if marks:
+        head += "".join(f",{quoted(mark)}:{quoted(text)}" for mark, text in marks.items())
+    return f'{head},"value":{value}}}'
+
+
+def started_entry(name: str, attempts: int, first: int) -> str:
+    """A step whose action is about to start."""
+    return f'{{"name":{quoted(name)},"state":"started","attempts":{attempts},"first":{first}}}'
+
+
+def open_entry(name: str, state: str, attempts: int, **facts: Any) -> str:
+    """A step that has no result (yet): retrying or failed."""
+    return json.dumps({"name": name, "state": state, "attempts": attempts, **facts}, separators=(",", ":"))
+
+
+_HEAD = frozenset({"name", "state", "attempts", "at", "ms"})
+
+
+def read_entry(field_name: str, raw: bytes) -> Entry:
+    """The text of a step, its value left as it is."""
+    if plain := _PLAIN_DONE.match(raw):
+        return Entry(plain[1].decode(), "done", int(plain[2]), value=raw[plain.end() : -1])
+    # Inside a JSON string a quote is escaped, so the first of these is the key.
+    head, found, value = raw.partition(_VALUE)
+    try:
+        facts = json.loads(head + b"}" if found else head)
+        entry = Entry(facts["name"], facts["state"], facts["attempts"], facts.get("first"), facts.get("error"))
+    except (ValueError, KeyError, TypeError):
+        raise JournalUnreadableError(
+            f"entry {field_name} is damaged: {raw[:80]!r}; restore it, or send the task under a new id"
+        ) from None
+    if found:
+        entry.value = value[:-1]
+        if len(facts) > len(_HEAD):
+            entry.marks = {mark: text for mark, text in facts.items() if mark not in _HEAD}
+    return entry
+
+
+def new_seed() -> str:
+    """Drawn once per run; everything random in it is derived from this."""
+    return secrets.token_hex(16)
+
+
+def step_field(position: int) -> str:
+    return f"step:{position}"
+
+
+# -- in memory ---------------------------------------------------------------------------------------------------------
+
+
+class MemoryJournal:
+    """A run in this process only: for direct calls, eager mode and unit tests. It never waits and is never fenced."""
+
+    lease_in_doubt = False
+
+    def __init__(self) -> None:
+        self.fields: Fields = {}
+
+    def open(self, delivery: Delivery) -> Verdict:
+        fields = self.fields
+        if fields.get(b"status") in (b"succeeded", b"failed"):
+            return Finished(fields)
+        if not fields:
+            self.send({"v": LAYOUT, "task": delivery.task, "call": delivery.call, "seed": new_seed()})
+        number = int(fields.get(b"attempt", 0)) + 1
+        self.send({"attempt": str(number), "status": "running"})
+        return Opened(number, int(time.time() * 1000), 0, False, dict(fields))
+
+    def send(self, fields: Mapping[str, str]) -> None:
+        self.fields.update({name.encode(): value.encode() for name, value in fields.items()})
+
+    def settle(self) -> None: ...
+
+    def fileno(self) -> int | None:
+        return None
+
+    def prove_lease(self) -> None: ...
+
+    def suspend(self, delay: float, fields: Mapping[str, str]) -> None:
+        self.send({**fields, "status": "suspended"})
+
+    def finish(self, status: str, keep: float, fields: Mapping[str, str]) -> None:
+        self.send({**fields, "status": status})
+
+    def deliver(self, *, keep: bool) -> None: ...
+
+    def close(self) -> None: ...
+

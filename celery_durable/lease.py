@@ -1,0 +1,62 @@
+"""Leases of this process: one thread renews those of all its attempts, whatever their steps are doing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+
+from .exceptions import JournalUnavailableError
+from .redis_journal import RedisJournal
+from .wire import Wires
+
+logger = logging.getLogger("celery_durable")
+
+RENEWALS_PER_LEASE = 3
+
+
+class LeaseKeeper:
+    """Renews the leases of live attempts, three times a lease."""
+
+    def __init__(self, wires: Wires, lease: float) -> None:
+        self._wires = wires
+        self._period = lease / RENEWALS_PER_LEASE
+        self._held: set[RedisJournal] = set()
+        self._thread: threading.Thread | None = None
+        os.register_at_fork(after_in_child=self._forget)
+
+    def hold(self, journal: RedisJournal) -> None:
+        """Keep the lease of *journal* alive until :meth:`release`."""
+        self._held.add(journal)
+        if self._thread is None:
+            # A daemon: the lease of a process that exits is to lapse.
+            self._thread = threading.Thread(target=self._keep, name="celery-durable-leases", daemon=True)
+            self._thread.start()
+
+    def release(self, journal: RedisJournal) -> None:
+        self._held.discard(journal)
+
+    def _forget(self) -> None:
+        self._held = set()
+        self._thread = None
+
+    def _keep(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(self._period):
+            if held := list(self._held):
+                self._renew(held)
+
+    def _renew(self, held: list[RedisJournal]) -> None:
+        wire = self._wires.take()
+        sent = time.monotonic()
+        try:
+            for journal in held:
+                wire.send(journal.renewal())
+            for journal, renewed in zip(held, wire.replies(), strict=True):
+                if renewed:
+                    journal.renewed(sent)
+        except JournalUnavailableError as error:
+            logger.warning("cannot renew the leases of %d attempts: %s", len(held), error)
+        finally:
+            self._wires.give_back(wire)

@@ -1,0 +1,11 @@
+-- Write the outcome. The run keeps its place among the leases until the outcome is delivered, so that a finished run
+-- whose worker died before delivery can be found.
+-- KEYS run, leases, due   ARGV attempt, id, status, ttl ms, lease ms, field, value, ...   Replies 1, or 0 to a stale attempt
+if redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[1] then return 0 end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('HSET', KEYS[1], 'status', ARGV[3], 'ended', now, unpack(ARGV, 6))
+redis.call('ZREM', KEYS[3], ARGV[2])
+redis.call('ZADD', KEYS[2], now + tonumber(ARGV[5]), ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return 1

@@ -1,0 +1,83 @@
+-- Begin an attempt of a run, or say why not. Taking the lease and raising the fence is one act.
+-- KEYS run, leases, due
+-- ARGV id, owner, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed
+-- Replies {'open', attempt, now, recoveries, reopened} | {'busy', ms} | {'early', ms} | {'finished'} | {'foreign', task} | {'unreadable', layout}
+local run, leases, due = KEYS[1], KEYS[2], KEYS[3]
+local id, owner, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local layout, task, fingerprint, call, seed = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+local nesting, fresh, changed = tonumber(ARGV[9]), ARGV[10] == '1', ARGV[11] == '1'
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function begin(recoveries, reopened)
+  local attempt = redis.call('HINCRBY', run, 'attempt', 1)
+  redis.call('HSET', run, 'status', 'running', 'owner', owner, 'opened', now, 'recoveries', recoveries)
+  redis.call('HDEL', run, 'due')
+  redis.call('ZREM', due, id)
+  redis.call('ZADD', leases, now + lease, id)
+  return {'open', attempt, now, recoveries, reopened}
+end
+
+local function create()
+  redis.call('HSET', run, 'v', layout, 'task', task, 'fingerprint', fingerprint, 'call', call, 'seed', seed,
+             'nesting', nesting, 'created', now)
+  return begin(0, 0)
+end
+
+-- Retry of a failed run: executions that did not end are forgotten, and a terminal failure that is the last entry is
+-- taken back, so that its action runs again. (A quote inside a step's name is escaped: the pattern finds the state only.)
+local function renew_budgets()
+  local fields = redis.call('HGETALL', run)
+  local last, last_failed = 0, false
+  for i = 1, #fields, 2 do
+    local position = tonumber(string.match(fields[i], '^step:(%d+)$'))
+    local state = position and string.match(fields[i + 1], '"state":"(%a+)"')
+    if state == 'started' or state == 'retrying' then redis.call('HDEL', run, fields[i]) end
+    if position and position > last then last, last_failed = position, state == 'failed' end
+  end
+  if last_failed then redis.call('HDEL', run, 'step:' .. string.format('%d', last)) end
+  redis.call('HDEL', run, 'outcome', 'ended', 'delivered', 'failures', 'failing_since')
+  redis.call('PERSIST', run)
+end
+
+local known = redis.call('HMGET', run, 'status', 'v', 'task', 'fingerprint', 'nesting', 'attempt', 'owner', 'due',
+                         'progress', 'recoveries')
+local status = known[1]
+if not status then return create() end
+if known[2] ~= layout then return {'unreadable', known[2]} end
+
+if known[3] ~= task or known[4] ~= fingerprint then
+  if status == 'ignored' and nesting > tonumber(known[5]) then
+    -- Task.replace() hands the id on: the replacement is a run of its own.
+    redis.call('DEL', run)
+    return create()
+  end
+  if known[3] ~= task or not changed then return {'foreign', known[3]} end
+  redis.call('HSET', run, 'fingerprint', fingerprint, 'call', call)
+end
+
+if status == 'running' then
+  if known[7] == owner then
+    -- Our own call, sent again because its reply was lost.
+    return {'open', tonumber(known[6]), now, tonumber(known[10]), 0}
+  end
+  local expiry = redis.call('ZSCORE', leases, id)
+  if expiry and tonumber(expiry) > now then return {'busy', tonumber(expiry) - now} end
+  -- The last attempt died. One that recorded something new is no sign of a poison pill.
+  if known[9] == known[6] then return begin(0, 0) end
+  return begin(tonumber(known[10]) + 1, 0)
+end
+
+if status == 'suspended' then
+  local wait = tonumber(known[8]) - now
+  if wait > 0 then return {'early', wait} end
+  return begin(tonumber(known[10]), 0)
+end
+
+if status == 'failed' and fresh then
+  renew_budgets()
+  return begin(0, 1)
+end
+
+return {'finished'}

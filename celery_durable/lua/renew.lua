@@ -1,0 +1,9 @@
+-- Prove that the attempt's process lives.
+-- KEYS run, leases, due   ARGV attempt, id, lease ms   Replies 1, or 0 to a stale attempt
+local run = redis.call('HMGET', KEYS[1], 'attempt', 'status')
+if run[1] ~= ARGV[1] then return 0 end
+if run[2] == 'running' then
+  local time = redis.call('TIME')
+  redis.call('ZADD', KEYS[2], time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[3]), ARGV[2])
+end
+return 1

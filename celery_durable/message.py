@@ -1,0 +1,154 @@
+"""Celery messages of a run: what a delivery says, what the journal keeps of it, and how it is sent again."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from typing import Any
+
+from celery.app.task import get_actual_ignore_result
+from celery.exceptions import Reject
+from celery.utils.log import get_logger
+from celery.utils.quorum_queues import detect_quorum_queues
+from kombu.serialization import dumps, loads
+from kombu.utils import json as kombu_json
+
+from .journal import Delivery
+
+logger = get_logger("celery_durable")
+
+HEADER = "celery_durable"
+"""Our header on messages that the library sends: ``{"retries": n}``, how many of the retries were the library's own;
+``"hint"``: sent on behalf of another message; ``"changed"``: with other arguments than the run began with."""
+
+
+def header_of(request: Any) -> dict[str, Any]:
+    return (request.headers or {}).get(HEADER) or {}
+
+
+def library_retries(request: Any) -> int:
+    """How many of ``request.retries`` the library sent."""
+    return int(header_of(request).get("retries", 0))
+
+
+def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
+    """The message that is being handled, as the journal needs to know it."""
+    header = header_of(request)
+    redelivered = bool((request.delivery_info or {}).get("redelivered"))
+    return Delivery(
+        task_id=request.id,
+        task=task.name,
+        fingerprint=fingerprint(args, kwargs),
+        call=saved_call(task, request, args, kwargs),
+        nesting=request.replaced_task_nesting or 0,
+        fresh=not (redelivered or request.retries or header),
+        changed=bool(header.get("changed")),
+    )
+
+
+def fingerprint(args: Any, kwargs: Any) -> str:
+    """A hash of the arguments; of those that JSON cannot tell apart, their number only."""
+    try:
+        text = kombu_json.dumps([args, kwargs], sort_keys=True)
+    except Exception:  # pickled arguments: no text of theirs is stable
+        text = f"{len(args)} {sorted(kwargs)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+# -- what is kept for Retry --------------------------------------------------------------------------------------------
+
+
+def saved_call(task: Any, request: Any, args: Any, kwargs: Any) -> str:
+    """All that is needed to send the task again, as JSON."""
+    options = request.as_execution_options()
+    options["headers"] = {name: value for name, value in (options["headers"] or {}).items() if name != HEADER}
+    options["ignore_result"] = get_actual_ignore_result(task, request)
+    # Expiry is honoured until the first attempt begins, and this one has begun.
+    for fact in ("retries", "expires"):
+        options.pop(fact, None)
+    info = request.delivery_info or {}
+    if info.get("priority") is not None:
+        options["priority"] = info["priority"]
+    if info.get("exchange") == "" and info.get("routing_key"):
+        options["queue"] = info["routing_key"]
+    else:
+        options |= {name: info[name] for name in ("exchange", "routing_key") if info.get(name)}
+    call = {"args": args, "kwargs": kwargs, "options": options}
+    serializer = task.serializer or task.app.conf.task_serializer
+    if serializer == "json":
+        return kombu_json.dumps(call)  # type: ignore[no-any-return]
+    content_type, charset, data = dumps(call, serializer)
+    raw = data.encode() if isinstance(data, str) else data
+    return json.dumps({"content_type": content_type, "charset": charset, "data": base64.b64encode(raw).decode()})
+
+
+def load_call(text: bytes | str) -> dict[str, Any]:
+    """What :func:`saved_call` kept: ``args``, ``kwargs`` and ``options``."""
+    call = kombu_json.loads(text)
+    if "content_type" in call:
+        raw = base64.b64decode(call["data"])
+        return loads(raw, call["content_type"], call["charset"], accept={call["content_type"]})  # type: ignore[no-any-return]
+    return call  # type: ignore[no-any-return]
+
+
+# -- sending again -----------------------------------------------------------------------------------------------------
+
+
+def send_retry(task: Any, request: Any, delay: float) -> Any:
+    """Publish a Celery retry of the task, the library's own; its signature."""
+    header = {"retries": library_retries(request) + 1}
+    return _send(task, request, delay, header, retries=request.retries + 1)
+
+
+def send_hint(task: Any, request: Any, delay: float) -> Any:
+    """Publish the message again, as a reminder to look at the run later."""
+    header = {**header_of(request), "hint": 1}
+    return _send(task, request, sendable_delay(task.app, delay), header, retries=request.retries)
+
+
+def eager_signature(task: Any, request: Any) -> Any:
+    """The signature by which Celery's eager mode runs a retry, at once."""
+    return _signature(task, request, 0.0, {"retries": library_retries(request) + 1}, request.retries + 1)
+
+
+def _signature(task: Any, request: Any, delay: float, header: dict[str, Any], retries: int) -> Any:
+    return task.signature_from_request(
+        request,
+        countdown=delay,
+        retries=retries,
+        expires=None,
+        headers={**(request.headers or {}), HEADER: header},
+    )
+
+
+def _send(task: Any, request: Any, delay: float, header: dict[str, Any], retries: int) -> Any:
+    signature = _signature(task, request, delay, header, retries)
+    pause = 1.0
+    while True:
+        try:
+            signature.apply_async()
+            return signature
+        except Exception as error:
+            if task.acks_late:
+                raise unsent(task, request, error) from error
+            # The message was acknowledged before the task began: the retry exists only here.
+            logger.error("task %s: its retry cannot be published, next try in %g s: %r", request.id, pause, error)
+            time.sleep(pause)
+            pause = min(pause * 2, 30.0)
+
+
+def unsent(task: Any, request: Any, error: BaseException) -> Reject:
+    """What to raise when a retry could not be published: the message stays, and is delivered again."""
+    logger.error("task %s: its retry could not be published, the message goes back to the broker: %r", request.id, error)
+    return Reject(error, requeue=True)
+
+
+def sendable_delay(app: Any, delay: float) -> float:
+    """*delay*, or 1 s where Celery loses a task with a countdown below that (RabbitMQ's quorum queues)."""
+    if 0 < delay < 1:
+        driver_type = app.producer_pool.connections.connection.transport.driver_type
+        if detect_quorum_queues(app, driver_type)[0]:
+            return 1.0
+    return delay

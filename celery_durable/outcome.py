@@ -1,0 +1,68 @@
+"""How a run ended: as text in the journal, and again as a value or an exception."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from kombu.serialization import dumps, loads
+
+from .failure import describe, failure_of
+from .journal import Fields
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run left."""
+
+    status: str
+    ended: datetime
+    delivered: bool
+    attempt: int
+    value: Any = None
+    error: BaseException | None = None
+    traceback: str = ""
+
+
+def of_value(value: Any, serializer: str) -> str:
+    """A result, as Celery's result serializer writes it.
+
+    Raises:
+        kombu.exceptions.EncodeError: as Celery would when it stores the result.
+    """
+    content_type, charset, data = dumps(value, serializer)
+    if content_type == "application/json":
+        return f'{{"value":{data}}}'
+    raw = data.encode() if isinstance(data, str) else data
+    marks = {"content_type": content_type, "charset": charset, "data": base64.b64encode(raw).decode()}
+    return json.dumps(marks)
+
+
+def of_error(error: BaseException) -> str:
+    return json.dumps({"error": describe(error)})
+
+
+def read(fields: Fields) -> Outcome:
+    """The outcome kept in a finished run."""
+    facts = json.loads(fields.get(b"outcome", b"{}"))
+    error = facts.get("error")
+    return Outcome(
+        status=fields[b"status"].decode(),
+        ended=datetime.fromtimestamp(int(fields.get(b"ended", 0)) / 1000, timezone.utc),
+        delivered=b"delivered" in fields,
+        attempt=int(fields.get(b"attempt", 0)),
+        value=_value(facts),
+        error=failure_of(error) if error else None,
+        traceback=error["traceback"] if error else "",
+    )
+
+
+def _value(facts: dict[str, Any]) -> Any:
+    if "data" in facts:
+        raw = base64.b64decode(facts["data"])
+        return loads(raw, facts["content_type"], facts["charset"], accept={facts["content_type"]})
+    # Through kombu again: it has tags of its own for dates, UUIDs and decimals.
+    return loads(json.dumps(facts.get("value")), "application/json", "utf-8")

@@ -1,0 +1,200 @@
+"""The journal of a run in Redis: keys, scripts, the fence. See :mod:`journal` for the layout of the hash.
+
+    <prefix>{<shard>}:run:<task id>   one hash per run
+    <prefix>{<shard>}:leases          sorted set: when the lease of a run lapses
+    <prefix>{<shard>}:due             sorted set: when a suspended run is to go on
+
+The shard is the Cluster hash tag, so that one script can change all three.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from zlib import crc32
+
+from .exceptions import JournalUnreadableError
+from .interrupts import Fenced
+from .journal import LAYOUT, Busy, Delivery, Fields, Finished, Foreign, Opened, Verdict, new_seed
+from .wire import Wire, Wires, call, pack, pack_parts, script
+
+SHARDS = 16
+_PAIRS_PER_WRITE = 1000
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The names of what one run has in Redis."""
+
+    prefix: str
+    task_id: str
+
+    @cached_property
+    def shard(self) -> str:
+        return f"{self.prefix}{{{crc32(self.task_id.encode()) % SHARDS}}}:"
+
+    @cached_property
+    def run(self) -> str:
+        return f"{self.shard}run:{self.task_id}"
+
+    @cached_property
+    def leases(self) -> str:
+        return f"{self.shard}leases"
+
+    @cached_property
+    def due(self) -> str:
+        return f"{self.shard}due"
+
+    @cached_property
+    def all(self) -> tuple[str, str, str]:
+        """What every script but ``record`` is given."""
+        return self.run, self.leases, self.due
+
+
+class RedisJournal:
+    """One attempt's hold on a run. The connection is taken when it opens and given back when it closes."""
+
+    def __init__(self, wires: Wires, keys: Keys, lease: float) -> None:
+        self._wires = wires
+        self._wire: Wire | None = None
+        self._keys = keys
+        self._lease = lease
+        self._fence = b""
+        self._record = b""
+        self._renewed = 0.0
+
+    @property
+    def wire(self) -> Wire:
+        if self._wire is None:
+            self._wire = self._wires.take()
+        return self._wire
+
+    # -- begin and end of an attempt
+
+    def open(self, delivery: Delivery) -> Verdict:
+        keys = self._keys
+        owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.wire.send(
+            call(
+                "open", keys.all, keys.task_id, owner, _ms(self._lease), LAYOUT,
+                delivery.task, delivery.fingerprint, delivery.call, new_seed(),
+                delivery.nesting, int(delivery.fresh), int(delivery.changed),
+            )
+        )  # fmt: skip
+        self.wire.send(pack("HGETALL", keys.run))
+        opened, loaded = self.wire.replies()
+        return self._verdict(opened, _fields(loaded))
+
+    def _verdict(self, reply: list[Any], fields: Fields) -> Verdict:
+        kind = reply[0].decode()
+        self._fence = fields.get(b"attempt", b"0")
+        if kind == "open":
+            self._fence = b"%d" % reply[1]
+            self._record = pack_parts(("EVALSHA", script("record").sha, 1, self._keys.run, self._fence))
+            return Opened(reply[1], reply[2], reply[3], bool(reply[4]), fields)
+        if kind == "finished":
+            return Finished(fields)
+        if kind == "foreign":
+            return Foreign(reply[1].decode(), fields)
+        if kind == "unreadable":
+            raise JournalUnreadableError(
+                f"the journal {self._keys.run} has layout {reply[1].decode()!r}, this version reads {LAYOUT!r}: "
+                f"upgrade this worker, then retry the task"
+            )
+        reason = "another attempt holds the lease" if kind == "busy" else "not due yet"
+        return Busy(reply[1] / 1000, reason)
+
+    def suspend(self, delay: float, fields: Mapping[str, str]) -> None:
+        self._end("suspend", [_ms(delay)], fields)
+
+    def finish(self, status: str, keep: float, fields: Mapping[str, str]) -> None:
+        # Until it is delivered an outcome outlives two leases, even where it is to be deleted at once.
+        ttl = max(_ms(keep), 2 * _ms(self._lease))
+        self._end("finish", [status, ttl, _ms(self._lease)], fields)
+
+    def _end(self, script_name: str, facts: list[Any], fields: Mapping[str, str]) -> None:
+        pairs = [part for pair in fields.items() for part in pair]
+        self.wire.send(call(script_name, self._keys.all, self._fence, self._keys.task_id, *facts, *pairs))
+        self.settle()
+
+    def deliver(self, *, keep: bool) -> None:
+        keys = self._keys
+        self.wire.send(call("deliver", keys.all, self._fence, keys.task_id, int(keep)), wanted=False)
+
+    def close(self) -> None:
+        if self._wire is not None:
+            self._wires.give_back(self._wire)
+            self._wire = None
+
+    # -- entries
+
+    def send(self, fields: Mapping[str, str]) -> None:
+        if len(fields) > _PAIRS_PER_WRITE:
+            pairs = list(fields.items())
+            for start in range(0, len(pairs), _PAIRS_PER_WRITE):
+                self.send(dict(pairs[start : start + _PAIRS_PER_WRITE]))
+            return
+        pairs = [part.encode() for pair in fields.items() for part in pair]
+        self.wire.send(b"*%d\r\n" % (5 + len(pairs)) + self._record + pack_parts(pairs))
+
+    def settle(self) -> None:
+        if not all(self.wire.replies()):
+            raise Fenced
+
+    def fileno(self) -> int | None:
+        fd = self.wire.fileno() if self.wire.owed else -1
+        return fd if fd >= 0 else None
+
+    # -- the lease
+
+    @property
+    def lease_in_doubt(self) -> bool:
+        return time.monotonic() - max(self.wire.last_proof, self._renewed) > self._lease
+
+    def prove_lease(self) -> None:
+        self.wire.send(self.renewal())
+        self.settle()
+
+    def renewal(self) -> bytes:
+        """The command that renews the lease, for this connection or for another one."""
+        return call("renew", self._keys.all, self._fence, self._keys.task_id, _ms(self._lease))
+
+    def renewed(self, sent: float) -> None:
+        """The lease was renewed by a command sent at monotonic time *sent*."""
+        self._renewed = sent
+
+
+def condemn(wires: Wires, keys: Keys, keep: float, outcome: str) -> None:
+    """End a live run as failed from outside of its attempt; one that is not live is left alone."""
+    wire = wires.take()
+    try:
+        wire.send(call("condemn", keys.all, keys.task_id, _ms(keep), "outcome", outcome))
+        wire.replies()
+    finally:
+        wires.give_back(wire)
+
+
+def load(wires: Wires, keys: Keys) -> Fields:
+    """The journal as it stands; empty if there is none."""
+    wire = wires.take()
+    try:
+        wire.send(pack("HGETALL", keys.run))
+        [loaded] = wire.replies()
+        return _fields(loaded)
+    finally:
+        wires.give_back(wire)
+
+
+def _fields(loaded: Any) -> Fields:
+    """A hash, as either version of Redis' protocol gives it."""
+    return loaded if isinstance(loaded, dict) else dict(zip(loaded[::2], loaded[1::2], strict=True))
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,68 @@
+"""The task ``celery_durable.retry``: sends a failed run again, from anything that can send a Celery task (Flower, say)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import shared_task
+
+from . import tracing
+from .exceptions import RunNotRetryableError
+from .journal import Fields, read_entry
+from .message import load_call
+from .store import store_of
+
+NAME = "celery_durable.retry"
+
+
+@shared_task(name=NAME, bind=True, max_retries=0)
+def retry(self: Any, task_id: str) -> dict[str, Any]:
+    """Send the failed run *task_id* again under its id, with its saved arguments, headers, queue and canvas.
+
+    It goes on from its journal, with fresh budgets.
+
+    Returns:
+        ``{"task_id", "task", "queue", "exchange", "routing_key", "note"}``: what was sent, and where.
+
+    Raises:
+        RunNotRetryableError: there is no such run, or it has not ended in FAILURE.
+    """
+    app = self.app
+    fields = store_of(app).load(task_id)
+    _check_failed(task_id, fields)
+    call = load_call(fields[b"call"])
+    options: dict[str, Any] = call["options"]
+    name = fields[b"task"].decode()
+    with tracing.continued(options.get("headers")):
+        app.send_task(name, call["args"], call["kwargs"], **_routed(app, name, options))
+    where = {key: options.get(key) for key in ("queue", "exchange", "routing_key")}
+    return {"task_id": task_id, "task": name, **where, "note": _note(fields)}
+
+
+def _check_failed(task_id: str, fields: Fields) -> None:
+    status = fields.get(b"status", b"").decode()
+    if not status:
+        raise RunNotRetryableError(
+            f"task {task_id} has no journal: it is unknown, never used its context, or its retention is over; "
+            f"send it under a new id"
+        )
+    if status != "failed":
+        raise RunNotRetryableError(f"task {task_id} has not ended in FAILURE, its run is {status}: nothing to retry")
+
+
+def _routed(app: Any, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    task = app.tasks.get(name)
+    return {**options, "task_type": task} if task is not None else options
+
+
+def _note(fields: Fields) -> str:
+    """What is replayed although it failed."""
+    steps = {int(field[5:]): read_entry(field.decode(), raw) for field, raw in fields.items() if field.startswith(b"step:")}
+    last = max(steps, default=0)
+    failed = [step.name for position, step in sorted(steps.items()) if step.state == "failed" and position != last]
+    if failed:
+        return (
+            f"the failure of step {failed[0]!r} is replayed, since other steps followed it (compensations, say): "
+            f"to run it again, send the task under a new id"
+        )
+    return "finished steps are replayed, the rest runs again"

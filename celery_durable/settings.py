@@ -1,0 +1,115 @@
+"""The app's ``durable_*`` settings and the decorator's options, read once into a frozen, checked object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from datetime import timedelta
+from typing import Any
+
+from .codec import check_serializer
+from .exceptions import ConfigurationError
+from .options import seconds, suggestion, whole
+from .retry import RetryPolicy
+
+PREFIX = "durable_"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One field per ``durable_*`` key; durations in seconds."""
+
+    redis_url: str | None = None
+    key_prefix: str = "durable:"
+    task_retry_policy: RetryPolicy = RetryPolicy()
+    inline_retry_limit: float = 0.0
+    lease: float = 30.0
+    max_recoveries: int = 10
+    retention: float = timedelta(hours=24).total_seconds()
+    failure_retention: float = timedelta(days=7).total_seconds()
+    max_entry_size: int = 32 * 2**20
+    serializer: Any = "json"
+
+    @classmethod
+    def read(cls, conf: Mapping[str, Any]) -> Settings:
+        """From a Celery configuration (namespaced forms work).
+
+        Raises:
+            ConfigurationError: a value is wrong, or a ``durable_*`` key is unknown.
+        """
+        known = {PREFIX + field.name for field in fields(cls)}
+        for key in _durable_keys(conf):
+            if key not in known:
+                raise ConfigurationError(f"there is no setting {key!r}{suggestion(key, known)}; known: {sorted(known)}")
+        given = {field.name: conf.get(PREFIX + field.name) for field in fields(cls)}
+        return cls().with_options({name: value for name, value in given.items() if value is not None}, PREFIX)
+
+    def with_options(self, given: Mapping[str, Any], prefix: str = "") -> Settings:
+        """These settings with some replaced, after a check of each."""
+        return replace(self, **{name: _CHECKS[name](prefix + name, value) for name, value in given.items()})
+
+
+def _durable_keys(conf: Mapping[str, Any]) -> Iterable[str]:
+    """The keys of ours in a Celery configuration, without the namespace of ``config_from_object``."""
+    namespace = (getattr(conf, "prefix", "") or "").lower()
+    for key in conf:
+        name = str(key).lower()
+        if namespace and name.startswith(namespace):
+            name = name[len(namespace) :]
+        if name.startswith(PREFIX):
+            yield name
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{name} must be a text, got {value!r}")
+    return value
+
+
+def _policy(name: str, value: Any) -> RetryPolicy:
+    if not isinstance(value, RetryPolicy):
+        raise ConfigurationError(f"{name} must be a RetryPolicy, got {value!r}")
+    return value
+
+
+def _lease(name: str, value: Any) -> float:
+    if (lease := seconds(name, value)) < 1:
+        raise ConfigurationError(f"{name} must be 1 second or more (it is renewed three times in it), got {value!r}")
+    return lease
+
+
+def _serializer(_name: str, value: Any) -> Any:
+    # Whether the app accepts it is known when it is used.
+    check_serializer(value, frozenset({"pickle"}))
+    return value
+
+
+def _prefix(name: str, value: Any) -> str:
+    if "{" in _text(name, value) or "}" in value:
+        raise ConfigurationError(f"{name} must not contain braces, which mark the Cluster hash tag, got {value!r}")
+    return str(value)
+
+
+_CHECKS: dict[str, Any] = {
+    "redis_url": _text,
+    "key_prefix": _prefix,
+    "task_retry_policy": _policy,
+    "inline_retry_limit": seconds,
+    "lease": _lease,
+    "max_recoveries": lambda name, value: whole(name, value, least=0),
+    "retention": seconds,
+    "failure_retention": seconds,
+    "max_entry_size": lambda name, value: whole(name, value, least=1),
+    "serializer": _serializer,
+}
+
+# What a decorator may set; ``serializer`` is Celery's name for that of the message, so ours keeps its prefix there.
+TASK_OPTIONS = {
+    "task_retry_policy": "task_retry_policy",
+    "inline_retry_limit": "inline_retry_limit",
+    "max_recoveries": "max_recoveries",
+    "retention": "retention",
+    "failure_retention": "failure_retention",
+    "max_entry_size": "max_entry_size",
+    "durable_serializer": "serializer",
+}

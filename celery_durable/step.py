@@ -1,0 +1,400 @@
+"""One step: replay it, or execute it and record it, or ask for another execution.
+
+Written once, as coroutines: :mod:`driver` runs them to their end at once in a sync task, and on the loop in an async one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from types import FunctionType
+from typing import Any
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from . import codec, tracing
+from .attempt import Attempt, derived_uuid, running_step
+from .driver import Driver
+from .exceptions import (
+    ConfigurationError,
+    EntryNotRecordableError,
+    InvalidStepError,
+    JournalUnreadableError,
+    RetriesExhausted,
+    RetryableError,
+    TerminalError,
+)
+from .failure import describe, failure_of
+from .interrupts import EndRun, FailAttempt, Interrupt, RetryStep
+from .journal import Entry, done_entry, open_entry, started_entry
+from .retry import RunOptions
+
+logger = logging.getLogger("celery_durable")
+
+LARGE_ENTRY = 2**20
+
+# What asks the process, or this coroutine, to stop: no verdict on the step.
+_NOT_A_FAILURE: tuple[type[BaseException], ...] = (KeyboardInterrupt, SystemExit, GeneratorExit, Interrupt)
+try:
+    from greenlet import GreenletExit
+
+    _NOT_A_FAILURE = (*_NOT_A_FAILURE, GreenletExit)
+except ImportError:
+    pass
+
+_DEFAULT = RunOptions()
+
+
+class StepInfo:
+    """What :func:`current_step` gives: the step that is running, seen from inside.
+
+    Attributes:
+        name: as passed to ``ctx.run``.
+        attempt: which execution of this step this is; the first is 1.
+        task_id: id of the task.
+        request: Celery's request of the task.
+        logger: a logger for the task.
+    """
+
+    __slots__ = ("_step",)
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+
+    name = property(lambda self: self._step.name)
+    attempt = property(lambda self: self._step.executions)
+    task_id = property(lambda self: self._step.attempt.about.task_id)
+    request = property(lambda self: self._step.attempt.about.request)
+    logger = property(lambda self: self._step.attempt.about.logger)
+
+    @property
+    def idempotency_key(self) -> UUID:
+        """The same for every execution of this step of this run, also after Retry, and for no other."""
+        step = self._step
+        return derived_uuid(step.attempt.seed, step.attempt.about.task_id, "step", step.position)
+
+
+def current_step() -> StepInfo:
+    """The step that is running; mirrors Restate's ``RunContext``.
+
+    Raises:
+        ContextClosedError: called outside of a step.
+    """
+    step = running_step.get()
+    if step is None:
+        from .exceptions import ContextClosedError
+
+        raise ContextClosedError("current_step() is known inside a step only: call it in the action of ctx.run")
+    return StepInfo(step)
+
+
+class Step:
+    """A step of one attempt."""
+
+    __slots__ = (
+        "action", "args", "attempt", "entry", "executions", "first", "kwargs", "name", "options", "position",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        name: str,
+        action: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        attempt.check_usable()
+        self.attempt = attempt
+        self.name = name
+        self.action = action
+        self.options = _DEFAULT
+        if args and isinstance(args[0], RunOptions):
+            self.options, args = args[0], args[1:]
+        self.args = args
+        self.kwargs = kwargs
+        self._check_call()
+        self.position, self.entry = attempt.claim(name)
+        self.executions = self.entry.attempts if self.entry else 0
+        self.first = self.entry.first if self.entry else None
+
+    # -- the main path
+
+    @property
+    def recorded(self) -> bool:
+        return self.entry is not None and self.entry.settled
+
+    def replay(self) -> Any:
+        """The recorded value, or the recorded failure."""
+        entry = self.entry
+        assert entry is not None  # noqa: S101
+        if entry.state == "failed":
+            raise failure_of(entry.error or {})
+        options, terms = self.options, self.attempt.terms
+        try:
+            return codec.decode(
+                entry.value, entry.marks, self._hint(),
+                serializer=options.serializer or terms.serializer, accept=terms.accept,
+            )  # fmt: skip
+        except Exception as error:
+            raise self.attempt.end_run(
+                JournalUnreadableError(
+                    f"{self._where}: its recorded value cannot be read ({type(error).__name__}: {error}); has the return "
+                    f"type of the action or its serializer changed?"
+                )
+            ) from error
+
+    async def perform(self, driver: Driver) -> Any:
+        """Execute the action until it is recorded; raise when another attempt must go on."""
+        attempt = self.attempt
+        if self.entry is not None:
+            await self._count_the_dead(self.entry, driver)
+        while True:
+            if attempt.journal.lease_in_doubt:
+                await driver.ask(attempt, attempt.journal.prove_lease)
+            if self._announce():
+                await driver.settle(attempt)
+            began = time.monotonic()
+            try:
+                value = await self._act(driver)
+            except _NOT_A_FAILURE:
+                raise
+            except BaseException as error:
+                await driver.pause(await self._fail(error, driver))
+            else:
+                return await self._record(value, began, driver)
+
+    def _announce(self) -> bool:
+        """Send what must be known if the process dies inside the action; whether to wait until Redis has it."""
+        attempt = self.attempt
+        self.executions += 1
+        backoff = self.options.backoff
+        if backoff is None or not backoff.limited:
+            attempt.tell()
+            return False
+        if self.first is None:
+            self.first = attempt.now()
+        attempt.note(self.position, started_entry(self.name, self.executions, self.first))
+        attempt.tell()
+        return backoff.max_attempts == 1
+
+    async def _act(self, driver: Driver) -> Any:
+        attempt = self.attempt
+        token = running_step.set(self)
+        attempt.steps_running += 1
+        try:
+            if tracing.is_recording():
+                with tracing.span(self.name, attempt.about.task_id, self.executions):
+                    return await driver.call(self.action, self.args, self.kwargs)
+            return await driver.call(self.action, self.args, self.kwargs)
+        finally:
+            attempt.steps_running -= 1
+            running_step.reset(token)
+            if isinstance(attempt.interrupt, EndRun):
+                # The context was used inside the action, which may have swallowed the error.
+                raise attempt.interrupt
+
+    async def _record(self, value: Any, began: float, driver: Driver) -> Any:
+        attempt = self.attempt
+        encoded = self._encode(value)
+        ms = int((time.monotonic() - began) * 1000)
+        entry = done_entry(self.name, self.executions, attempt.now(), ms, encoded.marks, encoded.text)
+        await self._commit(entry, driver)
+        logger.info("task %s: step %r recorded (%d ms)", attempt.about.task_id, self.name, ms)
+        return encoded.value
+
+    async def _commit(self, entry: str, driver: Driver) -> None:
+        """Write the final entry and wait until Redis has it."""
+        attempt = self.attempt
+        attempt.record(self.position, entry)
+        try:
+            await driver.settle(attempt)
+        except Interrupt:
+            logger.error("%s ran but could not be recorded; it will run again", self._where)
+            raise
+        except BaseException:  # a time limit struck between the action and its record: the record comes first
+            await driver.settle(attempt)
+            raise
+
+    # -- failures
+
+    async def _fail(self, error: BaseException, driver: Driver) -> float:
+        """Seconds to wait inside this attempt before the next execution; raises in every other case."""
+        attempt, options = self.attempt, self.options
+        if attempt.about.direct:
+            raise error
+        if attempt.struck_by is not None and isinstance(error, asyncio.CancelledError):
+            error = attempt.struck_by
+        if isinstance(error, TerminalError):
+            await self._give_up(error, driver)
+        if isinstance(error, options.non_retryable):
+            await self._give_up(TerminalError(error), driver)
+        note = {"error": describe(error, with_args=False)}
+        if options.backoff is None:
+            attempt.note(self.position, open_entry(self.name, "retrying", self.executions, **note))
+            logger.warning("%s failed (execution %d): %r", self._where, self.executions, error)
+            raise attempt.stop(FailAttempt(self.name, error)) from error
+        if self.first is None:
+            self.first = attempt.now()
+        elapsed = (attempt.now() - self.first) / 1000
+        delay = options.backoff.next(self.executions, elapsed, error)
+        if delay is None:
+            await self._give_up(self._exhausted(error, elapsed), driver)
+            raise AssertionError  # pragma: no cover  _give_up always raises
+        logger.warning(
+            "%s failed (execution %d of %s): %r; next try in %g s",
+            self._where, self.executions, options.backoff.max_attempts or "any number", error, delay,
+        )  # fmt: skip
+        attempt.note(self.position, open_entry(self.name, "retrying", self.executions, first=self.first, **note))
+        if delay > attempt.terms.inline_retry_limit:
+            raise attempt.stop(RetryStep(self.name, error, delay)) from error
+        return 0.0 if attempt.about.eager else delay
+
+    async def _give_up(self, error: TerminalError, driver: Driver) -> None:
+        """Journal a terminal failure, then raise it as every replay will."""
+        try:
+            described = describe(error)
+        except codec.NotEncodable as reason:
+            raise self._refuse(f"its {type(error).__name__} cannot be recorded: {reason}") from error
+        await self._commit(
+            open_entry(self.name, "failed", self.executions, at=self.attempt.now(), error=described), driver
+        )
+        logger.warning("%s failed for good (execution %d): %s", self._where, self.executions, error)
+        raise failure_of(described).with_traceback(error.__traceback__) from error.__cause__
+
+    async def _count_the_dead(self, entry: Entry, driver: Driver) -> None:
+        """An execution that never reported back died with its process: it counts, and may have been the last."""
+        backoff = self.options.backoff
+        if entry.state != "started" or backoff is None:
+            return
+        elapsed = (self.attempt.now() - (entry.first or self.attempt.now())) / 1000
+        spent = backoff.max_attempts is not None and entry.attempts >= backoff.max_attempts
+        late = backoff.max_duration is not None and elapsed > backoff.max_duration
+        if spent or late:
+            died = ProcessDied(f"the worker process died during execution {entry.attempts}")
+            await self._give_up(self._exhausted(died, elapsed), driver)
+
+    def _exhausted(self, error: BaseException, elapsed: float) -> RetriesExhausted:
+        exhausted = RetriesExhausted(
+            f"step {self.name!r} failed {self.executions} times within {elapsed:.3g} s; "
+            f"the last error was {type(error).__name__}: {error}",
+            error.status_code if isinstance(error, RetryableError) else 500,
+            None,
+            self.executions,
+            timedelta(seconds=elapsed),
+            type(error).__qualname__,
+            str(error),
+            "".join(traceback.format_exception(type(error), error, error.__traceback__)),
+        )
+        exhausted.__cause__ = error
+        return exhausted
+
+    # -- checks
+
+    @property
+    def _where(self) -> str:
+        return f"task {self.attempt.about.task_id}: step {self.name!r}"
+
+    def _check_call(self) -> None:
+        name, action = self.name, self.action
+        if not isinstance(name, str):
+            called = getattr(name, "__name__", None)
+            hint = f': write ctx.run("{called}", {called}, ...)' if called else ""
+            raise self._invalid(f"the first argument of ctx.run is the step's name, a string, got {name!r}{hint}")
+        if not callable(action):
+            if inspect.iscoroutine(action):
+                action.close()
+                called = action.__name__
+                raise self._invalid(
+                    f"step {name!r} was given a coroutine, which can run only once: pass the function and its arguments, "
+                    f'ctx.run("{name}", {called}, ...)'
+                )
+            raise self._invalid(f"the action of step {name!r} must be callable, got {action!r}")
+        if not fits_at_a_glance(action, self.args, self.kwargs):
+            self._check_arguments()
+        try:
+            if self.options.serializer is not None:
+                codec.check_serializer(self.options.serializer, self.attempt.terms.accept)
+        except ConfigurationError as error:
+            raise self.attempt.end_run(error) from None
+
+    def _check_arguments(self) -> None:
+        signature = signature_of(self.action)
+        if signature is None:
+            return
+        try:
+            signature.bind(*self.args, **self.kwargs)
+        except TypeError as error:
+            option = next((key for key in self.kwargs if key in RunOptions.__dataclass_fields__), None)
+            advice = f"; options go into RunOptions({option}=...)" if option else ""
+            called = getattr(self.action, "__qualname__", repr(self.action))
+            raise self._invalid(
+                f"step {self.name!r}: the arguments do not fit {called}{signature}: {error}{advice}"
+            ) from None
+
+    def _invalid(self, message: str) -> Interrupt:
+        return self.attempt.end_run(InvalidStepError(f"task {self.attempt.about.task_id}: {message}"))
+
+    def _hint(self) -> Any:
+        hint = self.options.type_hint
+        return codec.declared_type(self.action) if hint is None else hint
+
+    def _encode(self, value: Any) -> codec.Encoded:
+        options, terms = self.options, self.attempt.terms
+        try:
+            encoded = codec.encode(
+                value, self._hint(), serializer=options.serializer or terms.serializer,
+                compression=options.compression, accept=terms.accept,
+            )  # fmt: skip
+        except ConfigurationError as error:
+            raise self.attempt.end_run(error) from None
+        except Exception as error:
+            called = getattr(self.action, "__qualname__", "the action")
+            reason = str(error).replace("{action}", called)
+            raise self._refuse(f"a {type(value).__name__} cannot be recorded: {reason}") from error
+        size = len(encoded.text)
+        if size > terms.max_entry_size:
+            raise self._refuse(
+                f"a {type(value).__name__} of {size} bytes is larger than durable_max_entry_size={terms.max_entry_size}; "
+                f"store it elsewhere and return its address"
+            )
+        if size > LARGE_ENTRY:
+            logger.warning("%s records %d bytes, and every attempt loads them again", self._where, size)
+        return encoded
+
+    def _refuse(self, reason: str) -> Interrupt:
+        return self.attempt.end_run(EntryNotRecordableError(f"{self._where} ran, but {reason}"))
+
+
+class ProcessDied(Exception):
+    """Stands for an execution whose process died."""
+
+
+_signatures: WeakKeyDictionary[Any, inspect.Signature] = WeakKeyDictionary()
+
+
+def signature_of(action: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return _signatures[action]
+    except (KeyError, TypeError):
+        pass
+    try:
+        signature = inspect.signature(action)
+    except (TypeError, ValueError):  # some builtins have none
+        return None
+    if isinstance(action, FunctionType):
+        _signatures[action] = signature
+    return signature
+
+
+def fits_at_a_glance(action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether positional arguments plainly fit a plain function: binding a signature costs more than the step's write."""
+    if kwargs or type(action) is not FunctionType:
+        return False
+    code = action.__code__
+    most = code.co_argcount
+    return not code.co_kwonlyargcount and most - len(action.__defaults__ or ()) <= len(args) <= most

@@ -1,0 +1,99 @@
+"""The Redis of an app: which one it is, and this process's connections to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
+
+from .exceptions import ConfigurationError
+from .journal import Fields
+from .lease import LeaseKeeper
+from .redis_journal import Keys, RedisJournal, condemn, load
+from .settings import Settings
+from .wire import Wires
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from redis.connection import ConnectionPool
+
+_SCHEMES = frozenset({"redis", "rediss", "redis+socket", "socket"})
+_LONGEST_READ = 5.0
+
+
+class Store:
+    """Where the runs of an app are kept."""
+
+    def __init__(self, app: Celery) -> None:
+        self.settings = Settings.read(app.conf)
+        self.url = redis_url(app.conf, self.settings)
+        # A write is retried for as long as the lease that protects it.
+        self.wires = Wires(lambda: make_pool(app, self.url), patience=self.settings.lease)
+        self.leases = LeaseKeeper(self.wires, self.settings.lease)
+
+    def keys(self, task_id: str) -> Keys:
+        return Keys(self.settings.key_prefix, task_id)
+
+    def journal(self, task_id: str) -> RedisJournal:
+        return RedisJournal(self.wires, self.keys(task_id), self.settings.lease)
+
+    def load(self, task_id: str) -> Fields:
+        return load(self.wires, self.keys(task_id))
+
+    def condemn(self, task_id: str, keep: float, outcome: str) -> None:
+        condemn(self.wires, self.keys(task_id), keep, outcome)
+
+
+_stores: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
+
+
+def store_of(app: Any) -> Store:
+    """The store of *app*, made at first use.
+
+    Raises:
+        ConfigurationError: a ``durable_*`` setting is wrong, or no Redis is configured.
+    """
+    try:
+        return _stores[app]
+    except KeyError:
+        return _stores.setdefault(app, Store(app))
+
+
+def redis_url(conf: Any, settings: Settings) -> str:
+    """``durable_redis_url``, else the result backend, else the broker: the first that is a Redis."""
+    candidates = {
+        "durable_redis_url": settings.redis_url,
+        "result_backend": conf.get("result_backend"),
+        "broker_url": conf.get("broker_url"),
+    }
+    for name, value in candidates.items():
+        urls = value if isinstance(value, (list, tuple)) else str(value or "").split(";")
+        if urls and urlsplit(urls[0]).scheme in _SCHEMES:
+            return str(urls[0])
+        if name == "durable_redis_url" and value:
+            raise ConfigurationError(f"durable_redis_url must be {_supported()}, got {without_password(value)}")
+    found = ", ".join(f"{name}={without_password(value) if value else None}" for name, value in candidates.items())
+    raise ConfigurationError(f"no Redis for the journal: set durable_redis_url to {_supported()}; found {found}")
+
+
+def _supported() -> str:
+    return "a URL of redis://, rediss:// or redis+socket://"
+
+
+def without_password(url: Any) -> str:
+    parts = urlsplit(str(url))
+    return str(url).replace(f":{parts.password}@", ":***@") if parts.password else str(url)
+
+
+def make_pool(app: Celery, url: str) -> ConnectionPool:
+    """Celery's own reading of a Redis URL (TLS, sockets, credential providers), with reads that do not wait for minutes."""
+    from celery.backends.redis import RedisBackend
+    from redis.connection import ConnectionPool
+
+    params = dict(RedisBackend(app=app, url=url.removeprefix("redis+")).connparams)
+    for unused in ("max_connections", "retry_on_timeout"):
+        params.pop(unused, None)
+    for timeout in ("socket_timeout", "socket_connect_timeout"):
+        if timeout in params or "path" not in params:
+            params[timeout] = min(params.get(timeout) or _LONGEST_READ, _LONGEST_READ)
+    return ConnectionPool(**params)

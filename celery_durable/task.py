@@ -1,0 +1,192 @@
+"""``DurableTask``: the task base class, and how it wraps the body of each task."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+
+from celery import Task, signals
+from celery.exceptions import Reject
+
+from . import retry_task  # noqa: F401  registers celery_durable.retry with every app
+from .exceptions import ConfigurationError
+from .execution import Execution, current, execution_of, opened_by
+from .message import HEADER, header_of, library_retries, unsent
+from .retry import TaskRetryRules
+from .settings import TASK_OPTIONS, Settings
+
+if TYPE_CHECKING:
+    from .context import AsyncDurableContext, DurableContext
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class DurableTask(Task[P, R]):
+    """A Celery task with a durable context, ``self.ctx``, that is opened when it is first used.
+
+    ``@app.task(base=DurableTask, bind=True)``, class-based tasks, mixins, and ``Celery(task_cls=DurableTask)``. A task
+    that never touches ``self.ctx`` behaves exactly as in plain Celery. A step with retry options is retried by them; a
+    step without ends the attempt with its own exception, and Celery's ``autoretry_for`` and ``max_retries`` decide.
+
+    Class attributes (also options of ``@app.task`` and ``@durable_task``; default: the app's ``durable_*`` setting):
+    ``inline_retry_limit``, ``max_recoveries``, ``retention``, ``failure_retention``, ``max_entry_size``,
+    ``durable_serializer``.
+    """
+
+    abstract = True
+    Request = "celery_durable.request:DurableRequest"
+
+    opinionated: ClassVar[bool] = False
+    """Of ``@durable_task``: every exception but ``TerminalError`` retries the task."""
+    is_async: ClassVar[bool] = False
+    retry_rules: ClassVar[TaskRetryRules]
+
+    task_retry_policy: Any = None
+    inline_retry_limit: Any = None
+    max_recoveries: Any = None
+    retention: Any = None
+    failure_retention: Any = None
+    max_entry_size: Any = None
+    durable_serializer: Any = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "run" in cls.__dict__:
+            _wrap_run(cls)
+
+    @property
+    def ctx(self) -> DurableContext | AsyncDurableContext:
+        """The durable context of the running task.
+
+        Raises:
+            ConfigurationError: the task is not running, or no Redis is configured.
+        """
+        return execution_of(self).open()
+
+    @property
+    def durable_settings(self) -> Settings:
+        """The app's settings with this task's own."""
+        try:
+            return self._durable_settings  # type: ignore[has-type, no-any-return]
+        except AttributeError:
+            app = self.app
+            base = Settings.read(app.conf)
+            given = {ours: getattr(self, option) for option, ours in TASK_OPTIONS.items()}
+            own = base.with_options({name: value for name, value in given.items() if value is not None})
+            type(self)._durable_settings = own
+            return own
+
+    @property
+    def request(self) -> Any:
+        """Celery's request; in an async task, on the event loop's thread, that of the task the code belongs to."""
+        request = self.request_stack.top
+        if request is None:
+            execution = current.get()
+            if execution is not None and execution.task is self:
+                return execution.request
+            return self._get_request()
+        return request
+
+    # Celery keeps the last ``retry(max_retries=...)`` on the task, which all executions share; it belongs to one request.
+    @property
+    def override_max_retries(self) -> Any:
+        try:
+            return self.request.__dict__["override_max_retries"]
+        except KeyError:
+            raise AttributeError("override_max_retries") from None
+
+    @override_max_retries.setter
+    def override_max_retries(self, value: Any) -> None:
+        self.request.__dict__["override_max_retries"] = value
+
+    @override_max_retries.deleter
+    def override_max_retries(self) -> None:
+        self.request.__dict__.pop("override_max_retries", None)
+
+    def retry(  # type: ignore[override]
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: Any = None,
+        throw: bool = True,
+        eta: Any = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Celery's ``retry``; retries that the library sent do not count towards ``max_retries``."""
+        request = self.request
+        if request.called_directly or request.is_eager:
+            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+        execution = opened_by(request)
+        limit = self.max_retries if max_retries is None else max_retries
+        if limit is not None and (ours := library_retries(request)):
+            limit = max_retries = limit + ours
+        header = {**header_of(request)}
+        header.pop("hint", None)
+        if args is not None or kwargs is not None:
+            header["changed"] = 1
+        if execution is not None:
+            # Expiry was honoured until the first attempt began.
+            options.setdefault("expires", None)
+        if header:
+            options["headers"] = {**(request.headers or {}), **(options.get("headers") or {}), HEADER: header}
+        if throw and execution is not None:
+            execution.before_user_retry(_delay(self, eta, countdown), args, kwargs, limit)
+        try:
+            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+        except Reject as rejected:
+            if execution is None:
+                raise
+            raise unsent(self, request, rejected.reason) from rejected
+
+
+def _delay(task: Any, eta: Any, countdown: float | None) -> float:
+    if eta is not None:
+        now = task.app.now()
+        return max(0.0, (eta - (now if eta.tzinfo else now.replace(tzinfo=None))).total_seconds())
+    return float(task.default_retry_delay if countdown is None else countdown)
+
+
+def _wrap_run(cls: type[DurableTask[Any, Any]]) -> None:
+    """Put an :class:`Execution` around ``run``, inside of Celery's autoretry, which is to see the original exception."""
+    declared = cls.__dict__["run"]
+    static = isinstance(declared, staticmethod)
+    function = declared.__func__ if static else declared
+    if not callable(function):
+        raise ConfigurationError(f"{cls.__name__}.run must be a function, got {function!r}")
+    body = _without_self(function) if static else function
+    original = inspect.unwrap(function)
+
+    @functools.wraps(function)
+    def run(self: DurableTask[Any, Any], *args: Any, **kwargs: Any) -> Any:
+        if type(self).run is not run:
+            # Called by the run() of a subclass, which has an execution already.
+            return body(self, *args, **kwargs)
+        return Execution(self, args, kwargs).run(body)
+
+    if static:
+        signature = inspect.signature(function)
+        itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        parameters = [itself, *signature.parameters.values()]
+        # Positional-only first: the task's own parameters keep their kinds.
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    cls.run = run  # type: ignore[method-assign]
+    cls.is_async = inspect.iscoroutinefunction(original)
+
+
+def _without_self(function: Callable[..., Any]) -> Callable[..., Any]:
+    def body(_task: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return body
+
+
+@signals.task_postrun.connect(weak=False, dispatch_uid="celery_durable")
+def _after(task: Any = None, retval: Any = None, state: str | None = None, **_: Any) -> None:
+    execution = opened_by(task.request)
+    if execution is not None:
+        execution.after(state, retval)

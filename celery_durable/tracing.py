@@ -1,0 +1,46 @@
+"""Steps in OpenTelemetry traces, where the process has it loaded and a trace is being recorded; nothing otherwise."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+_NOTHING: AbstractContextManager[Any] = nullcontext()
+
+
+def is_recording() -> bool:
+    """Whether the code that runs belongs to a trace."""
+    trace = sys.modules.get("opentelemetry.trace")
+    return trace is not None and trace.get_current_span().is_recording()
+
+
+def span(name: str, task_id: str, execution: int) -> AbstractContextManager[Any]:
+    """A span around one execution of a step."""
+    from opentelemetry import trace
+
+    attributes = {"celery_durable.task_id": task_id, "celery_durable.execution": execution}
+    return trace.get_tracer("celery_durable").start_as_current_span(name, attributes=attributes)
+
+
+def continued(headers: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
+    """Within this, what is sent belongs to the trace that *headers* carry."""
+    if "opentelemetry.trace" not in sys.modules or not headers:
+        return _NOTHING
+    return _attached(headers)
+
+
+class _attached:
+    def __init__(self, headers: Mapping[str, Any]) -> None:
+        self._headers = {name: value for name, value in headers.items() if isinstance(value, str)}
+
+    def __enter__(self) -> None:
+        from opentelemetry import context, propagate
+
+        self._token = context.attach(propagate.extract(self._headers))
+
+    def __exit__(self, *exc_info: object) -> None:
+        from opentelemetry import context
+
+        context.detach(self._token)
