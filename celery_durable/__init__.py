@@ -1,5 +1,6 @@
 """Durable execution for Celery: what a task's steps return is journaled in Redis, and every retry goes on from there."""
 
+from . import startup as _startup  # noqa: F401  what workers check when they start
 from .context import AsyncDurableContext, DurableContext
 from .decorator import durable_task
 from .exceptions import (

@@ -13,8 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -50,6 +51,8 @@ class Terms:
     max_entry_size: int = 32 * 2**20
     serializer: Any = "json"
     accept: frozenset[str] = frozenset({"json"})
+    progress_forgives: bool = True
+    """A recorded step resets the count of failed attempts."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Surroundings:
     task_id: str
     task: str
     request: Any = None
-    logger: logging.Logger = field(default=logger)
+    logger: logging.Logger = logger
     direct: bool = False
     """Called as a plain function: no retries, errors as they are."""
     eager: bool = False
@@ -143,6 +146,16 @@ class Attempt:
         """Milliseconds since the epoch by Redis' clock, as it was when the attempt opened."""
         return int((time.monotonic() - self._clock_zero) * 1000)
 
+    # -- logs
+
+    @cached_property
+    def logger(self) -> logging.Logger:
+        """The task's logger, silent about what was logged before; of this attempt alone."""
+        own = logging.Logger(self.about.logger.name)  # noqa: LOG001  getLogger() would keep it for ever
+        own.parent = self.about.logger
+        own.addFilter(lambda _record: not self.is_replaying)
+        return own
+
     # -- positions and entries
 
     @property
@@ -209,7 +222,7 @@ class Attempt:
         if not self._progressed:
             self._progressed = True
             self._unsent["progress"] = str(self.number)
-            if self.failures:
+            if self.failures and self.terms.progress_forgives:
                 self._unsent["failures"] = "0"
         self._entries += 1
         self._bytes += len(entry)
@@ -236,9 +249,9 @@ class Attempt:
         """Failed attempts since the run last recorded a step."""
         return int(self._fields.get(b"failures", 0))
 
-    def failures_now(self, *, resets_on_progress: bool) -> int:
+    def failures_now(self) -> int:
         """The count with the failure that is being handled."""
-        return 1 + (0 if self._progressed and resets_on_progress else self.failures)
+        return 1 + (0 if self._progressed and self.terms.progress_forgives else self.failures)
 
     def failing_since(self, failures: int) -> int:
         """When the first of these failed attempts began."""

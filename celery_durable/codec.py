@@ -151,7 +151,6 @@ _TAGGED: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     set: ("set", list, set),
     frozenset: ("frozenset", list, frozenset),
 }
-_to_json = json.JSONEncoder(default=lambda item: _tag(item), separators=(",", ":")).encode
 _UNTAG = {tag: (back, kind) for kind, (tag, _, back) in _TAGGED.items()}
 
 
@@ -236,11 +235,14 @@ def _tag(item: Any) -> dict[str, Any]:
     return {TAG: tag, CONTENT: to_json(item)}
 
 
+_to_json = json.JSONEncoder(default=_tag, separators=(",", ":")).encode
+
+
 def _untag(item: dict[str, Any]) -> Any:
     if len(item) != 2 or TAG not in item or CONTENT not in item:
         return item
     if item[TAG] == "dict":
-        return {key: value for key, value in item[CONTENT]}
+        return dict(item[CONTENT])
     return _UNTAG[item[TAG]][0](item[CONTENT])
 
 
@@ -283,7 +285,7 @@ def declared_type(action: Callable[..., Any]) -> Any:
         action = action.func
     function = getattr(action, "__func__", action)
     if not isinstance(function, types.FunctionType):
-        function = getattr(type(function), "__call__", function)
+        function = type(function).__call__ if callable(function) else function
     if not getattr(function, "__annotations__", None):
         return None
     try:
@@ -362,7 +364,7 @@ def _kombu_dumps(value: Any, serializer: str, accept: frozenset[str]) -> tuple[s
     from kombu.serialization import dumps
 
     check_serializer(serializer, accept)
-    return dumps(value, serializer)  # type: ignore[no-any-return]
+    return dumps(value, serializer)
 
 
 def check_serializer(serializer: Any, accept: frozenset[str]) -> None:
@@ -373,13 +375,12 @@ def check_serializer(serializer: Any, accept: frozenset[str]) -> None:
                 f"serializer must be a name of kombu's registry or have serialize() and deserialize(), got {serializer!r}"
             )
         return
-    from kombu.serialization import registry
+    import kombu.serialization
 
-    if serializer not in registry.name_to_type:
-        raise ConfigurationError(
-            f"serializer {serializer!r} is not registered with kombu; known: {sorted(registry.name_to_type)}"
-        )
-    content_type = registry.name_to_type[serializer]
+    known: dict[str, str] = kombu.serialization.registry.name_to_type  # type: ignore[attr-defined]
+    if serializer not in known:
+        raise ConfigurationError(f"serializer {serializer!r} is not registered with kombu; known: {sorted(known)}")
+    content_type = known[serializer]
     if serializer == "pickle" and not accept & {"pickle", content_type}:
         raise ConfigurationError(
             "serializer 'pickle' runs code found in the journal: allow it with the app's accept_content"
@@ -413,4 +414,4 @@ def _squeeze(raw: bytes, compression: str) -> tuple[bytes, str]:
 def _expand(raw: bytes, content_type: str) -> bytes:
     from kombu.compression import decompress
 
-    return decompress(raw, content_type)  # type: ignore[no-any-return]
+    return decompress(raw, content_type)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from .attempt import Attempt
 from .driver import IN_THREAD, OnLoop, run_to_end
-from .step import Step
+from .step import MISSING, Step
 
 if TYPE_CHECKING:
     from .retry import RunOptions
@@ -51,7 +51,7 @@ class _Context:
     @property
     def logger(self) -> logging.Logger:
         """A logger for the task; what it is given while steps are replayed has been logged before, and is dropped."""
-        return self._attempt.about.logger
+        return self._attempt.logger
 
     def uuid(self) -> UUID:
         """A version-4 UUID that is the same on every attempt; mirrors ``ctx.uuid()``. Not for cryptography.
@@ -80,7 +80,13 @@ class DurableContext(_Context):
 
     @overload
     def run(
-        self, name: str, action: Callable[..., Coroutine[Any, Any, T]], options: RunOptions, /, *args: Any, **kwargs: Any
+        self,
+        name: str,
+        action: Callable[..., Coroutine[Any, Any, T]],
+        options: RunOptions,
+        /,
+        *args: Any,
+        **kwargs: Any,
     ) -> T: ...
     @overload
     def run(self, name: str, action: Callable[..., T], options: RunOptions, /, *args: Any, **kwargs: Any) -> T: ...
@@ -91,7 +97,7 @@ class DurableContext(_Context):
     @overload
     def run(self, name: str, action: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
 
-    def run(self, name: str, action: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    def run(self, name: str, action: Callable[..., Any] = MISSING, /, *args: Any, **kwargs: Any) -> Any:
         """Execute *action* once and journal what it returns; later attempts get that value back.
 
         ``ctx.run(name, action, [RunOptions(...)], *args, **kwargs)``; mirrors Restate's ``ctx.run_typed``.
@@ -135,7 +141,13 @@ class AsyncDurableContext(_Context):
 
     @overload
     def run(
-        self, name: str, action: Callable[..., Coroutine[Any, Any, T]], options: RunOptions, /, *args: Any, **kwargs: Any
+        self,
+        name: str,
+        action: Callable[..., Coroutine[Any, Any, T]],
+        options: RunOptions,
+        /,
+        *args: Any,
+        **kwargs: Any,
     ) -> Coroutine[Any, Any, T]: ...
     @overload
     def run(
@@ -150,7 +162,7 @@ class AsyncDurableContext(_Context):
         self, name: str, action: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[Any, Any, T]: ...
 
-    def run(self, name: str, action: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+    def run(self, name: str, action: Callable[..., Any] = MISSING, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
         """As :meth:`DurableContext.run`, awaited. A sync action runs in a thread.
 
         The step's place in the journal is taken when ``run`` is called, not when it is awaited.

@@ -6,7 +6,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 import pydantic
 from celery import Task, _state
@@ -84,7 +84,9 @@ def durable_task(*args: Any, **options: Any) -> Any:
 
 def _make(fun: Callable[..., Any], options: dict[str, Any]) -> Any:
     if isinstance(fun, (Proxy, Task)):
-        raise ConfigurationError("@durable_task takes a function, and this is a task already: remove one of the decorators")
+        raise ConfigurationError(
+            "@durable_task takes a function, and this is a task already: remove one of the decorators"
+        )
     options = dict(options)
     _check_names(fun, options)
     bind = bool(options.pop("bind", False))
@@ -103,7 +105,7 @@ def _make(fun: Callable[..., Any], options: dict[str, Any]) -> Any:
 
     def register(app: Any) -> Any:
         kind = _task_class(base or app.Task, rules)
-        return app._task_from_fun(body, base=kind, bind=True, **options)
+        return app._task_from_fun(body, base=kind, bind=True, **options)  # noqa: SLF001  as shared_task does
 
     return _share(fun, options.get("name"), register)
 
@@ -111,9 +113,9 @@ def _make(fun: Callable[..., Any], options: dict[str, Any]) -> Any:
 def _share(fun: Callable[..., Any], name: str | None, register: Callable[[Any], Any]) -> Any:
     """Give the task to every app, present and future; what ``shared_task`` does, with a base class made per app."""
     _state.connect_on_app_finalize(register)
-    for app in _state._get_active_apps():
+    for app in _state._get_active_apps():  # type: ignore[attr-defined]  # noqa: SLF001
         if app.finalized:
-            with app._finalize_mutex:
+            with app._finalize_mutex:  # noqa: SLF001
                 register(app)
 
     def of_current_app() -> Any:

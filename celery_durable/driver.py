@@ -52,7 +52,7 @@ class InThread:
         answer(attempt, question)
 
     async def pause(self, seconds: float) -> None:
-        time.sleep(seconds)
+        time.sleep(seconds)  # noqa: ASYNC251  it runs outside of any loop
 
 
 class OnLoop:
@@ -110,7 +110,7 @@ def is_async(action: Callable[..., Any]) -> bool:
     """Whether calling *action* gives a coroutine (also a partial, a bound method, an object with async ``__call__``)."""
     while isinstance(action, partial):
         action = action.func
-    return inspect.iscoroutinefunction(action) or inspect.iscoroutinefunction(getattr(action, "__call__", None))
+    return inspect.iscoroutinefunction(action) or inspect.iscoroutinefunction(type(action).__call__)
 
 
 async def in_worker_thread(work: Callable[[], T]) -> T:
@@ -181,6 +181,6 @@ def wait_for(awaitable: Awaitable[T], interrupted: Callable[[BaseException], Non
         if not outcome.done():
             if interrupted is not None:
                 interrupted(stop)
-            loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            loop.call_soon_threadsafe(tasks[0].cancel)
             wait([outcome])
         raise

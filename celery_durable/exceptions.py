@@ -128,9 +128,7 @@ class RetryableError(DurableError):
         retry_after: ``timedelta`` or seconds; wins over the computed delay. Default: the step's own backoff.
     """
 
-    def __init__(
-        self, message: str = "", status_code: int = 500, retry_after: timedelta | float | None = None
-    ) -> None:
+    def __init__(self, message: str = "", status_code: int = 500, retry_after: timedelta | float | None = None) -> None:
         if isinstance(retry_after, timedelta):
             retry_after = retry_after.total_seconds()
         if retry_after is not None and not retry_after >= 0:

@@ -1,19 +1,20 @@
-"""One call of a task's body under Celery: open the run, let the body work, and turn its ending into what Celery expects.
+"""One call of a task's body under Celery: open the run, let the body work, and turn its end into what Celery expects.
 
-The seam: with :mod:`task`, :mod:`message`, :mod:`decorator`, :mod:`retry_task` and :mod:`worker`, alone in knowing Celery.
+The seam: with :mod:`task`, :mod:`message`, :mod:`decorator`, :mod:`request`, :mod:`retry_task` and :mod:`startup`, alone
+in knowing Celery.
 """
 
 from __future__ import annotations
 
 import logging
-import time
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from celery import states
-from celery.app.task import get_actual_ignore_result
+from celery.app.task import get_actual_ignore_result  # type: ignore[attr-defined]
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.log import get_task_logger
 
@@ -24,20 +25,17 @@ from .driver import wait_for
 from .exceptions import (
     ConfigurationError,
     DurableError,
-    JournalUnavailableError,
     RecoveryLimitExceeded,
     RetryableError,
     TerminalError,
 )
 from .failure import portable
+from .hold import Hold
 from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, NotNow, RetryStep
-from .journal import Busy, Delivery, Finished, Foreign, Journal, MemoryJournal, Opened, Verdict
-from .redis_journal import RedisJournal
+from .journal import Busy, Delivery, Finished, Foreign, MemoryJournal, Verdict
 from .store import store_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
     from .task import DurableTask
 
 logger = logging.getLogger("celery_durable")
@@ -45,14 +43,12 @@ logger = logging.getLogger("celery_durable")
 JOURNAL_LOST_DELAY = 5.0
 """Seconds until Celery tries an attempt again that could not reach its journal."""
 
-_WAIT_HERE = 1.0
-"""A run that is due sooner than this is waited for, not sent around."""
-
 current: ContextVar[Execution | None] = ContextVar("celery_durable_execution", default=None)
 
 # Where Celery's request keeps the execution that opened a run, for what happens outside of the body.
 _OPENED = "durable_execution"
 
+# Celery's eager retries are calls within the call: one journal over all of them.
 _eager_journals: dict[str, MemoryJournal] = {}
 
 
@@ -64,15 +60,13 @@ class Execution:
         self.args = args
         self.kwargs = kwargs
         self.request = task.request
+        self.context: DurableContext | AsyncDurableContext | None = None
+        self.hold: Hold | None = None
+        self._refused: Interrupt | None = None
         self.began = False
         """Whether the arguments fitted and the function was entered."""
-        self.attempt: Attempt | None = None
-        self.context: DurableContext | AsyncDurableContext | None = None
-        self._journal: Journal | None = None
-        self._ended = False
-        self._to_deliver = False
         outer = current.get()
-        self.direct = (
+        self.direct = bool(
             self.request.called_directly
             or self.request.id is None
             # A task that calls itself as a function finds its own request.
@@ -80,27 +74,41 @@ class Execution:
         )
         self.eager = bool(self.request.is_eager)
 
+    @property
+    def attempt(self) -> Attempt | None:
+        return self.hold.attempt if self.hold is not None else None
+
+    @property
+    def _interrupt(self) -> Interrupt | None:
+        """What ended the attempt, even if user code has swallowed it."""
+        return self._refused or (self.attempt.interrupt if self.attempt is not None else None)
+
     # -- the main path
 
     def run(self, body: Callable[..., Any]) -> Any:
-        """Call the body, and hand Celery its result or the exception that tells what is to happen."""
+        """Call the body; return its result to Celery, or raise what tells Celery how to go on."""
         token = current.set(self)
         try:
             value = self._call(body)
-            if self.attempt is not None:
-                value = self._succeed(value)
+            return value if self.hold is None else self._succeed(self.hold, value)
         except BaseException as error:
             return self._end(error)
         finally:
             current.reset(token)
-        return value
+            if self.direct and self.hold is not None:
+                self.hold.let_go()
 
     def open(self) -> DurableContext | AsyncDurableContext:
         """The context of this execution; its run is opened at first use."""
+        if self._refused is not None:
+            raise self._refused
         if self.context is None:
-            self.attempt = attempt = self._begin()
-            kind = AsyncDurableContext if self.task.is_async else DurableContext
-            self.context = kind(attempt)
+            try:
+                attempt = self._begin()
+            except Interrupt as refused:
+                self._refused = refused
+                raise
+            self.context = AsyncDurableContext(attempt) if self.task.is_async else DurableContext(attempt)
         return self.context
 
     def _call(self, body: Callable[..., Any]) -> Any:
@@ -126,212 +134,170 @@ class Execution:
 
     def _begin(self) -> Attempt:
         task = self.task
-        if self.direct or self.eager:
-            settings = task.durable_settings
-            task_id = self.request.id if self.eager and not self.direct else str(uuid4())
-            journal: Journal = _eager_journals.setdefault(task_id, MemoryJournal()) if self.eager else MemoryJournal()
-            delivery = Delivery(task_id, task.name, "", "{}")
-        else:
-            store = store_of(task.app)
-            settings = task.durable_settings
-            task_id = self.request.id
-            journal = store.journal(task_id)
-            delivery = message.delivery_of(task, self.request, self.args, self.kwargs)
-        self._journal = journal
-        self.request.__dict__[_OPENED] = self
-        opened = self._open(journal, delivery)
+        delivery = self._in_memory() if self.direct or self.eager else self._in_redis()
+        assert self.hold is not None  # noqa: S101
+        settings = self.hold.settings
         terms = Terms(
             inline_retry_limit=settings.inline_retry_limit,
             max_entry_size=settings.max_entry_size,
             serializer=settings.serializer,
             accept=frozenset(task.app.conf.accept_content),
+            progress_forgives=not task.opinionated or task.retry_rules.resets_on_progress,
         )
-        about = Surroundings(task_id, task.name, self.request, direct=self.direct, eager=self.eager)
-        attempt = Attempt(journal, opened, about, terms)
-        object.__setattr__(about, "logger", _logger_of(attempt))
-        if isinstance(journal, RedisJournal):
-            store.leases.hold(journal)
-            self._check_recoveries(attempt, settings.max_recoveries)
+        log = get_task_logger(task.name)
+        about = Surroundings(delivery.task_id, task.name, self.request, log, direct=self.direct, eager=self.eager)
+        self.request.__dict__[_OPENED] = self
+        attempt = self.hold.open(delivery, about, terms)
+        self._check_recoveries(attempt, settings.max_recoveries)
         return attempt
 
-    def _open(self, journal: Journal, delivery: Delivery) -> Opened:
-        while True:
-            try:
-                verdict = journal.open(delivery)
-            except JournalUnavailableError as error:
-                raise JournalLost(error) from error
-            match verdict:
-                case Opened():
-                    return verdict
-                case Busy(wait=wait) if wait <= _WAIT_HERE:
-                    time.sleep(wait)
-                case _:
-                    raise NotNow(verdict)
+    def _in_redis(self) -> Delivery:
+        store = store_of(self.task.app)
+        self.hold = Hold(store.journal(self.request.id), self.task.durable_settings, store.leases)
+        return message.delivery_of(self.task, self.request, self.args, self.kwargs)
+
+    def _in_memory(self) -> Delivery:
+        task_id = str(uuid4()) if self.direct else self.request.id
+        journal = MemoryJournal()
+        if not self.direct:
+            journal = _eager_journals.setdefault(task_id, journal)
+        self.hold = Hold(journal, self.task.durable_settings)
+        return Delivery(task_id, self.task.name, "", "{}")
 
     def _check_recoveries(self, attempt: Attempt, limit: int) -> None:
         if attempt.recoveries > limit:
-            self.attempt = attempt
             raise attempt.end_run(
                 RecoveryLimitExceeded(
-                    f"task {attempt.about.task_id}: {attempt.recoveries} attempts in a row died without recording a step "
-                    f"(max_recoveries={limit}); the journal is kept: look at why the worker dies, then retry the task"
+                    f"task {attempt.about.task_id}: {attempt.recoveries} attempts in a row died without recording "
+                    f"a step (max_recoveries={limit}); the journal is kept: look at why the worker dies, then "
+                    f"retry the task"
                 )
             )
 
     # -- a good end
 
-    def _succeed(self, value: Any) -> Any:
-        attempt = self.attempt
-        assert attempt is not None and self._journal is not None  # noqa: S101
-        if attempt.interrupt is not None:
+    def _succeed(self, hold: Hold, value: Any) -> Any:
+        attempt = hold.attempt
+        if self._interrupt is not None:
             # Swallowed by a bare ``except``; what the body returned after that means nothing.
-            raise attempt.interrupt
-        if self.direct:
+            raise self._interrupt
+        if self.direct or attempt is None:
             return value
         attempt.check_nothing_left()
         if self.task.opinionated and hasattr(value, "model_dump"):
             value = value.model_dump(mode="json")
-        text = outcome.of_value(value, self.task.app.conf.result_serializer)
-        self._finish("succeeded", text)
+        hold.finish("succeeded", outcome.of_value(value, self.task.app.conf.result_serializer))
+        self._forget_eager()
         return value
 
-    def _finish(self, status: str, text: str | None) -> None:
-        attempt, settings = self.attempt, self.task.durable_settings
-        assert attempt is not None  # noqa: S101
-        keep = settings.retention if status == "succeeded" else settings.failure_retention
-        words = attempt.last_words()
-        if text is not None:
-            words["outcome"] = text
-        try:
-            attempt.journal.finish(status, keep, words)
-        except JournalUnavailableError as error:
-            raise attempt.lost(error) from error
-        except Fenced as fenced:
-            raise attempt.stop(fenced) from None
-        self._close(keep > 0)
-        if self.eager:
-            _eager_journals.pop(attempt.about.task_id, None)
-
-    def _close(self, deliver_and_keep: bool | None) -> None:
-        """The attempt is over; what is left is to say that its outcome was delivered (None: it has none)."""
-        self._ended = True
-        self._to_deliver = deliver_and_keep is not None
-        self._keep = bool(deliver_and_keep)
-        if self.attempt is not None:
-            self.attempt.closed = True
-        if isinstance(self._journal, RedisJournal):
-            store_of(self.task.app).leases.release(self._journal)
-
-    # -- every other end
+    # -- every other end: what is raised here is Celery's to handle
 
     def _end(self, error: BaseException) -> Any:
         """Turn what ended the body into what Celery is to do."""
-        if self.attempt is not None and self.attempt.interrupt is not None:
-            error = self.attempt.interrupt
         try:
-            return self._settle(error)
+            return self._settle(self._interrupt or error)
         except Interrupt as late:
-            # The ending itself could not be journaled.
+            # The end itself met a fence, a lost journal, or steps that were left over.
             return self._settle(late)
 
     def _settle(self, error: BaseException) -> Any:
         match error:
+            case Interrupt():
+                return self._interrupted(error)
+            case Retry() | Ignore() | Reject():
+                raise self._celery_said(error)
+            case Exception():
+                raise self._failed_attempt(error)
+        # KeyboardInterrupt, SystemExit, ...: the process is going down, and the lease with it.
+        if self.hold is not None:
+            self.hold.let_go()
+        raise error
+
+    def _interrupted(self, interrupt: Interrupt) -> Any:
+        match interrupt:
             case NotNow(verdict=verdict):
                 return self._not_now(verdict)
             case RetryStep():
-                raise self._retry(error.error, error.delay, {})
+                raise self._retry(interrupt.error, interrupt.delay, {})
             case FailAttempt():
-                return self._failed_attempt(error.error)
+                raise self._failed_attempt(interrupt.error)
             case EndRun():
-                raise self._fail(error.error)
+                raise self._fail(interrupt.error)
             case JournalLost():
-                raise self._lost(error.error)
-            case Fenced():
-                self._close(None)
-                logger.warning("task %s: another attempt has taken over, this one ends", self.request.id)
-                raise Ignore("another attempt has taken over")
-            case Retry():
-                if not self._ended and self.attempt is not None and not self.direct:
-                    self._suspend(0.0, {})
-                raise error
-            case Ignore():
-                self._end_silently("ignored")
-                raise error
-            case Reject():
-                if error.requeue:
-                    self._suspend(0.0, {})
-                    raise error
-                raise self._fail(error)
-            case Exception():
-                return self._failed_attempt(error)
-        # KeyboardInterrupt, SystemExit, ...: the process is going down, and the lease with it.
-        self._close(None)
-        raise error
+                raise self._lost(interrupt.error)
+        logger.warning("task %s: another attempt has taken over, this one ends", self.request.id)
+        if self.hold is not None:
+            self.hold.let_go()
+        raise Ignore("another attempt has taken over") from interrupt
 
-    def _failed_attempt(self, error: BaseException) -> Any:
-        """An exception of the body, or of a step without retry options."""
-        if self.direct or self.attempt is None and not self.task.opinionated:
-            raise error
-        final = isinstance(error, DurableError) and not isinstance(error, RetryableError)
-        if isinstance(error, TerminalError) and self.attempt is not None:
-            self.attempt.check_nothing_left()
+    def _celery_said(self, said: BaseException) -> BaseException:
+        """User code used Celery's own means: ``self.retry()``, ``Ignore``, ``Reject``."""
+        if self.hold is None or self.direct:
+            return said
+        match said:
+            case Ignore():
+                self.hold.finish("ignored", None)
+            case Reject() if not said.requeue:  # type: ignore[attr-defined]
+                return self._fail(said)
+            case _:
+                self.hold.suspend(0.0, {})
+        return said
+
+    def _failed_attempt(self, error: BaseException) -> BaseException:
+        """An exception of the body, or of a step without retry options; the exception for Celery."""
+        attempt = self.attempt
+        if self.direct:
+            return error
         if self.task.opinionated and not self.began:
-            raise self._fail(_misfit(error))
-        if final or self.attempt is None:
-            raise self._fail(error)
-        if not self.task.opinionated:
-            return self._as_celery_decides(error)
+            return self._fail(_misfit(error))
+        if attempt is None:
+            return error
+        if isinstance(error, TerminalError):
+            attempt.check_nothing_left()
+        if isinstance(error, DurableError) and not isinstance(error, RetryableError):
+            return self._fail(error)
+        return self._by_policy(attempt, error) if self.task.opinionated else self._as_celery_decides(error)
+
+    def _by_policy(self, attempt: Attempt, error: BaseException) -> BaseException:
+        """The task retry policy: another attempt, or FAILURE."""
         rules = self.task.retry_rules
-        failures = self.attempt.failures_now(resets_on_progress=rules.resets_on_progress)
-        since = self.attempt.failing_since(failures)
-        delay = rules.next(failures, (self.attempt.now() - since) / 1000, error)
+        failures = attempt.failures_now()
+        since = attempt.failing_since(failures)
+        delay = rules.next(failures, (attempt.now() - since) / 1000, error)
         if delay is None:
             logger.error("task %s: attempt %d failed for good: %r", self.request.id, failures, error)
-            raise self._fail(error)
+            return self._fail(error)
         logger.warning(
             "task %s: attempt %d of %s failed: %r; next try in %g s",
             self.request.id, failures, rules.backoff.max_attempts or "any number", error, delay,
         )  # fmt: skip
-        raise self._retry(error, delay, {"failures": str(failures), "failing_since": str(since)})
+        return self._retry(error, delay, {"failures": str(failures), "failing_since": str(since)})
 
-    def _as_celery_decides(self, error: BaseException) -> Any:
+    def _as_celery_decides(self, error: BaseException) -> BaseException:
         """Plain Celery's rules: ``autoretry_for``, or FAILURE."""
-        if not isinstance(error, tuple(self.task.autoretry_for or ())):
-            raise self._fail(error)
-        # Celery's autoretry wraps us: it calls retry(), or it gives up (see :meth:`after`).
-        raise error
+        if isinstance(error, tuple(getattr(self.task, "autoretry_for", None) or ())):
+            # Celery's autoretry wraps us: it calls retry(), or gives up (see :meth:`after`).
+            return error
+        return self._fail(error)
 
     def _fail(self, error: BaseException) -> BaseException:
-        """End the run as failed; what to raise."""
+        """End the run as failed; the exception for Celery."""
         error = portable(error)
-        if self.attempt is not None and not self.direct and not self._ended:
-            self._finish("failed", outcome.of_error(error))
+        if self.hold is not None and not self.direct:
+            self.hold.finish("failed", outcome.of_error(error))
+            self._forget_eager()
         return error
 
-    def _end_silently(self, status: str) -> None:
-        if self.attempt is not None and not self.direct and not self._ended:
-            self._finish(status, None)
-
-    def _suspend(self, delay: float, fields: dict[str, str]) -> None:
-        attempt = self.attempt
-        if attempt is None or self.direct or self._ended:
-            return
-        try:
-            attempt.journal.suspend(delay, {**attempt.last_words(), **fields})
-        except JournalUnavailableError as error:
-            raise attempt.lost(error) from error
-        except Fenced as fenced:
-            raise attempt.stop(fenced) from None
-        self._close(None)
-
     def _retry(self, error: BaseException, delay: float, fields: dict[str, str]) -> BaseException:
-        """Suspend the run, publish a Celery retry, and give the exception that shows it as RETRY."""
+        """Suspend the run and publish a Celery retry; the exception that shows it as RETRY."""
+        assert self.hold is not None  # noqa: S101
         delay = 0.0 if self.eager else message.sendable_delay(self.task.app, delay)
-        self._suspend(delay, fields)
+        self.hold.suspend(delay, fields)
         return self._publish(error, delay)
 
     def _lost(self, error: DurableError) -> BaseException:
-        self._close(None)
+        if self.hold is not None:
+            self.hold.let_go()
         logger.error("task %s: %s; the task is retried in %g s", self.request.id, error, JOURNAL_LOST_DELAY)
         return self._publish(error, JOURNAL_LOST_DELAY)
 
@@ -340,9 +306,13 @@ class Execution:
             signature = message.eager_signature(self.task, self.request)
         else:
             signature = message.send_retry(self.task, self.request, delay)
-        retry = Retry(exc=error, when=delay, is_eager=self.eager, sig=signature)
+        retry: BaseException = Retry(exc=error, when=delay, is_eager=self.eager, sig=signature)  # type: ignore[arg-type]
         retry.__cause__ = error
         return retry
+
+    def _forget_eager(self) -> None:
+        if self.eager:
+            _eager_journals.pop(self.request.id, None)
 
     # -- deliveries that do not begin an attempt
 
@@ -364,17 +334,18 @@ class Execution:
 
     def _deliver_again(self, ended: outcome.Outcome) -> Any:
         """A run that has finished: its recorded outcome, and what hangs on it only if that was not sent yet."""
+        assert self.hold is not None  # noqa: S101
         if ended.status == "ignored":
             raise Ignore("the run was ended by Ignore")
         if not ended.delivered:
-            settings = self.task.durable_settings
-            self._close((settings.retention if ended.error is None else settings.failure_retention) > 0)
+            self.hold.will_deliver(ended.status)
             if ended.error is not None:
                 raise ended.error
             return ended.value
-        level = logging.INFO if message.header_of(self.request).get("hint") else logging.WARNING
+        is_hint = message.header_of(self.request).get("hint")
         logger.log(
-            level, "task %s already finished at %s; use a new task_id to run again",
+            logging.INFO if is_hint else logging.WARNING,
+            "task %s already finished at %s; use a new task_id to run again",
             self.request.id, ended.ended.isoformat(timespec="seconds"),
         )  # fmt: skip
         if not get_actual_ignore_result(self.task, self.request):
@@ -388,30 +359,23 @@ class Execution:
 
     def after(self, state: str | None, result: Any) -> None:
         """Celery is done with this execution: say so in the journal."""
-        journal = self._journal
-        if journal is None:
+        if self.hold is None:
             return
         try:
-            if not self._ended and state == states.FAILURE:
-                # Celery's autoretry gave up on a task of the transparent kind.
+            if state == states.FAILURE:
+                # Where Celery's autoretry gave up, the journal does not know yet.
                 self._fail(result)
-            if self._to_deliver and state is not None:
-                journal.deliver(keep=self._keep)
-        except (JournalUnavailableError, Interrupt) as error:
-            logger.error("task %s: its end could not be journaled: %r", self.request.id, error)
+        except Interrupt as error:
+            logger.error("task %s: its end could not be journaled: %s", self.request.id, error)
         finally:
-            if not self._ended:
-                self._close(None)
-            journal.close()
+            self.hold.close(delivered=state is not None)
 
     # -- the user's own retry
 
-    def before_user_retry(
-        self, delay: float, args: Any, kwargs: Any, limit: int | None
-    ) -> None:
-        """``self.retry()`` is about to publish: the journal says first when the run is to go on."""
+    def before_user_retry(self, delay: float, args: Any, kwargs: Any, limit: int | None) -> None:
+        """``self.retry()`` is about to publish: the journal is told first when the run goes on, and with what."""
         within = limit is None or self.request.retries + 1 <= limit
-        if not within or self.attempt is None or self._ended:
+        if not within or self.hold is None or self.attempt is None:
             return
         fields = {}
         if args is not None or kwargs is not None:
@@ -419,10 +383,18 @@ class Execution:
             kwargs = self.kwargs if kwargs is None else dict(kwargs)
             fields["fingerprint"] = message.fingerprint(args, kwargs)
             fields["call"] = message.saved_call(self.task, self.request, args, kwargs)
-        self._suspend(delay, fields)
+        try:
+            self.hold.suspend(delay, fields)
+        except Fenced:
+            raise Ignore("another attempt has taken over") from None
+        except JournalLost as lost:
+            # Celery's message carries the retry; the journal will see it when the lease has lapsed.
+            logger.error("task %s: self.retry() could not be journaled: %s", self.request.id, lost)
+            self.attempt.interrupt = None
+            self.hold.let_go()
 
 
-def _misfit(error: Exception) -> Exception:
+def _misfit(error: BaseException) -> BaseException:
     """Arguments that do not fit the task, as an error that a caller in another process can read."""
     if type(error).__name__ != "ValidationError":
         return error
@@ -430,24 +402,6 @@ def _misfit(error: Exception) -> Exception:
     refused.error_type = "ValidationError"
     refused.__cause__ = error
     return refused
-
-
-class _ReplayFilter(logging.Filter):
-    def __init__(self, attempt: Attempt) -> None:
-        super().__init__()
-        self._attempt = attempt
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not self._attempt.is_replaying
-
-
-def _logger_of(attempt: Attempt) -> logging.Logger:
-    """A logger of this attempt alone (not kept by the logging module), silent about what was logged before."""
-    parent = get_task_logger(attempt.about.task)
-    own = logging.Logger(parent.name)
-    own.parent = parent
-    own.addFilter(_ReplayFilter(attempt))
-    return own
 
 
 def execution_of(task: DurableTask[Any, Any]) -> Execution:

@@ -50,7 +50,9 @@ def failure_of(facts: dict[str, Any]) -> BaseException:
         terminal = TerminalError(facts["message"], facts["status_code"], facts["metadata"])
         terminal.error_type = facts.get("error_type") or facts["type"]
         return terminal
-    namesake = type(facts.get("type", "Exception").rpartition(".")[2], (Exception,), {"__module__": facts.get("module")})
+    namesake: type[Exception] = type(
+        facts.get("type", "Exception").rpartition(".")[2], (Exception,), {"__module__": facts.get("module")}
+    )
     return namesake(facts.get("message", ""))
 
 

@@ -7,6 +7,7 @@ at the edge of the task, nowhere else.
 from __future__ import annotations
 
 from .exceptions import DurableError
+from .journal import Verdict
 
 
 class Interrupt(BaseException):
@@ -53,6 +54,6 @@ class Fenced(Interrupt):
 class NotNow(Interrupt):
     """This delivery does not begin an attempt (see *verdict*)."""
 
-    def __init__(self, verdict: object) -> None:
+    def __init__(self, verdict: Verdict) -> None:
         super().__init__(str(verdict))
         self.verdict = verdict

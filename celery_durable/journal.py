@@ -229,13 +229,12 @@ class MemoryJournal:
 
     def prove_lease(self) -> None: ...
 
-    def suspend(self, delay: float, fields: Mapping[str, str]) -> None:
+    def suspend(self, delay: float, fields: Mapping[str, str]) -> None:  # noqa: ARG002
         self.send({**fields, "status": "suspended"})
 
-    def finish(self, status: str, keep: float, fields: Mapping[str, str]) -> None:
+    def finish(self, status: str, keep: float, fields: Mapping[str, str]) -> None:  # noqa: ARG002
         self.send({**fields, "status": status})
 
     def deliver(self, *, keep: bool) -> None: ...
 
     def close(self) -> None: ...
-

@@ -8,7 +8,7 @@ import json
 import time
 from typing import Any
 
-from celery.app.task import get_actual_ignore_result
+from celery.app.task import get_actual_ignore_result  # type: ignore[attr-defined]
 from celery.exceptions import Reject
 from celery.utils.log import get_logger
 from celery.utils.quorum_queues import detect_quorum_queues
@@ -78,9 +78,10 @@ def saved_call(task: Any, request: Any, args: Any, kwargs: Any) -> str:
     call = {"args": args, "kwargs": kwargs, "options": options}
     serializer = task.serializer or task.app.conf.task_serializer
     if serializer == "json":
-        return kombu_json.dumps(call)  # type: ignore[no-any-return]
+        return kombu_json.dumps(call)
     content_type, charset, data = dumps(call, serializer)
-    raw = data.encode() if isinstance(data, str) else data
+    raw: Any = data
+    raw = raw.encode() if isinstance(raw, str) else raw
     return json.dumps({"content_type": content_type, "charset": charset, "data": base64.b64encode(raw).decode()})
 
 
@@ -129,19 +130,22 @@ def _send(task: Any, request: Any, delay: float, header: dict[str, Any], retries
     while True:
         try:
             signature.apply_async()
-            return signature
         except Exception as error:
             if task.acks_late:
-                raise unsent(task, request, error) from error
+                raise unsent(request, error) from error
             # The message was acknowledged before the task began: the retry exists only here.
             logger.error("task %s: its retry cannot be published, next try in %g s: %r", request.id, pause, error)
             time.sleep(pause)
             pause = min(pause * 2, 30.0)
+        else:
+            return signature
 
 
-def unsent(task: Any, request: Any, error: BaseException) -> Reject:
+def unsent(request: Any, error: Exception) -> Reject:
     """What to raise when a retry could not be published: the message stays, and is delivered again."""
-    logger.error("task %s: its retry could not be published, the message goes back to the broker: %r", request.id, error)
+    logger.error(
+        "task %s: its retry could not be published, the message goes back to the broker: %r", request.id, error
+    )
     return Reject(error, requeue=True)
 
 

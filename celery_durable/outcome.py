@@ -36,7 +36,8 @@ def of_value(value: Any, serializer: str) -> str:
     content_type, charset, data = dumps(value, serializer)
     if content_type == "application/json":
         return f'{{"value":{data}}}'
-    raw = data.encode() if isinstance(data, str) else data
+    raw: Any = data
+    raw = raw.encode() if isinstance(raw, str) else raw
     marks = {"content_type": content_type, "charset": charset, "data": base64.b64encode(raw).decode()}
     return json.dumps(marks)
 

@@ -140,8 +140,8 @@ class RedisJournal:
             for start in range(0, len(pairs), _PAIRS_PER_WRITE):
                 self.send(dict(pairs[start : start + _PAIRS_PER_WRITE]))
             return
-        pairs = [part.encode() for pair in fields.items() for part in pair]
-        self.wire.send(b"*%d\r\n" % (5 + len(pairs)) + self._record + pack_parts(pairs))
+        encoded = [part.encode() for pair in fields.items() for part in pair]
+        self.wire.send(b"*%d\r\n" % (5 + len(encoded)) + self._record + pack_parts(encoded))
 
     def settle(self) -> None:
         if not all(self.wire.replies()):

@@ -111,7 +111,7 @@ class RunOptions(metaclass=KeywordOptions):
                 )
             object.__setattr__(self, "max_duration", self.max_retry_duration)
         _check_retry_fields(self)
-        non_retryable = self.non_retryable
+        non_retryable: Any = self.non_retryable
         if isinstance(non_retryable, type):
             non_retryable = (non_retryable,)
             object.__setattr__(self, "non_retryable", non_retryable)
@@ -225,7 +225,7 @@ CELERY_RETRY_OPTIONS = frozenset(
 
 def rules_from_celery(given: dict[str, Any], default: RetryPolicy) -> TaskRetryRules:
     """*given* holds those of Celery's retry options that the decorator was called with; *default* fills the rest."""
-    given = {**given, **_retry_kwargs(given.get("retry_kwargs"))}
+    given = {**given, **_retry_kwargs(given.get("retry_kwargs") or {})}
     initial, factor, longest, jitter = _intervals(given, default.backoff)
     counts_retries = "max_retries" in given
     max_attempts = default.backoff.max_attempts
@@ -240,12 +240,12 @@ def rules_from_celery(given: dict[str, Any], default: RetryPolicy) -> TaskRetryR
     )
 
 
-def _retry_kwargs(retry_kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    unknown = set(retry_kwargs or ()) - {"max_retries", "countdown"}
+def _retry_kwargs(retry_kwargs: dict[str, Any]) -> dict[str, Any]:
+    unknown = retry_kwargs.keys() - {"max_retries", "countdown"}
     if unknown:
         raise ConfigurationError(f"retry_kwargs takes max_retries and countdown, got {sorted(unknown)}")
     renamed = {"countdown": "default_retry_delay"}
-    return {renamed.get(name, name): value for name, value in (retry_kwargs or {}).items()}
+    return {renamed.get(name, name): value for name, value in retry_kwargs.items()}
 
 
 def _intervals(given: dict[str, Any], default: Backoff) -> tuple[float, float, float, bool]:

@@ -57,7 +57,9 @@ def _routed(app: Any, name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def _note(fields: Fields) -> str:
     """What is replayed although it failed."""
-    steps = {int(field[5:]): read_entry(field.decode(), raw) for field, raw in fields.items() if field.startswith(b"step:")}
+    steps = {
+        int(field[5:]): read_entry(field.decode(), raw) for field, raw in fields.items() if field.startswith(b"step:")
+    }
     last = max(steps, default=0)
     failed = [step.name for position, step in sorted(steps.items()) if step.state == "failed" and position != last]
     if failed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from typing import Any
 
@@ -21,7 +21,7 @@ class Settings:
 
     redis_url: str | None = None
     key_prefix: str = "durable:"
-    task_retry_policy: RetryPolicy = RetryPolicy()
+    task_retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     inline_retry_limit: float = 0.0
     lease: float = 30.0
     max_recoveries: int = 10
@@ -37,11 +37,12 @@ class Settings:
         Raises:
             ConfigurationError: a value is wrong, or a ``durable_*`` key is unknown.
         """
-        known = {PREFIX + field.name for field in fields(cls)}
+        names = [setting.name for setting in fields(cls)]
+        known = {PREFIX + name for name in names}
         for key in _durable_keys(conf):
             if key not in known:
                 raise ConfigurationError(f"there is no setting {key!r}{suggestion(key, known)}; known: {sorted(known)}")
-        given = {field.name: conf.get(PREFIX + field.name) for field in fields(cls)}
+        given = {name: conf.get(PREFIX + name) for name in names}
         return cls().with_options({name: value for name, value in given.items() if value is not None}, PREFIX)
 
     def with_options(self, given: Mapping[str, Any], prefix: str = "") -> Settings:

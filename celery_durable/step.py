@@ -41,13 +41,16 @@ LARGE_ENTRY = 2**20
 # What asks the process, or this coroutine, to stop: no verdict on the step.
 _NOT_A_FAILURE: tuple[type[BaseException], ...] = (KeyboardInterrupt, SystemExit, GeneratorExit, Interrupt)
 try:
-    from greenlet import GreenletExit
+    from greenlet import GreenletExit  # type: ignore[import-untyped, unused-ignore]
 
     _NOT_A_FAILURE = (*_NOT_A_FAILURE, GreenletExit)
 except ImportError:
     pass
 
 _DEFAULT = RunOptions()
+
+MISSING: Any = object()
+"""In place of an action that was not given."""
 
 
 class StepInfo:
@@ -70,7 +73,7 @@ class StepInfo:
     attempt = property(lambda self: self._step.executions)
     task_id = property(lambda self: self._step.attempt.about.task_id)
     request = property(lambda self: self._step.attempt.about.request)
-    logger = property(lambda self: self._step.attempt.about.logger)
+    logger = property(lambda self: self._step.attempt.logger)
 
     @property
     def idempotency_key(self) -> UUID:
@@ -303,8 +306,10 @@ class Step:
         name, action = self.name, self.action
         if not isinstance(name, str):
             called = getattr(name, "__name__", None)
-            hint = f': write ctx.run("{called}", {called}, ...)' if called else ""
+            hint = f': write ctx.run("{called}", {called}, ...)' if called else ', as in ctx.run("charge", charge)'
             raise self._invalid(f"the first argument of ctx.run is the step's name, a string, got {name!r}{hint}")
+        if action is MISSING:
+            raise self._invalid(f'step {name!r} has no action: write ctx.run("{name}", function, ...)')
         if not callable(action):
             if inspect.iscoroutine(action):
                 action.close()

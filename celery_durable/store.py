@@ -88,11 +88,15 @@ def without_password(url: Any) -> str:
 def make_pool(app: Celery, url: str) -> ConnectionPool:
     """Celery's own reading of a Redis URL (TLS, sockets, credential providers), with reads that do not wait for minutes."""
     from celery.backends.redis import RedisBackend
+    from redis.backoff import NoBackoff
     from redis.connection import ConnectionPool
+    from redis.retry import Retry
 
-    params = dict(RedisBackend(app=app, url=url.removeprefix("redis+")).connparams)
+    backend: Any = RedisBackend(app=app, url=url.removeprefix("redis+"))
+    params = dict(backend.connparams)
     for unused in ("max_connections", "retry_on_timeout"):
         params.pop(unused, None)
+    params["retry"] = Retry(NoBackoff(), 0)  # the wire tries again, and knows for how long
     for timeout in ("socket_timeout", "socket_connect_timeout"):
         if timeout in params or "path" not in params:
             params[timeout] = min(params.get(timeout) or _LONGEST_READ, _LONGEST_READ)

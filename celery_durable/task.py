@@ -70,13 +70,13 @@ class DurableTask(Task[P, R]):
     def durable_settings(self) -> Settings:
         """The app's settings with this task's own."""
         try:
-            return self._durable_settings  # type: ignore[has-type, no-any-return]
-        except AttributeError:
+            return self.__dict__["_durable_settings"]  # type: ignore[no-any-return]
+        except KeyError:
             app = self.app
             base = Settings.read(app.conf)
             given = {ours: getattr(self, option) for option, ours in TASK_OPTIONS.items()}
             own = base.with_options({name: value for name, value in given.items() if value is not None})
-            type(self)._durable_settings = own
+            self.__dict__["_durable_settings"] = own
             return own
 
     @property
@@ -106,7 +106,7 @@ class DurableTask(Task[P, R]):
     def override_max_retries(self) -> None:
         self.request.__dict__.pop("override_max_retries", None)
 
-    def retry(  # type: ignore[override]
+    def retry(
         self,
         args: Any = None,
         kwargs: Any = None,
@@ -141,13 +141,13 @@ class DurableTask(Task[P, R]):
         except Reject as rejected:
             if execution is None:
                 raise
-            raise unsent(self, request, rejected.reason) from rejected
+            raise unsent(request, rejected.reason) from rejected  # type: ignore[attr-defined]
 
 
 def _delay(task: Any, eta: Any, countdown: float | None) -> float:
     if eta is not None:
         now = task.app.now()
-        return max(0.0, (eta - (now if eta.tzinfo else now.replace(tzinfo=None))).total_seconds())
+        return float(max(0.0, (eta - (now if eta.tzinfo else now.replace(tzinfo=None))).total_seconds()))
     return float(task.default_retry_delay if countdown is None else countdown)
 
 
@@ -174,7 +174,7 @@ def _wrap_run(cls: type[DurableTask[Any, Any]]) -> None:
         parameters = [itself, *signature.parameters.values()]
         # Positional-only first: the task's own parameters keep their kinds.
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    cls.run = run  # type: ignore[method-assign]
+    cls.run = run  # type: ignore[assignment]
     cls.is_async = inspect.iscoroutinefunction(original)
 
 

@@ -20,7 +20,7 @@ def span(name: str, task_id: str, execution: int) -> AbstractContextManager[Any]
     """A span around one execution of a step."""
     from opentelemetry import trace
 
-    attributes = {"celery_durable.task_id": task_id, "celery_durable.execution": execution}
+    attributes: dict[str, str | int] = {"celery_durable.task_id": task_id, "celery_durable.execution": execution}
     return trace.get_tracer("celery_durable").start_as_current_span(name, attributes=attributes)
 
 
@@ -28,10 +28,10 @@ def continued(headers: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
     """Within this, what is sent belongs to the trace that *headers* carry."""
     if "opentelemetry.trace" not in sys.modules or not headers:
         return _NOTHING
-    return _attached(headers)
+    return _Attached(headers)
 
 
-class _attached:
+class _Attached:
     def __init__(self, headers: Mapping[str, Any]) -> None:
         self._headers = {name: value for name, value in headers.items() if isinstance(value, str)}
 

@@ -13,24 +13,30 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from hashlib import sha1
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from redis.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
-    ConnectionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     ResponseError,
-    TimeoutError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
 )
 
 from .exceptions import JournalUnavailableError
 
 # What a server says while it restarts, fails over or is full: worth asking again.
-_PASSING = (ConnectionError, TimeoutError, OSError, BusyLoadingError, ReadOnlyError, OutOfMemoryError, NoScriptError)
+_PASSING = (
+    RedisConnectionError, RedisTimeoutError, OSError, BusyLoadingError, ReadOnlyError, OutOfMemoryError, NoScriptError,
+)  # fmt: skip
 _LONGEST_PAUSE = 1.0
 
 
@@ -59,7 +65,7 @@ class Wire:
     """One connection, with the commands whose replies have not been read."""
 
     def __init__(self, connection: AbstractConnection, patience: float) -> None:
-        self._connection = connection
+        self._connection: Any = connection  # redis-py annotates few of its methods
         self._patience = patience
         self._ready = False
         self._unread: list[tuple[bytes, bool, float]] = []
@@ -71,7 +77,9 @@ class Wire:
         return len(self._unread)
 
     def fileno(self) -> int:
-        return self._connection._sock.fileno() if self._ready else -1  # type: ignore[no-any-return]
+        """The socket's file descriptor; -1 when there is no connection."""
+        sock: Any = self._connection._sock if self._ready else None  # noqa: SLF001  to wait for it on the event loop
+        return -1 if sock is None else int(sock.fileno())
 
     def send(self, command: bytes, *, wanted: bool = True) -> None:
         """Send a packed command now; its reply is read by :meth:`replies`, or dropped there if not *wanted*."""
@@ -79,7 +87,7 @@ class Wire:
         if self._ready:
             try:
                 self._connection.send_packed_command((command,), check_health=False)
-            except (ConnectionError, TimeoutError, OSError):
+            except (RedisConnectionError, RedisTimeoutError, OSError):
                 self._ready = False
             except BaseException:
                 self._ready = False
@@ -142,10 +150,9 @@ class Wire:
         kind = "authentication failed" if isinstance(error, AuthenticationError) else type(error).__name__
         return JournalUnavailableError(f"Redis did not take the journal within {self._patience:g} s: {kind}: {error}")
 
-    def abandon(self) -> None:
-        """Close the connection."""
-        self._unread.clear()
-        self._drop()
+    def disown(self) -> None:
+        """What is still owed is to be read, and dropped."""
+        self._unread = [(command, False, sent) for command, _, sent in self._unread]
 
 
 class Wires:
@@ -159,14 +166,17 @@ class Wires:
         _everywhere.append(self)
 
     def take(self) -> Wire:
+        """A connection that nobody else uses."""
         try:
             return self._idle.pop()
         except IndexError:
             if self._pool is None:
                 self._pool = self._make_pool()
-            return Wire(self._pool.make_connection(), self._patience)
+            return Wire(cast("AbstractConnection", self._pool.make_connection()), self._patience)
 
     def give_back(self, wire: Wire) -> None:
+        """Keep a connection for the next attempt, which is not to see replies of this one."""
+        wire.disown()
         self._idle.append(wire)
 
     def forget(self) -> None:

@@ -1,0 +1,119 @@
+"""This process's hold on a run: from the opening of an attempt to the delivery of its outcome.
+
+What an attempt ends with is said to the journal here, once and in one piece; why it ends is :mod:`execution`'s affair.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from celery.exceptions import SoftTimeLimitExceeded
+
+from .attempt import Attempt, Surroundings, Terms
+from .driver import answer
+from .exceptions import JournalUnavailableError
+from .interrupts import Interrupt, JournalLost, NotNow
+from .journal import Busy, Delivery, Journal, Opened
+from .lease import LeaseKeeper
+from .redis_journal import RedisJournal
+from .settings import Settings
+
+logger = logging.getLogger("celery_durable")
+
+_WAIT_HERE = 1.0
+"""A run that is due sooner than this is waited for, not sent around."""
+
+
+class Hold:
+    """One delivery's hold on a run."""
+
+    def __init__(self, journal: Journal, settings: Settings, leases: LeaseKeeper | None = None) -> None:
+        self.journal = journal
+        self.settings = settings
+        self.attempt: Attempt | None = None
+        self.ended = False
+        """The journal has been told how the attempt ended, or is not to be told."""
+        self._leases = leases
+        self._keep: bool | None = None
+
+    def open(self, delivery: Delivery, about: Surroundings, terms: Terms) -> Attempt:
+        """Begin an attempt.
+
+        Raises:
+            NotNow: this delivery is not to begin one.
+            JournalLost: Redis does not answer.
+        """
+        self.attempt = Attempt(self.journal, self._opened(delivery), about, terms)
+        if self._leases is not None and isinstance(self.journal, RedisJournal):
+            self._leases.hold(self.journal)
+        return self.attempt
+
+    def _opened(self, delivery: Delivery) -> Opened:
+        while True:
+            try:
+                verdict = self.journal.open(delivery)
+            except JournalUnavailableError as error:
+                raise JournalLost(error) from error
+            match verdict:
+                case Opened():
+                    return verdict
+                case Busy(wait=wait) if wait <= _WAIT_HERE:
+                    time.sleep(wait)
+                case _:
+                    raise NotNow(verdict)
+
+    # -- the end of the attempt
+
+    def suspend(self, delay: float, fields: Mapping[str, str]) -> None:
+        """The run goes on in *delay* seconds, in another attempt."""
+        if self.attempt is not None and not self.ended:
+            words = {**self.attempt.last_words(), **fields}
+            self._tell(self.attempt, lambda: self.journal.suspend(delay, words))
+            self.let_go()
+
+    def finish(self, status: str, outcome: str | None) -> None:
+        """The run has ended; its outcome is to be delivered."""
+        if self.attempt is not None and not self.ended:
+            keep = self._retention(status)
+            words = self.attempt.last_words()
+            if outcome is not None:
+                words["outcome"] = outcome
+            self._tell(self.attempt, lambda: self.journal.finish(status, keep, words))
+            self.let_go()
+            self.will_deliver(status)
+
+    def will_deliver(self, status: str) -> None:
+        """When this delivery is over, the run's outcome has been delivered."""
+        self._keep = self._retention(status) > 0
+
+    def let_go(self) -> None:
+        """End the attempt; nothing more is said of it."""
+        self.ended = True
+        if self.attempt is not None:
+            self.attempt.closed = True
+        if self._leases is not None and isinstance(self.journal, RedisJournal):
+            self._leases.release(self.journal)
+
+    def close(self, *, delivered: bool) -> None:
+        """The delivery is over: give back what it used."""
+        try:
+            if delivered and self._keep is not None:
+                self.journal.deliver(keep=self._keep)
+        except (JournalUnavailableError, Interrupt) as error:
+            logger.error("the delivery of an outcome could not be journaled: %r", error)
+        finally:
+            self.let_go()
+            self.journal.close()
+
+    def _retention(self, status: str) -> float:
+        return self.settings.failure_retention if status == "failed" else self.settings.retention
+
+    @staticmethod
+    def _tell(attempt: Attempt, write: Callable[[], None]) -> None:
+        try:
+            answer(attempt, write)
+        except SoftTimeLimitExceeded:
+            # It strikes once, and what it was to stop has ended.
+            answer(attempt, write)
