@@ -1,4 +1,4 @@
-"""Durable execution for Celery: what a task's steps return is journaled in Redis, and every retry goes on from there."""
+"""Durable execution for Celery: what a task's steps return is journaled in Redis, and a retry goes on from there."""
 
 from . import startup as _startup  # noqa: F401  what workers check when they start
 from .context import AsyncDurableContext, DurableContext

@@ -197,9 +197,9 @@ class Attempt:
             f"  position: {position}\n"
             f"  recorded: {recorded}\n"
             f"  asked for: {asked}\n"
-            f"Code that changed while the run was under way, or a decision that is not deterministic (a clock, a random "
-            f"number, an outside value read outside of a step). Bring the former order of steps back and retry the task, "
-            f"or send it under a new id."
+            f"Code that changed while the run was under way, or a decision that is not deterministic (a clock, a "
+            f"random number, an outside value read outside of a step). Bring the former order of steps back and "
+            f"retry the task, or send it under a new id."
         )
 
     # -- what the journal has to be told

@@ -372,7 +372,8 @@ def check_serializer(serializer: Any, accept: frozenset[str]) -> None:
     if not isinstance(serializer, str):
         if not isinstance(serializer, Serializer):
             raise ConfigurationError(
-                f"serializer must be a name of kombu's registry or have serialize() and deserialize(), got {serializer!r}"
+                f"serializer must be a name of kombu's registry or have serialize() and deserialize(), "
+                f"got {serializer!r}"
             )
         return
     import kombu.serialization

@@ -63,8 +63,8 @@ class _Context:
     def random(self, name: str | None = None) -> random.Random:
         """A generator whose values are the same on every attempt; mirrors ``ctx.random()``. Not for cryptography.
 
-        Without a name it is one ``random.Random`` throughout an attempt; each *name* has an independent one. It can seed
-        other libraries: ``numpy.random.default_rng(ctx.random().getrandbits(128))``.
+        Without a name it is one ``random.Random`` throughout an attempt; each *name* has an independent one. It can
+        seed other libraries: ``numpy.random.default_rng(ctx.random().getrandbits(128))``.
         """
         return self._attempt.random(name)
 
@@ -105,7 +105,8 @@ class DurableContext(_Context):
         Args:
             name: shown in logs, traces and the journal; checked on replay.
             action: a function, sync or async, called in this thread (async: on the process's loop).
-            *args, **kwargs: for the action, after :class:`RunOptions` if there are any. They are not journaled.
+            *args: for the action, after :class:`RunOptions` if there are any. They are not journaled.
+            **kwargs: for the action.
 
         Returns:
             The result as the journal keeps it: equal, and of the same type, on the first execution and on every replay.
@@ -122,7 +123,7 @@ class DurableContext(_Context):
     run_typed = run
 
     def time(self) -> int:
-        """Milliseconds since the epoch, the same on every attempt; each call is a new reading. Mirrors ``ctx.time()``."""
+        """Milliseconds since the epoch, the same on every attempt; a new reading each time. Mirrors ``ctx.time()``."""
         return self._attempt.time()
 
     def now(self) -> datetime:
@@ -173,7 +174,7 @@ class AsyncDurableContext(_Context):
     run_typed = run
 
     async def time(self) -> int:
-        """Milliseconds since the epoch, the same on every attempt; each call is a new reading. Mirrors ``ctx.time()``."""
+        """Milliseconds since the epoch, the same on every attempt; a new reading each time. Mirrors ``ctx.time()``."""
         return self._attempt.time()
 
     async def now(self) -> datetime:

@@ -62,6 +62,7 @@ def durable_task(*args: Any, **options: Any) -> Any:
     :class:`~celery_durable.TerminalError` retries the task by its task retry policy.
 
     Args:
+        *args: the function, where the decorator is bare.
         task_retry_policy: a :class:`~celery_durable.RetryPolicy`. Default: ``durable_task_retry_policy``.
         inline_retry_limit: retry delays of steps up to this (seconds or ``timedelta``) are waited for in the worker.
         max_recoveries: attempts in a row that may die without progress. Default 10.
@@ -72,8 +73,8 @@ def durable_task(*args: Any, **options: Any) -> Any:
             task retry policy and keep their meaning.
 
     Raises:
-        ConfigurationError: there is no parameter for the context, an option is unknown (the message suggests the nearest
-            one), or a policy and Celery's retry options are both given.
+        ConfigurationError: there is no parameter for the context, an option is unknown (the message suggests the
+            nearest one), or a policy and Celery's retry options are both given.
     """
     if args and (len(args) > 1 or not callable(args[0]) or options):
         raise ConfigurationError(f"write @durable_task or @durable_task(option=...), got {args!r}")

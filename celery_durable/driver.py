@@ -107,7 +107,7 @@ def answer(attempt: Attempt, question: Callable[[], None]) -> None:
 
 
 def is_async(action: Callable[..., Any]) -> bool:
-    """Whether calling *action* gives a coroutine (also a partial, a bound method, an object with async ``__call__``)."""
+    """Whether calling *action* gives a coroutine (also a partial, a bound method, an async ``__call__``)."""
     while isinstance(action, partial):
         action = action.func
     return inspect.iscoroutinefunction(action) or inspect.iscoroutinefunction(type(action).__call__)
@@ -161,8 +161,8 @@ _loop = _Loop()
 def wait_for(awaitable: Awaitable[T], interrupted: Callable[[BaseException], None] | None = None) -> T:
     """Run an awaitable on the process's loop, and wait for it in this thread.
 
-    Its context variables are those of the caller. What interrupts the wait (a soft time limit) is told to *interrupted*,
-    cancels the awaitable, and is raised once that has ended.
+    Its context variables are those of the caller. What interrupts the wait (a soft time limit) is told to
+    *interrupted*, cancels the awaitable, and is raised once that has ended.
     """
     loop = _loop.get()
     outcome: Future[T] = Future()

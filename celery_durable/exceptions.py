@@ -143,9 +143,10 @@ class RetryableError(DurableError):
 
 
 class ConfigurationError(DurableError, ValueError, TypeError):
-    """A setting, a decorator option or a field of RunOptions or RetryPolicy is wrong; the message suggests the right one.
+    """A setting, an option of the decorator, or a field of RunOptions or RetryPolicy is wrong.
 
-    Also a ``ValueError`` and a ``TypeError``: code that catches the built-in kinds for a bad argument catches it.
+    The message suggests the right one. It is a ``ValueError`` and a ``TypeError``, too: code that catches the built-in
+    kinds for a bad argument catches it.
     """
 
 
@@ -154,7 +155,7 @@ class InvalidStepError(DurableError, TypeError):
 
 
 class ContextInStepError(DurableError):
-    """The context was used inside a step, where only the step's own arguments and ``current_step()`` may be; ends the run."""
+    """The context was used inside a step, where ``current_step()`` is all there is; ends the run, not retried."""
 
 
 class ContextClosedError(DurableError):

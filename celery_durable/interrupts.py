@@ -1,7 +1,7 @@
 """How an attempt ends before its body returns.
 
-``BaseException``, so that no ``except Exception`` of user code can swallow one; they are raised by the context and caught
-at the edge of the task, nowhere else.
+``BaseException``, so that no ``except Exception`` of user code can swallow one; they are raised by the context and
+caught at the edge of the task, nowhere else.
 """
 
 from __future__ import annotations

@@ -9,10 +9,9 @@ A run is one hash; every value is text. Layout 1:
     seed         of uuid() and random()            progress     newest attempt that recorded a step
     nesting      how often it was replaced         recoveries   attempts in a row that died without progress
     failures, failing_since                        the task retry policy's count
-    retries      retries sent by the library
     outcome      how the run ended, JSON           delivered    1: the result backend has it, callbacks are sent
-    step:<n>     the n-th step: {"name", "state": started | retrying | done | failed, "attempts", ..., "value" | "error"}
-    uuid:<n>     the n-th uuid()                   time:<n>     the n-th time() or now(), ms since the epoch
+    step:<n>     the n-th step: {"name", "state": started | retrying | done | failed, "attempts", ..., "value"}
+    uuid:<n>     the n-th uuid()                   time:<n>, now:<n>   the n-th time(), now()
 
 Imports neither Celery nor Redis.
 """

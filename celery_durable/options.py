@@ -78,6 +78,7 @@ else:
             for name in kwargs:
                 if name not in known:
                     raise ConfigurationError(
-                        f"{cls.__name__} has no option {name!r}{suggestion(name, known, _KNOWN_AS)}; it has: {', '.join(known)}"
+                        f"{cls.__name__} has no option {name!r}{suggestion(name, known, _KNOWN_AS)}; "
+                        f"it has: {', '.join(known)}"
                     )
             return super().__call__(**kwargs)

@@ -77,11 +77,12 @@ class RunOptions(metaclass=KeywordOptions):
         retry_interval_factor: what each further wait is multiplied with (more than 0).
         max_retry_interval: longest wait.
         max_duration: give up when the next wait would end later than this after the start of the first execution.
-        max_attempts: give up after so many executions, the first included. 1: the step is started at most once, whatever happens.
+        max_attempts: give up after so many executions, the first included. 1: the step is started at most once,
+            whatever happens.
         max_retry_duration: an alias of ``max_duration``.
         jitter: wait a random time between 0 and the computed delay, as Celery's ``retry_jitter``. Default False.
         non_retryable: exception classes that are never retried; they become a ``TerminalError``.
-        serializer: a name of kombu's registry, or an object with ``serialize(obj) -> bytes`` and ``deserialize(bytes)``.
+        serializer: a name of kombu's registry, or an object with ``serialize(obj) -> bytes`` and ``deserialize``.
         compression: a name of kombu's compression registry (``"zlib"``, ...).
         type_hint: the type of the result, where the action has no return annotation.
 
@@ -106,8 +107,8 @@ class RunOptions(metaclass=KeywordOptions):
             alias = seconds("max_retry_duration", self.max_retry_duration)
             if self.max_duration is not None and seconds("max_duration", self.max_duration) != alias:
                 raise ConfigurationError(
-                    f"max_retry_duration={self.max_retry_duration!r} is an alias of max_duration={self.max_duration!r}: "
-                    f"give one of them"
+                    f"max_retry_duration={self.max_retry_duration!r} is an alias of max_duration, which is "
+                    f"{self.max_duration!r}: give one of them"
                 )
             object.__setattr__(self, "max_duration", self.max_retry_duration)
         _check_retry_fields(self)

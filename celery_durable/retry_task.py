@@ -1,4 +1,4 @@
-"""The task ``celery_durable.retry``: sends a failed run again, from anything that can send a Celery task (Flower, say)."""
+"""The task ``celery_durable.retry``: sends a failed run again, from whatever can send a Celery task (Flower, say)."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _note(fields: Fields) -> str:
     failed = [step.name for position, step in sorted(steps.items()) if step.state == "failed" and position != last]
     if failed:
         return (
-            f"the failure of step {failed[0]!r} is replayed, since other steps followed it (compensations, say): "
-            f"to run it again, send the task under a new id"
+            f"the failure of step {failed[0]!r} is replayed, since other steps followed it (compensations, say); "
+            f"to run it again a restart is needed: send the task under a new id"
         )
     return "finished steps are replayed, the rest runs again"

@@ -1,6 +1,6 @@
 """One step: replay it, or execute it and record it, or ask for another execution.
 
-Written once, as coroutines: :mod:`driver` runs them to their end at once in a sync task, and on the loop in an async one.
+Written once, as coroutines: :mod:`driver` runs them to their end at once in a sync task, on the loop in an async one.
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ class Step:
         except Exception as error:
             raise self.attempt.end_run(
                 JournalUnreadableError(
-                    f"{self._where}: its recorded value cannot be read ({type(error).__name__}: {error}); has the return "
-                    f"type of the action or its serializer changed?"
+                    f"{self._where}: its recorded value cannot be read ({type(error).__name__}: {error}); has the "
+                    f"return type of the action or its serializer changed?"
                 )
             ) from error
 
@@ -315,8 +315,8 @@ class Step:
                 action.close()
                 called = action.__name__
                 raise self._invalid(
-                    f"step {name!r} was given a coroutine, which can run only once: pass the function and its arguments, "
-                    f'ctx.run("{name}", {called}, ...)'
+                    f"step {name!r} was given a coroutine, which can run only once: pass the function and its "
+                    f'arguments, ctx.run("{name}", {called}, ...)'
                 )
             raise self._invalid(f"the action of step {name!r} must be callable, got {action!r}")
         if not fits_at_a_glance(action, self.args, self.kwargs):
@@ -364,8 +364,8 @@ class Step:
         size = len(encoded.text)
         if size > terms.max_entry_size:
             raise self._refuse(
-                f"a {type(value).__name__} of {size} bytes is larger than durable_max_entry_size={terms.max_entry_size}; "
-                f"store it elsewhere and return its address"
+                f"a {type(value).__name__} of {size} bytes is larger than durable_max_entry_size="
+                f"{terms.max_entry_size}; store it elsewhere and return its address"
             )
         if size > LARGE_ENTRY:
             logger.warning("%s records %d bytes, and every attempt loads them again", self._where, size)
@@ -397,7 +397,7 @@ def signature_of(action: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def fits_at_a_glance(action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether positional arguments plainly fit a plain function: binding a signature costs more than the step's write."""
+    """Whether positional arguments plainly fit a plain function: binding a signature costs as much as the write."""
     if kwargs or type(action) is not FunctionType:
         return False
     code = action.__code__

@@ -86,7 +86,7 @@ def without_password(url: Any) -> str:
 
 
 def make_pool(app: Celery, url: str) -> ConnectionPool:
-    """Celery's own reading of a Redis URL (TLS, sockets, credential providers), with reads that do not wait for minutes."""
+    """Celery's own reading of a Redis URL (TLS, sockets, credential providers), with reads that end in seconds."""
     from celery.backends.redis import RedisBackend
     from redis.backoff import NoBackoff
     from redis.connection import ConnectionPool

@@ -90,7 +90,7 @@ class DurableTask(Task[P, R]):
             return self._get_request()
         return request
 
-    # Celery keeps the last ``retry(max_retries=...)`` on the task, which all executions share; it belongs to one request.
+    # Celery keeps the last ``retry(max_retries=...)`` on the task, which all executions share; it is one request's.
     @property
     def override_max_retries(self) -> Any:
         try:
@@ -152,7 +152,7 @@ def _delay(task: Any, eta: Any, countdown: float | None) -> float:
 
 
 def _wrap_run(cls: type[DurableTask[Any, Any]]) -> None:
-    """Put an :class:`Execution` around ``run``, inside of Celery's autoretry, which is to see the original exception."""
+    """Put an :class:`Execution` around ``run``, inside of Celery's autoretry, which is to see the first exception."""
     declared = cls.__dict__["run"]
     static = isinstance(declared, staticmethod)
     function = declared.__func__ if static else declared

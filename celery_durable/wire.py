@@ -1,8 +1,8 @@
 """A kept connection to Redis: commands are sent at once, replies are read when they are needed.
 
-redis-py makes the connection and speaks the protocol; what is ours is that a connection stays with its attempt (check-out
-and check-in cost as much as the write itself), and that commands whose replies were lost are sent again. That is safe
-because every script of the journal may be applied twice. With :mod:`redis_journal`, alone in knowing Redis.
+redis-py makes the connection and reads the protocol; what is ours is that a connection stays with its attempt (to
+check one out and in costs as much as the write itself), and that commands whose replies were lost are sent again. That
+is safe because every script of the journal may be applied twice. With :mod:`redis_journal`, alone in knowing Redis.
 """
 
 from __future__ import annotations

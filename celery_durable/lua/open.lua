@@ -47,13 +47,19 @@ local status = known[1]
 if not status then return create() end
 if known[2] ~= layout then return {'unreadable', known[2]} end
 
-if known[3] ~= task or known[4] ~= fingerprint then
-  if status == 'ignored' and nesting > tonumber(known[5]) then
-    -- Task.replace() hands the id on: the replacement is a run of its own.
-    redis.call('DEL', run)
-    return create()
-  end
-  if known[3] ~= task or not changed then return {'foreign', known[3]} end
+local expiry = redis.call('ZSCORE', leases, id)
+local held = status == 'running' and expiry and tonumber(expiry) > now
+
+if nesting > tonumber(known[5]) then
+  -- Task.replace() hands the id on: the replacement is a run of its own, which begins when the replaced one has ended.
+  if held then return {'busy', 250} end
+  redis.call('DEL', run)
+  redis.call('ZREM', due, id)
+  return create()
+end
+if nesting < tonumber(known[5]) or known[3] ~= task then return {'foreign', known[3]} end
+if known[4] ~= fingerprint then
+  if not changed then return {'foreign', known[3]} end
   redis.call('HSET', run, 'fingerprint', fingerprint, 'call', call)
 end
 
@@ -62,8 +68,7 @@ if status == 'running' then
     -- Our own call, sent again because its reply was lost.
     return {'open', tonumber(known[6]), now, tonumber(known[10]), 0}
   end
-  local expiry = redis.call('ZSCORE', leases, id)
-  if expiry and tonumber(expiry) > now then return {'busy', tonumber(expiry) - now} end
+  if held then return {'busy', tonumber(expiry) - now} end
   -- The last attempt died. One that recorded something new is no sign of a poison pill.
   if known[9] == known[6] then return begin(0, 0) end
   return begin(tonumber(known[10]) + 1, 0)
