@@ -208,13 +208,11 @@ class Attempt:
         """Keep an entry for the next write."""
         self._unsent[step_field(position)] = entry
 
-    def tell(self) -> bool:
-        """Send what is unsent, without waiting; whether there was anything."""
-        if not self._unsent:
-            return False
-        self.journal.send(self._unsent)
-        self._unsent = {}
-        return True
+    def tell(self, *, with_next: bool = False) -> None:
+        """Send what is unsent, without waiting."""
+        if self._unsent:
+            self.journal.send(self._unsent, with_next=with_next)
+            self._unsent = {}
 
     def record(self, position: int, entry: str) -> None:
         """Send the final entry of a step, with all that is unsent; it counts when its reply has been read."""

@@ -12,12 +12,11 @@ import json
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import lru_cache, partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
@@ -45,14 +44,15 @@ class NotEncodable(Exception):
     """A value has no faithful text; the message says why and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A value as JSON text, with the marks that say how to read it again."""
+class Encoded(NamedTuple):
+    """A value as JSON text, with the marks that say how to read it again.
+
+    ``value`` is what :func:`decode` makes of it: first run and replay hand out the same.
+    """
 
     text: str
     marks: dict[str, str]
     value: Any
-    """What :func:`decode` makes of it: first run and replay hand out the same."""
 
 
 _NO_MARKS: dict[str, str] = {}

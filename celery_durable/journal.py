@@ -93,8 +93,11 @@ class Journal(Protocol):
     def open(self, delivery: Delivery) -> Verdict:
         """Take the lease and load the run, or say why not."""
 
-    def send(self, fields: Mapping[str, str]) -> None:
-        """Write entries without waiting for the reply."""
+    def send(self, fields: Mapping[str, str], *, with_next: bool = False) -> None:
+        """Write entries without waiting for the reply.
+
+        *with_next*: the write may travel with the next one, as long as it is made if this process dies before.
+        """
 
     def settle(self) -> None:
         """Wait until all that was sent is acknowledged; raises Fenced or JournalUnavailableError."""
@@ -218,7 +221,7 @@ class MemoryJournal:
         self.send({"attempt": str(number), "status": "running"})
         return Opened(number, int(time.time() * 1000), 0, False, dict(fields))
 
-    def send(self, fields: Mapping[str, str]) -> None:
+    def send(self, fields: Mapping[str, str], *, with_next: bool = False) -> None:  # noqa: ARG002
         self.fields.update({name.encode(): value.encode() for name, value in fields.items()})
 
     def settle(self) -> None: ...

@@ -134,14 +134,14 @@ class RedisJournal:
 
     # -- entries
 
-    def send(self, fields: Mapping[str, str]) -> None:
+    def send(self, fields: Mapping[str, str], *, with_next: bool = False) -> None:
         if len(fields) > _PAIRS_PER_WRITE:
             pairs = list(fields.items())
             for start in range(0, len(pairs), _PAIRS_PER_WRITE):
                 self.send(dict(pairs[start : start + _PAIRS_PER_WRITE]))
             return
         encoded = [part.encode() for pair in fields.items() for part in pair]
-        self.wire.send(b"*%d\r\n" % (5 + len(encoded)) + self._record + pack_parts(encoded))
+        self.wire.send(b"*%d\r\n" % (5 + len(encoded)) + self._record + pack_parts(encoded), with_next=with_next)
 
     def settle(self) -> None:
         if not all(self.wire.replies()):

@@ -177,13 +177,14 @@ class Step:
         self.executions += 1
         backoff = self.options.backoff
         if backoff is None or not backoff.limited:
-            attempt.tell()
+            attempt.tell(with_next=True)
             return False
         if self.first is None:
             self.first = attempt.now()
         attempt.note(self.position, started_entry(self.name, self.executions, self.first))
-        attempt.tell()
-        return backoff.max_attempts == 1
+        wait = backoff.max_attempts == 1
+        attempt.tell(with_next=not wait)
+        return wait
 
     async def _act(self, driver: Driver) -> Any:
         attempt = self.attempt

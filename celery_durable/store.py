@@ -63,8 +63,9 @@ def redis_url(conf: Any, settings: Settings) -> str:
     """``durable_redis_url``, else the result backend, else the broker: the first that is a Redis."""
     candidates = {
         "durable_redis_url": settings.redis_url,
-        "result_backend": conf.get("result_backend"),
-        "broker_url": conf.get("broker_url"),
+        # As attributes: Celery looks into the environment, too.
+        "result_backend": conf.result_backend,
+        "broker_url": conf.broker_url,
     }
     for name, value in candidates.items():
         urls = value if isinstance(value, (list, tuple)) else str(value or "").split(";")
