@@ -77,7 +77,7 @@ class Attempt:
         self.about = about
         self.terms = terms
         self.number = opened.number
-        self.seed = opened.fields[b"seed"].decode()
+        self.seed = _seed_of(opened, about)
         self.opened_at = opened.now
         self.recoveries = opened.recoveries
         self.interrupt: Interrupt | None = None
@@ -266,23 +266,31 @@ class Attempt:
         return stream
 
     def uuid(self) -> UUID:
-        return UUID(self._drawn("uuid", lambda: str(derived_uuid(self.seed, "uuid", self._draws["uuid"]))))
+        return self._drawn("uuid", lambda: str(derived_uuid(self.seed, "uuid", self._draws["uuid"])), UUID)
 
     def time(self) -> int:
-        return int(self._drawn("time", lambda: str(time.time_ns() // 1_000_000)))
+        return self._drawn("time", lambda: str(time.time_ns() // 1_000_000), int)
 
     def datetime(self) -> datetime:
-        return datetime.fromisoformat(self._drawn("now", lambda: datetime.now(timezone.utc).isoformat()))
+        return self._drawn("now", lambda: datetime.now(timezone.utc).isoformat(), datetime.fromisoformat)
 
-    def _drawn(self, kind: str, draw: Callable[[], str]) -> str:
+    def _drawn(self, kind: str, draw: Callable[[], str], read: Callable[[str], T]) -> T:
         """The next value of its kind: as recorded, or drawn now and recorded with the next write."""
         self.check_usable()
         self._draws[kind] = number = self._draws.get(kind, 0) + 1
         recorded = self._fields.get(f"{kind}:{number}".encode())
-        if recorded is not None:
-            return recorded.decode()
-        value = self._unsent[f"{kind}:{number}"] = draw()
-        return value
+        if recorded is None:
+            text = self._unsent[f"{kind}:{number}"] = draw()
+            return read(text)
+        try:
+            return read(recorded.decode())
+        except ValueError:
+            raise self.end_run(
+                JournalUnreadableError(
+                    f"task {self.about.task_id}: entry {kind}:{number} is damaged: {recorded[:80]!r}; restore it, or "
+                    f"send the task under a new id"
+                )
+            ) from None
 
     # -- steps of an async task that run side by side
 
@@ -304,6 +312,16 @@ class Attempt:
 
     def lost(self, error: JournalUnavailableError) -> Interrupt:
         return self.stop(JournalLost(error))
+
+
+def _seed_of(opened: Opened, about: Surroundings) -> str:
+    try:
+        return opened.fields[b"seed"].decode()
+    except KeyError:
+        raise JournalUnreadableError(
+            f"task {about.task_id}: the journal has lost its field seed, on which every random value depends; "
+            f"restore it, or send the task under a new id"
+        ) from None
 
 
 def derived_uuid(seed: str, *path: object) -> UUID:

@@ -28,6 +28,9 @@ from .exceptions import ConfigurationError
 
 TAG, CONTENT = "$type", "$value"
 
+ACCEPT_ANY = frozenset({"pickle"})
+"""For a check of names only: what the app accepts is known when a serializer is used."""
+
 
 @runtime_checkable
 class Serializer(Protocol):
@@ -35,9 +38,11 @@ class Serializer(Protocol):
 
     def serialize(self, obj: Any) -> bytes:
         """The value as bytes."""
+        ...
 
     def deserialize(self, data: bytes) -> Any:
         """The value that ``serialize`` was given."""
+        ...
 
 
 class NotEncodable(Exception):
@@ -184,12 +189,14 @@ def _survey(value: Any, enums: bool) -> set[Any]:
     ``_ESCAPED`` is among them if a dict of the user's looks like one of our tags.
     """
     kinds: set[Any] = set()
+    seen: set[int] = set()
     pending = [value]
     while pending:
         item = pending.pop()
         kind = type(item)
-        if kind in _SCALARS:
-            continue
+        if kind in _SCALARS or id(item) in seen:
+            continue  # what contains itself is left for the encoder to refuse
+        seen.add(id(item))
         if kind is dict:
             for key in item:
                 if type(key) is not str:
@@ -388,6 +395,19 @@ def check_serializer(serializer: Any, accept: frozenset[str]) -> None:
         )
 
 
+def check_compression(compression: str) -> None:
+    """Refuse a compression that kombu does not know."""
+    from kombu.compression import encoders
+
+    # kombu knows each by its short name and by its content type; the short names are listed nowhere.
+    try:
+        _squeeze(b"", compression)
+    except KeyError:
+        raise ConfigurationError(
+            f"compression {compression!r} is not registered with kombu; known: {sorted(encoders())}"
+        ) from None
+
+
 def _compress(encoded: Encoded, compression: str) -> Encoded:
     raw, method = _squeeze(encoded.text.encode(), compression)
     text = json.dumps(base64.b64encode(raw).decode())
@@ -401,15 +421,7 @@ def _decompress(text: str | bytes, method: str) -> bytes:
 def _squeeze(raw: bytes, compression: str) -> tuple[bytes, str]:
     from kombu.compression import compress
 
-    try:
-        body, content_type = compress(raw, compression)
-    except KeyError:
-        from kombu.compression import encoders
-
-        raise ConfigurationError(
-            f"compression {compression!r} is not registered with kombu; known: {sorted(encoders())}"
-        ) from None
-    return body, content_type
+    return compress(raw, compression)
 
 
 def _expand(raw: bytes, content_type: str) -> bytes:

@@ -76,11 +76,12 @@ def durable_task(*args: Any, **options: Any) -> Any:
         ConfigurationError: there is no parameter for the context, an option is unknown (the message suggests the
             nearest one), or a policy and Celery's retry options are both given.
     """
-    if args and (len(args) > 1 or not callable(args[0]) or options):
+    if not args:
+        return functools.partial(_make, options=options)
+    fun, *more = args
+    if more or options or not callable(fun):
         raise ConfigurationError(f"write @durable_task or @durable_task(option=...), got {args!r}")
-    if args:
-        return _make(args[0], {})
-    return functools.partial(_make, options=options)
+    return _make(fun, {})
 
 
 def _make(fun: Callable[..., Any], options: dict[str, Any]) -> Any:

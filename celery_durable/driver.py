@@ -13,7 +13,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from .exceptions import JournalUnavailableError
+from .exceptions import JournalUnavailableError, JournalUnreadableError
 from .interrupts import Fenced
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ def answer(attempt: Attempt, question: Callable[[], None]) -> None:
         question()
     except JournalUnavailableError as error:
         raise attempt.lost(error) from error
+    except JournalUnreadableError as error:
+        raise attempt.end_run(error) from error
     except Fenced as fenced:
         raise attempt.stop(fenced) from None
 

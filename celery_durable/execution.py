@@ -63,6 +63,8 @@ class Execution:
         self.context: DurableContext | AsyncDurableContext | None = None
         self.hold: Hold | None = None
         self._refused: Interrupt | None = None
+        self.gave_up: BaseException | None = None
+        """What ``self.retry()`` raised because its limit is spent: no policy retries that."""
         self.began = False
         """Whether the arguments fitted and the function was entered."""
         outer = current.get()
@@ -254,7 +256,8 @@ class Execution:
             return error
         if isinstance(error, TerminalError):
             attempt.check_nothing_left()
-        if isinstance(error, DurableError) and not isinstance(error, RetryableError):
+        final = isinstance(error, DurableError) and not isinstance(error, RetryableError)
+        if final or error is self.gave_up:
             return self._fail(error)
         return self._by_policy(attempt, error) if self.task.opinionated else self._as_celery_decides(error)
 
@@ -262,6 +265,9 @@ class Execution:
         """The task retry policy: another attempt, or FAILURE."""
         rules = self.task.retry_rules
         failures = attempt.failures_now()
+        if not rules.resets_on_progress:
+            # Celery's max_retries: all retries but those of steps share it.
+            failures += message.own_retries(self.request)
         since = attempt.failing_since(failures)
         delay = rules.next(failures, (attempt.now() - since) / 1000, error)
         if delay is None:
@@ -271,7 +277,8 @@ class Execution:
             "task %s: attempt %d of %s failed: %r; next try in %g s",
             self.request.id, failures, rules.backoff.max_attempts or "any number", error, delay,
         )  # fmt: skip
-        return self._retry(error, delay, {"failures": str(failures), "failing_since": str(since)})
+        counts = {"failures": str(attempt.failures_now()), "failing_since": str(since)}
+        return self._retry(error, delay, counts, by_policy=True)
 
     def _as_celery_decides(self, error: BaseException) -> BaseException:
         """Plain Celery's rules: ``autoretry_for``, or FAILURE."""
@@ -288,12 +295,14 @@ class Execution:
             self._forget_eager()
         return error
 
-    def _retry(self, error: BaseException, delay: float, fields: dict[str, str]) -> BaseException:
+    def _retry(
+        self, error: BaseException, delay: float, fields: dict[str, str], *, by_policy: bool = False
+    ) -> BaseException:
         """Suspend the run and publish a Celery retry; the exception that shows it as RETRY."""
         assert self.hold is not None  # noqa: S101
         delay = 0.0 if self.eager else message.sendable_delay(self.task.app, delay)
         self.hold.suspend(delay, fields)
-        return self._publish(error, delay)
+        return self._publish(error, delay, by_policy=by_policy)
 
     def _lost(self, error: DurableError) -> BaseException:
         if self.hold is not None:
@@ -301,11 +310,9 @@ class Execution:
         logger.error("task %s: %s; the task is retried in %g s", self.request.id, error, JOURNAL_LOST_DELAY)
         return self._publish(error, JOURNAL_LOST_DELAY)
 
-    def _publish(self, error: BaseException, delay: float) -> BaseException:
-        if self.eager:
-            signature = message.eager_signature(self.task, self.request)
-        else:
-            signature = message.send_retry(self.task, self.request, delay)
+    def _publish(self, error: BaseException, delay: float, *, by_policy: bool = False) -> BaseException:
+        send = message.eager_signature if self.eager else message.send_retry
+        signature = send(self.task, self.request, delay, by_policy=by_policy)
         retry: BaseException = Retry(exc=error, when=delay, is_eager=self.eager, sig=signature)  # type: ignore[arg-type]
         retry.__cause__ = error
         return retry
@@ -322,11 +329,14 @@ class Execution:
                 logger.info("task %s: %s; looking again in %g s", self.request.id, reason, wait)
                 message.send_hint(self.task, self.request, wait)
                 raise Ignore(reason)
-            case Foreign(task=task):
+            case Foreign(task=task, fields=fields):
                 logger.error(
                     "task %s refused: the id belongs to a run of %s%s; send it under a new task_id",
                     self.request.id, task, " with other arguments" if task == self.task.name else "",
                 )  # fmt: skip
+                if self.task.track_started:
+                    # Celery has written STARTED over it.
+                    self._store_again(outcome.read(fields))
                 raise Ignore("the id belongs to another run")
             case Finished(fields=fields):
                 return self._deliver_again(outcome.read(fields))
@@ -348,12 +358,17 @@ class Execution:
             "task %s already finished at %s; use a new task_id to run again",
             self.request.id, ended.ended.isoformat(timespec="seconds"),
         )  # fmt: skip
-        if not get_actual_ignore_result(self.task, self.request):
-            result, state = (ended.value, states.SUCCESS) if ended.error is None else (ended.error, states.FAILURE)
-            self.task.backend.store_result(
-                self.request.id, result, state, traceback=ended.traceback or None, request=self.request
-            )
+        self._store_again(ended)
         raise Ignore("already finished")
+
+    def _store_again(self, ended: outcome.Outcome) -> None:
+        """Put a recorded outcome into the result backend; nothing else hangs on that."""
+        if ended.status not in ("succeeded", "failed") or get_actual_ignore_result(self.task, self.request):
+            return
+        result, state = (ended.value, states.SUCCESS) if ended.error is None else (ended.error, states.FAILURE)
+        self.task.backend.store_result(
+            self.request.id, result, state, traceback=ended.traceback or None, request=self.request
+        )
 
     # -- after Celery has stored the result
 

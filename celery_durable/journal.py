@@ -92,37 +92,47 @@ class Journal(Protocol):
 
     def open(self, delivery: Delivery) -> Verdict:
         """Take the lease and load the run, or say why not."""
+        ...
 
     def send(self, fields: Mapping[str, str], *, with_next: bool = False) -> None:
         """Write entries without waiting for the reply.
 
         *with_next*: the write may travel with the next one, as long as it is made if this process dies before.
         """
+        ...
 
     def settle(self) -> None:
         """Wait until all that was sent is acknowledged; raises Fenced or JournalUnavailableError."""
+        ...
 
     def fileno(self) -> int | None:
         """What becomes readable when a reply arrives; None when nothing is outstanding."""
+        ...
 
     @property
     def lease_in_doubt(self) -> bool:
         """Whether the lease may have lapsed unnoticed: no write was acknowledged for as long as it lasts."""
+        ...
 
     def prove_lease(self) -> None:
         """Ask whether the lease is still ours; raises Fenced or JournalUnavailableError."""
+        ...
 
     def suspend(self, delay: float, fields: Mapping[str, str]) -> None:
         """Give the lease back until *delay* seconds from now."""
+        ...
 
     def finish(self, status: str, keep: float, fields: Mapping[str, str]) -> None:
         """Write the outcome, to be kept for *keep* seconds."""
+        ...
 
     def deliver(self, *, keep: bool) -> None:
         """The outcome has arrived; sent without waiting."""
+        ...
 
     def close(self) -> None:
         """Give back what the journal holds of this process."""
+        ...
 
 
 # -- entries -----------------------------------------------------------------------------------------------------------
@@ -145,6 +155,7 @@ class Entry:
         return self.state in ("done", "failed")
 
 
+_STATES = frozenset({"started", "retrying", "done", "failed"})
 _VALUE = b',"value":'
 # What nearly every entry looks like: reading it so costs a third of parsing it.
 _PLAIN_DONE = re.compile(rb'\{"name":"([^"\\]*)","state":"done","attempts":(\d+),"at":\d+,"ms":\d+,"value":')
@@ -179,7 +190,10 @@ def read_entry(field_name: str, raw: bytes) -> Entry:
     head, found, value = raw.partition(_VALUE)
     try:
         facts = json.loads(head + b"}" if found else head)
-        entry = Entry(facts["name"], facts["state"], facts["attempts"], facts.get("first"), facts.get("error"))
+        name, state, attempts = str(facts["name"]), facts["state"], int(facts["attempts"])
+        entry = Entry(name, state, attempts, facts.get("first"), facts.get("error"))
+        if entry.state not in _STATES:
+            raise ValueError(entry.state)
     except (ValueError, KeyError, TypeError):
         raise JournalUnreadableError(
             f"entry {field_name} is damaged: {raw[:80]!r}; restore it, or send the task under a new id"

@@ -21,6 +21,7 @@ logger = get_logger("celery_durable")
 
 HEADER = "celery_durable"
 """Our header on messages that the library sends: ``{"retries": n}``, how many of the retries were the library's own;
+``"by_policy"``: how many of these by the task retry policy;
 ``"hint"``: sent on behalf of another message; ``"changed"``: with other arguments than the run began with."""
 
 
@@ -55,6 +56,16 @@ def fingerprint(args: Any, kwargs: Any) -> str:
     except Exception:  # pickled arguments: no text of theirs is stable
         text = f"{len(args)} {sorted(kwargs)}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def step_retries(request: Any) -> int:
+    """How many of ``request.retries`` the retry options of steps asked for."""
+    return library_retries(request) - int(header_of(request).get("by_policy", 0))
+
+
+def own_retries(request: Any) -> int:
+    """How many of ``request.retries`` user code asked for, by ``self.retry()``."""
+    return int(request.retries or 0) - library_retries(request)
 
 
 # -- what is kept for Retry --------------------------------------------------------------------------------------------
@@ -97,10 +108,9 @@ def load_call(text: bytes | str) -> dict[str, Any]:
 # -- sending again -----------------------------------------------------------------------------------------------------
 
 
-def send_retry(task: Any, request: Any, delay: float) -> Any:
+def send_retry(task: Any, request: Any, delay: float, *, by_policy: bool) -> Any:
     """Publish a Celery retry of the task, the library's own; its signature."""
-    header = {"retries": library_retries(request) + 1}
-    return _send(task, request, delay, header, retries=request.retries + 1)
+    return _send(task, request, delay, _next_header(request, by_policy), retries=request.retries + 1)
 
 
 def send_hint(task: Any, request: Any, delay: float) -> Any:
@@ -109,9 +119,14 @@ def send_hint(task: Any, request: Any, delay: float) -> Any:
     return _send(task, request, sendable_delay(task.app, delay), header, retries=request.retries)
 
 
-def eager_signature(task: Any, request: Any) -> Any:
+def eager_signature(task: Any, request: Any, delay: float, *, by_policy: bool) -> Any:
     """The signature by which Celery's eager mode runs a retry, at once."""
-    return _signature(task, request, 0.0, {"retries": library_retries(request) + 1}, request.retries + 1)
+    return _signature(task, request, delay, _next_header(request, by_policy), request.retries + 1)
+
+
+def _next_header(request: Any, by_policy: bool) -> dict[str, Any]:
+    counted = int(header_of(request).get("by_policy", 0)) + by_policy
+    return {"retries": library_retries(request) + 1, "by_policy": counted}
 
 
 def _signature(task: Any, request: Any, delay: float, header: dict[str, Any], retries: int) -> Any:

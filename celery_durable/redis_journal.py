@@ -103,10 +103,7 @@ class RedisJournal:
         if kind == "foreign":
             return Foreign(reply[1].decode(), fields)
         if kind == "unreadable":
-            raise JournalUnreadableError(
-                f"the journal {self._keys.run} has layout {reply[1].decode()!r}, this version reads {LAYOUT!r}: "
-                f"upgrade this worker, then retry the task"
-            )
+            check_layout(self._keys, fields)
         reason = "another attempt holds the lease" if kind == "busy" else "not due yet"
         return Busy(reply[1] / 1000, reason)
 
@@ -181,14 +178,29 @@ def condemn(wires: Wires, keys: Keys, keep: float, outcome: str) -> None:
 
 
 def load(wires: Wires, keys: Keys) -> Fields:
-    """The journal as it stands; empty if there is none."""
+    """The journal as it stands; empty if there is none.
+
+    Raises:
+        JournalUnreadableError: it is of another layout.
+    """
     wire = wires.take()
     try:
         wire.send(pack("HGETALL", keys.run))
         [loaded] = wire.replies()
+        check_layout(keys, _fields(loaded))
         return _fields(loaded)
     finally:
         wires.give_back(wire)
+
+
+def check_layout(keys: Keys, fields: Fields) -> None:
+    """Refuse a journal of another layout."""
+    layout = fields.get(b"v", b"none").decode()
+    if fields and layout != LAYOUT:
+        raise JournalUnreadableError(
+            f"the journal {keys.run} has layout {layout!r}, this version reads {LAYOUT!r}: upgrade this worker, "
+            f"then retry the task"
+        )
 
 
 def _fields(loaded: Any) -> Fields:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from .codec import ACCEPT_ANY, check_compression, check_serializer
 from .exceptions import ConfigurationError, RetryableError
 from .options import Duration, KeywordOptions, factor, seconds, whole
 
@@ -119,6 +120,10 @@ class RunOptions(metaclass=KeywordOptions):
         for kind in non_retryable:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise ConfigurationError(f"non_retryable must hold exception classes, got {kind!r}")
+        if self.serializer is not None:
+            check_serializer(self.serializer, ACCEPT_ANY)
+        if self.compression is not None:
+            check_compression(self.compression)
         object.__setattr__(self, "_backoff", self._make_backoff())
 
     @property

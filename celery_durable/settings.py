@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from typing import Any
 
-from .codec import check_serializer
+from .codec import ACCEPT_ANY, check_serializer
 from .exceptions import ConfigurationError
 from .options import seconds, suggestion, whole
 from .retry import RetryPolicy
@@ -80,8 +80,7 @@ def _lease(name: str, value: Any) -> float:
 
 
 def _serializer(_name: str, value: Any) -> Any:
-    # Whether the app accepts it is known when it is used.
-    check_serializer(value, frozenset({"pickle"}))
+    check_serializer(value, ACCEPT_ANY)
     return value
 
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 from celery import Task, signals
-from celery.exceptions import Reject
+from celery.exceptions import Reject, Retry
 
 from . import retry_task  # noqa: F401  registers celery_durable.retry with every app
 from .exceptions import ConfigurationError
 from .execution import Execution, current, execution_of, opened_by
-from .message import HEADER, header_of, library_retries, unsent
+from .message import HEADER, header_of, library_retries, step_retries, unsent
 from .retry import TaskRetryRules
 from .settings import TASK_OPTIONS, Settings
 
@@ -87,7 +87,7 @@ class DurableTask(Task[P, R]):
             execution = current.get()
             if execution is not None and execution.task is self:
                 return execution.request
-            return self._get_request()
+            return super().request
         return request
 
     # Celery keeps the last ``retry(max_retries=...)`` on the task, which all executions share; it is one request's.
@@ -123,7 +123,7 @@ class DurableTask(Task[P, R]):
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         execution = opened_by(request)
         limit = self.max_retries if max_retries is None else max_retries
-        if limit is not None and (ours := library_retries(request)):
+        if limit is not None and (ours := self._uncounted_retries(request)):
             limit = max_retries = limit + ours
         header = {**header_of(request)}
         header.pop("hint", None)
@@ -142,6 +142,15 @@ class DurableTask(Task[P, R]):
             if execution is None:
                 raise
             raise unsent(request, rejected.reason) from rejected  # type: ignore[attr-defined]
+        except Exception as error:
+            if execution is not None and not isinstance(error, Retry):
+                execution.gave_up = error
+            raise
+
+    def _uncounted_retries(self, request: Any) -> int:
+        """The library's retries, which ``max_retries`` is not about; the policy that it became counts its own."""
+        shares_budget = self.opinionated and not self.retry_rules.resets_on_progress
+        return step_retries(request) if shares_budget else library_retries(request)
 
 
 def _delay(task: Any, eta: Any, countdown: float | None) -> float:

@@ -34,7 +34,7 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
-from .exceptions import JournalUnavailableError
+from .exceptions import DurableError, JournalUnavailableError, JournalUnreadableError
 
 # What a server says while it restarts, fails over or is full: worth asking again.
 _PASSING = (
@@ -125,7 +125,7 @@ class Wire:
                 pause = min(pause * 2, _LONGEST_PAUSE)
             except ResponseError as error:
                 self._drop()
-                raise self._unavailable(error) from error
+                raise self._refused(error) from error
             except BaseException:
                 # A time limit's signal, say: the protocol is out of step, what was sent will be sent again.
                 self._drop()
@@ -168,6 +168,14 @@ class Wire:
         self._unread.clear()
         kind = "authentication failed" if isinstance(error, AuthenticationError) else type(error).__name__
         return JournalUnavailableError(f"Redis did not take the journal within {self._patience:g} s: {kind}: {error}")
+
+    def _refused(self, error: ResponseError) -> DurableError:
+        self._unread.clear()
+        if "WRONGTYPE" in str(error):
+            return JournalUnreadableError(
+                f"a key of the journal holds something else: {error}; look at it, and delete it"
+            )
+        return JournalUnavailableError(f"Redis refused the journal: {error}")
 
     def disown(self) -> None:
         """What is still owed is to be read, and dropped."""

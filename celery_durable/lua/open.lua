@@ -85,4 +85,9 @@ if status == 'failed' and fresh then
   return begin(0, 1)
 end
 
+if redis.call('HEXISTS', run, 'delivered') == 0 then
+  -- Whoever delivers the outcome holds the lease: what hangs on it is to be sent once.
+  if expiry and tonumber(expiry) > now then return {'busy', tonumber(expiry) - now} end
+  redis.call('ZADD', leases, now + lease, id)
+end
 return {'finished'}
