@@ -1,0 +1,52 @@
+# Needs Python >= 3.10, make and git; everything else goes into .venv, which `make clean` removes.
+# PYTHON=/path/to/python chooses the interpreter, ARGS="..." is passed on to the program that the target runs.
+
+PYTHON ?= python3
+ARGS ?=
+venv := .venv
+bin := $(venv)/bin
+# One stamp per set of extras: an installation runs again only when pyproject.toml has changed.
+installed := $(venv)/installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv check fix test demo bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(installed)-test ## make .venv with everything that development needs
+
+check: $(installed)-test ## lint, format and types
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	PYRIGHT_PYTHON_GLOBAL_NODE=off $(bin)/pyright --pythonpath $(bin)/python
+
+fix: $(installed)-test ## let the linter and the formatter correct what they can
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+test: $(installed)-test ## run the whole test suite
+	$(bin)/python -m pytest $(ARGS)
+
+demo: $(installed)-embedded ## kill a worker amid 20 orders, and see each charged exactly once
+	@$(bin)/python -m example_app.demo $(ARGS)
+
+bench: $(installed)-test ## measure what durability costs
+	$(bin)/python -m benchmarks $(ARGS)
+
+clean: ## remove .venv and all caches
+	rm -rf $(venv) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(installed)-%: pyproject.toml | $(bin)/python
+	$(bin)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+$(bin)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "celery-durable needs Python >= 3.10; say which: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(venv)

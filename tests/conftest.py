@@ -1,0 +1,41 @@
+"""What every test may use: a real Redis, the choice of the nodes, and the check that nothing is left behind."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests import leftovers, processes
+from tests.servers import RedisServer
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--durable-nodes",
+        choices=["auto", "local", "docker"],
+        default="auto",
+        help="where smoke tests run their Redis and workers: as processes of this machine (local), in containers "
+        "(docker, an error without an engine), or both, with the containers skipped where no engine answers (auto)",
+    )
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a process behind, and end that process."""
+    before = processes.alive()
+    yield
+    leftovers.check_processes(expected=before)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """The server that all tests share which neither stop it nor change its configuration."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> Iterator[str]:
+    """The URL of an empty database; afterwards every finished run in it has to have a TTL."""
+    redis_server.client().flushall()
+    yield redis_server.url()
+    leftovers.check_journals(redis_server)

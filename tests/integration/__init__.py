@@ -1,0 +1,1 @@
+"""The ring of tests against a real Redis, without worker processes."""

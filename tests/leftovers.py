@@ -1,0 +1,40 @@
+"""What no test may leave behind: journals of finished runs that never expire, and processes."""
+
+from contextlib import suppress
+
+import psutil
+
+from tests import processes
+from tests.servers import RedisServer
+from tests.waiting import eventually
+
+
+def check_journals(server: RedisServer) -> None:
+    """Fail when the journal of a finished run, in any database of the server, has no TTL."""
+    if not server.running:
+        return
+    immortal = [
+        key
+        for database in server.client().info("keyspace")
+        for key in immortal_journals(server, db=int(database.removeprefix("db")))
+    ]
+    assert not immortal, f"finished runs whose journals never expire: {immortal}"
+
+
+def immortal_journals(server: RedisServer, db: int) -> list[str]:
+    with server.client(db) as client:
+        return [
+            key
+            for key in client.scan_iter(match="*:run:*", count=1000, _type="hash")
+            if client.hget(key, "status") in ("succeeded", "failed") and client.ttl(key) == -1
+        ]
+
+
+def check_processes(expected: set[psutil.Process]) -> None:
+    """End all processes of this test run but the expected ones, and fail when there were any."""
+    with suppress(AssertionError):  # some end by themselves, a moment after their parent
+        eventually(lambda: processes.alive() <= expected, deadline=3)
+    left = processes.alive() - expected
+    commands = [f"{process.pid}: {processes.command_line(process)}" for process in left]
+    processes.end(left)
+    assert not left, f"processes left behind: {commands}"

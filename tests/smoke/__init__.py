@@ -1,0 +1,1 @@
+"""The ring of tests with real `celery worker` processes, which get killed."""
