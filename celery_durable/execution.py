@@ -345,8 +345,8 @@ class Execution:
     def _deliver_again(self, ended: outcome.Outcome) -> Any:
         """A run that has finished: its recorded outcome, and what hangs on it only if that was not sent yet."""
         assert self.hold is not None  # noqa: S101
-        if ended.status == "ignored":
-            raise Ignore("the run was ended by Ignore")
+        if ended.status in ("ignored", "gone"):
+            raise Ignore(f"the run is over: {ended.status}")
         if not ended.delivered:
             self.hold.will_deliver(ended.status)
             if ended.error is not None:

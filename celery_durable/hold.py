@@ -15,7 +15,7 @@ from .attempt import Attempt, Surroundings, Terms
 from .driver import answer
 from .exceptions import JournalUnavailableError
 from .interrupts import Interrupt, JournalLost, NotNow
-from .journal import Busy, Delivery, Journal, Opened
+from .journal import Busy, Delivery, Journal, JournalGone, Opened
 from .lease import LeaseKeeper
 from .redis_journal import RedisJournal
 from .settings import Settings
@@ -80,7 +80,14 @@ class Hold:
             words = self.attempt.last_words()
             if outcome is not None:
                 words["outcome"] = outcome
-            self._tell(self.attempt, lambda: self.journal.finish(status, keep, words))
+            try:
+                self._tell(self.attempt, lambda: self.journal.finish(status, keep, words))
+            except JournalLost as lost:
+                if not isinstance(lost.error, JournalGone):
+                    raise
+                # All is done: to begin anew would do it twice.
+                logger.error("the outcome of task %s is not journaled: %s", self.attempt.about.task_id, lost)
+                self.attempt.interrupt = None
             self.let_go()
             self.will_deliver(status)
 

@@ -3,8 +3,8 @@
 A run is one hash; every value is text. Layout 1:
 
     v            layout version                    status       running | suspended | succeeded | failed | ignored
-    task         name of the task                  attempt      number of the newest attempt: the fence
-    fingerprint  hash of the arguments             owner        who opened it
+    task         name of the task                  attempt      number of the newest attempt
+    fingerprint  hash of the arguments             fence, owner its token, and the process that opened it
     call         how to send the task again, JSON  created, opened, due, ended    ms since the epoch, by Redis' clock
     seed         of uuid() and random()            progress     newest attempt that recorded a step
     nesting      how often it was replaced         recoveries   attempts in a row that died without progress
@@ -27,12 +27,16 @@ from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, Protocol
 
-from .exceptions import JournalUnreadableError
+from .exceptions import JournalUnavailableError, JournalUnreadableError
 
 LAYOUT = "1"
 
 Fields = dict[bytes, bytes]
 """A journal as it was loaded; entries stay bytes until they are reached."""
+
+
+class JournalGone(JournalUnavailableError):
+    """The journal of a live run is no longer there: evicted, flushed, or lost with its server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class Delivery:
     """Neither redelivered nor a retry: reopens a run that failed."""
     changed: bool = False
     """Its arguments were changed on purpose, by ``self.retry(args=...)``."""
+    hint: bool = False
+    """Sent on behalf of another message, to look at the run again."""
 
 
 @dataclass(frozen=True, slots=True)

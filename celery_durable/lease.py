@@ -54,7 +54,7 @@ class LeaseKeeper:
             for journal in held:
                 wire.send(journal.renewal())
             for journal, renewed in zip(held, wire.replies(), strict=True):
-                if renewed:
+                if renewed == 1:
                     journal.renewed(sent)
         except JournalUnavailableError as error:
             logger.warning("cannot renew the leases of %d attempts: %s", len(held), error)

@@ -46,6 +46,7 @@ def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
         nesting=request.replaced_task_nesting or 0,
         fresh=not (redelivered or request.retries or header),
         changed=bool(header.get("changed")),
+        hint=bool(header.get("hint")),
     )
 
 

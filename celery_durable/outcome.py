@@ -51,7 +51,7 @@ def read(fields: Fields) -> Outcome:
     facts = json.loads(fields.get(b"outcome", b"{}"))
     error = facts.get("error")
     return Outcome(
-        status=fields[b"status"].decode(),
+        status=fields.get(b"status", b"gone").decode(),
         ended=datetime.fromtimestamp(int(fields.get(b"ended", 0)) / 1000, timezone.utc),
         delivered=b"delivered" in fields,
         attempt=int(fields.get(b"attempt", 0)),

@@ -21,7 +21,7 @@ from zlib import crc32
 
 from .exceptions import JournalUnreadableError
 from .interrupts import Fenced
-from .journal import LAYOUT, Busy, Delivery, Fields, Finished, Foreign, Opened, Verdict, new_seed
+from .journal import LAYOUT, Busy, Delivery, Fields, Finished, Foreign, JournalGone, Opened, Verdict, new_seed
 from .wire import Wire, Wires, call, pack, pack_parts, script
 
 SHARDS = 16
@@ -79,23 +79,25 @@ class RedisJournal:
 
     def open(self, delivery: Delivery) -> Verdict:
         keys = self._keys
-        owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        fence = secrets.token_hex(6)
         self.wire.send(
             call(
-                "open", keys.all, keys.task_id, owner, _ms(self._lease), LAYOUT,
+                "open", keys.all, keys.task_id, fence, _ms(self._lease), LAYOUT,
                 delivery.task, delivery.fingerprint, delivery.call, new_seed(),
-                delivery.nesting, int(delivery.fresh), int(delivery.changed),
+                delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.hint),
+                f"{socket.gethostname()}:{os.getpid()}",
             )
         )  # fmt: skip
         self.wire.send(pack("HGETALL", keys.run))
         opened, loaded = self.wire.replies()
-        return self._verdict(opened, _fields(loaded))
+        return self._verdict(opened, _fields(loaded), fence.encode())
 
-    def _verdict(self, reply: list[Any], fields: Fields) -> Verdict:
+    def _verdict(self, reply: list[Any], fields: Fields, fence: bytes) -> Verdict:
         kind = reply[0].decode()
-        self._fence = fields.get(b"attempt", b"0")
+        # What is said of a finished run is said in the name of the attempt that ended it.
+        self._fence = fields.get(b"fence", b"")
         if kind == "open":
-            self._fence = b"%d" % reply[1]
+            self._fence = fence
             self._record = pack_parts(("EVALSHA", script("record").sha, 1, self._keys.run, self._fence))
             return Opened(reply[1], reply[2], reply[3], bool(reply[4]), fields)
         if kind == "finished":
@@ -141,8 +143,11 @@ class RedisJournal:
         self.wire.send(b"*%d\r\n" % (5 + len(encoded)) + self._record + pack_parts(encoded), with_next=with_next)
 
     def settle(self) -> None:
-        if not all(self.wire.replies()):
-            raise Fenced
+        for reply in self.wire.replies():
+            if reply == 0:
+                raise Fenced
+            if reply == -1:
+                raise JournalGone(f"the journal {self._keys.run} is gone: was it evicted, or Redis flushed?")
 
     def fileno(self) -> int | None:
         fd = self.wire.fileno() if self.wire.owed else -1

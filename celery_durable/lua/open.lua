@@ -1,18 +1,18 @@
 -- Begin an attempt of a run, or say why not. Taking the lease and raising the fence is one act.
 -- KEYS run, leases, due
--- ARGV id, owner, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed
+-- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, hint, owner
 -- Replies {'open', attempt, now, recoveries, reopened} | {'busy', ms} | {'early', ms} | {'finished'} | {'foreign', task} | {'unreadable', layout}
 local run, leases, due = KEYS[1], KEYS[2], KEYS[3]
-local id, owner, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local id, fence, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local layout, task, fingerprint, call, seed = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-local nesting, fresh, changed = tonumber(ARGV[9]), ARGV[10] == '1', ARGV[11] == '1'
+local nesting, fresh, changed, hint = tonumber(ARGV[9]), ARGV[10] == '1', ARGV[11] == '1', ARGV[12] == '1'
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local function begin(recoveries, reopened)
   local attempt = redis.call('HINCRBY', run, 'attempt', 1)
-  redis.call('HSET', run, 'status', 'running', 'owner', owner, 'opened', now, 'recoveries', recoveries)
+  redis.call('HSET', run, 'status', 'running', 'fence', fence, 'owner', ARGV[13], 'opened', now, 'recoveries', recoveries)
   redis.call('HDEL', run, 'due')
   redis.call('ZREM', due, id)
   redis.call('ZADD', leases, now + lease, id)
@@ -41,10 +41,14 @@ local function renew_budgets()
   redis.call('PERSIST', run)
 end
 
-local known = redis.call('HMGET', run, 'status', 'v', 'task', 'fingerprint', 'nesting', 'attempt', 'owner', 'due',
+local known = redis.call('HMGET', run, 'status', 'v', 'task', 'fingerprint', 'nesting', 'attempt', 'fence', 'due',
                          'progress', 'recoveries')
 local status = known[1]
-if not status then return create() end
+if not status then
+  -- A message that was sent on behalf of another one begins nothing: the run is over, and its journal deleted.
+  if hint then return {'finished'} end
+  return create()
+end
 if known[2] ~= layout then return {'unreadable', known[2]} end
 
 local expiry = redis.call('ZSCORE', leases, id)
@@ -64,7 +68,7 @@ if known[4] ~= fingerprint then
 end
 
 if status == 'running' then
-  if known[7] == owner then
+  if known[7] == fence then
     -- Our own call, sent again because its reply was lost.
     return {'open', tonumber(known[6]), now, tonumber(known[10]), 0}
   end

@@ -1,7 +1,7 @@
 -- Prove that the attempt's process lives.
--- KEYS run, leases, due   ARGV attempt, id, lease ms   Replies 1, or 0 to a stale attempt
-local run = redis.call('HMGET', KEYS[1], 'attempt', 'status')
-if run[1] ~= ARGV[1] then return 0 end
+-- KEYS run, leases, due   ARGV fence, id, lease ms   Replies 1, 0 to a stale attempt, -1 where there is no journal
+local run = redis.call('HMGET', KEYS[1], 'fence', 'status')
+if run[1] ~= ARGV[1] then return run[1] and 0 or -1 end
 if run[2] == 'running' then
   local time = redis.call('TIME')
   redis.call('ZADD', KEYS[2], time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[3]), ARGV[2])
