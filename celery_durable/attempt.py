@@ -223,7 +223,7 @@ class Attempt:
             if self.failures and self.terms.progress_forgives:
                 self._unsent["failures"] = "0"
         self._entries += 1
-        self._bytes += len(entry)
+        self._bytes += len(entry) if entry.isascii() else len(entry.encode())
         if not self._warned and (self._entries > MANY_ENTRIES or self._bytes > MANY_BYTES):
             self._warned = True
             logger.warning(

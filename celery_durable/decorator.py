@@ -191,8 +191,10 @@ def _has_models(fun: Callable[..., Any]) -> bool:
 
 _CELERY_OPTIONS = frozenset(
     {
-        "name", "base", "bind", "shared", "lazy", "filter", "link", "link_error", "queue", "exchange", "routing_key",
-        "pydantic", "pydantic_strict", "pydantic_context", "pydantic_dump_kwargs", "shadow_name",
+        "name", "base", "bind", "shared", "lazy", "filter", "shadow_name",
+        "queue", "exchange", "routing_key", "link", "link_error",
+        "compression", "delivery_mode", "immediate", "mandatory",
+        "pydantic", "pydantic_strict", "pydantic_context", "pydantic_dump_kwargs",
     }
 )  # fmt: skip
 

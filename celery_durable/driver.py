@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 import threading
 import time
@@ -13,13 +14,15 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from .exceptions import JournalUnavailableError, JournalUnreadableError
+from .exceptions import InvalidStepError, JournalUnavailableError, JournalUnreadableError
 from .interrupts import Fenced
 
 if TYPE_CHECKING:
     from .attempt import Attempt
 
 T = TypeVar("T")
+
+logger = logging.getLogger("celery_durable")
 
 
 class Driver(Protocol):
@@ -152,12 +155,30 @@ class _Loop:
     def get(self) -> asyncio.AbstractEventLoop:
         with self._starting:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="celery-durable-loop", daemon=True).start()
+                self._loop = loop = asyncio.new_event_loop()
+                threading.Thread(target=_keep_running, args=(loop,), name="celery-durable-loop", daemon=True).start()
             return self._loop
+
+    def is_here(self) -> bool:
+        """Whether this code runs on the loop."""
+        return self._loop is not None and asyncio._get_running_loop() is self._loop  # noqa: SLF001  no error where none
+
+
+def _keep_running(loop: asyncio.AbstractEventLoop) -> None:
+    while True:
+        try:
+            loop.run_forever()
+        except (SystemExit, KeyboardInterrupt) as error:
+            # Raised in a task of the loop, whose awaiter has it, too; the others go on.
+            logger.warning("%r was raised on the event loop", error)
 
 
 _loop = _Loop()
+
+
+def on_loop() -> bool:
+    """Whether this code runs on the process's event loop."""
+    return _loop.is_here()
 
 
 def wait_for(awaitable: Awaitable[T], interrupted: Callable[[BaseException], None] | None = None) -> T:
@@ -166,6 +187,13 @@ def wait_for(awaitable: Awaitable[T], interrupted: Callable[[BaseException], Non
     Its context variables are those of the caller. What interrupts the wait (a soft time limit) is told to
     *interrupted*, cancels the awaitable, and is raised once that has ended.
     """
+    if _loop.is_here():
+        if isinstance(awaitable, Coroutine):
+            awaitable.close()
+        raise InvalidStepError(
+            "an async function cannot be waited for on the event loop itself: await it in the async def task, "
+            "or call it from a def task"
+        )
     loop = _loop.get()
     outcome: Future[T] = Future()
     tasks: list[asyncio.Task[None]] = []

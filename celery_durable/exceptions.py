@@ -129,10 +129,10 @@ class RetryableError(DurableError):
     """
 
     def __init__(self, message: str = "", status_code: int = 500, retry_after: timedelta | float | None = None) -> None:
-        if isinstance(retry_after, timedelta):
-            retry_after = retry_after.total_seconds()
-        if retry_after is not None and not retry_after >= 0:
-            raise ConfigurationError(f"retry_after must not be negative, got {retry_after!r}")
+        if retry_after is not None:
+            from .options import seconds
+
+            retry_after = seconds("retry_after", retry_after)
         super().__init__(message, status_code, retry_after)
         self.message = message
         self.status_code = status_code

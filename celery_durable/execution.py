@@ -21,7 +21,7 @@ from celery.utils.log import get_task_logger
 from . import message, outcome
 from .attempt import Attempt, Surroundings, Terms
 from .context import AsyncDurableContext, DurableContext
-from .driver import wait_for
+from .driver import on_loop, wait_for
 from .exceptions import (
     ConfigurationError,
     DurableError,
@@ -29,7 +29,7 @@ from .exceptions import (
     RetryableError,
     TerminalError,
 )
-from .failure import portable
+from .failure import leading, portable
 from .hold import Hold
 from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, NotNow, RetryStep
 from .journal import Busy, Delivery, Finished, Foreign, MemoryJournal, Verdict
@@ -65,6 +65,7 @@ class Execution:
         self._refused: Interrupt | None = None
         self.gave_up: BaseException | None = None
         """What ``self.retry()`` raised because its limit is spent: no policy retries that."""
+        self._awaited = False
         self.began = False
         """Whether the arguments fitted and the function was entered."""
         outer = current.get()
@@ -97,8 +98,12 @@ class Execution:
             return self._end(error)
         finally:
             current.reset(token)
-            if self.direct and self.hold is not None:
-                self.hold.let_go()
+            if not self._awaited:
+                self._let_go_if_direct()
+
+    def _let_go_if_direct(self) -> None:
+        if self.direct and self.hold is not None:
+            self.hold.let_go()
 
     def open(self) -> DurableContext | AsyncDurableContext:
         """The context of this execution; its run is opened at first use."""
@@ -117,7 +122,23 @@ class Execution:
         if self.task.opinionated:
             self.open()
         value = body(self.task, *self.args, **self.kwargs)
-        return wait_for(self._on_loop(value), self._struck) if type(value) is CoroutineType else value
+        if type(value) is not CoroutineType:
+            return value
+        if self.direct and on_loop():
+            # Called as a function by an async task, which awaits it.
+            self._awaited = True
+            return self._awaitable(value)
+        return wait_for(self._on_loop(value), self._struck)
+
+    async def _awaitable(self, body: Coroutine[Any, Any, Any]) -> Any:
+        token = current.set(self)
+        try:
+            return await self._on_loop(body)
+        except BaseException as error:
+            return self._end(error)
+        finally:
+            current.reset(token)
+            self._let_go_if_direct()
 
     async def _on_loop(self, body: Coroutine[Any, Any, Any]) -> Any:
         if self.attempt is not None:
@@ -209,7 +230,7 @@ class Execution:
             case Retry() | Ignore() | Reject():
                 raise self._celery_said(error)
             case Exception():
-                raise self._failed_attempt(error)
+                raise self._failed_attempt(leading(error))
         # KeyboardInterrupt, SystemExit, ...: the process is going down, and the lease with it.
         if self.hold is not None:
             self.hold.let_go()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import sys
 import traceback
@@ -10,6 +11,10 @@ from typing import Any
 from . import codec
 from .exceptions import DurableError, TerminalError
 
+# Python 3.10 has no groups.
+_GROUPS: tuple[type[BaseException], ...] = tuple(
+    kind for kind in (getattr(builtins, "BaseExceptionGroup", None),) if kind is not None
+)
 _LONGEST_TRACEBACK = 20_000
 
 
@@ -28,7 +33,8 @@ def describe(error: BaseException, *, with_args: bool = True) -> dict[str, Any]:
             if isinstance(error, TerminalError):
                 raise
     if isinstance(error, TerminalError):
-        facts |= {"status_code": error.status_code, "metadata": error.metadata, "error_type": error.error_type}
+        metadata = json.loads(codec.encode(error.metadata).text)
+        facts |= {"status_code": error.status_code, "metadata": metadata, "error_type": error.error_type}
     text = "".join(traceback.format_exception(kind, error, error.__traceback__))
     facts["traceback"] = text[-_LONGEST_TRACEBACK:]
     return facts
@@ -47,13 +53,24 @@ def failure_of(facts: dict[str, Any]) -> BaseException:
                 rebuilt.error_type = facts.get("error_type")
             return rebuilt
     if "status_code" in facts:
-        terminal = TerminalError(facts["message"], facts["status_code"], facts["metadata"])
+        metadata = codec.decode(json.dumps(facts["metadata"]), {})
+        terminal = TerminalError(facts["message"], facts["status_code"], metadata)
         terminal.error_type = facts.get("error_type") or facts["type"]
         return terminal
     namesake: type[Exception] = type(
         facts.get("type", "Exception").rpartition(".")[2], (Exception,), {"__module__": facts.get("module")}
     )
     return namesake(facts.get("message", ""))
+
+
+def leading(error: BaseException) -> BaseException:
+    """Of a group of exceptions the one that decides: a ``TerminalError``, or the only one there is."""
+    leaves = [error]
+    for leaf in leaves:
+        leaves += getattr(leaf, "exceptions", ()) if isinstance(leaf, _GROUPS) else ()
+    leaves = [leaf for leaf in leaves if not isinstance(leaf, _GROUPS)]
+    terminal = [leaf for leaf in leaves if isinstance(leaf, TerminalError)]
+    return terminal[0] if terminal else leaves[0] if len(leaves) == 1 else error
 
 
 def rebuilds(error: BaseException) -> bool:

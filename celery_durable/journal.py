@@ -190,6 +190,8 @@ _HEAD = frozenset({"name", "state", "attempts", "at", "ms"})
 
 def read_entry(field_name: str, raw: bytes) -> Entry:
     """The text of a step, its value left as it is."""
+    if not raw.endswith(b"}"):
+        raise _damaged(field_name, raw)
     if plain := _PLAIN_DONE.match(raw):
         return Entry(plain[1].decode(), "done", int(plain[2]), value=raw[plain.end() : -1])
     # Inside a JSON string a quote is escaped, so the first of these is the key.
@@ -199,14 +201,18 @@ def read_entry(field_name: str, raw: bytes) -> Entry:
         name, state, attempts = str(facts["name"]), _STATES[facts["state"]], int(facts["attempts"])
         entry = Entry(name, state, attempts, facts.get("first"), facts.get("error"))
     except (ValueError, KeyError, TypeError):
-        raise JournalUnreadableError(
-            f"entry {field_name} is damaged: {raw[:80]!r}; restore it, or send the task under a new id"
-        ) from None
+        raise _damaged(field_name, raw) from None
     if found:
         entry.value = value[:-1]
         if len(facts) > len(_HEAD):
             entry.marks = {mark: text for mark, text in facts.items() if mark not in _HEAD}
     return entry
+
+
+def _damaged(field_name: str, raw: bytes) -> JournalUnreadableError:
+    return JournalUnreadableError(
+        f"entry {field_name} is damaged: {raw[:80]!r}; restore it, or send the task under a new id"
+    )
 
 
 def new_seed() -> str:

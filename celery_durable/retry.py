@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from .codec import ACCEPT_ANY, check_compression, check_serializer
 from .exceptions import ConfigurationError, RetryableError
 from .options import Duration, KeywordOptions, factor, seconds, whole
+from .serializers import ACCEPT_ANY, check_compression, check_serializer
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class RunOptions(metaclass=KeywordOptions):
     max_retry_interval: Duration | None = None
     max_duration: Duration | None = None
     max_attempts: int | None = None
-    max_retry_duration: Duration | None = None
+    max_retry_duration: Duration | None = field(default=None, compare=False)
     jitter: bool = False
     non_retryable: tuple[type[BaseException], ...] = ()
     serializer: Any = None
@@ -105,7 +106,7 @@ class RunOptions(metaclass=KeywordOptions):
 
     def __post_init__(self) -> None:
         if self.max_retry_duration is not None:
-            alias = seconds("max_retry_duration", self.max_retry_duration)
+            alias = seconds("max_retry_duration", self.max_retry_duration, zero=False)
             if self.max_duration is not None and seconds("max_duration", self.max_duration) != alias:
                 raise ConfigurationError(
                     f"max_retry_duration={self.max_retry_duration!r} is an alias of max_duration, which is "
@@ -113,13 +114,7 @@ class RunOptions(metaclass=KeywordOptions):
                 )
             object.__setattr__(self, "max_duration", self.max_retry_duration)
         _check_retry_fields(self)
-        non_retryable: Any = self.non_retryable
-        if isinstance(non_retryable, type):
-            non_retryable = (non_retryable,)
-            object.__setattr__(self, "non_retryable", non_retryable)
-        for kind in non_retryable:
-            if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-                raise ConfigurationError(f"non_retryable must hold exception classes, got {kind!r}")
+        object.__setattr__(self, "non_retryable", _classes("non_retryable", self.non_retryable))
         if self.serializer is not None:
             check_serializer(self.serializer, ACCEPT_ANY)
         if self.compression is not None:
@@ -240,8 +235,8 @@ def rules_from_celery(given: dict[str, Any], default: RetryPolicy) -> TaskRetryR
         max_attempts = None if retries is None else whole("max_retries", retries, least=0) + 1
     return TaskRetryRules(
         Backoff(initial, factor, longest, max_attempts, default.backoff.max_duration, jitter),
-        retry_for=_classes("autoretry_for", given.get("autoretry_for", (Exception,))),
-        fail_for=_classes("dont_autoretry_for", given.get("dont_autoretry_for", ())),
+        retry_for=_classes("autoretry_for", given.get("autoretry_for", Exception)),
+        fail_for=_classes("dont_autoretry_for", given.get("dont_autoretry_for") or ()),
         resets_on_progress=not counts_retries,
     )
 
@@ -268,7 +263,7 @@ def _intervals(given: dict[str, Any], default: Backoff) -> tuple[float, float, f
 
 
 def _classes(name: str, value: Any) -> tuple[type[BaseException], ...]:
-    kinds = (value,) if isinstance(value, type) else tuple(value or ())
+    kinds = (value,) if isinstance(value, type) or not isinstance(value, Iterable) else tuple(value)
     for kind in kinds:
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             raise ConfigurationError(f"{name} must hold exception classes, got {kind!r}")

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from typing import Any
 
-from .codec import ACCEPT_ANY, check_serializer
 from .exceptions import ConfigurationError
 from .options import seconds, suggestion, whole
 from .retry import RetryPolicy
+from .serializers import ACCEPT_ANY, check_serializer
 
 PREFIX = "durable_"
 
@@ -31,32 +31,35 @@ class Settings:
     serializer: Any = "json"
 
     @classmethod
-    def read(cls, conf: Mapping[str, Any]) -> Settings:
-        """From a Celery configuration (namespaced forms work).
+    def read(cls, conf: Mapping[str, Any], namespace: str | None = None) -> Settings:
+        """From a Celery configuration, whose keys may have the *namespace* of ``config_from_object``.
 
         Raises:
             ConfigurationError: a value is wrong, or a ``durable_*`` key is unknown.
         """
         names = [setting.name for setting in fields(cls)]
         known = {PREFIX + name for name in names}
-        for key in _durable_keys(conf):
+        for key in _durable_keys(conf, namespace):
             if key not in known:
                 raise ConfigurationError(f"there is no setting {key!r}{suggestion(key, known)}; known: {sorted(known)}")
         given = {name: conf.get(PREFIX + name) for name in names}
         return cls().with_options({name: value for name, value in given.items() if value is not None}, PREFIX)
+
+    @classmethod
+    def of(cls, app: Any) -> Settings:
+        """Those of a Celery app."""
+        return cls.read(app.conf, app.namespace)
 
     def with_options(self, given: Mapping[str, Any], prefix: str = "") -> Settings:
         """These settings with some replaced, after a check of each."""
         return replace(self, **{name: _CHECKS[name](prefix + name, value) for name, value in given.items()})
 
 
-def _durable_keys(conf: Mapping[str, Any]) -> Iterable[str]:
-    """The keys of ours in a Celery configuration, without the namespace of ``config_from_object``."""
-    namespace = (getattr(conf, "prefix", "") or "").lower()
+def _durable_keys(conf: Mapping[str, Any], namespace: str | None) -> Iterable[str]:
+    """The keys of ours in a Celery configuration, without the namespace."""
+    start = f"{namespace}_".lower() if namespace else ""
     for key in conf:
-        name = str(key).lower()
-        if namespace and name.startswith(namespace):
-            name = name[len(namespace) :]
+        name = str(key).lower().removeprefix(start)
         if name.startswith(PREFIX):
             yield name
 

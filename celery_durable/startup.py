@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from celery import signals
+from redis.exceptions import ResponseError
 
 from .exceptions import ConfigurationError, JournalUnavailableError
 from .store import Store, store_of, without_password
@@ -35,10 +36,13 @@ def risks_of(app: Any, tasks: list[DurableTask[Any, Any]]) -> Iterator[str]:
         yield f"{error}; durable tasks will fail until this is mended"
         return
     except JournalUnavailableError as error:
-        yield f"{error}; durable tasks wait until it is back"
-        return
-    where = without_password(store.url)
-    yield from (f"{where}: {risk}" for risk in _risks_of_server(server))
+        if isinstance(error.__cause__, ResponseError):
+            yield f"{error}; whether the server may lose journals cannot be checked"
+        else:
+            yield f"{error}; durable tasks wait until it is back"
+    else:
+        where = without_password(store.url)
+        yield from (f"{where}: {risk}" for risk in _risks_of_server(server))
     yield from _risks_of_time_limits(app, tasks)
 
 

@@ -33,6 +33,7 @@ from .failure import describe, failure_of
 from .interrupts import EndRun, FailAttempt, Interrupt, RetryStep
 from .journal import Entry, done_entry, open_entry, started_entry
 from .retry import RunOptions
+from .serializers import check_serializer
 
 logger = logging.getLogger("celery_durable")
 
@@ -69,11 +70,25 @@ class StepInfo:
     def __init__(self, step: Step) -> None:
         self._step = step
 
-    name = property(lambda self: self._step.name)
-    attempt = property(lambda self: self._step.executions)
-    task_id = property(lambda self: self._step.attempt.about.task_id)
-    request = property(lambda self: self._step.attempt.about.request)
-    logger = property(lambda self: self._step.attempt.logger)
+    @property
+    def name(self) -> str:
+        return self._step.name
+
+    @property
+    def attempt(self) -> int:
+        return self._step.executions
+
+    @property
+    def task_id(self) -> str:
+        return self._step.attempt.about.task_id
+
+    @property
+    def request(self) -> Any:
+        return self._step.attempt.about.request
+
+    @property
+    def logger(self) -> logging.Logger:
+        return self._step.attempt.logger
 
     @property
     def idempotency_key(self) -> UUID:
@@ -324,7 +339,7 @@ class Step:
             self._check_arguments()
         try:
             if self.options.serializer is not None:
-                codec.check_serializer(self.options.serializer, self.attempt.terms.accept)
+                check_serializer(self.options.serializer, self.attempt.terms.accept)
         except ConfigurationError as error:
             raise self.attempt.end_run(error) from None
 
@@ -362,7 +377,7 @@ class Step:
             called = getattr(self.action, "__qualname__", "the action")
             reason = str(error).replace("{action}", called)
             raise self._refuse(f"a {type(value).__name__} cannot be recorded: {reason}") from error
-        size = len(encoded.text)
+        size = len(encoded.text) if encoded.text.isascii() else len(encoded.text.encode())
         if size > terms.max_entry_size:
             raise self._refuse(
                 f"a {type(value).__name__} of {size} bytes is larger than durable_max_entry_size="

@@ -25,7 +25,7 @@ class Store:
     """Where the runs of an app are kept."""
 
     def __init__(self, app: Celery) -> None:
-        self.settings = Settings.read(app.conf)
+        self.settings = Settings.of(app)
         self.url = redis_url(app.conf, self.settings)
         # A write is retried for as long as the lease that protects it.
         self.wires = Wires(lambda: make_pool(app, self.url), patience=self.settings.lease)

@@ -73,7 +73,7 @@ class DurableTask(Task[P, R]):
             return self.__dict__["_durable_settings"]  # type: ignore[no-any-return]
         except KeyError:
             app = self.app
-            base = Settings.read(app.conf)
+            base = Settings.of(app)
             given = {ours: getattr(self, option) for option, ours in TASK_OPTIONS.items()}
             own = base.with_options({name: value for name, value in given.items() if value is not None})
             self.__dict__["_durable_settings"] = own
@@ -119,7 +119,7 @@ class DurableTask(Task[P, R]):
     ) -> Any:
         """Celery's ``retry``; retries that the library sent do not count towards ``max_retries``."""
         request = self.request
-        if request.called_directly or request.is_eager:
+        if request.called_directly:
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         execution = opened_by(request)
         limit = self.max_retries if max_retries is None else max_retries

@@ -1,0 +1,1 @@
+"""Every module by itself, on the journal in memory: no Redis and no worker."""

@@ -1,0 +1,502 @@
+"""A value comes back from the journal equal and of its type, or it is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import Enum, IntEnum
+from functools import partial
+from typing import Annotated, Any, NamedTuple, TypeVar
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typing_extensions import TypedDict
+
+from celery_durable import ConfigurationError
+from celery_durable.codec import Encoded, NotEncodable, declared_type, decode, encode
+from celery_durable.serializers import check_compression, check_serializer
+
+# -- what goes round ---------------------------------------------------------------------------------------------------
+
+
+class Colour(Enum):
+    RED = "red"
+    BLUE = 2
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+class Shade(Enum):
+    DARK = (0, 0, 0)
+
+
+class Address(pydantic.BaseModel):
+    street: str
+    verified: datetime | None = None
+
+
+class Order(pydantic.BaseModel):
+    number: UUID
+    total: Decimal
+    colour: Colour = Colour.RED
+    addresses: list[Address] = []
+    photo: bytes = b""
+    tags: set[str] = set()
+    weight: float = 0.0
+    extra: Any = None
+
+
+@dataclass
+class Point:
+    x: float
+    seen: datetime | None = None
+    raw: bytes = b""
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Row(TypedDict):
+    id: int
+    at: datetime
+
+
+class Pair(NamedTuple):
+    left: int
+    right: str
+
+
+texts = st.text(st.characters(codec=None, categories=None))  # lone surrogates too
+# Fixed offsets: Python calls a time in the hour of a clock change unequal to the same time in any other zone.
+offsets = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+datetimes = st.datetimes(timezones=st.none() | offsets)
+plain_scalars = (
+    st.none() | st.booleans() | st.integers(-(10**40), 10**40) | st.floats(allow_nan=False) | texts | st.binary()
+    | st.dates() | datetimes | st.timedeltas() | st.uuids() | st.decimals(allow_nan=False)
+)  # fmt: skip
+hashable = st.none() | st.integers() | texts | st.binary() | st.dates() | st.uuids()
+tag_like = st.fixed_dictionaries(
+    {"$type": st.sampled_from(["uuid", "dict", "bytes", "set", "nonsense"]) | st.integers()},
+    optional={"$value": texts | st.lists(st.integers()), "more": st.none()},
+)
+plain_values = st.recursive(
+    plain_scalars | st.sets(hashable) | st.frozensets(hashable) | tag_like,
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(texts, inner) | st.dictionaries(st.sampled_from(["$type", "$value"]), inner)
+    ),
+    max_leaves=10,
+)
+
+
+def through_text(value: Any, hint: Any = None) -> Any:
+    """What the first execution returns, after a check that every replay returns the same."""
+    encoded = encode(value, hint)
+    json.loads(encoded.text)
+    replayed = decode(encoded.text.encode(), encoded.marks, hint)
+    assert repr(replayed) == repr(encoded.value)
+    assert type(replayed) is type(encoded.value)
+    return replayed
+
+
+def types_in(value: Any) -> Any:
+    """The types of a value and of all that is in it."""
+    if isinstance(value, dict):
+        return dict, {key: types_in(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return list, [types_in(item) for item in value]
+    return type(value)
+
+
+@given(plain_values)
+def test_plain_values_keep_equality_and_type(value: Any) -> None:
+    assert through_text(value) == value
+    assert types_in(through_text(value)) == types_in(value)
+
+
+@given(plain_values)
+def test_undeclared_values_inside_of_declared_ones_keep_equality_and_type(value: Any) -> None:
+    order = Order(number=UUID(int=1), total=Decimal(1), extra=value)
+    assert through_text(order, Order) == order
+    assert types_in(through_text(order, Order).extra) == types_in(value)
+
+
+@given(
+    st.builds(
+        Order,
+        number=st.uuids(),
+        total=st.decimals(allow_nan=False, allow_infinity=False),
+        colour=st.sampled_from(Colour),
+        addresses=st.lists(st.builds(Address, street=st.text(), verified=st.none() | datetimes)),
+        photo=st.binary(),
+        tags=st.sets(st.text()),
+        weight=st.floats(allow_nan=False),
+    )
+)
+def test_models_keep_equality_and_type(order: Order) -> None:
+    assert through_text(order, Order) == order
+    assert through_text([order], list[Order]) == [order]
+    assert through_text(order, Order | None) == order
+
+
+@given(st.builds(Point, x=st.floats(allow_nan=False), seen=st.none() | datetimes, raw=st.binary()))
+def test_dataclasses_keep_equality_and_type(point: Point) -> None:
+    assert through_text(point, Point) == point
+
+
+@pytest.mark.parametrize(
+    ("hint", "values"),
+    [
+        (int, st.integers()),
+        (float, st.floats(allow_nan=False)),
+        (str, texts),
+        (bytes, st.binary()),
+        (datetime, datetimes),
+        (date, st.dates()),
+        (time, st.times()),
+        (timedelta, st.timedeltas()),
+        (UUID, st.uuids()),
+        (Decimal, st.decimals(allow_nan=False)),
+        (Colour, st.sampled_from(Colour)),
+        (Level, st.just(Level.LOW)),
+        (set[int], st.sets(st.integers())),
+        (set[tuple[int, int]], st.sets(st.tuples(st.integers(), st.integers()))),
+        (tuple[int, ...], st.lists(st.integers()).map(tuple)),
+        (tuple[str, bytes], st.tuples(st.text(), st.binary())),
+        (Pair, st.builds(Pair)),
+        (Row, st.fixed_dictionaries({"id": st.integers(), "at": datetimes})),
+        (dict[int, date], st.dictionaries(st.integers(), st.dates())),
+        (int | str, st.integers() | st.text()),
+        (bytes | str, st.binary() | st.text()),
+        (datetime | str | None, datetimes | st.text() | st.none()),
+        (UUID | str, st.uuids() | st.uuids().map(str)),
+        (Decimal | float, st.decimals(allow_nan=False, allow_infinity=False) | st.floats(allow_nan=False)),
+        (Order | Address, st.builds(Address, street=st.text())),
+        (Any, plain_values),
+        (TypeVar("T"), st.integers() | datetimes),
+        (Annotated[int, ["unhashable"]], st.integers()),
+    ],
+    ids=lambda value: None if isinstance(value, st.SearchStrategy) else str(value),
+)
+@given(data=st.data())
+def test_declared_values_keep_equality_and_type(hint: Any, values: st.SearchStrategy[Any], data: st.DataObject) -> None:
+    value = data.draw(values)
+    assert through_text(value, hint) == value
+    assert types_in(through_text(value, hint)) == types_in(value)
+
+
+@pytest.mark.parametrize("hint", [None, float, float | None, Any], ids=str)
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, -0.0], ids=repr)
+def test_special_floats_stay_what_they_are(number: float, hint: Any) -> None:
+    assert repr(through_text(number, hint)) == repr(number)
+    assert repr(through_text([number], None if hint is None else list[hint])) == repr([number])
+
+
+@pytest.mark.parametrize("hint", [None, Decimal], ids=str)
+@pytest.mark.parametrize("number", ["NaN", "sNaN", "Infinity", "-0", "1.10", "1E+5"])
+def test_special_decimals_stay_what_they_are(number: str, hint: Any) -> None:
+    assert repr(through_text(Decimal(number), hint)) == repr(Decimal(number))
+
+
+def test_a_model_with_a_nan_in_it_keeps_it() -> None:
+    point = Point(math.nan, raw=b"\xff")
+    assert repr(through_text(point, Point)) == repr(point)
+
+
+def test_a_missing_result_is_recorded_as_none() -> None:
+    assert encode(None, type(None)) == Encoded("null", {}, None)
+    assert encode(None) == Encoded("null", {}, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ((1, (2, 3)), [1, [2, 3]]),
+        ({"at": (date(2024, 1, 1),)}, {"at": [date(2024, 1, 1)]}),
+        ({1: "a", 2.5: "b", None: "c"}, {"1": "a", "2.5": "b", "null": "c"}),
+        ({True: "yes"}, {"true": "yes"}),
+    ],
+    ids=["tuple", "tuple in a dict", "number keys", "boolean key"],
+)
+def test_undeclared_tuples_become_lists_and_keys_strings_as_in_json(value: Any, kept: Any) -> None:
+    assert through_text(value) == kept
+
+
+def test_a_value_that_is_not_of_the_declared_type_is_kept_as_it_is() -> None:
+    assert through_text("not a number", int) == "not a number"
+    assert through_text(5, type(None)) == 5
+
+
+def test_a_model_with_a_time_in_the_hour_of_a_clock_change_is_kept() -> None:
+    address = Address(street="x", verified=datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin")))
+    kept = through_text(address, Address)
+    assert type(kept) is Address
+    assert kept.verified.timestamp() == address.verified.timestamp()
+
+
+def test_an_enum_whose_values_are_tuples_is_kept() -> None:
+    assert through_text(Shade.DARK, Shade) is Shade.DARK
+    assert through_text({"shade": Shade.DARK}, dict[str, Shade]) == {"shade": Shade.DARK}
+
+
+# -- what is not degraded ----------------------------------------------------------------------------------------------
+
+
+class Camel(pydantic.BaseModel):
+    order_id: int = pydantic.Field(alias="orderId")
+
+
+class Area(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    side: int
+
+    @pydantic.computed_field
+    @property
+    def size(self) -> int:
+        return self.side**2
+
+
+def test_a_model_whose_fields_have_aliases_is_kept() -> None:
+    assert through_text(Camel(orderId=5), Camel) == Camel(orderId=5)
+
+
+def test_a_model_with_a_computed_field_is_kept() -> None:
+    assert through_text(Area(side=3), Area) == Area(side=3)
+
+
+class Login(pydantic.BaseModel):
+    password: pydantic.SecretStr
+
+
+class Counter(pydantic.BaseModel):
+    _count: int = pydantic.PrivateAttr(0)
+
+
+class Hidden(pydantic.BaseModel):
+    shown: int
+    secret: str = pydantic.Field("", repr=False, exclude=True)
+
+
+def counted() -> Counter:
+    counter = Counter()
+    counter._count = 5  # noqa: SLF001  what a model keeps to itself is lost as easily
+    return counter
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (Login(password=pydantic.SecretStr("hunter2")), Login),
+        (pydantic.SecretStr("hunter2"), pydantic.SecretStr),
+        (counted(), Counter),
+        (Hidden(shown=1, secret="x"), Hidden),  # noqa: S106
+        (((1,), 2), tuple),
+        (True, int),
+        (Decimal("1.0"), float),
+        (Decimal("Infinity"), Decimal | float),
+        (True, int | str),
+    ],
+    ids=[
+        "secret in a model", "secret", "private attribute", "excluded field", "tuple in a tuple", "bool as int",
+        "decimal as float", "decimal in a union", "bool in a union",
+    ],
+)  # fmt: skip
+def test_what_the_declared_type_would_lose_is_kept_or_refused(value: Any, hint: Any) -> None:
+    try:
+        kept = through_text(value, hint)
+    except NotEncodable:
+        return
+    assert kept == value
+    assert type(kept) is type(value)
+
+
+class Cat(pydantic.BaseModel):
+    name: str
+
+
+class Lion(Cat):
+    mane: str
+
+
+@dataclass
+class Space(Point):
+    z: float = 0.0
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "said"),
+    [
+        (Address(street="x"), None, "annotate {action} with its return type or pass type_hint=Address"),
+        (Point(1.0), None, "annotate {action} with its return type or pass type_hint=Point"),
+        (Colour.RED, None, "annotate {action} with its return type or pass type_hint=Colour"),
+        (Level.LOW, None, "annotate {action} with its return type or pass type_hint=Level"),
+        ([{"a": Address(street="x")}], None, "type_hint=Address"),
+        (Lion(name="Leo", mane="brown"), Cat, "type_hint=Lion"),
+        (Space(1.0, z=2.0), Point, "type_hint=Space"),
+        (object(), None, "object"),
+        (Pair(1, "a"), None, "Pair"),
+        (OrderedDict(a=1), None, "OrderedDict"),
+        (bytearray(b"x"), None, "bytearray"),
+        (1j, None, "complex"),
+        ((n for n in "ab"), None, "generator"),
+        ({(1, 2): 3}, None, "tuple"),
+        ({1: "a", "1": "b"}, None, "two keys"),
+        ({None: "a", "null": "b"}, None, "two keys"),
+    ],
+    ids=[
+        "model", "dataclass", "enum", "int enum", "model deep inside", "subclass of the declared model",
+        "subclass of the declared dataclass", "object", "named tuple", "ordered dict", "bytearray", "complex",
+        "generator", "tuple as key", "colliding keys", "colliding null",
+    ],
+)  # fmt: skip
+def test_what_json_would_degrade_is_refused_with_advice(value: Any, hint: Any, said: str) -> None:
+    with pytest.raises(NotEncodable) as refused:
+        encode(value, hint)
+    assert said in str(refused.value)
+
+
+def test_tuples_in_a_set_stay_tuples() -> None:
+    """A list cannot be in a set."""
+    value = {(1, (2, 3)), frozenset({(4,)})}
+    encoded = encode(value)
+    assert encoded.value == decode(encoded.text, encoded.marks) == value
+
+
+def test_a_cycle_is_refused(time_limit: None) -> None:
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    with pytest.raises((NotEncodable, ValueError, RecursionError)):
+        encode(cycle)
+
+
+def test_a_number_that_python_would_not_read_again_is_refused() -> None:
+    with pytest.raises((NotEncodable, ValueError)):
+        encode(10 ** (sys.get_int_max_str_digits() + 1))
+
+
+# -- declared types ----------------------------------------------------------------------------------------------------
+
+
+class Client:
+    def fetch(self) -> Order:
+        raise NotImplementedError
+
+    async def afetch(self) -> Order:
+        raise NotImplementedError
+
+    def __call__(self) -> Address:
+        raise NotImplementedError
+
+
+def untyped():  # noqa: ANN201
+    raise NotImplementedError
+
+
+def unknown() -> NotThere:  # noqa: F821
+    raise NotImplementedError
+
+
+def opaque() -> threading.Thread:  # noqa: F821
+    raise NotImplementedError
+
+
+def anything() -> Any:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("action", "hint"),
+    [
+        (Client().fetch, Order),
+        (Client().afetch, Order),
+        (Client(), Address),
+        (partial(partial(Client().fetch)), Order),
+        (untyped, None),
+        (lambda: 1, None),
+        (unknown, None),
+        (opaque, None),
+        (anything, None),
+        (len, None),
+    ],
+    ids=[
+        "method", "async method", "callable object", "partial of a partial", "no annotation", "lambda", "unknown name",
+        "no schema", "Any", "builtin",
+    ],
+)  # fmt: skip
+def test_the_return_annotation_of_an_action_is_its_type(action: Any, hint: Any) -> None:
+    assert declared_type(action) is hint
+
+
+# -- serializers and compression ---------------------------------------------------------------------------------------
+
+
+class Reversed:
+    def serialize(self, obj: Any) -> bytes:
+        return repr(obj).encode()[::-1]
+
+    def deserialize(self, data: bytes) -> Any:
+        return json.loads(data[::-1])
+
+
+class Careless:
+    def serialize(self, obj: Any) -> Any:
+        return "text"
+
+    def deserialize(self, data: bytes) -> Any:
+        return data
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "gzip", "bzip2"])
+@pytest.mark.parametrize(
+    "serializer", [None, "json", "pickle", Reversed()], ids=["default", "json", "pickle", "custom"]
+)
+def test_serializers_and_compression_go_round_and_leave_their_marks(serializer: Any, compression: str | None) -> None:
+    accept = frozenset({"json", "pickle"})
+    encoded = encode([1, 2], serializer=serializer, compression=compression, accept=accept)
+    assert encoded.value == [1, 2]
+    assert decode(encoded.text, encoded.marks, serializer=serializer, accept=accept) == [1, 2]
+    assert ("serializer" in encoded.marks) is (serializer not in (None, "json"))
+    assert ("compression" in encoded.marks) is (compression is not None)
+
+
+def test_compression_makes_a_large_value_small() -> None:
+    assert len(encode("x" * 100_000, str, compression="zlib").text) < 1_000
+
+
+def test_pickle_needs_the_permission_of_the_app() -> None:
+    with pytest.raises(ConfigurationError, match="accept_content"):
+        encode(Pair(1, "a"), serializer="pickle")
+    encoded = encode(Pair(1, "a"), serializer="pickle", accept=frozenset({"json", "pickle"}))
+    assert encoded.value == Pair(1, "a")
+    assert type(encoded.value) is Pair
+    with pytest.raises(ConfigurationError, match="accept_content"):
+        decode(encoded.text, encoded.marks, serializer="pickle")
+
+
+def test_a_serializer_has_to_return_bytes() -> None:
+    with pytest.raises(NotEncodable, match=r"Careless\.serialize must return bytes, got str"):
+        encode(1, serializer=Careless())
+
+
+def test_a_value_whose_serializer_is_no_longer_passed_is_not_guessed() -> None:
+    encoded = encode([1], serializer=Reversed())
+    with pytest.raises(NotEncodable, match=r"Reversed, which this step no longer passes"):
+        decode(encoded.text, encoded.marks)
+
+
+def test_an_unknown_serializer_is_an_error_that_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigurationError, match=r"'nonsense' is not registered with kombu; known: .*'pickle'"):
+        check_serializer("nonsense", frozenset())
+
+
+def test_an_unknown_compression_is_an_error_that_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigurationError, match=r"'nonsense' is not registered with kombu; known: .*'zlib'"):
+        check_compression("nonsense")

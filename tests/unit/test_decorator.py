@@ -1,0 +1,205 @@
+"""``@durable_task`` makes a Celery task, and refuses what cannot work when the function is decorated."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from celery_durable import ConfigurationError, DurableContext, DurableTask, RetryPolicy, durable_task
+
+MISSING_CONTEXT = "has no parameter for the durable context: write def"
+
+
+def test_bare_and_with_options_make_a_durable_task(app: Celery) -> None:
+    @durable_task
+    def bare(ctx: DurableContext) -> None: ...
+
+    @durable_task()
+    def empty(ctx: DurableContext) -> None: ...
+
+    @durable_task(name="decorator.named", time_limit=60)
+    def named(ctx: DurableContext) -> None: ...
+
+    assert {isinstance(task, DurableTask) for task in (bare, empty, named)} == {True}
+    assert bare.name == f"{__name__}.bare"
+    assert app.tasks["decorator.named"].name == named.name == "decorator.named"
+    assert named.time_limit == 60
+
+
+def test_a_task_made_before_its_app_belongs_to_it_all_the_same(app: Celery) -> None:
+    @durable_task(name="decorator.early")
+    def early(ctx: DurableContext) -> str:
+        return "here"
+
+    later = Celery("later", set_as_current=False)
+    assert "decorator.early" in later.tasks
+    later.close()
+
+
+def test_a_durable_task_is_safe_against_a_lost_worker_unless_told_otherwise(app: Celery) -> None:
+    @durable_task
+    def safe(ctx: DurableContext) -> None: ...
+
+    @durable_task(acks_late=False, reject_on_worker_lost=False)
+    def bold(ctx: DurableContext) -> None: ...
+
+    assert (safe.acks_late, safe.reject_on_worker_lost) == (True, True)
+    assert (bold.acks_late, bold.reject_on_worker_lost) == (False, False)
+
+
+def test_the_context_is_no_part_of_the_signature(app: Celery) -> None:
+    @durable_task
+    def plain(ctx: DurableContext, order: int, *, fast: bool = False) -> str:
+        """What it does."""
+        return "done"
+
+    @durable_task(bind=True)
+    def bound(self: Any, ctx: DurableContext, order: int) -> str:
+        return "done"
+
+    assert list(inspect.signature(plain.run).parameters) == ["order", "fast"]
+    assert list(inspect.signature(bound.run).parameters) == ["order"]
+    assert plain.__doc__ == "What it does."
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"), [((), {}), ((1, 2), {}), ((1,), {"slow": True})], ids=["too few", "too many", "unknown"]
+)
+def test_a_caller_whose_arguments_do_not_fit_learns_it_before_anything_is_sent(
+    app: Celery, args: tuple[int, ...], kwargs: dict[str, Any]
+) -> None:
+    @durable_task
+    def order(ctx: DurableContext, number: int) -> None: ...
+
+    with pytest.raises(TypeError):
+        order.apply_async(args, kwargs)
+
+
+def no_parameters() -> None: ...
+
+
+def only_keywords(*, ctx: DurableContext) -> None: ...
+
+
+def only_rest(*args: Any) -> None: ...
+
+
+def only_self(self: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "corrected"),
+    [
+        (no_parameters, {}, "def no_parameters(ctx, ...)"),
+        (only_keywords, {}, "def only_keywords(ctx, ...)"),
+        (only_rest, {}, "def only_rest(ctx, ...)"),
+        (only_self, {"bind": True}, "def only_self(self, ctx, ...)"),
+        (no_parameters, {"bind": True}, "def no_parameters(self, ctx, ...)"),
+    ],
+    ids=["none", "keyword only", "rest", "bind with self alone", "bind without any"],
+)
+def test_a_function_without_a_place_for_the_context_is_refused(function: Any, options: Any, corrected: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        durable_task(**options)(function)
+    assert MISSING_CONTEXT in str(refused.value)
+    assert corrected in str(refused.value)
+
+
+def needs_context(ctx: DurableContext) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("retentoin", "retention"),
+        ("max_recovery", "max_recoveries"),
+        ("task_retry_polcy", "task_retry_policy"),
+        ("max_retrys", "max_retries"),
+        ("ack_late", "acks_late"),
+        ("rate_limits", "rate_limit"),
+    ],
+)
+def test_an_unknown_option_suggests_the_nearest(wrong: str, right: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"no option '{wrong}' .did you mean '{right}'"):
+        durable_task(**{wrong: 1})(needs_context)
+
+
+def test_an_attribute_of_the_base_class_is_an_option(app: Celery) -> None:
+    class Billing(DurableTask[Any, Any]):
+        abstract = True
+        currency = "EUR"
+
+    task = durable_task(base=Billing, currency="CHF")(needs_context)
+    assert isinstance(task, Billing)
+    assert task.currency == "CHF"
+    with pytest.raises(ConfigurationError, match="did you mean 'currency'"):
+        durable_task(base=Billing, curency="CHF")(needs_context)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("queue", "q"), ("routing_key", "r"), ("exchange", "e"), ("priority", 1), ("expires", 5),
+        ("compression", "zlib"), ("serializer", "json"), ("delivery_mode", 1), ("time_limit", 5),
+        ("soft_time_limit", 5), ("rate_limit", "1/s"), ("track_started", True), ("ignore_result", True),
+        ("throws", (KeyError,)), ("typing", False),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::celery.exceptions.CPendingDeprecationWarning")
+@pytest.mark.filterwarnings("ignore::celery.exceptions.CDeprecationWarning")
+def test_all_of_celerys_options_still_work(app: Celery, option: str, value: Any) -> None:
+    task = durable_task(**{option: value})(needs_context)
+    assert getattr(task, option) == value
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("retention", -1), ("failure_retention", "1 week"), ("max_recoveries", 1.5), ("inline_retry_limit", -1),
+        ("max_entry_size", 0), ("durable_serializer", "nonsense"), ("task_retry_policy", {"max_attempts": 3}),
+        ("max_retries", -1), ("retry_backoff", "fast"), ("retry_kwargs", {"eta": 1}), ("autoretry_for", ("KeyError",)),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_refused_when_the_function_is_decorated(option: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        durable_task(**{option: value})(needs_context)
+
+
+@pytest.mark.parametrize(
+    "celery", [{"max_retries": 3}, {"retry_backoff": True}, {"autoretry_for": (KeyError,)}], ids=str
+)
+def test_a_policy_and_celerys_own_options_are_a_conflict(celery: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        durable_task(task_retry_policy=RetryPolicy(max_attempts=3), **celery)(needs_context)
+    assert "task_retry_policy" in str(refused.value)
+    assert next(iter(celery)) in str(refused.value)
+
+
+def test_the_wrong_way_to_write_it_is_explained(app: Celery) -> None:
+    for args, options in ((("name",), {}), ((needs_context, 5), {}), ((needs_context,), {"name": "x"})):
+        with pytest.raises(ConfigurationError, match=r"write @durable_task or @durable_task\(option=\.\.\.\)"):
+            durable_task(*args, **options)
+
+
+def test_a_task_is_not_decorated_twice(app: Celery) -> None:
+    task = durable_task(name="decorator.once")(needs_context)
+    with pytest.raises(ConfigurationError, match="a task already"):
+        durable_task(task)
+    with pytest.raises(ConfigurationError, match="a task already"):
+        durable_task(app.task(name="decorator.plain")(needs_context))
+
+
+def test_the_base_class_alone_changes_nothing_of_a_task(app: Celery) -> None:
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    plain = app.task(name="decorator.plain_add")(add)
+    durable = app.task(base=DurableTask, name="decorator.durable_add")(add)
+    assert durable(1, 2) == plain(1, 2) == 3
+    assert durable.apply((1, 2)).result == 3
+    assert inspect.signature(durable.run) == inspect.signature(plain.run)
+    for option in ("acks_late", "reject_on_worker_lost", "max_retries", "default_retry_delay", "typing", "serializer"):
+        assert getattr(durable, option) == getattr(plain, option)

@@ -1,0 +1,104 @@
+"""The process's event loop outlives what its tasks do, and never waits for itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from celery_durable.driver import wait_for
+from tests.processes import PROJECT
+
+HEAD = """
+import asyncio, sys
+from celery_durable import durable_task
+
+@durable_task
+async def inner(ctx):
+    return await ctx.run("five", lambda: 5)
+"""
+
+NESTED = """
+@durable_task
+async def outer(ctx):
+    return await inner()
+
+try:
+    print(outer())
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+NESTED_SYNC = """
+async def five():
+    return 5
+
+@durable_task
+def middle(ctx):
+    return ctx.run("five", five)
+
+@durable_task
+async def outer(ctx):
+    return middle()
+
+try:
+    print(outer())
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+EXIT = """
+@durable_task
+async def leaving(ctx):
+    await asyncio.gather(ctx.run("leave", sys.exit))
+
+try:
+    leaving()
+except SystemExit:
+    print(inner())
+"""
+
+EXIT_ASYNC = """
+async def leave():
+    sys.exit(3)
+
+@durable_task
+async def leaving(ctx):
+    await asyncio.gather(ctx.run("leave", leave))
+
+try:
+    leaving()
+except SystemExit:
+    print(inner())
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "printed"),
+    [(NESTED, "5"), (NESTED_SYNC, "InvalidStepError"), (EXIT, "5"), (EXIT_ASYNC, "5")],
+    ids=[
+        "an async task awaits an async task",
+        "an async task calls a task with an async step",
+        "a sync step exits",
+        "an async step exits",
+    ],
+)
+def test_the_loop_goes_on(program: str, printed: str) -> None:
+    """In a process of its own, since a loop that stands still cannot be repaired."""
+    ended = subprocess.run(
+        [sys.executable, "-c", HEAD + program], cwd=PROJECT, timeout=5, check=True, capture_output=True, text=True
+    )
+    assert ended.stdout.strip() == printed
+
+
+def test_an_awaitable_is_waited_for_and_its_error_raised() -> None:
+    async def fail() -> None:
+        raise KeyError("sku")
+
+    async def five() -> int:
+        return 5
+
+    assert wait_for(five()) == 5
+    with pytest.raises(KeyError, match="sku"):
+        wait_for(fail())

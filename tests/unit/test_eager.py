@@ -1,0 +1,688 @@
+"""Whole tasks without a worker: called as functions, and by ``apply()`` in Celery's eager mode."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import date
+from typing import Any
+
+import pydantic
+import pytest
+from celery import Celery, states
+from celery.exceptions import Ignore, Reject
+from celery.result import EagerResult
+
+from celery_durable import (
+    AsyncDurableContext,
+    ConfigurationError,
+    ContextClosedError,
+    ContextInStepError,
+    DurableContext,
+    DurableTask,
+    EntryNotRecordableError,
+    InvalidStepError,
+    JournalMismatchError,
+    RetriesExhausted,
+    RetryableError,
+    RetryPolicy,
+    RunOptions,
+    TerminalError,
+    durable_task,
+)
+from tests.unit.conftest import Action
+
+pytestmark = pytest.mark.usefixtures("app")
+
+SLOW = RunOptions(initial_retry_interval=3600, max_attempts=3)
+
+
+def applied(body: Callable[..., Any], *args: Any, **options: Any) -> EagerResult[Any]:
+    """The result of a durable task made of *body*, in eager mode."""
+    return durable_task(**options)(body).apply(args)
+
+
+def failure_of(result: EagerResult[Any], kind: type[BaseException]) -> Any:
+    """The exception by which the task failed."""
+    assert result.state == states.FAILURE
+    assert type(result.result) is kind, repr(result.result)
+    return result.result
+
+
+# -- a direct call -----------------------------------------------------------------------------------------------------
+
+
+def test_a_direct_call_returns_what_the_function_returns() -> None:
+    @durable_task
+    def add(ctx: DurableContext, a: int, b: int = 0) -> int:
+        return ctx.run("add", lambda: a + b)
+
+    assert add(1) == 1
+    assert add(1, b=2) == 3
+
+
+def test_a_direct_call_of_an_async_task_returns_its_result() -> None:
+    @durable_task
+    async def add(ctx: AsyncDurableContext, a: int) -> int:
+        async def one() -> int:
+            return 1
+
+        return a + await ctx.run("one", one)
+
+    assert add(1) == 2
+
+
+@pytest.mark.parametrize(
+    "options", [(), (SLOW,), (RunOptions(non_retryable=OSError),)], ids=["none", "retry", "non_retryable"]
+)
+def test_a_direct_call_raises_what_the_step_raised_without_a_retry(options: Any) -> None:
+    action = Action(OSError("away"))
+
+    @durable_task
+    def fetch(ctx: DurableContext) -> Any:
+        return ctx.run("fetch", action, *options)
+
+    with pytest.raises(OSError, match="away"):
+        fetch()
+    assert action.executions == 1
+
+
+def test_direct_calls_share_nothing() -> None:
+    action = Action(1)
+
+    @durable_task
+    def count(ctx: DurableContext) -> tuple[str, int]:
+        ctx.run("count", action)
+        return ctx.task_id, ctx.attempt
+
+    (first, attempt), (second, again) = count(), count()
+    assert first != second
+    assert (attempt, again) == (1, 1)
+    assert action.executions == 2
+
+
+def test_a_direct_call_checks_the_step_like_a_worker() -> None:
+    @durable_task
+    def nested(ctx: DurableContext) -> Any:
+        return ctx.run("outer", lambda: ctx.run("inner", lambda: 1))
+
+    with pytest.raises(ContextInStepError):
+        nested()
+
+    @durable_task
+    def degraded(ctx: DurableContext) -> Any:
+        return ctx.run("make", object)
+
+    with pytest.raises(EntryNotRecordableError):
+        degraded()
+
+
+@pytest.mark.parametrize("call", [(), (1, 2)], ids=["too few", "too many"])
+def test_a_direct_call_with_wrong_arguments_is_a_type_error(call: tuple[int, ...]) -> None:
+    @durable_task
+    def add(ctx: DurableContext, a: int) -> int:
+        return a
+
+    with pytest.raises(TypeError):
+        add(*call)
+
+
+def test_with_bind_the_task_comes_before_the_context() -> None:
+    @durable_task(bind=True)
+    def who(self: Any, ctx: DurableContext, word: str) -> list[Any]:
+        return [self.name, ctx.run("say", lambda: word)]
+
+    assert who("hello") == [who.name, "hello"]
+    assert who.apply(("hello",)).result == [who.name, "hello"]
+
+
+# -- retries in eager mode ---------------------------------------------------------------------------------------------
+
+
+def test_finished_steps_are_replayed_over_the_retries_of_a_step() -> None:
+    first, flaky, attempts = Action(1), Action(OSError(), OSError(), 2), []
+
+    def body(ctx: DurableContext) -> list[Any]:
+        attempts.append(ctx.attempt)
+        return [ctx.run("first", first), ctx.run("flaky", flaky, SLOW), str(ctx.uuid())]
+
+    began = time.monotonic()
+    result = applied(body)
+    assert result.state == states.SUCCESS
+    assert result.result[:2] == [1, 2]
+    assert (first.executions, flaky.executions, attempts) == (1, 3, [1, 2, 3])
+    assert time.monotonic() - began < 5  # eager mode never waits
+
+
+def test_finished_steps_are_replayed_over_the_retries_of_the_task() -> None:
+    step, body_runs, drawn = Action(1), Action(ValueError(), ValueError(), "done"), []
+
+    def body(ctx: DurableContext) -> Any:
+        drawn.append((ctx.uuid(), ctx.random().random(), ctx.time(), ctx.now()))
+        ctx.run("step", step)
+        return body_runs()
+
+    assert applied(body).result == "done"
+    assert (step.executions, body_runs.executions) == (1, 3)
+    assert len(drawn) == 3
+    assert len(set(drawn)) == 1
+
+
+def test_an_async_task_is_retried_and_replayed_likewise() -> None:
+    first, flaky, readings = Action(1), Action(OSError(), 2), []
+
+    async def call(action: Action) -> Any:
+        return action()
+
+    async def body(ctx: AsyncDurableContext) -> list[int]:
+        readings.append((await ctx.time(), await ctx.now(), ctx.uuid()))
+        return [await ctx.run("first", call, first), await ctx.run("flaky", call, SLOW, flaky)]
+
+    assert applied(body).result == [1, 2]
+    assert (first.executions, flaky.executions) == (1, 2)
+    assert len(set(readings)) == 1
+
+
+def test_the_default_policy_allows_seventy_attempts_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
+    action = Action(OSError("away"))
+    error = failure_of(applied(body_of(action)), OSError)
+    assert str(error) == "away"
+    assert action.executions == 70
+    assert "attempt 1 of 70 failed" in caplog.text
+
+
+def body_of(action: Action) -> Callable[[DurableContext], Any]:
+    def body(ctx: DurableContext) -> Any:
+        return action()
+
+    return body
+
+
+@pytest.mark.parametrize(
+    ("options", "executions"),
+    [
+        ({"task_retry_policy": RetryPolicy(max_attempts=3)}, 3),
+        ({"max_retries": 3}, 4),
+        ({"max_retries": 0}, 1),
+        ({"retry_kwargs": {"max_retries": 1}}, 2),
+        ({"autoretry_for": (KeyError,)}, 1),
+        ({"autoretry_for": (OSError,), "max_retries": 2}, 3),
+        ({"dont_autoretry_for": (OSError,)}, 1),
+        ({"task_retry_policy": RetryPolicy(max_duration=0.2)}, 1),
+    ],
+    ids=str,
+)
+def test_the_policy_of_the_task_decides_how_often_it_runs(options: dict[str, Any], executions: int) -> None:
+    action = Action(OSError("away"))
+    failure_of(applied(body_of(action), **options), OSError)
+    assert action.executions == executions
+
+
+def test_the_policy_of_the_app_is_the_default(app: Celery) -> None:
+    app.conf.durable_task_retry_policy = RetryPolicy(max_attempts=2)
+    action = Action(OSError("away"))
+    failure_of(applied(body_of(action)), OSError)
+    assert action.executions == 2
+
+
+def progress(options: dict[str, Any]) -> int:
+    """How often a body runs that fails always, and records a step in each of its first three attempts."""
+    action = Action(OSError("away"))
+
+    def body(ctx: DurableContext) -> None:
+        for number in range(min(ctx.attempt, 3)):
+            ctx.run(f"step {number}", lambda: None)
+        action()
+
+    failure_of(applied(body, **options), OSError)
+    return action.executions
+
+
+def test_a_recorded_step_resets_the_count_of_failed_attempts() -> None:
+    # Attempts 1, 2 and 3 record a step each; the third starts the count of three that spends the policy.
+    assert progress({"task_retry_policy": RetryPolicy(max_attempts=3)}) == 5
+
+
+def test_celerys_max_retries_is_not_reset_by_progress() -> None:
+    assert progress({"max_retries": 2}) == 3
+
+
+def test_failures_under_a_policy_of_a_step_do_not_count_for_the_task() -> None:
+    flaky, body_runs = Action(OSError(), OSError(), 1), Action(ValueError("one"), "done")
+
+    def body(ctx: DurableContext) -> Any:
+        ctx.run("flaky", flaky, SLOW)
+        return body_runs()
+
+    assert applied(body, task_retry_policy=RetryPolicy(max_attempts=2)).result == "done"
+    assert (flaky.executions, body_runs.executions) == (3, 2)
+
+
+def test_a_step_without_options_is_retried_by_the_task() -> None:
+    action = Action(OSError("away"))
+
+    def body(ctx: DurableContext) -> Any:
+        return ctx.run("step", action)
+
+    assert str(failure_of(applied(body, max_retries=2), OSError)) == "away"
+    assert action.executions == 3
+
+
+def test_spent_retries_of_a_step_that_nobody_catches_fail_the_task() -> None:
+    action = Action(OSError("away"))
+
+    def body(ctx: DurableContext) -> Any:
+        return ctx.run("pay", action, SLOW)
+
+    error = failure_of(applied(body), RetriesExhausted)
+    assert (error.attempts, error.last_error_type, error.last_error_message) == (3, "OSError", "away")
+    assert action.executions == 3
+
+
+def test_compensations_run_once() -> None:
+    pay, refund, bodies = Action(OSError()), Action("refunded"), Action(ValueError(), "done")
+
+    def body(ctx: DurableContext) -> Any:
+        try:
+            ctx.run("pay", pay, SLOW)
+        except TerminalError:
+            ctx.run("refund", refund)
+        return bodies()
+
+    assert applied(body).result == "done"
+    assert (pay.executions, refund.executions, bodies.executions) == (3, 1, 2)
+
+
+def test_a_users_own_retry_passes_through() -> None:
+    step, bodies = Action(1), []
+
+    def body(self: Any, ctx: DurableContext) -> str:
+        ctx.run("step", step)
+        bodies.append(ctx.attempt)
+        if len(bodies) == 1:
+            raise self.retry(countdown=3600)
+        return "done"
+
+    assert applied(body, bind=True).get() == "done"
+    assert (bodies, step.executions) == ([1, 2], 1)
+
+
+def test_step_retries_do_not_count_for_a_users_own_retry(app: Celery) -> None:
+    flaky, bodies = Action(OSError(), OSError(), 1), []
+
+    @app.task(base=DurableTask, bind=True, name="eager.own_retry")
+    def fetch(self: Any) -> None:
+        self.ctx.run("flaky", flaky, SLOW)
+        bodies.append(self.ctx.attempt)
+        raise self.retry(exc=KeyError("again"), max_retries=1, countdown=0)
+
+    with suppress(KeyError):
+        fetch.apply()
+    assert (bodies, flaky.executions) == ([3, 4], 3)
+
+
+# -- ends --------------------------------------------------------------------------------------------------------------
+
+
+class CardDeclined(TerminalError):
+    pass
+
+
+class SoldOut(TerminalError):
+    def __init__(self, order: int, shop: str) -> None:
+        super().__init__(f"order {order} in {shop}", 409)
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["of a step", "of the body"])
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        (TerminalError("no", 404, {"order": 5}), TerminalError),
+        (CardDeclined("no", 402), CardDeclined),
+        (SoldOut(5, "Berlin"), TerminalError),
+    ],
+    ids=["plain", "subclass", "subclass that does not rebuild"],
+)
+def test_a_terminal_error_fails_the_task_at_once(raised: TerminalError, kind: Any, inside: bool) -> None:
+    action = Action(raised)
+
+    def body(ctx: DurableContext) -> Any:
+        return ctx.run("pay", action) if inside else action()
+
+    error = failure_of(applied(body), kind)
+    assert error.args == raised.args
+    assert action.executions == 1
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups are of Python 3.11")
+def test_a_terminal_error_in_a_task_group_fails_the_task_at_once() -> None:
+    action = Action(TerminalError("no", 404))
+
+    async def body(ctx: AsyncDurableContext) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ctx.run("pay", action))
+
+    result = applied(body)
+    assert action.executions == 1
+    assert failure_of(result, TerminalError).status_code == 404
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups are of Python 3.11")
+def test_a_retry_in_a_task_group_is_unwrapped() -> None:
+    flaky, steady = Action(OSError(), 1), Action(2)
+
+    async def body(ctx: AsyncDurableContext) -> list[int]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ctx.run("flaky", flaky, SLOW)), group.create_task(ctx.run("steady", steady))]
+        return [task.result() for task in tasks]
+
+    assert applied(body).result == [1, 2]
+    assert (flaky.executions, steady.executions) == (2, 1)
+
+
+def test_arguments_that_do_not_fit_fail_at_once() -> None:
+    entered = Action(1)
+
+    @durable_task
+    def order(ctx: DurableContext, number: int) -> Any:
+        return entered()
+
+    assert order.apply((1, 2)).state == states.FAILURE
+    assert order.apply(()).state == states.FAILURE
+    assert entered.executions == 0
+
+
+class Order(pydantic.BaseModel):
+    number: int
+
+
+def test_models_among_the_parameters_are_validated() -> None:
+    seen: list[Any] = []
+
+    @durable_task
+    def place(ctx: DurableContext, order: Order, times: int = 1) -> Order:
+        seen.append(order)
+        return order
+
+    assert place.apply(({"number": "5"},)).result == {"number": 5}
+    assert seen == [Order(number=5)]
+    failed = place.apply(({"number": "five"},))
+    assert "number" in str(failure_of(failed, TerminalError))
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("swallow", [BaseException, None], ids=["except BaseException", "bare except"])
+def test_the_result_of_an_attempt_that_swallowed_its_retry_is_dropped(swallow: Any) -> None:
+    flaky, seen = Action(OSError(), "done"), []
+
+    def body(ctx: DurableContext) -> Any:
+        try:
+            value = ctx.run("flaky", flaky, SLOW)
+        except:  # noqa: E722
+            value = "swallowed"
+        seen.append(value)
+        return value
+
+    assert applied(body).result == "done"
+    assert seen == ["swallowed", "done"]
+    assert flaky.executions == 2
+
+
+def test_another_exception_on_the_way_out_does_not_hide_the_retry() -> None:
+    flaky = Action(OSError(), "done")
+
+    def body(ctx: DurableContext) -> Any:
+        try:
+            return ctx.run("flaky", flaky, SLOW)
+        except BaseException as interrupt:
+            raise TerminalError("hidden") from interrupt
+
+    assert applied(body).result == "done"
+    assert flaky.executions == 2
+
+
+def test_a_mismatch_fails_the_task_and_runs_no_later_step() -> None:
+    first, later = Action(1), Action(2)
+
+    def body(ctx: DurableContext) -> None:
+        with suppress(Exception):
+            ctx.run(f"step of attempt {ctx.attempt}", first)
+            if ctx.attempt > 1:
+                later()
+        raise ValueError("once more")
+
+    error = failure_of(applied(body), JournalMismatchError)
+    assert "recorded: step 'step of attempt 1'" in str(error)
+    assert "asked for: step 'step of attempt 2'" in str(error)
+    assert (first.executions, later.executions) == (1, 0)
+
+
+@pytest.mark.parametrize("ending", ["done", TerminalError("no")], ids=["returns", "raises TerminalError"])
+def test_steps_left_over_at_a_good_or_terminal_end_are_a_mismatch(ending: Any) -> None:
+    endings = Action(ValueError("first"), ending)
+
+    def body(ctx: DurableContext) -> Any:
+        if ctx.attempt == 1:
+            ctx.run("once", lambda: 1)
+        return endings()
+
+    assert "asked for: the end of the task" in str(failure_of(applied(body), JournalMismatchError))
+    assert endings.executions == 2
+
+
+def test_steps_left_over_when_the_body_fails_are_none() -> None:
+    step, bodies = Action(1), []
+
+    def body(ctx: DurableContext) -> str:
+        bodies.append(ctx.attempt)
+        if ctx.attempt == 2:
+            raise ValueError("before the step")
+        ctx.run("step", step)
+        if ctx.attempt == 1:
+            raise ValueError("after the step")
+        return "done"
+
+    assert applied(body).result == "done"
+    assert (bodies, step.executions) == ([1, 2, 3], 1)
+
+
+def wrong_name(ctx: DurableContext) -> None:
+    ctx.run(wrong_name)
+
+
+def wrong_arguments(ctx: DurableContext) -> None:
+    ctx.run("max", lambda: 1, max_attempts=5)
+
+
+def nested(ctx: DurableContext) -> None:
+    ctx.run("outer", lambda: ctx.run("inner", lambda: 1))
+
+
+def swallowing(ctx: DurableContext) -> None:
+    def swallow() -> None:
+        with suppress(BaseException):
+            ctx.uuid()
+
+    ctx.run("outer", swallow)
+
+
+def opaque(ctx: DurableContext) -> None:
+    ctx.run("make", object)
+
+
+def wrong_serializer(ctx: DurableContext) -> None:
+    ctx.run("make", lambda: 1, RunOptions(serializer="nonsense"))
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (wrong_name, InvalidStepError),
+        (wrong_arguments, InvalidStepError),
+        (nested, ContextInStepError),
+        (swallowing, ContextInStepError),
+        (opaque, EntryNotRecordableError),
+        (wrong_serializer, ConfigurationError),
+    ],
+    ids=lambda value: value.__name__,
+)
+def test_an_error_of_the_code_ends_the_run_at_once_and_by_name(body: Any, kind: type[Exception]) -> None:
+    attempts = []
+
+    def counted(ctx: DurableContext) -> None:
+        attempts.append(ctx.attempt)
+        body(ctx)
+
+    assert counted.__name__ == "counted"
+    failure_of(applied(counted), kind)
+    assert attempts == [1]
+
+
+def test_a_wrong_option_inside_the_body_does_not_retry_the_task() -> None:
+    attempts = []
+
+    def body(ctx: DurableContext) -> None:
+        attempts.append(ctx.attempt)
+        ctx.run("step", lambda: 1, RunOptions(max_retries=3))
+
+    failure_of(applied(body), ConfigurationError)
+    assert attempts == [1]
+
+
+def test_ignore_and_reject_end_the_run() -> None:
+    for error in (Ignore(), Reject("no", requeue=False)):
+        action = Action(error)
+        assert durable_task(name=f"eager.{type(error).__name__}")(body_of(action)).apply().state in (
+            states.IGNORED,
+            states.REJECTED,
+        )
+        assert action.executions == 1
+
+
+def test_a_retryable_error_of_the_body_is_retried() -> None:
+    action = Action(RetryableError("busy", retry_after=3600), "done")
+    assert applied(body_of(action)).result == "done"
+    assert action.executions == 2
+
+
+def test_a_result_keeps_what_celery_keeps() -> None:
+    assert applied(body_of(Action([1, {"a": date(2024, 1, 1)}]))).result == [1, {"a": date(2024, 1, 1)}]
+
+
+def test_nothing_of_a_finished_run_is_kept_in_eager_mode() -> None:
+    action = Action(1)
+
+    @durable_task
+    def count(ctx: DurableContext) -> Any:
+        return ctx.run("count", action)
+
+    assert count.apply(task_id="same").result == count.apply(task_id="same").result == 1
+    assert action.executions == 2
+
+
+def test_a_context_kept_after_the_task_is_refused() -> None:
+    kept: list[DurableContext] = []
+
+    @durable_task
+    def keep(ctx: DurableContext) -> None:
+        kept.append(ctx)
+
+    keep.apply()
+    keep()
+    for ctx in kept:
+        with pytest.raises(ContextClosedError):
+            ctx.uuid()
+
+
+# -- the base class ----------------------------------------------------------------------------------------------------
+
+
+def test_the_base_class_opens_its_context_at_first_use(app: Celery) -> None:
+    @app.task(base=DurableTask, bind=True, name="eager.base")
+    def count(self: Any) -> tuple[bool, int]:
+        return self.ctx is self.ctx, self.ctx.run("count", lambda: 5)
+
+    assert count() == (True, 5)
+    assert count.apply().result == (True, 5)
+
+
+def test_the_context_of_a_task_that_does_not_run_is_an_error(app: Celery) -> None:
+    task = app.task(base=DurableTask, name="eager.idle")(body_of(Action(1)))
+    with pytest.raises(ConfigurationError, match=r"eager\.idle"):
+        task.ctx  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("options", "executions"),
+    [({}, 1), ({"autoretry_for": (OSError,), "max_retries": 2, "default_retry_delay": 0}, 3)],
+    ids=["plain", "autoretry_for"],
+)
+def test_celery_decides_about_a_step_without_options(app: Celery, options: dict[str, Any], executions: int) -> None:
+    action, caught = Action(OSError("away")), []
+
+    @app.task(base=DurableTask, bind=True, name="eager.celery_decides", **options)
+    def fetch(self: Any) -> Any:
+        try:
+            return self.ctx.run("fetch", action)
+        except Exception as error:
+            caught.append(error)
+            raise
+
+    failure_of(fetch.apply(), OSError)
+    assert action.executions == executions
+    assert caught == []
+
+
+def test_a_step_with_options_is_retried_by_them_under_the_base_class(app: Celery) -> None:
+    action = Action(OSError("away"))
+
+    @app.task(base=DurableTask, bind=True, max_retries=0, name="eager.six")
+    def fetch(self: Any) -> Any:
+        return self.ctx.run("fetch", action, RunOptions(initial_retry_interval=3600, max_attempts=6))
+
+    assert failure_of(fetch.apply(), RetriesExhausted).attempts == 6
+    assert action.executions == 6
+
+
+class Mixin:
+    """Something else that a task is."""
+
+    def greeting(self) -> str:
+        return "hello"
+
+
+def test_class_based_tasks_and_mixins_work_in_either_order(app: Celery) -> None:
+    class First(DurableTask[Any, Any], Mixin):
+        name = "eager.first"
+
+        def run(self, word: str) -> str:
+            return self.greeting() + str(self.ctx.run("say", lambda: word))
+
+    class Second(Mixin, DurableTask[Any, Any]):
+        name = "eager.second"
+
+        def run(self, word: str) -> str:
+            return self.greeting() + str(self.ctx.run("say", lambda: word))
+
+    for kind in (First, Second):
+        task = app.register_task(kind())
+        assert task("!") == task.apply(("!",)).result == "hello!"
+
+
+def test_a_durable_task_may_be_the_class_of_all_tasks() -> None:
+    app = Celery("all", task_cls=DurableTask, set_as_current=False)
+
+    @app.task(bind=True)
+    def count(self: Any) -> int:
+        return self.ctx.run("count", lambda: 5)
+
+    @app.task
+    def plain(a: int) -> int:
+        return a + 1
+
+    assert (count(), count.apply().result) == (5, 5)
+    assert (plain(1), plain.apply((1,)).result) == (2, 2)
+    app.close()

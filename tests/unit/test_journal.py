@@ -1,0 +1,106 @@
+"""The text of entries, and the journal in memory."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_durable import JournalUnreadableError
+from celery_durable.journal import (
+    Delivery,
+    Finished,
+    MemoryJournal,
+    Opened,
+    done_entry,
+    new_seed,
+    open_entry,
+    read_entry,
+    started_entry,
+)
+
+names = st.text(st.characters(codec=None, categories=None)) | st.sampled_from(['x","value":1', "\\", '"', "é", "{}"])
+counts = st.integers(1, 10**6)
+moments = st.integers(0, 10**14)
+values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists).map(json.dumps)
+marks = st.dictionaries(st.sampled_from(["encoding", "serializer", "compression", "charset"]), st.text())
+
+
+@given(names, counts, moments, moments, marks, values)
+def test_a_result_reads_as_it_was_written(
+    name: str, attempts: int, at: int, ms: int, marks: dict[str, str], value: str
+) -> None:
+    text = done_entry(name, attempts, at, ms, marks, value)
+    entry = read_entry("step:1", text.encode())
+    assert (entry.name, entry.state, entry.attempts, entry.marks) == (name, "done", attempts, marks)
+    assert entry.value == value.encode()
+    assert entry.settled
+    assert json.loads(text)["value"] == json.loads(value)
+
+
+@given(names, counts, moments)
+def test_a_start_reads_as_it_was_written(name: str, attempts: int, first: int) -> None:
+    entry = read_entry("step:1", started_entry(name, attempts, first).encode())
+    assert (entry.name, entry.state, entry.attempts, entry.first) == (name, "started", attempts, first)
+    assert not entry.settled
+
+
+@given(names, st.sampled_from(["retrying", "failed"]), counts, st.dictionaries(st.text(), st.text()))
+def test_a_failure_reads_as_it_was_written(name: str, state: str, attempts: int, error: dict[str, str]) -> None:
+    entry = read_entry("step:1", open_entry(name, state, attempts, first=5, error=error).encode())
+    assert (entry.name, entry.state, entry.attempts, entry.first) == (name, state, attempts, 5)
+    assert entry.error == error
+    assert entry.settled is (state == "failed")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"\xff\xfe", b"null", b"[]", b"{}", b'{"name":"pay"}', b'{"name":"pay","state":"done"}', b"not JSON"],
+    ids=repr,
+)
+def test_a_damaged_entry_is_named_with_what_it_holds(raw: bytes) -> None:
+    with pytest.raises(JournalUnreadableError) as damaged:
+        read_entry("step:7", raw)
+    assert "step:7" in str(damaged.value)
+    assert repr(raw) in str(damaged.value)
+
+
+@pytest.mark.parametrize("name", ["pay", "pay \u00e9"], ids=["plain name", "escaped name"])
+def test_an_entry_that_was_cut_off_is_damaged(name: str) -> None:
+    whole = done_entry(name, 1, 5, 5, {}, "12345").encode()
+    for length in range(len(whole)):
+        with pytest.raises(JournalUnreadableError):
+            read_entry("step:1", whole[:length])
+
+
+def test_every_run_has_a_seed_of_its_own() -> None:
+    assert len({new_seed() for _ in range(100)}) == 100
+
+
+DELIVERY = Delivery("task-1", "shop.checkout", "", "{}")
+
+
+def test_attempts_are_numbered_and_see_what_the_last_one_wrote() -> None:
+    journal = MemoryJournal()
+    first = journal.open(DELIVERY)
+    assert isinstance(first, Opened)
+    journal.suspend(5.0, {"step:1": "one"})
+    second = journal.open(DELIVERY)
+    assert isinstance(second, Opened)
+    assert (first.number, second.number) == (1, 2)
+    assert second.fields[b"step:1"] == b"one"
+    assert second.fields[b"seed"] == first.fields[b"seed"]
+    assert b"step:1" not in first.fields
+
+
+@pytest.mark.parametrize("status", ["succeeded", "failed"])
+def test_a_finished_run_opens_no_attempt(status: str) -> None:
+    journal = MemoryJournal()
+    journal.open(DELIVERY)
+    journal.finish(status, 5.0, {"outcome": "{}"})
+    finished = journal.open(DELIVERY)
+    assert isinstance(finished, Finished)
+    assert finished.fields[b"outcome"] == b"{}"
+    assert finished.fields[b"attempt"] == b"1"

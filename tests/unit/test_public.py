@@ -1,0 +1,56 @@
+"""The package's front door: the names, their documentation, and what it does not pull in."""
+
+from __future__ import annotations
+
+import inspect
+from importlib.resources import files
+
+import pytest
+
+import celery_durable
+
+PROMISED = {
+    "durable_task", "DurableTask", "DurableContext", "AsyncDurableContext", "RunOptions", "RetryPolicy", "current_step",
+    "DurableError", "TerminalError", "RetryableError", "RetriesExhausted", "JournalMismatchError", "ContextInStepError",
+    "EntryNotRecordableError", "RecoveryLimitExceeded", "ConfigurationError",
+}  # fmt: skip
+
+
+def test_what_is_promised_is_exported() -> None:
+    assert set(celery_durable.__all__) >= PROMISED
+    assert len(celery_durable.__all__) == len(set(celery_durable.__all__))
+
+
+def test_what_is_beyond_the_promise_are_errors() -> None:
+    for name in set(celery_durable.__all__) - PROMISED:
+        assert issubclass(getattr(celery_durable, name), celery_durable.DurableError)
+
+
+@pytest.mark.parametrize("name", ["sleep", "patched", "cancel", "TaskCancelled"])
+def test_what_has_no_effect_yet_is_not_exported(name: str) -> None:
+    assert not hasattr(celery_durable, name)
+    assert not hasattr(celery_durable.DurableContext, name)
+    assert not hasattr(celery_durable.AsyncDurableContext, name)
+
+
+@pytest.mark.parametrize("name", celery_durable.__all__)
+def test_every_public_name_is_documented(name: str) -> None:
+    public = getattr(celery_durable, name)
+    assert inspect.getdoc(public)
+    if inspect.isclass(public) and public.__module__.startswith("celery_durable"):
+        for attribute, member in vars(public).items():
+            if inspect.isfunction(member) and not attribute.startswith("_"):
+                assert inspect.getdoc(getattr(public, attribute)), f"{name}.{attribute}"
+
+
+def test_the_package_is_typed() -> None:
+    assert files("celery_durable").joinpath("py.typed").is_file()
+
+
+@pytest.mark.parametrize("module", ["attempt", "codec", "context", "exceptions", "journal", "retry", "step"])
+def test_the_lower_half_knows_neither_celery_nor_redis(module: str) -> None:
+    source = files("celery_durable").joinpath(f"{module}.py").read_text("utf-8")
+    imported = {
+        line.split()[1].partition(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))
+    }
+    assert not imported & {"celery", "redis"}

@@ -1,0 +1,189 @@
+"""The app's ``durable_*`` settings are read once, checked, and win or lose against the decorator's as documented."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from celery_durable import ConfigurationError, DurableTask, RetryPolicy
+from celery_durable.settings import TASK_OPTIONS, Settings
+from celery_durable.store import redis_url, without_password
+
+
+def nothing() -> None:
+    """The body of a task."""
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    settings = Settings.read({})
+    assert settings.redis_url is None
+    assert settings.key_prefix == "durable:"
+    assert settings.task_retry_policy == RetryPolicy()
+    assert settings.inline_retry_limit == 0
+    assert settings.lease == 30
+    assert settings.max_recoveries == 10
+    assert settings.retention == 24 * 60 * 60
+    assert settings.failure_retention == 7 * 24 * 60 * 60
+    assert settings.max_entry_size == 32 * 1024 * 1024
+    assert settings.serializer == "json"
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().lease = 5
+
+
+@pytest.mark.parametrize("given", [90, 90.0, timedelta(minutes=1, seconds=30)], ids=repr)
+@pytest.mark.parametrize("name", ["inline_retry_limit", "lease", "retention", "failure_retention"])
+def test_durations_are_seconds_or_a_timedelta(name: str, given: Any) -> None:
+    assert getattr(Settings.read({f"durable_{name}": given}), name) == 90.0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("durable_redis_url", 5),
+        ("durable_redis_url", ""),
+        ("durable_key_prefix", ""),
+        ("durable_key_prefix", "{shop}:"),
+        ("durable_task_retry_policy", {"max_attempts": 3}),
+        ("durable_inline_retry_limit", -1),
+        ("durable_inline_retry_limit", "5"),
+        ("durable_lease", 0),
+        ("durable_lease", 0.5),
+        ("durable_max_recoveries", -1),
+        ("durable_max_recoveries", 1.5),
+        ("durable_max_recoveries", True),
+        ("durable_retention", timedelta(seconds=-1)),
+        ("durable_failure_retention", "1 week"),
+        ("durable_max_entry_size", 0),
+        ("durable_max_entry_size", 1e6),
+    ],
+    ids=repr,
+)
+def test_a_wrong_value_is_named_with_its_key(key: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        Settings.read({key: value})
+    assert key in str(refused.value)
+    if not isinstance(value, timedelta):  # shown in seconds
+        assert repr(value) in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["nonsense", 5], ids=repr)
+def test_a_wrong_serializer_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="kombu"):
+        Settings.read({"durable_serializer": value})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("durable_retentoin", "durable_retention"),
+        ("durable_redis", "durable_redis_url"),
+        ("durable_max_recovery", "durable_max_recoveries"),
+    ],
+)
+def test_an_unknown_key_suggests_the_nearest(wrong: str, right: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"no setting '{wrong}' .did you mean '{right}'"):
+        Settings.read({wrong: 1})
+
+
+def test_an_unknown_key_is_refused_when_a_task_of_a_real_app_reads_it(app: Celery) -> None:
+    app.conf.durable_retentoin = 5
+    task = app.task(base=DurableTask, name="settings.unknown")(nothing)
+    with pytest.raises(ConfigurationError, match="durable_retention"):
+        task.durable_settings  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("config", "namespace"),
+    [
+        (SimpleNamespace(durable_lease=7), None),
+        (SimpleNamespace(CELERY_DURABLE_LEASE=7), "CELERY"),
+        (SimpleNamespace(shop_durable_lease=7), "shop"),
+    ],
+    ids=["plain", "upper case", "lower case"],
+)
+def test_namespaced_forms_work(app: Celery, config: Any, namespace: str | None) -> None:
+    app.config_from_object(config, namespace=namespace)
+    assert Settings.read(app.conf).lease == 7
+
+
+def test_an_unknown_namespaced_key_is_refused(app: Celery) -> None:
+    app.config_from_object(SimpleNamespace(CELERY_DURABLE_LEASES=7), namespace="CELERY")
+    with pytest.raises(ConfigurationError, match="durable_lease"):
+        Settings.read(app.conf, app.namespace)
+
+
+TASK_VALUES: dict[str, tuple[Any, Any]] = {
+    "task_retry_policy": (RetryPolicy(max_attempts=5), RetryPolicy(max_attempts=6)),
+    "inline_retry_limit": (5, 6),
+    "max_recoveries": (5, 6),
+    "retention": (5, 6),
+    "failure_retention": (5, 6),
+    "max_entry_size": (5, 6),
+    "durable_serializer": ("pickle", "json"),
+}
+
+
+@pytest.mark.parametrize("option", sorted(TASK_OPTIONS))
+def test_an_option_of_the_task_wins_over_the_setting_of_the_app(app: Celery, option: str) -> None:
+    of_app, of_task = TASK_VALUES[option]
+    field = TASK_OPTIONS[option]
+    setattr(app.conf, f"durable_{field}", of_app)
+    plain = app.task(base=DurableTask, name="settings.plain")(nothing)
+    special = app.task(base=DurableTask, name="settings.special", **{option: of_task})(nothing)
+    assert getattr(plain.durable_settings, field) == of_app
+    assert getattr(special.durable_settings, field) == of_task
+
+
+def test_a_wrong_option_of_a_task_is_named_without_the_prefix(app: Celery) -> None:
+    task = app.task(base=DurableTask, name="settings.wrong", max_recoveries=-1)(nothing)
+    with pytest.raises(ConfigurationError, match=r"^max_recoveries must be 0 or more, got -1"):
+        task.durable_settings  # noqa: B018
+
+
+# -- which Redis -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("conf", "url"),
+    [
+        ({"durable_redis_url": "redis://own/0"}, "redis://own/0"),
+        ({"durable_redis_url": "rediss://own/0", "result_backend": "redis://b/1"}, "rediss://own/0"),
+        ({"result_backend": "redis://b/1", "broker_url": "redis://c/2"}, "redis://b/1"),
+        ({"result_backend": "db+sqlite:///x", "broker_url": "redis://c/2"}, "redis://c/2"),
+        ({"broker_url": "redis+socket:///run/redis.sock"}, "redis+socket:///run/redis.sock"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_the_journal_is_in_the_first_redis_that_is_configured(app: Celery, conf: dict[str, Any], url: str) -> None:
+    app.conf.update(conf)
+    assert redis_url(app.conf, Settings.read(app.conf)) == url
+
+
+def test_without_a_redis_the_error_says_what_was_found_and_what_to_set(app: Celery) -> None:
+    app.conf.broker_url = "amqp://shop:secret@rabbit//"
+    with pytest.raises(ConfigurationError) as refused:
+        redis_url(app.conf, Settings.read(app.conf))
+    assert "set durable_redis_url" in str(refused.value)
+    assert "amqp://shop:***@rabbit" in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_url_that_is_no_redis_is_refused_without_showing_its_password(app: Celery) -> None:
+    app.conf.update(durable_redis_url="postgres://shop:secret@db/0", result_backend="redis://b/1")
+    with pytest.raises(ConfigurationError) as refused:
+        redis_url(app.conf, Settings.read(app.conf))
+    assert "durable_redis_url must be" in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_password_is_never_shown() -> None:
+    assert without_password("redis://:secret@host:6379/0") == "redis://:***@host:6379/0"
+    assert without_password("redis://host:6379/0") == "redis://host:6379/0"
