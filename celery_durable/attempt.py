@@ -13,10 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from .exceptions import (
@@ -43,8 +42,7 @@ running_step: ContextVar[Any] = ContextVar("celery_durable_step", default=None)
 """The :class:`~celery_durable.step.Step` whose action this code belongs to."""
 
 
-@dataclass(frozen=True)
-class Terms:
+class Terms(NamedTuple):
     """The settings that an attempt and its steps work by."""
 
     inline_retry_limit: float = 0.0
@@ -55,8 +53,7 @@ class Terms:
     """A recorded step resets the count of failed attempts."""
 
 
-@dataclass(frozen=True)
-class Surroundings:
+class Surroundings(NamedTuple):
     """What user code may read of the task that the attempt belongs to."""
 
     task_id: str

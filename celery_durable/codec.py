@@ -14,14 +14,15 @@ import typing
 from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
-
-from pydantic import BaseModel, TypeAdapter
 
 from . import serializers, tagged
 from .serializers import JSON_ONLY, Marks, Serializer
-from .tagged import NotEncodable
+from .tagged import NotEncodable, is_model
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 __all__ = ["Encoded", "NotEncodable", "adapter", "declared_type", "decode", "encode"]
 
@@ -145,7 +146,7 @@ def same(value: Any, decoded: Any) -> bool:  # noqa: PLR0911  a line per kind
         return len(value) == len(decoded) and all(map(same, value, decoded))
     if kind is dict:
         return value.keys() == decoded.keys() and all(same(item, decoded[key]) for key, item in value.items())
-    if isinstance(value, BaseModel):
+    if is_model(kind):
         return all(same(getattr(value, part), getattr(decoded, part)) for part in _PARTS_OF_A_MODEL)
     if dataclasses.is_dataclass(value):
         return same(vars(value), vars(decoded)) if hasattr(value, "__dict__") else bool(value == decoded)
@@ -164,9 +165,13 @@ _PARTS_OF_A_MODEL = ("__dict__", "__pydantic_extra__", "__pydantic_private__")
 # -- declared types ----------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1024)
-def _cached_adapter(hint: Any) -> TypeAdapter[Any]:
+def _new_adapter(hint: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter  # half of the package's import time, for the first typed step only
+
     return TypeAdapter(hint)
+
+
+_cached_adapter = lru_cache(maxsize=1024)(_new_adapter)
 
 
 def adapter(hint: Any) -> TypeAdapter[Any]:
@@ -174,7 +179,7 @@ def adapter(hint: Any) -> TypeAdapter[Any]:
     try:
         return _cached_adapter(hint)
     except TypeError:  # an unhashable hint, such as Annotated[int, [...]]
-        return TypeAdapter(hint)
+        return _new_adapter(hint)
 
 
 _declared: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()

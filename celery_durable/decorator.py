@@ -8,7 +8,6 @@ import typing
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
-import pydantic
 from celery import Task, _state
 from celery.local import Proxy
 
@@ -18,6 +17,7 @@ from .execution import current
 from .options import suggestion
 from .retry import CELERY_RETRY_OPTIONS, RetryPolicy, TaskRetryRules, rules_from_celery
 from .settings import TASK_OPTIONS, Settings
+from .tagged import is_model
 from .task import DurableTask
 
 P = ParamSpec("P")
@@ -184,7 +184,7 @@ def _has_models(fun: Callable[..., Any]) -> bool:
         hints = getattr(fun, "__annotations__", {})
     hints = {name: hint for name, hint in hints.items() if name != "return"}
     kinds = [kind for hint in hints.values() for kind in (hint, *typing.get_args(hint))]
-    return any(inspect.isclass(kind) and issubclass(kind, pydantic.BaseModel) for kind in kinds)
+    return any(map(is_model, kinds))
 
 
 # -- the options -------------------------------------------------------------------------------------------------------

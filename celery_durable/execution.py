@@ -33,7 +33,6 @@ from .failure import leading, portable
 from .hold import Hold
 from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, NotNow, RetryStep
 from .journal import Busy, Delivery, Finished, Foreign, MemoryJournal, Verdict
-from .store import store_of
 
 if TYPE_CHECKING:
     from .task import DurableTask
@@ -175,8 +174,10 @@ class Execution:
         return attempt
 
     def _in_redis(self) -> Delivery:
+        from .store import store_of  # a process that only sends tasks does without it
+
         store = store_of(self.task.app)
-        self.hold = Hold(store.journal(self.request.id), self.task.durable_settings, store.leases)
+        self.hold = store.hold(self.request.id, self.task.durable_settings)
         return message.delivery_of(self.task, self.request, self.args, self.kwargs)
 
     def _in_memory(self) -> Delivery:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from celery.exceptions import SoftTimeLimitExceeded
 
@@ -16,9 +17,10 @@ from .driver import answer
 from .exceptions import JournalUnavailableError
 from .interrupts import Interrupt, JournalLost, NotNow
 from .journal import Busy, Delivery, Journal, JournalGone, Opened
-from .lease import LeaseKeeper
-from .redis_journal import RedisJournal
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .lease import Lease
 
 logger = logging.getLogger("celery_durable")
 
@@ -29,13 +31,13 @@ _WAIT_HERE = 1.0
 class Hold:
     """One delivery's hold on a run."""
 
-    def __init__(self, journal: Journal, settings: Settings, leases: LeaseKeeper | None = None) -> None:
+    def __init__(self, journal: Journal, settings: Settings, lease: Lease | None = None) -> None:
         self.journal = journal
         self.settings = settings
         self.attempt: Attempt | None = None
         self.ended = False
         """The journal has been told how the attempt ended, or is not to be told."""
-        self._leases = leases
+        self._lease = lease
         self._keep: bool | None = None
 
     def open(self, delivery: Delivery, about: Surroundings, terms: Terms) -> Attempt:
@@ -46,8 +48,8 @@ class Hold:
             JournalLost: Redis does not answer.
         """
         self.attempt = Attempt(self.journal, self._opened(delivery), about, terms)
-        if self._leases is not None and isinstance(self.journal, RedisJournal):
-            self._leases.hold(self.journal)
+        if self._lease is not None:
+            self._lease.keep()
         return self.attempt
 
     def _opened(self, delivery: Delivery) -> Opened:
@@ -100,8 +102,8 @@ class Hold:
         self.ended = True
         if self.attempt is not None:
             self.attempt.closed = True
-        if self._leases is not None and isinstance(self.journal, RedisJournal):
-            self._leases.release(self.journal)
+        if self._lease is not None:
+            self._lease.drop()
 
     def close(self, *, delivered: bool) -> None:
         """The delivery is over: give back what it used."""

@@ -19,13 +19,13 @@ Imports neither Celery nor Redis.
 from __future__ import annotations
 
 import json
+import os
 import re
-import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as quoted
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .exceptions import JournalUnavailableError, JournalUnreadableError
 
@@ -39,8 +39,7 @@ class JournalGone(JournalUnavailableError):
     """The journal of a live run is no longer there: evicted, flushed, or lost with its server."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """A message that may begin an attempt."""
 
     task_id: str
@@ -56,8 +55,7 @@ class Delivery:
     """Sent on behalf of another message, to look at the run again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(NamedTuple):
     """The lease is ours: an attempt may begin."""
 
     number: int
@@ -67,23 +65,20 @@ class Opened:
     fields: Fields
 
 
-@dataclass(frozen=True, slots=True)
-class Busy:
+class Busy(NamedTuple):
     """Another attempt holds the lease, or the run is not due yet: come back in *wait* seconds."""
 
     wait: float
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """The run has ended; its outcome is kept."""
 
     fields: Fields
 
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
+class Foreign(NamedTuple):
     """The id belongs to another task, or to other arguments."""
 
     task: str
@@ -217,7 +212,7 @@ def _damaged(field_name: str, raw: bytes) -> JournalUnreadableError:
 
 def new_seed() -> str:
     """Drawn once per run; everything random in it is derived from this."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 def step_field(position: int) -> str:

@@ -16,6 +16,22 @@ logger = logging.getLogger("celery_durable")
 RENEWALS_PER_LEASE = 3
 
 
+class Lease:
+    """The lease of one attempt."""
+
+    def __init__(self, keeper: LeaseKeeper, journal: RedisJournal) -> None:
+        self._keeper = keeper
+        self._journal = journal
+
+    def keep(self) -> None:
+        """Renew it from now on."""
+        self._keeper.keep(self._journal)
+
+    def drop(self) -> None:
+        """Renew it no more."""
+        self._keeper.drop(self._journal)
+
+
 class LeaseKeeper:
     """Renews the leases of live attempts, three times a lease."""
 
@@ -26,15 +42,16 @@ class LeaseKeeper:
         self._thread: threading.Thread | None = None
         os.register_at_fork(after_in_child=self._forget)
 
-    def hold(self, journal: RedisJournal) -> None:
-        """Keep the lease of *journal* alive until :meth:`release`."""
+    def keep(self, journal: RedisJournal) -> None:
+        """Renew the lease of *journal* until :meth:`drop`."""
         self._held.add(journal)
         if self._thread is None:
             # A daemon: the lease of a process that exits is to lapse.
             self._thread = threading.Thread(target=self._keep, name="celery-durable-leases", daemon=True)
             self._thread.start()
 
-    def release(self, journal: RedisJournal) -> None:
+    def drop(self, journal: RedisJournal) -> None:
+        """Renew it no more."""
         self._held.discard(journal)
 
     def _forget(self) -> None:

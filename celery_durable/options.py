@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import fields
@@ -30,6 +29,8 @@ _KNOWN_AS = {
 
 def suggestion(unknown: str, known: Iterable[str], also_known_as: dict[str, str] | None = None) -> str:
     """`` (did you mean ...?)`` for the nearest known name, or nothing."""
+    import difflib  # for the message of an error only
+
     known = list(known)
     alias = (also_known_as or {}).get(unknown)
     near = [alias] if alias in known else difflib.get_close_matches(unknown, known, n=1)

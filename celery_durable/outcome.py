@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 from kombu.serialization import dumps, loads
 
@@ -14,8 +13,7 @@ from .failure import describe, failure_of
 from .journal import Fields
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a finished run left."""
 
     status: str

@@ -10,13 +10,10 @@ The shard is the Cluster hash tag, so that one script can change all three.
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from .exceptions import JournalUnreadableError
@@ -28,30 +25,20 @@ SHARDS = 16
 _PAIRS_PER_WRITE = 1000
 
 
-@dataclass(frozen=True)
-class Keys:
+class Keys(NamedTuple):
     """The names of what one run has in Redis."""
 
-    prefix: str
     task_id: str
+    run: str
+    leases: str
+    due: str
 
-    @cached_property
-    def shard(self) -> str:
-        return f"{self.prefix}{{{crc32(self.task_id.encode()) % SHARDS}}}:"
+    @classmethod
+    def of(cls, prefix: str, task_id: str) -> Keys:
+        shard = f"{prefix}{{{crc32(task_id.encode()) % SHARDS}}}:"
+        return cls(task_id, f"{shard}run:{task_id}", f"{shard}leases", f"{shard}due")
 
-    @cached_property
-    def run(self) -> str:
-        return f"{self.shard}run:{self.task_id}"
-
-    @cached_property
-    def leases(self) -> str:
-        return f"{self.shard}leases"
-
-    @cached_property
-    def due(self) -> str:
-        return f"{self.shard}due"
-
-    @cached_property
+    @property
     def all(self) -> tuple[str, str, str]:
         """What every script but ``record`` is given."""
         return self.run, self.leases, self.due
@@ -79,7 +66,7 @@ class RedisJournal:
 
     def open(self, delivery: Delivery) -> Verdict:
         keys = self._keys
-        fence = secrets.token_hex(6)
+        fence = os.urandom(6).hex()
         self.wire.send(
             call(
                 "open", keys.all, keys.task_id, fence, _ms(self._lease), LAYOUT,

@@ -6,15 +6,14 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from .exceptions import ConfigurationError, RetryableError
 from .options import Duration, KeywordOptions, factor, seconds, whole
 from .serializers import ACCEPT_ANY, check_compression, check_serializer
 
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
+class Backoff(NamedTuple):
     """When to try again: exponential delays (in seconds) under optional limits."""
 
     initial: float
@@ -193,8 +192,7 @@ def _backoff_of(options: RunOptions | RetryPolicy, *, initial: float, longest: f
     )
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRetryRules:
+class TaskRetryRules(NamedTuple):
     """The task retry policy of one task, made from ours or from Celery's own options."""
 
     backoff: Backoff

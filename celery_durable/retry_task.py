@@ -10,7 +10,6 @@ from . import tracing
 from .exceptions import RunNotRetryableError
 from .journal import Fields, read_entry
 from .message import load_call
-from .store import store_of
 
 NAME = "celery_durable.retry"
 
@@ -27,6 +26,8 @@ def retry(self: Any, task_id: str) -> dict[str, Any]:
     Raises:
         RunNotRetryableError: there is no such run, or it has not ended in FAILURE.
     """
+    from .store import store_of
+
     app = self.app
     fields = store_of(app).load(task_id)
     _check_failed(task_id, fields)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import signals
-from redis.exceptions import ResponseError
 
 from .exceptions import ConfigurationError, JournalUnavailableError
-from .store import Store, store_of, without_password
 from .task import DurableTask
-from .wire import pack
+
+if TYPE_CHECKING:
+    from .store import Store
 
 logger = logging.getLogger("celery_durable")
 
@@ -29,6 +29,10 @@ def _check(instance: Any = None, **_: Any) -> None:
 
 def risks_of(app: Any, tasks: list[DurableTask[Any, Any]]) -> Iterator[str]:
     """What may cost a durable task its journal, or run it twice."""
+    from redis.exceptions import ResponseError
+
+    from .store import store_of, without_password
+
     try:
         store = store_of(app)
         server = _server_facts(store)
@@ -71,6 +75,8 @@ def _risks_of_time_limits(app: Any, tasks: list[DurableTask[Any, Any]]) -> Itera
 
 
 def _server_facts(store: Store) -> dict[str, str]:
+    from .wire import pack
+
     wire = store.wires.take()
     try:
         wire.send(pack("INFO"))

@@ -7,8 +7,9 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from .exceptions import ConfigurationError
+from .hold import Hold
 from .journal import Fields
-from .lease import LeaseKeeper
+from .lease import Lease, LeaseKeeper
 from .redis_journal import Keys, RedisJournal, condemn, load
 from .settings import Settings
 from .wire import Wires
@@ -32,10 +33,15 @@ class Store:
         self.leases = LeaseKeeper(self.wires, self.settings.lease)
 
     def keys(self, task_id: str) -> Keys:
-        return Keys(self.settings.key_prefix, task_id)
+        return Keys.of(self.settings.key_prefix, task_id)
 
     def journal(self, task_id: str) -> RedisJournal:
         return RedisJournal(self.wires, self.keys(task_id), self.settings.lease)
+
+    def hold(self, task_id: str, settings: Settings) -> Hold:
+        """A hold on a run, not opened yet; *settings* are those of its task."""
+        journal = self.journal(task_id)
+        return Hold(journal, settings, Lease(self.leases, journal))
 
     def load(self, task_id: str) -> Fields:
         return load(self.wires, self.keys(task_id))

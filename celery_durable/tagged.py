@@ -7,7 +7,9 @@ of a dict become strings. Imports nothing of this package.
 from __future__ import annotations
 
 import base64
+import inspect
 import json
+import sys
 from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -15,7 +17,6 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
 TAG, CONTENT = "$type", "$value"
@@ -117,9 +118,15 @@ def _key(key: Any) -> str:
     return key if type(key) is str else json.dumps(key)
 
 
+def is_model(kind: Any) -> bool:
+    """Whether *kind* is a class of Pydantic's models; there are none before that part of Pydantic is imported."""
+    models = sys.modules.get("pydantic.main")
+    return models is not None and inspect.isclass(kind) and issubclass(kind, models.BaseModel)
+
+
 def _refusal(item: Any) -> str:
     kind = type(item).__name__
-    if isinstance(item, (BaseModel, Enum)) or hasattr(type(item), "__dataclass_fields__"):
+    if is_model(type(item)) or isinstance(item, Enum) or hasattr(type(item), "__dataclass_fields__"):
         return f"a {kind} needs a declared type: annotate {{action}} with its return type or pass type_hint={kind}"
     return (
         f"a {kind} has no JSON form: return plain data from {{action}}, declare its type with type_hint=, "
