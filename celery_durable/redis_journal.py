@@ -76,7 +76,7 @@ class RedisJournal:
             )
         )  # fmt: skip
         self.wire.send(pack("HGETALL", keys.run))
-        opened, loaded = self.wire.replies()
+        opened, loaded = self._replies()
         return self._verdict(opened, _fields(loaded), fence.encode())
 
     def _verdict(self, reply: list[Any], fields: Fields, fence: bytes) -> Verdict:
@@ -130,11 +130,17 @@ class RedisJournal:
         self.wire.send(b"*%d\r\n" % (5 + len(encoded)) + self._record + pack_parts(encoded), with_next=with_next)
 
     def settle(self) -> None:
-        for reply in self.wire.replies():
+        for reply in self._replies():
             if reply == 0:
                 raise Fenced
             if reply == -1:
                 raise JournalGone(f"the journal {self._keys.run} is gone: was it evicted, or Redis flushed?")
+
+    def _replies(self) -> list[Any]:
+        try:
+            return self.wire.replies()
+        except JournalUnreadableError as error:
+            raise not_a_journal(self._keys) from error
 
     def fileno(self) -> int | None:
         fd = self.wire.fileno() if self.wire.owed else -1
@@ -179,10 +185,19 @@ def load(wires: Wires, keys: Keys) -> Fields:
     try:
         wire.send(pack("HGETALL", keys.run))
         [loaded] = wire.replies()
+    except JournalUnreadableError as error:
+        raise not_a_journal(keys) from error
+    else:
         check_layout(keys, _fields(loaded))
         return _fields(loaded)
     finally:
         wires.give_back(wire)
+
+
+def not_a_journal(keys: Keys) -> JournalUnreadableError:
+    """One of the keys is of another type."""
+    names = ", ".join(keys.all)
+    return JournalUnreadableError(f"task {keys.task_id}: one of {names} holds no journal; look at it, and delete it")
 
 
 def check_layout(keys: Keys, fields: Fields) -> None:

@@ -54,8 +54,10 @@ class DurableTask(Task[P, R]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "run" in cls.__dict__:
-            _wrap_run(cls)
+        # As the class resolves it: run() may come from a base that is no DurableTask.
+        run = inspect.getattr_static(cls, "run")
+        if run is not inspect.getattr_static(Task, "run") and not hasattr(run, _WRAPPED):
+            _wrap_run(cls, run)
 
     @property
     def ctx(self) -> DurableContext | AsyncDurableContext:
@@ -160,9 +162,11 @@ def _delay(task: Any, eta: Any, countdown: float | None) -> float:
     return float(task.default_retry_delay if countdown is None else countdown)
 
 
-def _wrap_run(cls: type[DurableTask[Any, Any]]) -> None:
+_WRAPPED = "celery_durable_run"
+
+
+def _wrap_run(cls: type[DurableTask[Any, Any]], declared: Any) -> None:
     """Put an :class:`Execution` around ``run``, inside of Celery's autoretry, which is to see the first exception."""
-    declared = cls.__dict__["run"]
     static = isinstance(declared, staticmethod)
     function = declared.__func__ if static else declared
     if not callable(function):
@@ -183,6 +187,7 @@ def _wrap_run(cls: type[DurableTask[Any, Any]]) -> None:
         parameters = [itself, *signature.parameters.values()]
         # Positional-only first: the task's own parameters keep their kinds.
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    setattr(run, _WRAPPED, True)
     cls.run = run  # type: ignore[assignment]
     cls.is_async = inspect.iscoroutinefunction(original)
 

@@ -172,9 +172,7 @@ class Wire:
     def _refused(self, error: ResponseError) -> DurableError:
         self._unread.clear()
         if "WRONGTYPE" in str(error):
-            return JournalUnreadableError(
-                f"a key of the journal holds something else: {error}; look at it, and delete it"
-            )
+            return JournalUnreadableError(f"a key of the journal holds something else: {error}")
         return JournalUnavailableError(f"Redis refused the journal: {error}")
 
     def disown(self) -> None:

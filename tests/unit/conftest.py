@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
 
@@ -68,7 +67,7 @@ class Run:
         opened = self.journal.open(Delivery(self.task_id, "shop.checkout", "", "{}"))
         assert isinstance(opened, Opened)
         about = Surroundings(self.task_id, "shop.checkout", request={"id": self.task_id})
-        opened = replace(opened, now=opened.now + int(later * 1000))
+        opened = opened._replace(now=opened.now + int(later * 1000))
         self._last = attempt = Attempt(self.journal, opened, about, Terms(**terms))
         return attempt
 
