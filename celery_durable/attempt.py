@@ -77,7 +77,10 @@ class Attempt:
         self.seed = _seed_of(opened, about)
         self.opened_at = opened.now
         self.recoveries = opened.recoveries
+        self.reopened = opened.reopened
         self.interrupt: Interrupt | None = None
+        self.violation: Interrupt | None = None
+        """The context was used inside a step, from a thread that does not say which."""
         self.struck_by: BaseException | None = None
         """What cancelled the body of an async task (a time limit): the error of the step that it hits."""
         self.closed = False
@@ -123,6 +126,10 @@ class Attempt:
                 f"and current_step(), and call the context before or after it"
             )
             attempt.interrupt = EndRun(error)
+            if inside is None:
+                self.violation = attempt.interrupt
+            else:
+                inside.violation = attempt.interrupt
             raise error
 
     def stop(self, interrupt: Interrupt) -> Interrupt:

@@ -12,6 +12,7 @@ import math
 import types
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -207,11 +208,19 @@ def declared_type(action: Callable[..., Any]) -> Any:
 _SAYS_NOTHING = (Any, object, inspect.Signature.empty, typing.NoReturn, dict, list)
 
 
+def hints_of(function: Any) -> dict[str, Any]:
+    """The annotations of a function as types, each by itself: one that cannot be resolved hides no other."""
+    hints: dict[str, Any] = {}
+    names = getattr(inspect.unwrap(function), "__globals__", {})
+    for name, note in getattr(function, "__annotations__", {}).items():
+        alone = types.SimpleNamespace(__annotations__={name: note})
+        with suppress(Exception):  # a name that exists for type checkers only
+            hints |= typing.get_type_hints(alone, names, include_extras=True)
+    return hints
+
+
 def _read_declared_type(function: Any) -> Any:
-    try:
-        hint = typing.get_type_hints(function, include_extras=True).get("return", Any)
-    except Exception:  # a name that exists for type checkers only: as good as no annotation
-        return None
+    hint = hints_of(function).get("return", Any)
     origin = typing.get_origin(hint)
     if inspect.isclass(origin) and issubclass(origin, typing.Awaitable) and typing.get_args(hint):
         hint = typing.get_args(hint)[-1]  # Awaitable[T], Coroutine[Any, Any, T]

@@ -11,6 +11,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, over
 from celery import Task, _state
 from celery.local import Proxy
 
+from . import codec
 from .context import AsyncDurableContext, DurableContext
 from .exceptions import ConfigurationError
 from .execution import current
@@ -157,8 +158,12 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
         head = (self, execution.context) if bind else (execution.context,)
         return fun(*head, *args, **kwargs)
 
-    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    run.__signature__ = own.replace(parameters=[itself, *own.parameters.values()])  # type: ignore[attr-defined]
+    # Annotations as types: a name that exists for type checkers only must not hide the models beside it.
+    hints = codec.hints_of(fun)
+    run.__annotations__ = {name: hint for name, hint in hints.items() if name in {*own.parameters, "return"}}
+    itself = inspect.Parameter("_task", inspect.Parameter.POSITIONAL_ONLY)
+    typed = [each.replace(annotation=hints.get(name, each.annotation)) for name, each in own.parameters.items()]
+    run.__signature__ = own.replace(parameters=[itself, *typed])  # type: ignore[attr-defined]
     return run
 
 
@@ -178,11 +183,7 @@ def _check_context_parameter(fun: Callable[..., Any], parameters: list[inspect.P
 
 def _has_models(fun: Callable[..., Any]) -> bool:
     """Whether a parameter is a Pydantic model, so that Celery is to validate the arguments."""
-    try:
-        hints = typing.get_type_hints(fun)
-    except Exception:  # a name that exists for type checkers only
-        hints = getattr(fun, "__annotations__", {})
-    hints = {name: hint for name, hint in hints.items() if name != "return"}
+    hints = {name: hint for name, hint in codec.hints_of(fun).items() if name != "return"}
     kinds = [kind for hint in hints.values() for kind in (hint, *typing.get_args(hint))]
     return any(map(is_model, kinds))
 

@@ -9,13 +9,13 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .exceptions import InvalidStepError, JournalUnavailableError, JournalUnreadableError
-from .interrupts import Fenced
+from .interrupts import Fenced, JournalLost
 
 if TYPE_CHECKING:
     from .attempt import Attempt
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 logger = logging.getLogger("celery_durable")
+
+_STEPS_IN_THREADS = 64
+"""Sync steps of async tasks at one time, in a process."""
 
 
 class Driver(Protocol):
@@ -73,15 +76,20 @@ class OnLoop:
     async def settle(self, attempt: Attempt) -> None:
         # Siblings share one connection: whoever reads first reads for all.
         async with self._reading:
+            if isinstance(attempt.interrupt, (Fenced, JournalLost)):
+                raise attempt.interrupt
+            if not attempt.journal.owes:
+                return
             fd = attempt.journal.fileno()
             if fd is not None:
                 await _readable(fd)
-                answer(attempt, attempt.journal.settle)
-            else:
-                await self.ask(attempt, attempt.journal.settle)
+                if answer(attempt, attempt.journal.settle_if_connected):
+                    return
+            await in_worker_thread(partial(answer, attempt, attempt.journal.settle))
 
     async def ask(self, attempt: Attempt, question: Callable[[], None]) -> None:
-        await in_worker_thread(partial(answer, attempt, question))
+        async with self._reading:
+            await in_worker_thread(partial(answer, attempt, question))
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -99,10 +107,10 @@ def run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("a coroutine of a def task was suspended")  # pragma: no cover
 
 
-def answer(attempt: Attempt, question: Callable[[], None]) -> None:
+def answer(attempt: Attempt, question: Callable[[], T]) -> T:
     """Ask the journal; a fence or a lost journal ends the attempt."""
     try:
-        question()
+        return question()
     except JournalUnavailableError as error:
         raise attempt.lost(error) from error
     except JournalUnreadableError as error:
@@ -119,7 +127,13 @@ def is_async(action: Callable[..., Any]) -> bool:
 
 
 async def in_worker_thread(work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(None, work)
+    def worked() -> T:
+        try:
+            return work()
+        except StopIteration as stop:  # which no future can hold
+            raise RuntimeError("the action raised StopIteration") from stop
+
+    return await asyncio.get_running_loop().run_in_executor(None, worked)
 
 
 async def _readable(fd: int) -> None:
@@ -156,6 +170,7 @@ class _Loop:
         with self._starting:
             if self._loop is None:
                 self._loop = loop = asyncio.new_event_loop()
+                loop.set_default_executor(ThreadPoolExecutor(_STEPS_IN_THREADS, "celery-durable-step"))
                 threading.Thread(target=_keep_running, args=(loop,), name="celery-durable-loop", daemon=True).start()
             return self._loop
 

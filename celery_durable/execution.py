@@ -15,24 +15,27 @@ from uuid import uuid4
 
 from celery import states
 from celery.app.task import get_actual_ignore_result  # type: ignore[attr-defined]
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
 from . import message, outcome
-from .attempt import Attempt, Surroundings, Terms
+from .attempt import Attempt, Surroundings, Terms, running_step
 from .context import AsyncDurableContext, DurableContext
 from .driver import on_loop, wait_for
 from .exceptions import (
     ConfigurationError,
     DurableError,
+    EntryNotRecordableError,
+    JournalUnavailableError,
     RecoveryLimitExceeded,
     RetryableError,
     TerminalError,
 )
-from .failure import leading, portable
+from .failure import leading, portable, shown
 from .hold import Hold
 from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, NotNow, RetryStep
 from .journal import Busy, Delivery, Finished, Foreign, MemoryJournal, Verdict
+from .step import NOT_A_FAILURE
 
 if TYPE_CHECKING:
     from .task import DurableTask
@@ -61,9 +64,15 @@ class Execution:
         self.request = task.request
         self.context: DurableContext | AsyncDurableContext | None = None
         self.hold: Hold | None = None
+        self._delivery: Delivery | None = None
         self._refused: Interrupt | None = None
+        self.said: Retry | None = None
+        """What ``self.retry()`` raised: it is sent, whatever user code makes of the exception."""
         self.gave_up: BaseException | None = None
         """What ``self.retry()`` raised because its limit is spent: no policy retries that."""
+        self.decided: BaseException | None = None
+        """What Celery is to handle as it is: no autoretry of Celery's changes it."""
+        self._undecided = False
         self._awaited = False
         self.began = False
         """Whether the arguments fitted and the function was entered."""
@@ -85,11 +94,19 @@ class Execution:
         """What ended the attempt, even if user code has swallowed it."""
         return self._refused or (self.attempt.interrupt if self.attempt is not None else None)
 
+    @property
+    def _accepted(self) -> frozenset[str]:
+        """What the app reads of serialized content, in messages or in results."""
+        conf = self.task.app.conf
+        return frozenset([*conf.accept_content, *(conf.result_accept_content or ())])
+
     # -- the main path
 
     def run(self, body: Callable[..., Any]) -> Any:
         """Call the body; return its result to Celery, or raise what tells Celery how to go on."""
         token = current.set(self)
+        # An eager task is sent, not called, though it runs here and now: the step that sent it is not its own.
+        sender = running_step.set(None) if self.eager and not self.direct else None
         try:
             value = self._call(body)
             return value if self.hold is None else self._succeed(self.hold, value)
@@ -97,6 +114,8 @@ class Execution:
             return self._end(error)
         finally:
             current.reset(token)
+            if sender is not None:
+                running_step.reset(sender)
             if not self._awaited:
                 self._let_go_if_direct()
 
@@ -118,7 +137,8 @@ class Execution:
         return self.context
 
     def _call(self, body: Callable[..., Any]) -> Any:
-        if self.task.opinionated:
+        if self.task.opinionated or self.task.is_async:
+            # Not on the event loop, which an opening would hold up.
             self.open()
         value = body(self.task, *self.args, **self.kwargs)
         if type(value) is not CoroutineType:
@@ -156,20 +176,22 @@ class Execution:
 
     def _begin(self) -> Attempt:
         task = self.task
-        delivery = self._in_memory() if self.direct or self.eager else self._in_redis()
+        self._delivery = delivery = self._in_memory() if self.direct or self.eager else self._in_redis()
         assert self.hold is not None  # noqa: S101
         settings = self.hold.settings
         terms = Terms(
             inline_retry_limit=settings.inline_retry_limit,
             max_entry_size=settings.max_entry_size,
             serializer=settings.serializer,
-            accept=frozenset(task.app.conf.accept_content),
+            accept=self._accepted,
             progress_forgives=not task.opinionated or task.retry_rules.resets_on_progress,
         )
         log = get_task_logger(task.name)
         about = Surroundings(delivery.task_id, task.name, self.request, log, direct=self.direct, eager=self.eager)
         self.request.__dict__[_OPENED] = self
         attempt = self.hold.open(delivery, about, terms)
+        if attempt.reopened:
+            logger.info("task %s: the failed run is reopened, with fresh budgets", delivery.task_id)
         self._check_recoveries(attempt, settings.max_recoveries)
         return attempt
 
@@ -205,24 +227,47 @@ class Execution:
         if self._interrupt is not None:
             # Swallowed by a bare ``except``; what the body returned after that means nothing.
             raise self._interrupt
+        if self.said is not None:
+            raise self.said
         if self.direct or attempt is None:
             return value
         attempt.check_nothing_left()
         if self.task.opinionated and hasattr(value, "model_dump"):
             value = value.model_dump(mode="json")
-        hold.finish("succeeded", outcome.of_value(value, self.task.app.conf.result_serializer))
+        hold.finish("succeeded", self._recordable(attempt, value))
         self._forget_eager()
         return value
+
+    def _recordable(self, attempt: Attempt, value: Any) -> str:
+        """The result as text; where it goes nowhere, none is needed."""
+        try:
+            return outcome.of_value(value, self.task.app.conf.result_serializer)
+        except Exception as error:
+            request = self.request
+            wanted = request.callbacks or request.chain or request.chord
+            if get_actual_ignore_result(self.task, request) and not wanted:
+                return outcome.of_value(None, "json")
+            raise attempt.end_run(
+                EntryNotRecordableError(
+                    f"task {attempt.about.task_id} returned a {type(value).__name__}, which Celery's result serializer "
+                    f"{self.task.app.conf.result_serializer!r} does not take: {error}"
+                )
+            ) from error
 
     # -- every other end: what is raised here is Celery's to handle
 
     def _end(self, error: BaseException) -> Any:
         """Turn what ended the body into what Celery is to do."""
         try:
-            return self._settle(self._interrupt or error)
-        except Interrupt as late:
-            # The end itself met a fence, a lost journal, or steps that were left over.
-            return self._settle(late)
+            try:
+                return self._settle(self._interrupt or self.said or error)
+            except Interrupt as late:
+                # The end itself met a fence, a lost journal, or steps that were left over.
+                return self._settle(late)
+        except BaseException as decided:
+            if not self._undecided:
+                self.decided = decided
+            raise
 
     def _settle(self, error: BaseException) -> Any:
         match error:
@@ -230,12 +275,12 @@ class Execution:
                 return self._interrupted(error)
             case Retry() | Ignore() | Reject():
                 raise self._celery_said(error)
-            case Exception():
-                raise self._failed_attempt(leading(error))
-        # KeyboardInterrupt, SystemExit, ...: the process is going down, and the lease with it.
-        if self.hold is not None:
-            self.hold.let_go()
-        raise error
+            case _ if isinstance(error, NOT_A_FAILURE):
+                # The process is going down, and the lease with it.
+                if self.hold is not None:
+                    self.hold.let_go()
+                raise error
+        raise self._failed_attempt(leading(error))
 
     def _interrupted(self, interrupt: Interrupt) -> Any:
         match interrupt:
@@ -272,10 +317,12 @@ class Execution:
         attempt = self.attempt
         if self.direct:
             return error
+        if attempt is None:
+            if self.hold is not None and isinstance(error, SoftTimeLimitExceeded):
+                return self._lost(JournalUnavailableError("a time limit struck before the journal was open"))
+            return error
         if self.task.opinionated and not self.began:
             return self._fail(_misfit(error))
-        if attempt is None:
-            return error
         if isinstance(error, TerminalError):
             attempt.check_nothing_left()
         final = isinstance(error, DurableError) and not isinstance(error, RetryableError)
@@ -293,11 +340,11 @@ class Execution:
         since = attempt.failing_since(failures)
         delay = rules.next(failures, (attempt.now() - since) / 1000, error)
         if delay is None:
-            logger.error("task %s: attempt %d failed for good: %r", self.request.id, failures, error)
+            logger.error("task %s: attempt %d failed for good: %s", self.request.id, failures, shown(error))
             return self._fail(error)
         logger.warning(
-            "task %s: attempt %d of %s failed: %r; next try in %g s",
-            self.request.id, failures, rules.backoff.max_attempts or "any number", error, delay,
+            "task %s: attempt %d of %s failed: %s; next try in %g s",
+            self.request.id, failures, rules.backoff.max_attempts or "any number", shown(error), delay,
         )  # fmt: skip
         counts = {"failures": str(attempt.failures_now()), "failing_since": str(since)}
         return self._retry(error, delay, counts, by_policy=True)
@@ -306,6 +353,7 @@ class Execution:
         """Plain Celery's rules: ``autoretry_for``, or FAILURE."""
         if isinstance(error, tuple(getattr(self.task, "autoretry_for", None) or ())):
             # Celery's autoretry wraps us: it calls retry(), or gives up (see :meth:`after`).
+            self._undecided = True
             return error
         return self._fail(error)
 
@@ -316,6 +364,12 @@ class Execution:
             self.hold.finish("failed", outcome.of_error(error))
             self._forget_eager()
         return error
+
+    def fail_after_all(self, error: BaseException) -> BaseException:
+        """A retry was announced to the journal, and cannot be sent."""
+        if self.hold is not None:
+            self.hold.ended = False
+        return self._fail(error)
 
     def _retry(
         self, error: BaseException, delay: float, fields: dict[str, str], *, by_policy: bool = False
@@ -330,11 +384,21 @@ class Execution:
         if self.hold is not None:
             self.hold.let_go()
         logger.error("task %s: %s; the task is retried in %g s", self.request.id, error, JOURNAL_LOST_DELAY)
-        return self._publish(error, JOURNAL_LOST_DELAY)
+        # What was to reopen the run still is.
+        fresh = self.attempt is None and self._delivery is not None and self._delivery.fresh
+        return self._publish(error, JOURNAL_LOST_DELAY, reopen=str(uuid4()) if fresh else "")
 
-    def _publish(self, error: BaseException, delay: float, *, by_policy: bool = False) -> BaseException:
+    def _publish(
+        self, error: BaseException, delay: float, *, by_policy: bool = False, reopen: str = ""
+    ) -> BaseException:
         send = message.eager_signature if self.eager else message.send_retry
-        signature = send(self.task, self.request, delay, by_policy=by_policy)
+        try:
+            signature = send(self.task, self.request, delay, by_policy=by_policy, reopen=reopen)
+        except Reject:
+            raise
+        except Exception as unsendable:
+            # No broker that is away, which passes, but a message that cannot be.
+            return self.fail_after_all(unsendable)
         retry: BaseException = Retry(exc=error, when=delay, is_eager=self.eager, sig=signature)  # type: ignore[arg-type]
         retry.__cause__ = error
         return retry
@@ -358,10 +422,10 @@ class Execution:
                 )  # fmt: skip
                 if self.task.track_started:
                     # Celery has written STARTED over it.
-                    self._store_again(outcome.read(fields))
+                    self._store_again(outcome.read(fields, self._accepted))
                 raise Ignore("the id belongs to another run")
             case Finished(fields=fields):
-                return self._deliver_again(outcome.read(fields))
+                return self._deliver_again(outcome.read(fields, self._accepted))
         raise AssertionError(verdict)  # pragma: no cover
 
     def _deliver_again(self, ended: outcome.Outcome) -> Any:
@@ -394,8 +458,11 @@ class Execution:
 
     # -- after Celery has stored the result
 
-    def after(self, state: str | None, result: Any) -> None:
-        """Celery is done with this execution: say so in the journal."""
+    def after(self, state: str | None, result: Any, *, delivered: bool) -> None:
+        """Celery is done with this execution: say so in the journal.
+
+        *delivered*: no exception kept Celery from storing the result and sending what hangs on it.
+        """
         if self.hold is None:
             return
         try:
@@ -405,23 +472,22 @@ class Execution:
         except Interrupt as error:
             logger.error("task %s: its end could not be journaled: %s", self.request.id, error)
         finally:
-            self.hold.close(delivered=state is not None)
+            self.hold.close(delivered=delivered and self.hold.outcome_is(state))
+            if state != states.RETRY:
+                self._forget_eager()
 
     # -- the user's own retry
 
-    def before_user_retry(self, delay: float, args: Any, kwargs: Any, limit: int | None) -> None:
-        """``self.retry()`` is about to publish: the journal is told first when the run goes on, and with what."""
+    def before_user_retry(self, delay: float, limit: int | None) -> None:
+        """``self.retry()`` is about to publish: the journal is told first when the run goes on.
+
+        Not with what: until the message with other arguments is out, the one that is being handled may be all there is.
+        """
         within = limit is None or self.request.retries + 1 <= limit
         if not within or self.hold is None or self.attempt is None:
             return
-        fields = {}
-        if args is not None or kwargs is not None:
-            args = self.args if args is None else tuple(args)
-            kwargs = self.kwargs if kwargs is None else dict(kwargs)
-            fields["fingerprint"] = message.fingerprint(args, kwargs)
-            fields["call"] = message.saved_call(self.task, self.request, args, kwargs)
         try:
-            self.hold.suspend(delay, fields)
+            self.hold.suspend(delay, {})
         except Fenced:
             raise Ignore("another attempt has taken over") from None
         except JournalLost as lost:

@@ -15,7 +15,7 @@ from .exceptions import DurableError, TerminalError
 _GROUPS: tuple[type[BaseException], ...] = tuple(
     kind for kind in (getattr(builtins, "BaseExceptionGroup", None),) if kind is not None
 )
-_LONGEST_TRACEBACK = 20_000
+_LONGEST_TEXT = 20_000
 
 
 def describe(error: BaseException, *, with_args: bool = True) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def describe(error: BaseException, *, with_args: bool = True) -> dict[str, Any]:
         codec.NotEncodable: a ``TerminalError`` carries something that is not JSON.
     """
     kind = type(error)
-    facts: dict[str, Any] = {"type": kind.__qualname__, "module": kind.__module__, "message": str(error)}
+    facts: dict[str, Any] = {"type": kind.__qualname__, "module": kind.__module__, "message": text_of(error)}
     if with_args:
         try:
             facts["args"] = json.loads(codec.encode(list(error.args)).text)
@@ -35,12 +35,33 @@ def describe(error: BaseException, *, with_args: bool = True) -> dict[str, Any]:
     if isinstance(error, TerminalError):
         metadata = json.loads(codec.encode(error.metadata).text)
         facts |= {"status_code": error.status_code, "metadata": metadata, "error_type": error.error_type}
-    text = "".join(traceback.format_exception(kind, error, error.__traceback__))
-    facts["traceback"] = text[-_LONGEST_TRACEBACK:]
+    facts["traceback"] = traceback_of(error)
     return facts
 
 
-def failure_of(facts: dict[str, Any]) -> BaseException:
+def text_of(error: BaseException) -> str:
+    """``str(error)``, whatever user code does there, and not without end."""
+    try:
+        return str(error)[:_LONGEST_TEXT]
+    except Exception:
+        return f"<a {type(error).__qualname__} whose message cannot be read>"
+
+
+def shown(error: BaseException) -> str:
+    """An error for the log."""
+    return f"{type(error).__qualname__}: {text_of(error)}"
+
+
+def traceback_of(error: BaseException) -> str:
+    """The end of its traceback as text."""
+    try:
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    except Exception:
+        text = "".join(traceback.format_tb(error.__traceback__)) + text_of(error)
+    return text[-_LONGEST_TEXT:]
+
+
+def failure_of(facts: dict[str, Any]) -> Exception:
     """The exception again: of its class where the process knows it and it rebuilds from its args.
 
     A terminal failure is a ``TerminalError`` in any case; any other unknown class becomes one made up by that name.
@@ -85,7 +106,13 @@ def rebuilds(error: BaseException) -> bool:
 
 
 def portable(error: BaseException) -> BaseException:
-    """*error*, or the ``TerminalError`` that stands for one of a subclass that does not rebuild elsewhere."""
+    """*error*, or what stands for one that cannot leave its process.
+
+    A ``TerminalError`` for one of a subclass that does not rebuild elsewhere; an ``Exception`` of the same name for one
+    that is none (``CancelledError``, ``gevent.Timeout``), with which Celery would end the worker.
+    """
+    if not isinstance(error, Exception):
+        return failure_of(describe(error)).with_traceback(error.__traceback__)
     if not isinstance(error, TerminalError) or rebuilds(error):
         return error
     stand_in = TerminalError(error.message, error.status_code, error.metadata)
@@ -94,15 +121,16 @@ def portable(error: BaseException) -> BaseException:
     return stand_in.with_traceback(error.__traceback__)
 
 
-def known_class(module: str, qualname: str) -> type[BaseException] | None:
+def known_class(module: str, qualname: str) -> type[Exception] | None:
     """An exception class that this process has loaded, by its name."""
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
-        found = getattr(found, part, None)
-    return found if isinstance(found, type) and issubclass(found, BaseException) else None
+        # Not getattr(): a module may import what it is asked for.
+        found = getattr(found, "__dict__", {}).get(part)
+    return found if isinstance(found, type) and issubclass(found, Exception) else None
 
 
-def _rebuild(kind: type[BaseException], facts: dict[str, Any]) -> BaseException | None:
+def _rebuild(kind: type[Exception], facts: dict[str, Any]) -> Exception | None:
     try:
         args = codec.decode(json.dumps(facts["args"]), {})
         error = kind(*args)

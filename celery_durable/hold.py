@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from celery import states
 from celery.exceptions import SoftTimeLimitExceeded
 
 from .attempt import Attempt, Surroundings, Terms
@@ -38,7 +39,8 @@ class Hold:
         self.ended = False
         """The journal has been told how the attempt ended, or is not to be told."""
         self._lease = lease
-        self._keep: bool | None = None
+        self._status = ""
+        self._keep: float | None = None
 
     def open(self, delivery: Delivery, about: Surroundings, terms: Terms) -> Attempt:
         """Begin an attempt.
@@ -93,9 +95,14 @@ class Hold:
             self.let_go()
             self.will_deliver(status)
 
+    def outcome_is(self, state: str | None) -> bool:
+        """Whether Celery's *state* is that of the outcome: not SUCCESS, say, because a callback could not be sent."""
+        return state is not None and (self._status != "succeeded" or state != states.FAILURE)
+
     def will_deliver(self, status: str) -> None:
         """When this delivery is over, the run's outcome has been delivered."""
-        self._keep = self._retention(status) > 0
+        self._status = status
+        self._keep = self._retention(status)
 
     def let_go(self) -> None:
         """End the attempt; nothing more is said of it."""
@@ -109,7 +116,7 @@ class Hold:
         """The delivery is over: give back what it used."""
         try:
             if delivered and self._keep is not None:
-                self.journal.deliver(keep=self._keep)
+                self.journal.deliver(self._keep)
         except (JournalUnavailableError, Interrupt) as error:
             logger.error("the delivery of an outcome could not be journaled: %r", error)
         finally:

@@ -27,7 +27,7 @@ class FailAttempt(Interrupt):
     """A step without retry options failed: the failure is handled like any other exception of the task."""
 
     def __init__(self, step: str, error: BaseException) -> None:
-        super().__init__(f"step {step!r} failed: {error!r}")
+        super().__init__(f"step {step!r} failed with {type(error).__qualname__}")
         self.error = error
 
 

@@ -48,9 +48,11 @@ class Delivery(NamedTuple):
     call: str
     nesting: int = 0
     fresh: bool = True
-    """Neither redelivered nor a retry: reopens a run that failed."""
-    changed: bool = False
-    """Its arguments were changed on purpose, by ``self.retry(args=...)``."""
+    """Reopens a run that failed: neither redelivered nor a retry, or sent for that."""
+    reopen: str = ""
+    """Names a request to reopen the run, which is then done once, however often its message is delivered."""
+    changed: int = 0
+    """When its arguments were changed on purpose, by ``self.retry(args=...)``; 0: never. The newest change counts."""
     hint: bool = False
     """Sent on behalf of another message, to look at the run again."""
 
@@ -102,6 +104,15 @@ class Journal(Protocol):
         """
         ...
 
+    @property
+    def owes(self) -> bool:
+        """Whether something that was sent is not acknowledged."""
+        ...
+
+    def settle_if_connected(self) -> bool:
+        """As :meth:`settle`, when replies are there; False if the connection is lost and one has to wait for it."""
+        ...
+
     def settle(self) -> None:
         """Wait until all that was sent is acknowledged; raises Fenced or JournalUnavailableError."""
         ...
@@ -127,8 +138,8 @@ class Journal(Protocol):
         """Write the outcome, to be kept for *keep* seconds."""
         ...
 
-    def deliver(self, *, keep: bool) -> None:
-        """The outcome has arrived; sent without waiting."""
+    def deliver(self, keep: float) -> None:
+        """The outcome has arrived, and is kept for *keep* seconds more; sent without waiting."""
         ...
 
     def close(self) -> None:
@@ -226,6 +237,7 @@ class MemoryJournal:
     """A run in this process only: for direct calls, eager mode and unit tests. It never waits and is never fenced."""
 
     lease_in_doubt = False
+    owes = False
 
     def __init__(self) -> None:
         self.fields: Fields = {}
@@ -245,6 +257,9 @@ class MemoryJournal:
 
     def settle(self) -> None: ...
 
+    def settle_if_connected(self) -> bool:
+        return True
+
     def fileno(self) -> int | None:
         return None
 
@@ -256,6 +271,6 @@ class MemoryJournal:
     def finish(self, status: str, keep: float, fields: Mapping[str, str]) -> None:  # noqa: ARG002
         self.send({**fields, "status": status})
 
-    def deliver(self, *, keep: bool) -> None: ...
+    def deliver(self, keep: float) -> None: ...
 
     def close(self) -> None: ...

@@ -6,8 +6,9 @@ import logging
 import os
 import threading
 import time
+from weakref import WeakSet
 
-from .exceptions import JournalUnavailableError
+from .exceptions import JournalUnavailableError, JournalUnreadableError
 from .redis_journal import RedisJournal
 from .wire import Wires
 
@@ -40,12 +41,12 @@ class LeaseKeeper:
         self._period = lease / RENEWALS_PER_LEASE
         self._held: set[RedisJournal] = set()
         self._thread: threading.Thread | None = None
-        os.register_at_fork(after_in_child=self._forget)
+        _everywhere.add(self)
 
     def keep(self, journal: RedisJournal) -> None:
         """Renew the lease of *journal* until :meth:`drop`."""
         self._held.add(journal)
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             # A daemon: the lease of a process that exits is to lapse.
             self._thread = threading.Thread(target=self._keep, name="celery-durable-leases", daemon=True)
             self._thread.start()
@@ -54,15 +55,20 @@ class LeaseKeeper:
         """Renew it no more."""
         self._held.discard(journal)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """In a forked child: the parent's attempts are not ours, and its thread is not here."""
         self._held = set()
         self._thread = None
 
     def _keep(self) -> None:
         pause = threading.Event()
         while not pause.wait(self._period):
-            if held := list(self._held):
-                self._renew(held)
+            try:
+                if held := list(self._held):
+                    self._renew(held)
+            except Exception:
+                # Whatever it was: without this thread all leases of the process lapse.
+                logger.exception("leases could not be renewed")
 
     def _renew(self, held: list[RedisJournal]) -> None:
         wire = self._wires.take()
@@ -75,5 +81,23 @@ class LeaseKeeper:
                     journal.renewed(sent)
         except JournalUnavailableError as error:
             logger.warning("cannot renew the leases of %d attempts: %s", len(held), error)
+        except JournalUnreadableError as error:
+            if len(held) == 1:
+                logger.warning("cannot renew a lease: %s", error)
+            else:
+                # One of them is damaged; the others are to live.
+                for journal in held:
+                    self._renew([journal])
         finally:
             self._wires.give_back(wire)
+
+
+_everywhere: WeakSet[LeaseKeeper] = WeakSet()
+
+
+def _forget_all() -> None:
+    for keeper in _everywhere:
+        keeper.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)

@@ -6,18 +6,24 @@ import base64
 import hashlib
 import json
 import time
+from contextlib import suppress
 from typing import Any
 
 from celery.app.task import get_actual_ignore_result  # type: ignore[attr-defined]
 from celery.exceptions import Reject
 from celery.utils.log import get_logger
 from celery.utils.quorum_queues import detect_quorum_queues
-from kombu.serialization import dumps, loads
+from kombu.exceptions import OperationalError
+from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
 from .journal import Delivery
+from .serializers import load_content
 
 logger = get_logger("celery_durable")
+
+BROKER_AWAY = (OperationalError, OSError)
+"""What publishing raises when it can be tried again later."""
 
 HEADER = "celery_durable"
 """Our header on messages that the library sends: ``{"retries": n}``, how many of the retries were the library's own;
@@ -44,8 +50,9 @@ def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
         fingerprint=fingerprint(args, kwargs),
         call=saved_call(task, request, args, kwargs),
         nesting=request.replaced_task_nesting or 0,
-        fresh=not (redelivered or request.retries or header),
-        changed=bool(header.get("changed")),
+        fresh="reopen" in header or not (redelivered or request.retries or header),
+        reopen=header.get("reopen", ""),
+        changed=int(header.get("changed", 0)),
         hint=bool(header.get("hint")),
     )
 
@@ -88,7 +95,15 @@ def saved_call(task: Any, request: Any, args: Any, kwargs: Any) -> str:
     else:
         options |= {name: info[name] for name in ("exchange", "routing_key") if info.get(name)}
     call = {"args": args, "kwargs": kwargs, "options": options}
-    serializer = task.serializer or task.app.conf.task_serializer
+    conf = task.app.conf
+    serializers = dict.fromkeys([task.serializer or conf.task_serializer, *conf.accept_content])
+    for serializer in list(serializers)[:-1]:
+        with suppress(Exception):  # the message itself may have been sent by another one
+            return _call_text(call, serializer)
+    return _call_text(call, list(serializers)[-1])
+
+
+def _call_text(call: dict[str, Any], serializer: str) -> str:
     if serializer == "json":
         return kombu_json.dumps(call)
     content_type, charset, data = dumps(call, serializer)
@@ -97,21 +112,29 @@ def saved_call(task: Any, request: Any, args: Any, kwargs: Any) -> str:
     return json.dumps({"content_type": content_type, "charset": charset, "data": base64.b64encode(raw).decode()})
 
 
-def load_call(text: bytes | str) -> dict[str, Any]:
+def load_call(text: bytes | str, accept: frozenset[str]) -> dict[str, Any]:
     """What :func:`saved_call` kept: ``args``, ``kwargs`` and ``options``."""
     call = kombu_json.loads(text)
     if "content_type" in call:
         raw = base64.b64decode(call["data"])
-        return loads(raw, call["content_type"], call["charset"], accept={call["content_type"]})  # type: ignore[no-any-return]
+        return load_content(raw, call["content_type"], call["charset"], accept)  # type: ignore[no-any-return]
     return call  # type: ignore[no-any-return]
 
 
 # -- sending again -----------------------------------------------------------------------------------------------------
 
 
-def send_retry(task: Any, request: Any, delay: float, *, by_policy: bool) -> Any:
+def send_retry(task: Any, request: Any, delay: float, *, by_policy: bool = False, reopen: str = "") -> Any:
     """Publish a Celery retry of the task, the library's own; its signature."""
-    return _send(task, request, delay, _next_header(request, by_policy), retries=request.retries + 1)
+    header = _next_header(request, by_policy)
+    if reopen:
+        header["reopen"] = reopen
+    return _send(task, request, delay, header, retries=request.retries + 1)
+
+
+def reopening(nonce: str) -> dict[str, Any]:
+    """The header of a message that is to reopen a failed run, once."""
+    return {HEADER: {"reopen": nonce}}
 
 
 def send_hint(task: Any, request: Any, delay: float) -> Any:
@@ -120,7 +143,7 @@ def send_hint(task: Any, request: Any, delay: float) -> Any:
     return _send(task, request, sendable_delay(task.app, delay), header, retries=request.retries)
 
 
-def eager_signature(task: Any, request: Any, delay: float, *, by_policy: bool) -> Any:
+def eager_signature(task: Any, request: Any, delay: float, *, by_policy: bool = False, reopen: str = "") -> Any:  # noqa: ARG001
     """The signature by which Celery's eager mode runs a retry, at once."""
     return _signature(task, request, delay, _next_header(request, by_policy), request.retries + 1)
 
@@ -146,7 +169,7 @@ def _send(task: Any, request: Any, delay: float, header: dict[str, Any], retries
     while True:
         try:
             signature.apply_async()
-        except Exception as error:
+        except BROKER_AWAY as error:
             if task.acks_late:
                 raise unsent(request, error) from error
             # The message was acknowledged before the task began: the retry exists only here.

@@ -11,6 +11,7 @@ from kombu.serialization import dumps, loads
 
 from .failure import describe, failure_of
 from .journal import Fields
+from .serializers import load_content
 
 
 class Outcome(NamedTuple):
@@ -44,8 +45,8 @@ def of_error(error: BaseException) -> str:
     return json.dumps({"error": describe(error)})
 
 
-def read(fields: Fields) -> Outcome:
-    """The outcome kept in a finished run."""
+def read(fields: Fields, accept: frozenset[str]) -> Outcome:
+    """The outcome kept in a finished run; *accept* names what the app reads of serialized content."""
     facts = json.loads(fields.get(b"outcome", b"{}"))
     error = facts.get("error")
     return Outcome(
@@ -53,15 +54,14 @@ def read(fields: Fields) -> Outcome:
         ended=datetime.fromtimestamp(int(fields.get(b"ended", 0)) / 1000, timezone.utc),
         delivered=b"delivered" in fields,
         attempt=int(fields.get(b"attempt", 0)),
-        value=_value(facts),
+        value=_value(facts, accept),
         error=failure_of(error) if error else None,
         traceback=error["traceback"] if error else "",
     )
 
 
-def _value(facts: dict[str, Any]) -> Any:
+def _value(facts: dict[str, Any], accept: frozenset[str]) -> Any:
     if "data" in facts:
-        raw = base64.b64decode(facts["data"])
-        return loads(raw, facts["content_type"], facts["charset"], accept={facts["content_type"]})
+        return load_content(base64.b64decode(facts["data"]), facts["content_type"], facts["charset"], accept)
     # Through kombu again: it has tags of its own for dates, UUIDs and decimals.
     return loads(json.dumps(facts.get("value")), "application/json", "utf-8")

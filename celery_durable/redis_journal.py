@@ -22,6 +22,8 @@ from .journal import LAYOUT, Busy, Delivery, Fields, Finished, Foreign, JournalG
 from .wire import Wire, Wires, call, pack, pack_parts, script
 
 SHARDS = 16
+_SHORT_PATIENCE = 1.0
+_UNDELIVERED_MS = 24 * 3600 * 1000
 _PAIRS_PER_WRITE = 1000
 
 
@@ -72,11 +74,16 @@ class RedisJournal:
                 "open", keys.all, keys.task_id, fence, _ms(self._lease), LAYOUT,
                 delivery.task, delivery.fingerprint, delivery.call, new_seed(),
                 delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.hint),
-                f"{socket.gethostname()}:{os.getpid()}",
+                f"{socket.gethostname()}:{os.getpid()}", delivery.reopen,
             )
         )  # fmt: skip
         self.wire.send(pack("HGETALL", keys.run))
-        opened, loaded = self._replies()
+        try:
+            opened, loaded = self._replies()
+        except BaseException:
+            # Unlike every other script this one carries no fence: nobody else is to send it again.
+            self.wire.abandon()
+            raise
         return self._verdict(opened, _fields(loaded), fence.encode())
 
     def _verdict(self, reply: list[Any], fields: Fields, fence: bytes) -> Verdict:
@@ -92,7 +99,7 @@ class RedisJournal:
         if kind == "foreign":
             return Foreign(reply[1].decode(), fields)
         if kind == "unreadable":
-            check_layout(self._keys, fields)
+            check_layout(self._keys, {b"v": reply[1]})
         reason = "another attempt holds the lease" if kind == "busy" else "not due yet"
         return Busy(reply[1] / 1000, reason)
 
@@ -100,8 +107,8 @@ class RedisJournal:
         self._end("suspend", [_ms(delay)], fields)
 
     def finish(self, status: str, keep: float, fields: Mapping[str, str]) -> None:
-        # Until it is delivered an outcome outlives two leases, even where it is to be deleted at once.
-        ttl = max(_ms(keep), 2 * _ms(self._lease))
+        # A broker may deliver a message again for a day; without an outcome all would be done again.
+        ttl = max(_ms(keep), _UNDELIVERED_MS)
         self._end("finish", [status, ttl, _ms(self._lease)], fields)
 
     def _end(self, script_name: str, facts: list[Any], fields: Mapping[str, str]) -> None:
@@ -109,9 +116,9 @@ class RedisJournal:
         self.wire.send(call(script_name, self._keys.all, self._fence, self._keys.task_id, *facts, *pairs))
         self.settle()
 
-    def deliver(self, *, keep: bool) -> None:
+    def deliver(self, keep: float) -> None:
         keys = self._keys
-        self.wire.send(call("deliver", keys.all, self._fence, keys.task_id, int(keep)), wanted=False)
+        self.wire.send(call("deliver", keys.all, self._fence, keys.task_id, _ms(keep)), wanted=False)
 
     def close(self) -> None:
         if self._wire is not None:
@@ -129,8 +136,20 @@ class RedisJournal:
         encoded = [part.encode() for pair in fields.items() for part in pair]
         self.wire.send(b"*%d\r\n" % (5 + len(encoded)) + self._record + pack_parts(encoded), with_next=with_next)
 
+    @property
+    def owes(self) -> bool:
+        return self.wire.owed > 0
+
     def settle(self) -> None:
-        for reply in self._replies():
+        self._check(self._replies())
+
+    def settle_if_connected(self) -> bool:
+        replies = self.wire.replies_if_connected()
+        self._check(replies or [])
+        return replies is not None
+
+    def _check(self, replies: list[Any]) -> None:
+        for reply in replies:
             if reply == 0:
                 raise Fenced
             if reply == -1:
@@ -143,7 +162,7 @@ class RedisJournal:
             raise not_a_journal(self._keys) from error
 
     def fileno(self) -> int | None:
-        fd = self.wire.fileno() if self.wire.owed else -1
+        fd = self.wire.fileno()
         return fd if fd >= 0 else None
 
     # -- the lease
@@ -166,11 +185,14 @@ class RedisJournal:
 
 
 def condemn(wires: Wires, keys: Keys, keep: float, outcome: str) -> None:
-    """End a live run as failed from outside of its attempt; one that is not live is left alone."""
+    """End a live run as failed from outside of its attempt; one that is not live is left alone.
+
+    Asked by a worker's main process, which has others to serve: it does not wait for long.
+    """
     wire = wires.take()
     try:
         wire.send(call("condemn", keys.all, keys.task_id, _ms(keep), "outcome", outcome))
-        wire.replies()
+        wire.replies(_SHORT_PATIENCE)
     finally:
         wires.give_back(wire)
 

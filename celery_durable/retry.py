@@ -196,7 +196,7 @@ class TaskRetryRules(NamedTuple):
     """The task retry policy of one task, made from ours or from Celery's own options."""
 
     backoff: Backoff
-    retry_for: tuple[type[BaseException], ...] = (Exception,)
+    retry_for: tuple[type[BaseException], ...] = (BaseException,)
     fail_for: tuple[type[BaseException], ...] = ()
     resets_on_progress: bool = True
 
@@ -233,7 +233,7 @@ def rules_from_celery(given: dict[str, Any], default: RetryPolicy) -> TaskRetryR
         max_attempts = None if retries is None else whole("max_retries", retries, least=0) + 1
     return TaskRetryRules(
         Backoff(initial, factor, longest, max_attempts, default.backoff.max_duration, jitter),
-        retry_for=_classes("autoretry_for", given.get("autoretry_for", Exception)),
+        retry_for=_classes("autoretry_for", given.get("autoretry_for", BaseException)),
         fail_for=_classes("dont_autoretry_for", given.get("dont_autoretry_for") or ()),
         resets_on_progress=not counts_retries,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import uuid4
 
 from celery import shared_task
 
 from . import tracing
 from .exceptions import RunNotRetryableError
 from .journal import Fields, read_entry
-from .message import load_call
+from .message import load_call, reopening
 
 NAME = "celery_durable.retry"
 
@@ -31,10 +32,11 @@ def retry(self: Any, task_id: str) -> dict[str, Any]:
     app = self.app
     fields = store_of(app).load(task_id)
     _check_failed(task_id, fields)
-    call = load_call(fields[b"call"])
+    call = load_call(fields[b"call"], frozenset(app.conf.accept_content))
     options: dict[str, Any] = call["options"]
     name = fields[b"task"].decode()
     with tracing.continued(options.get("headers")):
+        options["headers"] = {**(options.get("headers") or {}), **reopening(self.request.id or str(uuid4()))}
         app.send_task(name, call["args"], call["kwargs"], **_routed(app, name, options))
     where = {key: options.get(key) for key in ("queue", "exchange", "routing_key")}
     return {"task_id": task_id, "task": name, **where, "note": _note(fields)}
@@ -47,7 +49,8 @@ def _check_failed(task_id: str, fields: Fields) -> None:
             f"task {task_id} has no journal: it is unknown, never used its context, or its retention is over; "
             f"send it under a new id"
         )
-    if status != "failed":
+    undelivered = status == "succeeded" and b"delivered" not in fields
+    if status != "failed" and not undelivered:
         raise RunNotRetryableError(f"task {task_id} has not ended in FAILURE, its run is {status}: nothing to retry")
 
 
@@ -58,6 +61,8 @@ def _routed(app: Any, name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def _note(fields: Fields) -> str:
     """What is replayed although it failed."""
+    if fields[b"status"] == b"succeeded":
+        return "it had succeeded, and what hangs on it was not sent: that is done now"
     steps = {
         int(field[5:]): read_entry(field.decode(), raw) for field, raw in fields.items() if field.startswith(b"step:")
     }

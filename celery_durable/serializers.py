@@ -13,6 +13,7 @@ Marks = dict[str, str]
 """What says how a text is to be read."""
 
 JSON_ONLY = frozenset({"json"})
+_PICKLE = "application/x-python-serialize"
 ACCEPT_ANY = frozenset({"pickle"})
 """For a check of names only: what the app accepts is known when a serializer is used."""
 
@@ -44,10 +45,7 @@ def check_serializer(serializer: Any, accept: frozenset[str]) -> None:
     known: dict[str, str] = kombu.serialization.registry.name_to_type  # type: ignore[attr-defined]
     if serializer not in known:
         raise ConfigurationError(f"serializer {serializer!r} is not registered with kombu; known: {sorted(known)}")
-    if serializer == "pickle" and not accept & {"pickle", known[serializer]}:
-        raise ConfigurationError(
-            "serializer 'pickle' runs code found in the journal: allow it with the app's accept_content"
-        )
+    _check_content(known[serializer], accept)
     try:
         kombu.serialization.dumps("", serializer)
     except Exception as error:  # kombu registers the names of packages that are not installed, too
@@ -85,13 +83,25 @@ def dump(value: Any, serializer: str | Serializer, accept: frozenset[str]) -> tu
 def load(raw: bytes, marks: Marks, serializer: str | Serializer | None, accept: frozenset[str]) -> Any:
     """The value that :func:`dump` was given."""
     if "content_type" in marks:
-        from kombu.serialization import loads
-
-        check_serializer(marks["serializer"], accept)
-        return loads(raw, marks["content_type"], marks["charset"], accept={marks["content_type"]})
+        return load_content(raw, marks["content_type"], marks["charset"], accept)
     if isinstance(serializer, str) or serializer is None:
         raise NotEncodable(f"recorded by the serializer {marks['serializer']}, which this step no longer passes")
     return serializer.deserialize(raw)
+
+
+def load_content(raw: bytes, content_type: str, charset: str, accept: frozenset[str]) -> Any:
+    """What kombu serialized; never what runs code, unless the app accepts that."""
+    from kombu.serialization import loads
+
+    _check_content(content_type, accept)
+    return loads(raw, content_type, charset, accept={content_type})
+
+
+def _check_content(content_type: str, accept: frozenset[str]) -> None:
+    if content_type == _PICKLE and not accept & {"pickle", _PICKLE}:
+        raise ConfigurationError(
+            "serializer 'pickle' runs code found in the journal: allow it with the app's accept_content"
+        )
 
 
 def squeeze(raw: bytes, compression: str) -> tuple[bytes, str]:

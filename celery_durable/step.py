@@ -9,7 +9,6 @@ import asyncio
 import inspect
 import logging
 import time
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from types import FunctionType
@@ -29,8 +28,8 @@ from .exceptions import (
     RetryableError,
     TerminalError,
 )
-from .failure import describe, failure_of
-from .interrupts import EndRun, FailAttempt, Interrupt, RetryStep
+from .failure import describe, failure_of, shown, text_of, traceback_of
+from .interrupts import FailAttempt, Interrupt, RetryStep
 from .journal import Entry, done_entry, open_entry, started_entry
 from .retry import RunOptions
 from .serializers import check_serializer
@@ -40,11 +39,11 @@ logger = logging.getLogger("celery_durable")
 LARGE_ENTRY = 2**20
 
 # What asks the process, or this coroutine, to stop: no verdict on the step.
-_NOT_A_FAILURE: tuple[type[BaseException], ...] = (KeyboardInterrupt, SystemExit, GeneratorExit, Interrupt)
+NOT_A_FAILURE: tuple[type[BaseException], ...] = (KeyboardInterrupt, SystemExit, GeneratorExit, Interrupt)
 try:
     from greenlet import GreenletExit  # type: ignore[import-untyped, unused-ignore]
 
-    _NOT_A_FAILURE = (*_NOT_A_FAILURE, GreenletExit)
+    NOT_A_FAILURE = (*NOT_A_FAILURE, GreenletExit)
 except ImportError:
     pass
 
@@ -116,6 +115,7 @@ class Step:
 
     __slots__ = (
         "action", "args", "attempt", "entry", "executions", "first", "kwargs", "name", "options", "position",
+        "violation",
     )  # fmt: skip
 
     def __init__(
@@ -128,6 +128,7 @@ class Step:
     ) -> None:
         attempt.check_usable()
         self.attempt = attempt
+        self.violation: Interrupt | None = None
         self.name = name
         self.action = action
         self.options = _DEFAULT
@@ -179,9 +180,11 @@ class Step:
             began = time.monotonic()
             try:
                 value = await self._act(driver)
-            except _NOT_A_FAILURE:
-                raise
-            except BaseException as error:
+            except BaseException as raised:
+                struck = isinstance(raised, asyncio.CancelledError) and attempt.struck_by
+                error = struck or raised
+                if isinstance(error, NOT_A_FAILURE):
+                    raise error from None
                 await driver.pause(await self._fail(error, driver))
             else:
                 return await self._record(value, began, driver)
@@ -213,12 +216,10 @@ class Step:
         finally:
             attempt.steps_running -= 1
             running_step.reset(token)
-            if isinstance(attempt.interrupt, EndRun):
-                # The context was used inside the action, which may have swallowed the error.
-                raise attempt.interrupt
 
     async def _record(self, value: Any, began: float, driver: Driver) -> Any:
         attempt = self.attempt
+        self._check_violation()
         encoded = self._encode(value)
         ms = int((time.monotonic() - began) * 1000)
         entry = done_entry(self.name, self.executions, attempt.now(), ms, encoded.marks, encoded.text)
@@ -244,10 +245,9 @@ class Step:
     async def _fail(self, error: BaseException, driver: Driver) -> float:
         """Seconds to wait inside this attempt before the next execution; raises in every other case."""
         attempt, options = self.attempt, self.options
+        self._check_violation()
         if attempt.about.direct:
             raise error
-        if attempt.struck_by is not None and isinstance(error, asyncio.CancelledError):
-            error = attempt.struck_by
         if isinstance(error, TerminalError):
             await self._give_up(error, driver)
         if isinstance(error, options.non_retryable):
@@ -255,7 +255,7 @@ class Step:
         note = {"error": describe(error, with_args=False)}
         if options.backoff is None:
             attempt.note(self.position, open_entry(self.name, "retrying", self.executions, **note))
-            logger.warning("%s failed (execution %d): %r", self._where, self.executions, error)
+            logger.warning("%s failed (execution %d): %s", self._where, self.executions, shown(error))
             raise attempt.stop(FailAttempt(self.name, error)) from error
         if self.first is None:
             self.first = attempt.now()
@@ -265,8 +265,8 @@ class Step:
             await self._give_up(self._exhausted(error, elapsed), driver)
             raise AssertionError  # pragma: no cover  _give_up always raises
         logger.warning(
-            "%s failed (execution %d of %s): %r; next try in %g s",
-            self._where, self.executions, options.backoff.max_attempts or "any number", error, delay,
+            "%s failed (execution %d of %s): %s; next try in %g s",
+            self._where, self.executions, options.backoff.max_attempts or "any number", shown(error), delay,
         )  # fmt: skip
         attempt.note(self.position, open_entry(self.name, "retrying", self.executions, first=self.first, **note))
         if delay > attempt.terms.inline_retry_limit:
@@ -300,19 +300,25 @@ class Step:
     def _exhausted(self, error: BaseException, elapsed: float) -> RetriesExhausted:
         exhausted = RetriesExhausted(
             f"step {self.name!r} failed {self.executions} times within {elapsed:.3g} s; "
-            f"the last error was {type(error).__name__}: {error}",
+            f"the last error was {type(error).__name__}: {text_of(error)}",
             error.status_code if isinstance(error, RetryableError) else 500,
             None,
             self.executions,
             timedelta(seconds=elapsed),
             type(error).__qualname__,
-            str(error),
-            "".join(traceback.format_exception(type(error), error, error.__traceback__)),
+            text_of(error),
+            traceback_of(error),
         )
         exhausted.__cause__ = error
         return exhausted
 
     # -- checks
+
+    def _check_violation(self) -> None:
+        """The context was used inside the action, which may have swallowed the error."""
+        violation = self.violation or self.attempt.violation
+        if violation is not None:
+            raise violation
 
     @property
     def _where(self) -> str:

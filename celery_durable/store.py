@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from .exceptions import ConfigurationError
 from .hold import Hold
@@ -25,11 +26,13 @@ _LONGEST_READ = 5.0
 class Store:
     """Where the runs of an app are kept."""
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Any) -> None:
         self.settings = Settings.of(app)
         self.url = redis_url(app.conf, self.settings)
         # A write is retried for as long as the lease that protects it.
-        self.wires = Wires(lambda: make_pool(app, self.url), patience=self.settings.lease)
+        # The app is not to be kept alive by its store.
+        app, url = ref(app), self.url
+        self.wires = Wires(lambda: make_pool(app(), url), patience=self.settings.lease)
         self.leases = LeaseKeeper(self.wires, self.settings.lease)
 
     def keys(self, task_id: str) -> Keys:
@@ -51,6 +54,7 @@ class Store:
 
 
 _stores: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
+_making = threading.Lock()
 
 
 def store_of(app: Any) -> Store:
@@ -62,7 +66,10 @@ def store_of(app: Any) -> Store:
     try:
         return _stores[app]
     except KeyError:
-        return _stores.setdefault(app, Store(app))
+        with _making:
+            if app not in _stores:
+                _stores[app] = Store(app)
+            return _stores[app]
 
 
 def redis_url(conf: Any, settings: Settings) -> str:
@@ -92,7 +99,7 @@ def without_password(url: Any) -> str:
     return str(url).replace(f":{parts.password}@", ":***@") if parts.password else str(url)
 
 
-def make_pool(app: Celery, url: str) -> ConnectionPool:
+def make_pool(app: Celery | None, url: str) -> ConnectionPool:
     """Celery's own reading of a Redis URL (TLS, sockets, credential providers), with reads that end in seconds."""
     from celery.backends.redis import RedisBackend
     from redis.backoff import NoBackoff

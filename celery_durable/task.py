@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
@@ -13,7 +15,7 @@ from celery.exceptions import Reject, Retry
 from . import retry_task  # noqa: F401  registers celery_durable.retry with every app
 from .exceptions import ConfigurationError
 from .execution import Execution, current, execution_of, opened_by
-from .message import HEADER, header_of, library_retries, step_retries, unsent
+from .message import BROKER_AWAY, HEADER, header_of, library_retries, step_retries, unsent
 from .retry import TaskRetryRules
 from .settings import TASK_OPTIONS, Settings
 
@@ -124,29 +126,48 @@ class DurableTask(Task[P, R]):
         if request.called_directly:
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         execution = opened_by(request)
+        if execution is not None and execution.decided is not None and exc is execution.decided:
+            # Celery's autoretry asks for what is decided already.
+            raise execution.decided
         limit = self.max_retries if max_retries is None else max_retries
         if limit is not None and (ours := self._uncounted_retries(request)):
             limit = max_retries = limit + ours
-        header = {**header_of(request)}
-        header.pop("hint", None)
-        if args is not None or kwargs is not None:
-            header["changed"] = 1
-        if execution is not None:
-            # Expiry was honoured until the first attempt began.
-            options.setdefault("expires", None)
-        if header:
-            options["headers"] = {**(request.headers or {}), **(options.get("headers") or {}), HEADER: header}
-        if throw and execution is not None:
-            execution.before_user_retry(_delay(self, eta, countdown), args, kwargs, limit)
+        options = self._retry_options(request, options, changed=args is not None or kwargs is not None)
+        send = functools.partial(super().retry, args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+        if execution is None:
+            return send()
+        # Expiry was honoured until the first attempt began.
+        send.keywords.setdefault("expires", None)
+        if throw:
+            execution.before_user_retry(_delay(self, eta, countdown), limit)
+        return self._send_retry(execution, send)
+
+    @staticmethod
+    def _retry_options(request: Any, options: dict[str, Any], *, changed: bool) -> dict[str, Any]:
+        """The options of a retry, with our header brought up to date."""
+        header = {name: fact for name, fact in header_of(request).items() if name != "hint"}
+        if changed:
+            header["changed"] = time.time_ns()
+        if not header:
+            return options
+        headers = {**(request.headers or {}), **(options.get("headers") or {}), HEADER: header}
+        return {**options, "headers": headers}
+
+    def _send_retry(self, execution: Execution, send: Callable[[], Any]) -> Any:
+        """Let Celery publish, and keep what it raises: that stands, whatever user code makes of it."""
         try:
-            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+            return send()
+        except Retry as said:
+            execution.said = said
+            raise
         except Reject as rejected:
-            if execution is None:
-                raise
-            raise unsent(request, rejected.reason) from rejected  # type: ignore[attr-defined]
+            reason: Any = rejected.reason  # type: ignore[attr-defined]
+            if self.acks_late and isinstance(reason, BROKER_AWAY):
+                raise unsent(execution.request, reason) from rejected
+            execution.fail_after_all(rejected)
+            raise
         except Exception as error:
-            if execution is not None and not isinstance(error, Retry):
-                execution.gave_up = error
+            execution.gave_up = error
             raise
 
     def _uncounted_retries(self, request: Any) -> int:
@@ -183,7 +204,7 @@ def _wrap_run(cls: type[DurableTask[Any, Any]], declared: Any) -> None:
 
     if static:
         signature = inspect.signature(function)
-        itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        itself = inspect.Parameter("_task", inspect.Parameter.POSITIONAL_ONLY)
         parameters = [itself, *signature.parameters.values()]
         # Positional-only first: the task's own parameters keep their kinds.
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -203,4 +224,5 @@ def _without_self(function: Callable[..., Any]) -> Callable[..., Any]:
 def _after(task: Any = None, retval: Any = None, state: str | None = None, **_: Any) -> None:
     execution = opened_by(task.request)
     if execution is not None:
-        execution.after(state, retval)
+        # Sent while an exception of Celery's own passes, the result may be nowhere.
+        execution.after(state, retval, delivered=sys.exc_info()[1] is None)

@@ -10,12 +10,15 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakSet
 
 from redis.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import (
@@ -40,6 +43,14 @@ from .exceptions import DurableError, JournalUnavailableError, JournalUnreadable
 _PASSING = (
     RedisConnectionError, RedisTimeoutError, OSError, BusyLoadingError, ReadOnlyError, OutOfMemoryError, NoScriptError,
 )  # fmt: skip
+# The same, for which redis-py has no class.
+_NOT_NOW = ("BUSY", "CLUSTERDOWN", "MASTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAIN")
+
+
+class _NotNow(RedisConnectionError):
+    """A refusal that passes."""
+
+
 _LONGEST_PAUSE = 1.0
 _HOLD = getattr(socket, "MSG_MORE", 0)
 
@@ -71,6 +82,7 @@ class Wire:
     def __init__(self, connection: AbstractConnection, patience: float) -> None:
         self._connection: Any = connection  # redis-py annotates few of its methods
         self._patience = patience
+        self._lock = threading.Lock()
         self._hold = 0
         self._sendall: Any = None
         self._receive: Any = None
@@ -92,25 +104,39 @@ class Wire:
         One that is to go *with the next* is handed to the kernel, which sends it together with the next command, or
         after 0.2 s, or when this process dies, whichever comes first.
         """
-        # A socket that is closed with unread replies is reset, and what the kernel still holds would be lost with it.
-        flags = self._hold if with_next and not self._unread else 0
-        self._unread.append((command, wanted, time.monotonic()))
-        if self._sendall is not None:
-            try:
-                self._sendall(command, flags)
-            except OSError:
-                self._drop()
-            except BaseException:
-                self._drop()
-                raise
+        with self._lock:
+            # A socket closed with unread replies is reset, and what the kernel still holds would be lost with it.
+            flags = self._hold if with_next and not self._unread else 0
+            self._unread.append((command, wanted, time.monotonic()))
+            if self._sendall is not None:
+                try:
+                    self._sendall(command, flags)
+                except OSError:
+                    self._lose()
+                except BaseException:
+                    self._lose()
+                    raise
 
-    def replies(self) -> list[Any]:
-        """Read what is owed, oldest first; reconnect and send again what was lost, within the wire's patience.
+    def replies_if_connected(self) -> list[Any] | None:
+        """As :meth:`replies`, without ever waiting for a connection: None if it is lost."""
+        if self._sendall is None:
+            return None
+        try:
+            return self._read()
+        except _PASSING:
+            self._lose()
+            return None
+        except ResponseError as error:
+            self._drop()
+            raise self._refused(error) from error
+
+    def replies(self, patience: float | None = None) -> list[Any]:
+        """Read what is owed, oldest first; reconnect and send again what was lost, within *patience* (the wire's).
 
         Raises:
             JournalUnavailableError: Redis did not answer in that time, or refused the command for good.
         """
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + (self._patience if patience is None else patience)
         pause = 0.02
         while True:
             try:
@@ -132,17 +158,19 @@ class Wire:
                 raise
 
     def _read(self) -> list[Any]:
-        # Nothing is forgotten before all is read: a connection lost half-way sends everything again.
-        unread, answers = self._unread, []
+        # Nothing is forgotten before all is read: a connection lost half-way sends everything again. What a sibling
+        # sends meanwhile stays owed.
+        unread, answers = self._unread[:], []
         for _, wanted, _ in unread:
             reply = self._receive(disable_decoding=True)
             if isinstance(reply, RedisError):
-                raise reply
+                raise _NotNow(str(reply)) if str(reply).startswith(_NOT_NOW) else reply
             if wanted:
                 answers.append(reply)
         if unread:
             self.last_proof = unread[-1][2]
-            self._unread = []
+            with self._lock:
+                del self._unread[: len(unread)]
         return answers
 
     def _resume(self) -> None:
@@ -153,16 +181,28 @@ class Wire:
             connection.send_packed_command((pack("SCRIPT", "LOAD", script.text),))
         for _ in scripts:
             connection.read_response()
-        for command, _, _ in self._unread:
-            connection.send_packed_command((command,))
-        # The connection's own methods check at each call what is checked here once, and cost a tenth of a step.
-        self._sendall = connection._sock.sendall  # noqa: SLF001
-        self._hold = 0 if isinstance(connection._sock, ssl.SSLSocket) else _HOLD  # noqa: SLF001
-        self._receive = connection._parser.read_response  # noqa: SLF001
+        with self._lock:
+            for command, _, _ in self._unread:
+                connection.send_packed_command((command,))
+            # The connection's own methods check at each call what is checked here once, and cost a tenth of a step.
+            self._sendall = connection._sock.sendall  # noqa: SLF001
+            self._hold = 0 if isinstance(connection._sock, ssl.SSLSocket) else _HOLD  # noqa: SLF001
+            self._receive = connection._parser.read_response  # noqa: SLF001
+
+    def _lose(self) -> None:
+        """The connection is out of step; who waits for it on the event loop is woken up."""
+        sock, self._sendall = self._connection._sock, None  # noqa: SLF001
+        with suppress(OSError, AttributeError):
+            sock.shutdown(socket.SHUT_RDWR)
 
     def _drop(self) -> None:
-        self._sendall = self._receive = None
+        self._sendall = None
         self._connection.disconnect()
+
+    def abandon(self) -> None:
+        """Forget what was sent, and the connection with it."""
+        self._drop()
+        self._unread.clear()
 
     def _unavailable(self, error: BaseException) -> JournalUnavailableError:
         self._unread.clear()
@@ -188,7 +228,7 @@ class Wires:
         self._patience = patience
         self._pool: ConnectionPool | None = None
         self._idle: list[Wire] = []
-        _everywhere.append(self)
+        _everywhere.add(self)
 
     def take(self) -> Wire:
         """A connection that nobody else uses."""
@@ -210,7 +250,7 @@ class Wires:
         self._pool = None
 
 
-_everywhere: list[Wires] = []
+_everywhere: WeakSet[Wires] = WeakSet()
 
 
 def _forget_all() -> None:

@@ -1,11 +1,11 @@
 -- Begin an attempt of a run, or say why not. Taking the lease and raising the fence is one act.
 -- KEYS run, leases, due
--- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, hint, owner
+-- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, hint, owner, reopen
 -- Replies {'open', attempt, now, recoveries, reopened} | {'busy', ms} | {'early', ms} | {'finished'} | {'foreign', task} | {'unreadable', layout}
 local run, leases, due = KEYS[1], KEYS[2], KEYS[3]
 local id, fence, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local layout, task, fingerprint, call, seed = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-local nesting, fresh, changed, hint = tonumber(ARGV[9]), ARGV[10] == '1', ARGV[11] == '1', ARGV[12] == '1'
+local nesting, fresh, changed, hint = tonumber(ARGV[9]), ARGV[10] == '1', tonumber(ARGV[11]), ARGV[12] == '1'
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -42,7 +42,7 @@ local function renew_budgets()
 end
 
 local known = redis.call('HMGET', run, 'status', 'v', 'task', 'fingerprint', 'nesting', 'attempt', 'fence', 'due',
-                         'progress', 'recoveries')
+                         'progress', 'recoveries', 'changed')
 local status = known[1]
 if not status then
   -- A message that was sent on behalf of another one begins nothing: the run is over, and its journal deleted.
@@ -63,8 +63,9 @@ if nesting > tonumber(known[5]) then
 end
 if nesting < tonumber(known[5]) or known[3] ~= task then return {'foreign', known[3]} end
 if known[4] ~= fingerprint then
-  if not changed then return {'foreign', known[3]} end
-  redis.call('HSET', run, 'fingerprint', fingerprint, 'call', call)
+  -- self.retry(args=...) changes the arguments of a run; what is older than the newest change is refused.
+  if changed <= tonumber(known[11] or 0) then return {'foreign', known[3]} end
+  redis.call('HSET', run, 'fingerprint', fingerprint, 'call', call, 'changed', ARGV[11])
 end
 
 if status == 'running' then
@@ -81,10 +82,11 @@ end
 if status == 'suspended' then
   local wait = tonumber(known[8]) - now
   if wait > 0 then return {'early', wait} end
-  return begin(tonumber(known[10]), 0)
+  return begin(0, 0)
 end
 
-if status == 'failed' and fresh then
+if status == 'failed' and fresh and (ARGV[14] == '' or redis.call('HGET', run, 'reopened') ~= ARGV[14]) then
+  if ARGV[14] ~= '' then redis.call('HSET', run, 'reopened', ARGV[14]) end
   renew_budgets()
   return begin(0, 1)
 end

@@ -58,7 +58,7 @@ def test_full_jitter_stays_between_nothing_and_the_plain_delay(
     initial: float, factor: float, longest: float, n: int
 ) -> None:
     plain = backoff(initial=initial, factor=factor, longest=longest)
-    assert 0 <= dataclasses.replace(plain, jitter=True).delay(n) <= plain.delay(n)
+    assert 0 <= plain._replace(jitter=True).delay(n) <= plain.delay(n)
 
 
 def test_full_jitter_spreads_over_the_whole_range() -> None:

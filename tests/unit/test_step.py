@@ -667,7 +667,7 @@ def test_a_failed_step_is_logged_with_its_count_and_its_next_try(run: Run, caplo
     with pytest.raises(RetryStep):
         run.attempt().run("flaky", Action(OSError("away")), QUICK)
     assert len(caplog.records) == 1
-    for part in ("task task-1", "'flaky'", "execution 1 of 3", "OSError('away')", "next try in 1 s"):
+    for part in ("task task-1", "'flaky'", "execution 1 of 3", "OSError: away", "next try in 1 s"):
         assert part in caplog.messages[0]
 
 
