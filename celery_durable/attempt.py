@@ -247,6 +247,11 @@ class Attempt:
     # -- counts that outlive the attempt
 
     @property
+    def changes(self) -> int:
+        """How often ``self.retry(args=...)`` has changed the arguments."""
+        return int(self._fields.get(b"changed", 0))
+
+    @property
     def failures(self) -> int:
         """Failed attempts since the run last recorded a step."""
         return int(self._fields.get(b"failures", 0))

@@ -175,8 +175,8 @@ class _Loop:
             return self._loop
 
     def is_here(self) -> bool:
-        """Whether this code runs on the loop."""
-        return self._loop is not None and asyncio._get_running_loop() is self._loop  # noqa: SLF001  no error where none
+        """Whether this code runs on the loop (by its thread: green ones share that of the operating system)."""
+        return self._loop is not None and getattr(self._loop, "_thread_id", None) == threading.get_ident()
 
 
 def _keep_running(loop: asyncio.AbstractEventLoop) -> None:

@@ -52,7 +52,7 @@ class Delivery(NamedTuple):
     reopen: str = ""
     """Names a request to reopen the run, which is then done once, however often its message is delivered."""
     changed: int = 0
-    """When its arguments were changed on purpose, by ``self.retry(args=...)``; 0: never. The newest change counts."""
+    """How often the arguments had been changed on purpose, by ``self.retry(args=...)``; the newest change counts."""
     hint: bool = False
     """Sent on behalf of another message, to look at the run again."""
 
@@ -123,7 +123,7 @@ class Journal(Protocol):
 
     @property
     def lease_in_doubt(self) -> bool:
-        """Whether the lease may have lapsed unnoticed: no write was acknowledged for as long as it lasts."""
+        """Whether the lease may have lapsed unnoticed: it was not renewed for as long as it lasts."""
         ...
 
     def prove_lease(self) -> None:

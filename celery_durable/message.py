@@ -82,7 +82,10 @@ def own_retries(request: Any) -> int:
 def saved_call(task: Any, request: Any, args: Any, kwargs: Any) -> str:
     """All that is needed to send the task again, as JSON."""
     options = request.as_execution_options()
-    options["headers"] = {name: value for name, value in (options["headers"] or {}).items() if name != HEADER}
+    headers = {name: value for name, value in (options["headers"] or {}).items() if name != HEADER}
+    if changed := header_of(request).get("changed"):
+        headers[HEADER] = {"changed": changed}
+    options["headers"] = headers
     options["ignore_result"] = get_actual_ignore_result(task, request)
     # Expiry is honoured until the first attempt begins, and this one has begun.
     for fact in ("retries", "expires"):
@@ -132,9 +135,10 @@ def send_retry(task: Any, request: Any, delay: float, *, by_policy: bool = False
     return _send(task, request, delay, header, retries=request.retries + 1)
 
 
-def reopening(nonce: str) -> dict[str, Any]:
-    """The header of a message that is to reopen a failed run, once."""
-    return {HEADER: {"reopen": nonce}}
+def reopening(headers: dict[str, Any] | None, nonce: str) -> dict[str, Any]:
+    """The *headers* of a message that is to reopen a failed run, once."""
+    headers = headers or {}
+    return {**headers, HEADER: {**headers.get(HEADER, {}), "reopen": nonce}}
 
 
 def send_hint(task: Any, request: Any, delay: float) -> Any:
@@ -149,8 +153,9 @@ def eager_signature(task: Any, request: Any, delay: float, *, by_policy: bool = 
 
 
 def _next_header(request: Any, by_policy: bool) -> dict[str, Any]:
-    counted = int(header_of(request).get("by_policy", 0)) + by_policy
-    return {"retries": library_retries(request) + 1, "by_policy": counted}
+    header = header_of(request)
+    kept = {"changed": header["changed"]} if "changed" in header else {}
+    return {**kept, "retries": library_retries(request) + 1, "by_policy": int(header.get("by_policy", 0)) + by_policy}
 
 
 def _signature(task: Any, request: Any, delay: float, header: dict[str, Any], retries: int) -> Any:

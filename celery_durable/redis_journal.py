@@ -68,6 +68,7 @@ class RedisJournal:
 
     def open(self, delivery: Delivery) -> Verdict:
         keys = self._keys
+        opening = time.monotonic()
         fence = os.urandom(6).hex()
         self.wire.send(
             call(
@@ -84,6 +85,8 @@ class RedisJournal:
             # Unlike every other script this one carries no fence: nobody else is to send it again.
             self.wire.abandon()
             raise
+        # Of our writes only an opening and a renewal put the end of the lease off.
+        self._renewed = opening
         return self._verdict(opened, _fields(loaded), fence.encode())
 
     def _verdict(self, reply: list[Any], fields: Fields, fence: bytes) -> Verdict:
@@ -169,11 +172,13 @@ class RedisJournal:
 
     @property
     def lease_in_doubt(self) -> bool:
-        return time.monotonic() - max(self.wire.last_proof, self._renewed) > self._lease
+        return time.monotonic() - self._renewed > self._lease
 
     def prove_lease(self) -> None:
+        asked = time.monotonic()
         self.wire.send(self.renewal())
         self.settle()
+        self._renewed = asked
 
     def renewal(self) -> bytes:
         """The command that renews the lease, for this connection or for another one."""

@@ -36,7 +36,7 @@ def retry(self: Any, task_id: str) -> dict[str, Any]:
     options: dict[str, Any] = call["options"]
     name = fields[b"task"].decode()
     with tracing.continued(options.get("headers")):
-        options["headers"] = {**(options.get("headers") or {}), **reopening(self.request.id or str(uuid4()))}
+        options["headers"] = reopening(options.get("headers"), self.request.id or str(uuid4()))
         app.send_task(name, call["args"], call["kwargs"], **_routed(app, name, options))
     where = {key: options.get(key) for key in ("queue", "exchange", "routing_key")}
     return {"task_id": task_id, "task": name, **where, "note": _note(fields)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
@@ -132,7 +131,8 @@ class DurableTask(Task[P, R]):
         limit = self.max_retries if max_retries is None else max_retries
         if limit is not None and (ours := self._uncounted_retries(request)):
             limit = max_retries = limit + ours
-        options = self._retry_options(request, options, changed=args is not None or kwargs is not None)
+        changes = execution.attempt.changes if execution is not None and execution.attempt is not None else 0
+        options = self._retry_options(request, options, changes if args is not None or kwargs is not None else None)
         send = functools.partial(super().retry, args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         if execution is None:
             return send()
@@ -143,11 +143,11 @@ class DurableTask(Task[P, R]):
         return self._send_retry(execution, send)
 
     @staticmethod
-    def _retry_options(request: Any, options: dict[str, Any], *, changed: bool) -> dict[str, Any]:
-        """The options of a retry, with our header brought up to date."""
+    def _retry_options(request: Any, options: dict[str, Any], changes: int | None) -> dict[str, Any]:
+        """The options of a retry, with our header brought up to date; *changes*: so far, if it changes arguments."""
         header = {name: fact for name, fact in header_of(request).items() if name != "hint"}
-        if changed:
-            header["changed"] = time.time_ns()
+        if changes is not None:
+            header["changed"] = max(header.get("changed", 0), changes) + 1
         if not header:
             return options
         headers = {**(request.headers or {}), **(options.get("headers") or {}), HEADER: header}

@@ -86,9 +86,7 @@ class Wire:
         self._hold = 0
         self._sendall: Any = None
         self._receive: Any = None
-        self._unread: list[tuple[bytes, bool, float]] = []
-        self.last_proof = 0.0
-        """Monotonic time at which the newest acknowledged command was sent."""
+        self._unread: list[tuple[bytes, bool]] = []
 
     @property
     def owed(self) -> int:
@@ -107,7 +105,7 @@ class Wire:
         with self._lock:
             # A socket closed with unread replies is reset, and what the kernel still holds would be lost with it.
             flags = self._hold if with_next and not self._unread else 0
-            self._unread.append((command, wanted, time.monotonic()))
+            self._unread.append((command, wanted))
             if self._sendall is not None:
                 try:
                     self._sendall(command, flags)
@@ -161,16 +159,14 @@ class Wire:
         # Nothing is forgotten before all is read: a connection lost half-way sends everything again. What a sibling
         # sends meanwhile stays owed.
         unread, answers = self._unread[:], []
-        for _, wanted, _ in unread:
+        for _, wanted in unread:
             reply = self._receive(disable_decoding=True)
             if isinstance(reply, RedisError):
                 raise _NotNow(str(reply)) if str(reply).startswith(_NOT_NOW) else reply
             if wanted:
                 answers.append(reply)
-        if unread:
-            self.last_proof = unread[-1][2]
-            with self._lock:
-                del self._unread[: len(unread)]
+        with self._lock:
+            del self._unread[: len(unread)]
         return answers
 
     def _resume(self) -> None:
@@ -182,7 +178,7 @@ class Wire:
         for _ in scripts:
             connection.read_response()
         with self._lock:
-            for command, _, _ in self._unread:
+            for command, _ in self._unread:
                 connection.send_packed_command((command,))
             # The connection's own methods check at each call what is checked here once, and cost a tenth of a step.
             self._sendall = connection._sock.sendall  # noqa: SLF001
@@ -217,7 +213,7 @@ class Wire:
 
     def disown(self) -> None:
         """What is still owed is to be read, and dropped."""
-        self._unread = [(command, False, sent) for command, _, sent in self._unread]
+        self._unread = [(command, False) for command, _ in self._unread]
 
 
 class Wires:

@@ -1,0 +1,129 @@
+"""What lies between a client and its server: counted waits, and a proxy that loses replies."""
+
+import selectors
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+import redis.connection
+from typing_extensions import Self
+
+from tests.servers import RedisServer
+from tests.waiting import eventually
+
+
+class Waits:
+    """How often this process has waited for a reply of Redis: it had sent something, and then it read."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @contextmanager
+    def counted(self, expected: int) -> Iterator[None]:
+        """Fail unless what is done here waits exactly so often."""
+        before = self.count
+        yield
+        assert self.count - before == expected
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> Self:
+        """Watch all connections that are made from now on."""
+        connect = redis.connection.Connection._connect  # noqa: SLF001  where the socket is made
+        monkeypatch.setattr(
+            redis.connection.Connection, "_connect", lambda connection: _WatchedSocket(connect(connection), self)
+        )
+        return self
+
+
+class _WatchedSocket:
+    """A socket that reports each reading that follows a sending."""
+
+    def __init__(self, watched: socket.socket, waits: Waits) -> None:
+        self._socket = watched
+        self._waits = waits
+        self._asked = False
+
+    def sendall(self, *args: Any) -> None:
+        self._asked = True
+        self._socket.sendall(*args)
+
+    def recv(self, *args: Any) -> bytes:
+        self._wait()
+        return self._socket.recv(*args)
+
+    def recv_into(self, *args: Any) -> int:
+        self._wait()
+        return self._socket.recv_into(*args)
+
+    def _wait(self) -> None:
+        self._waits.count += self._asked
+        self._asked = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+
+class Proxy:
+    """A TCP proxy before a server: it passes everything on, until it is told to lose replies."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = ("127.0.0.1", server.port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
+        self._to_lose = 0
+        self.lost = 0
+        """Replies that were lost so far, each with its connection."""
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._start(self._accept)
+
+    def lose_replies(self, count: int = 1) -> None:
+        """Cut the connection instead of passing the next reply on: what it answers has been applied."""
+        self._to_lose += count
+
+    def _start(self, work: Any, *args: Any) -> None:
+        thread = threading.Thread(target=work, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._start(self._relay, client)
+
+    def _relay(self, client: socket.socket) -> None:
+        with suppress(OSError), client, socket.create_connection(self._server) as server:
+            self._open |= {client, server}
+            other_side = {client: server, server: client}
+            with selectors.DefaultSelector() as ready:
+                for side in other_side:
+                    ready.register(side, selectors.EVENT_READ)
+                while True:
+                    for key, _ in ready.select():
+                        side: Any = key.fileobj
+                        data = side.recv(65536)
+                        if not data or (side is server and self._loses()):
+                            return
+                        other_side[side].sendall(data)
+
+    def _loses(self) -> bool:
+        if not self._to_lose:
+            return False
+        self._to_lose -= 1
+        self.lost += 1
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for one in self._open:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        eventually(lambda: not any(thread.is_alive() for thread in self._threads), what="the end of the proxy")

@@ -1,0 +1,108 @@
+"""Runs in this process: journals by themselves, and tasks executed as a worker executes them, without a worker."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import redis
+from celery import Celery
+from celery.app.trace import build_tracer
+
+from celery_durable import DurableTask
+from celery_durable.journal import Delivery, Fields, Opened
+from celery_durable.redis_journal import RedisJournal
+from celery_durable.store import Store, store_of
+
+TASK = "shop.order"
+
+
+def app_for(url: str, **conf: Any) -> Celery:
+    """Return an app whose only Redis is that of the journals."""
+    app = Celery("integration", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.conf.update(durable_redis_url=url, **conf)
+    return app
+
+
+@contextmanager
+def app_at(url: str, **conf: Any) -> Iterator[Celery]:
+    """Yield such an app; afterwards close its connections to the journals, also those of attempts that never ended."""
+    app = app_for(url, **conf)
+    wires = store_of(app).wires
+    connections: list[Any] = []
+    make_pool = wires._make_pool  # noqa: SLF001  the only place where all connections come from
+
+    def make_watched_pool() -> Any:
+        pool = make_pool()
+        make_connection = pool.make_connection
+        pool.make_connection = lambda: connections.append(made := make_connection()) or made
+        return pool
+
+    wires._make_pool = make_watched_pool  # noqa: SLF001
+    yield app
+    for connection in connections:
+        connection.disconnect()
+
+
+@contextmanager
+def store_at(url: str, **conf: Any) -> Iterator[Store]:
+    with app_at(url, **conf) as app:
+        yield store_of(app)
+
+
+def task_of(app: Celery, body: Any, **options: Any) -> Any:
+    """Make a task of the base class that belongs to this app alone."""
+    made = app.task(base=DurableTask, bind=True, shared=False, name=f"shop.{body.__name__}", **options)(body)
+    return app.tasks[made.name]
+
+
+def delivery(task_id: str, **facts: Any) -> Delivery:
+    """Return a first message of a run; `facts` are what is special about it."""
+    return Delivery(**{"task_id": task_id, "task": TASK, "fingerprint": "f1", "call": "{}", **facts})
+
+
+def new_id() -> str:
+    return str(uuid4())
+
+
+def opened(store: Store, task_id: str, **facts: Any) -> RedisJournal:
+    """Begin an attempt."""
+    journal = store.journal(task_id)
+    verdict = journal.open(delivery(task_id, **facts))
+    assert isinstance(verdict, Opened), verdict
+    return journal
+
+
+def lapse(client: "redis.Redis", store: Store, task_id: str) -> None:
+    """Let the lease of a run end now, as if its worker had died a while ago."""
+    assert client.zadd(store.keys(task_id).leases, {task_id: 0}, xx=True, ch=True) == 1
+
+
+def state(client: "redis.Redis", store: Store, task_id: str) -> dict[str, Any]:
+    """Return all that Redis holds of a run; of its TTL, whether it has one."""
+    keys = store.keys(task_id)
+    return {
+        "fields": client.hgetall(keys.run),
+        "lease": client.zscore(keys.leases, task_id),
+        "due": client.zscore(keys.due, task_id),
+        "expires": client.pttl(keys.run) > 0,
+    }
+
+
+def text(fields: Fields) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in fields.items()}
+
+
+def execute(task: Any, *args: Any, task_id: str, **request: Any) -> Any:
+    """Execute a task as the process of a worker does; return its state."""
+    message = {
+        "id": task_id,
+        "root_id": task_id,
+        "retries": 0,
+        "delivery_info": {"exchange": "", "routing_key": "celery", "redelivered": False, "priority": 0},
+        "hostname": "nowhere",
+        **request,
+    }
+    tracer = build_tracer(task.name, task, app=task.app)
+    outcome = tracer(task_id, args, {}, message)
+    return outcome.info.state if outcome.info else "SUCCESS"

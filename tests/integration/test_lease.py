@@ -1,0 +1,227 @@
+"""Leases: renewed as long as their attempt lives, taken over when it does not, asked for when in doubt."""
+
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+
+from celery_durable import RetryPolicy, RunOptions, durable_task
+from celery_durable.context import DurableContext
+from celery_durable.interrupts import Fenced
+from celery_durable.journal import Busy
+from celery_durable.store import Store, store_of
+from tests.integration.runs import app_at, delivery, execute, lapse, new_id, opened, state, store_at
+from tests.servers import RedisServer
+from tests.waiting import eventually
+
+SHORT = 1
+"""Seconds: the shortest lease that can be set."""
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[Store]:
+    with store_at(redis_url, durable_lease=SHORT) as store:
+        yield store
+
+
+def lease(client: redis.Redis, store: Store, task_id: str) -> float:
+    """Return when the lease of a run ends; 0 without one."""
+    return client.zscore(store.keys(task_id).leases, task_id) or 0.0
+
+
+def test_a_lease_is_renewed_as_long_as_it_is_held(store: Store, redis_client: redis.Redis) -> None:
+    journal = opened(store, task_id := new_id())
+    first = lease(redis_client, store, task_id)
+    store.leases.keep(journal)
+
+    eventually(lambda: lease(redis_client, store, task_id) > first + 2 * SHORT * 1000)
+
+    assert isinstance(store.journal(task_id).open(delivery(task_id)), Busy)
+    assert not journal.lease_in_doubt
+    journal.prove_lease()
+    store.leases.drop(journal)
+
+
+def test_one_thread_renews_the_leases_of_all_attempts(store: Store, redis_client: redis.Redis) -> None:
+    ids = [new_id() for _ in range(20)]
+    journals = [opened(store, task_id) for task_id in ids]
+    before = [lease(redis_client, store, task_id) for task_id in ids]
+    for journal in journals:
+        store.leases.keep(journal)
+
+    eventually(
+        lambda: all(lease(redis_client, store, one) > old for one, old in zip(ids, before, strict=True)),
+        what="20 renewals",
+    )
+
+    for journal in journals:
+        store.leases.drop(journal)
+
+
+def test_a_released_lease_is_not_renewed_any_more(store: Store, redis_client: redis.Redis) -> None:
+    ids = [new_id(), new_id()]
+    released, kept = (opened(store, task_id) for task_id in ids)
+    store.leases.keep(kept)
+    store.leases.keep(released)
+    store.leases.drop(released)
+    before = [lease(redis_client, store, task_id) for task_id in ids]
+
+    eventually(lambda: lease(redis_client, store, ids[1]) > before[1] + 2 * SHORT * 1000)
+
+    assert lease(redis_client, store, ids[0]) == before[0]
+    store.leases.drop(kept)
+
+
+def test_the_renewal_of_a_stale_attempt_does_not_touch_the_lease_of_the_newer_one(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    stale = opened(store, task_id := new_id())
+    witness = opened(store, other := new_id())
+    lapse(redis_client, store, task_id)
+    opened(store, task_id)
+    before = state(redis_client, store, task_id)
+    seen = lease(redis_client, store, other)
+    for journal in (stale, witness):
+        store.leases.keep(journal)
+
+    eventually(lambda: lease(redis_client, store, other) > seen + SHORT * 1000)
+
+    assert state(redis_client, store, task_id) == before
+    for journal in (stale, witness):
+        store.leases.drop(journal)
+
+
+@pytest.mark.parametrize("ending", ["suspended", "finished"])
+def test_a_renewal_that_comes_late_gives_no_lease_to_a_run_that_has_none(
+    store: Store, redis_client: redis.Redis, ending: str
+) -> None:
+    journal = opened(store, task_id := new_id())
+    if ending == "suspended":
+        journal.suspend(60, {})
+    else:
+        journal.finish("succeeded", 3600, {})
+        journal.deliver(60)
+
+    journal.prove_lease()
+
+    assert lease(redis_client, store, task_id) == 0
+
+
+def test_renewals_go_on_after_the_server_was_away(caplog: pytest.LogCaptureFixture) -> None:
+    with RedisServer(appendonly=True) as server, store_at(server.url(), durable_lease=SHORT) as store:
+        journal = opened(store, task_id := new_id())
+        store.leases.keep(journal)
+        with server.client() as client:
+            before = lease(client, store, task_id)
+        server.stop()
+        eventually(lambda: "cannot renew the leases of 1 attempts" in caplog.text)
+
+        server.start()
+
+        with server.client() as client:
+            eventually(lambda: lease(client, store, task_id) > before)
+        store.leases.drop(journal)
+    assert all(record.levelno == logging.WARNING for record in caplog.records)
+
+
+def test_a_damaged_journal_does_not_cost_the_others_their_leases(
+    store: Store, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = [new_id() for _ in range(3)]
+    journals = [opened(store, task_id) for task_id in ids]
+    before = [lease(redis_client, store, task_id) for task_id in ids]
+    damaged = store.keys(ids[0]).run
+    redis_client.delete(damaged)
+    redis_client.set(damaged, "something else")
+    for journal in journals:
+        store.leases.keep(journal)
+
+    for position in (1, 2):
+        eventually(lambda at=position: lease(redis_client, store, ids[at]) > before[at] + 2 * SHORT * 1000)
+
+    assert lease(redis_client, store, ids[0]) == before[0]
+    assert "cannot renew a lease" in caplog.text
+    for journal in journals:
+        store.leases.drop(journal)
+
+
+def test_a_lease_is_in_doubt_when_nothing_was_acknowledged_for_as_long_as_it_lasts(store: Store) -> None:
+    journal = opened(store, new_id())
+    assert not journal.lease_in_doubt
+    eventually(lambda: journal.lease_in_doubt)
+
+    journal.prove_lease()
+
+    assert not journal.lease_in_doubt
+
+
+def test_an_attempt_in_doubt_that_was_taken_over_is_fenced(store: Store) -> None:
+    journal = opened(store, task_id := new_id())
+    eventually(lambda: journal.lease_in_doubt)
+    opened(store, task_id)
+
+    with pytest.raises(Fenced):
+        journal.prove_lease()
+
+
+# -- what a step makes of it
+
+executed: list[str] = []
+between: list[Callable[[str], None]] = []
+
+
+@durable_task(name="lease.two_steps", task_retry_policy=RetryPolicy(max_attempts=1))
+def two_steps(ctx: DurableContext, limited: bool) -> None:
+    """Lose the lease between two steps, if the test says so in between."""
+    ctx.run("first", executed.append, "first")
+    between[-1](ctx.task_id)
+    options = (RunOptions(max_attempts=3),) if limited else ()
+    ctx.run("second", executed.append, *options, "second")
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_no_action_starts_in_an_attempt_that_was_frozen_and_taken_over(
+    redis_url: str, redis_client: redis.Redis, limited: bool
+) -> None:
+    executed.clear()
+    task_id = new_id()
+    with app_at(redis_url, durable_lease=SHORT) as app, store_at(redis_url, durable_lease=SHORT) as other:
+        mine = store_of(app)
+
+        def freeze_and_lose(_: str) -> None:
+            (journal,) = mine.leases._held  # noqa: SLF001
+            mine.leases.drop(journal)
+            eventually(lambda: journal.lease_in_doubt)
+            opened(
+                other,
+                task_id,
+                task=two_steps.name,
+                fingerprint=redis_client.hget(other.keys(task_id).run, "fingerprint"),
+            )
+
+        between.append(freeze_and_lose)
+        assert execute(app.tasks[two_steps.name], limited, task_id=task_id) == "IGNORED"
+        entries = redis_client.hgetall(other.keys(task_id).run)
+
+    assert executed == ["first"]
+    assert [name for name in entries if name.startswith("step:")] == ["step:1"]
+    assert (entries["attempt"], entries["status"]) == ("2", "running")
+
+
+def test_an_attempt_that_was_frozen_but_not_taken_over_goes_on(redis_url: str, redis_client: redis.Redis) -> None:
+    executed.clear()
+    task_id = new_id()
+    with app_at(redis_url, durable_lease=SHORT) as app:
+        store = store_of(app)
+
+        def freeze(_: str) -> None:
+            (journal,) = store.leases._held  # noqa: SLF001
+            store.leases.drop(journal)
+            eventually(lambda: journal.lease_in_doubt)
+
+        between.append(freeze)
+        assert execute(app.tasks[two_steps.name], False, task_id=task_id) == "SUCCESS"
+        assert redis_client.hget(store.keys(task_id).run, "attempt") == "1"
+
+    assert executed == ["first", "second"]

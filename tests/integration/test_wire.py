@@ -1,0 +1,473 @@
+"""Connections to Redis: every kind of URL, servers that restart or refuse, and what is sent again after a cut."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import redis
+
+from celery_durable import ConfigurationError, JournalUnavailableError
+from celery_durable.journal import Opened, done_entry
+from celery_durable.startup import risks_of
+from celery_durable.store import Store, store_of
+from tests.integration.network import Proxy
+from tests.integration.runs import app_for, delivery, new_id, opened, store_at
+from tests.servers import RedisServer, ServerUnavailableError
+from tests.waiting import eventually
+
+DAY = 24 * 3600.0
+PASSWORD = "s3cret/with:signs@"  # noqa: S105
+QUOTED = "s3cret%2Fwith%3Asigns%40"
+
+
+def run_to_its_end(store: Store, task_id: str) -> None:
+    """Do what an attempt does: open, record, end, deliver."""
+    journal = opened(store, task_id)
+    journal.send({"step:1": done_entry("charge", 1, 1, 1, {}, "1"), "progress": "1"})
+    journal.settle()
+    journal.finish("succeeded", DAY, {"outcome": '{"value":1}'})
+    journal.deliver(60)
+    journal.prove_lease()
+    journal.close()
+
+
+def assert_ended(client: redis.Redis, store: Store, task_id: str) -> None:
+    fields = client.hgetall(store.keys(task_id).run)
+    assert (fields["status"], fields["delivered"], fields["attempt"]) == ("succeeded", "1", "1")
+    assert "step:1" in fields
+
+
+# -- URLs
+
+
+def test_a_url_with_redis_scheme(redis_server: RedisServer, redis_url: str) -> None:
+    with store_at(redis_url) as store, redis_server.client() as client:
+        run_to_its_end(store, task_id := new_id())
+
+        assert_ended(client, store, task_id)
+
+
+def test_the_database_of_the_url_is_used(redis_server: RedisServer, redis_url: str) -> None:
+    with store_at(redis_server.url(db=5)) as store, redis_server.client(5) as client:
+        run_to_its_end(store, task_id := new_id())
+
+        assert_ended(client, store, task_id)
+
+
+def test_a_unix_socket() -> None:
+    with RedisServer(unix_socket=True) as server, store_at(server.url(db=3)) as store, server.client(3) as client:
+        run_to_its_end(store, task_id := new_id())
+
+        assert_ended(client, store, task_id)
+
+
+@contextmanager
+def tls_server() -> Iterator[RedisServer]:
+    server = None
+    try:
+        server = RedisServer(tls=True)
+        server.start()
+    except ServerUnavailableError as reason:
+        if server is not None:
+            server.close()
+        pytest.skip(f"no server with TLS here: {str(reason).splitlines()[0]}")
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def test_a_server_with_tls() -> None:
+    with tls_server() as server, store_at(server.url()) as store, server.client() as client:
+        run_to_its_end(store, task_id := new_id())
+
+        assert_ended(client, store, task_id)
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused() -> None:
+    with tls_server() as server:
+        url = f"rediss://localhost:{server.port}/0?ssl_cert_reqs=required"
+        with (
+            store_at(url, durable_lease=1) as store,
+            pytest.raises(JournalUnavailableError, match="CERTIFICATE_VERIFY"),
+        ):
+            store.load(new_id())
+
+
+def test_the_result_backend_serves_without_a_url_of_its_own(redis_url: str) -> None:
+    app = app_for(redis_url)
+    app.conf.update(durable_redis_url=None, result_backend=redis_url, broker_url="memory://")
+    assert store_of(app).url == redis_url
+
+
+def test_the_broker_serves_where_the_result_backend_is_no_redis(redis_url: str) -> None:
+    app = app_for(redis_url)
+    app.conf.update(durable_redis_url=None, result_backend="cache+memory://", broker_url=redis_url)
+    assert store_of(app).url == redis_url
+
+
+def test_without_a_redis_the_error_says_what_was_found_and_hides_passwords() -> None:
+    app = app_for("")
+    app.conf.update(durable_redis_url=None, result_backend=None, broker_url=f"amqp://guest:{QUOTED}@rabbit//")
+    with pytest.raises(ConfigurationError, match="durable_redis_url") as caught:
+        store_of(app)
+
+    assert "broker_url=amqp://guest:***@rabbit//" in str(caught.value)
+    assert "result_backend=None" in str(caught.value)
+
+
+# -- passwords and users
+
+
+@pytest.fixture
+def guarded() -> Iterator[RedisServer]:
+    """A server with a user whose only keys are those below the default prefix."""
+    with RedisServer() as server, server.client() as admin:
+        commands = ["+evalsha", "+script|load", "+hgetall", "+info", "+@connection", "+@hash", "+@sortedset"]
+        keys = ["+time", "+del", "+pexpire", "+persist", "+exists", "+type"]
+        admin.execute_command(
+            *[
+                "ACL",
+                "SETUSER",
+                "durable",
+                "on",
+                f">{PASSWORD}",
+                "resetchannels",
+                "~durable:*",
+                "-@all",
+                *commands,
+                *keys,
+            ]
+        )
+        yield server
+
+
+def test_a_user_who_may_touch_the_prefix_only(guarded: RedisServer) -> None:
+    url = f"redis://durable:{QUOTED}@127.0.0.1:{guarded.port}/0"
+    with store_at(url) as store, guarded.client() as admin:
+        run_to_its_end(store, task_id := new_id())
+        failed = opened(store, new_id())
+        failed.finish("failed", DAY, {"outcome": "{}"})
+        suspended = opened(store, again := new_id())
+        suspended.suspend(0, {})
+        reopened = store.journal(again).open(delivery(again, fresh=False))
+        store.condemn(again, DAY, "{}")
+
+        assert isinstance(reopened, Opened)
+        assert_ended(admin, store, task_id)
+        assert admin.hget(store.keys(again).run, "status") == "failed"
+
+
+def test_keys_outside_of_what_the_user_may_touch_are_refused_with_the_servers_words(guarded: RedisServer) -> None:
+    url = f"redis://durable:{QUOTED}@127.0.0.1:{guarded.port}/0"
+    with (
+        store_at(url, durable_key_prefix="other:", durable_lease=1) as store,
+        pytest.raises(JournalUnavailableError, match=r"(?i)permission|NOPERM|access") as caught,
+    ):
+        opened(store, new_id())
+
+    assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["redis://durable:{}@127.0.0.1:{}/0", "redis://:{}@127.0.0.1:{}/0"])
+def test_a_wrong_password_is_said_and_not_shown(
+    guarded: RedisServer, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with guarded.client() as admin:
+        admin.config_set("requirepass", PASSWORD)
+    wrong = "wr0ng%40word"
+    with (
+        store_at(url.format(wrong, guarded.port), durable_lease=1) as store,
+        pytest.raises(JournalUnavailableError, match="authentication failed") as caught,
+    ):
+        store.load(new_id())
+
+    told = f"{caught.value!r} {caught.value.__cause__!r} {caplog.text}"
+    assert [secret for secret in (wrong, "wr0ng@word", PASSWORD, QUOTED) if secret in told] == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:{}@127.0.0.1:{}/0",
+        "redis://user:{}@127.0.0.1:{}/0",
+        "redis://127.0.0.1:{1}/0?password={0}",
+        "redis+socket://:{}@/no/such/socket{}",
+    ],
+)
+def test_an_unreachable_server_is_named_without_its_password(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    app = app_for(url.format(QUOTED, 1), durable_lease=1)
+
+    (risk,) = risks_of(app, [])
+
+    told = f"{risk} {caplog.text}"
+    assert [secret for secret in (PASSWORD, QUOTED) if secret in told] == []
+
+
+# -- servers that forget, restart, hang, and refuse
+
+
+def test_scripts_that_the_server_has_forgotten_are_loaded_again(redis_url: str, redis_client: redis.Redis) -> None:
+    with store_at(redis_url) as store:
+        journal = opened(store, task_id := new_id())
+        for position in range(1, 4):
+            redis_client.script_flush()
+            journal.send({f"step:{position}": "{}"})
+            journal.settle()
+        redis_client.script_flush()
+        journal.finish("succeeded", DAY, {})
+
+        fields = redis_client.hgetall(store.keys(task_id).run)
+    assert [name for name in fields if name.startswith("step:")] == ["step:1", "step:2", "step:3"]
+    assert (fields["status"], fields["attempt"]) == ("succeeded", "1")
+
+
+def test_scripts_forgotten_between_a_sending_and_its_reply_lose_nothing(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    with store_at(redis_url) as store:
+        journal = opened(store, task_id := new_id())
+        redis_client.script_flush()
+        journal.send({"time:1": "1"})
+        journal.send({"time:2": "2"})
+        redis_client.script_flush()
+        journal.send({"step:1": "{}"})
+        journal.settle()
+
+        fields = redis_client.hgetall(store.keys(task_id).run)
+    assert (fields["time:1"], fields["time:2"], fields["step:1"]) == ("1", "2", "{}")
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_a_restart_of_the_server_between_two_writes_goes_unnoticed(how: str) -> None:
+    with RedisServer(appendonly=True) as server, store_at(server.url()) as store:
+        journal = opened(store, task_id := new_id())
+        journal.send({"step:1": "{}"})
+        journal.settle()
+        server.stop() if how == "stop" else server.kill()
+        server.start()
+
+        journal.send({"step:2": "{}"})
+        journal.settle()
+        journal.finish("succeeded", DAY, {})
+
+        with server.client() as client:
+            fields = client.hgetall(store.keys(task_id).run)
+    assert (fields["step:1"], fields["step:2"], fields["status"], fields["attempt"]) == ("{}", "{}", "succeeded", "1")
+
+
+def test_a_write_waits_for_a_server_that_comes_back_in_time() -> None:
+    with RedisServer(appendonly=True) as server, store_at(server.url(), durable_lease=20) as store:
+        journal = opened(store, task_id := new_id())
+        server.stop()
+        starting = threading.Thread(target=lambda: eventually(lambda: journal.wire.owed) and server.start())
+        starting.start()
+        journal.send({"step:1": "{}"})
+        journal.settle()
+        starting.join()
+
+        with server.client() as client:
+            assert client.hget(store.keys(task_id).run, "step:1") == "{}"
+
+
+def test_a_server_that_stays_away_is_waited_for_as_long_as_the_lease_lasts() -> None:
+    with RedisServer() as server, store_at(server.url(), durable_lease=1) as store:
+        journal = opened(store, new_id())
+        server.stop()
+        began = time.monotonic()
+        journal.send({"step:1": "{}"})
+
+        with pytest.raises(JournalUnavailableError, match=r"within 1 s.*ConnectionError"):
+            journal.settle()
+
+        assert time.monotonic() - began < 5
+
+
+def test_a_server_that_hangs_is_given_up_in_bounded_time() -> None:
+    with RedisServer() as server, store_at(server.url(), durable_lease=1) as store:
+        journal = opened(store, new_id())
+        server.freeze()
+        began = time.monotonic()
+        journal.send({"step:1": "{}"})
+        with pytest.raises(JournalUnavailableError, match="Timeout"):
+            journal.settle()
+        server.thaw()
+
+        assert time.monotonic() - began < 15
+
+
+def test_what_could_not_be_written_is_not_written_later_by_the_next_attempt() -> None:
+    with RedisServer(appendonly=True) as server, store_at(server.url(), durable_lease=1) as store:
+        journal = opened(store, lost := new_id())
+        server.stop()
+        journal.send({"step:1": "lost"})
+        with pytest.raises(JournalUnavailableError):
+            journal.settle()
+        journal.close()
+        server.start()
+
+        next_one = opened(store, next_id := new_id())
+
+        assert next_one.wire.owed == 0
+        with server.client() as client:
+            assert client.hget(store.keys(lost).run, "step:1") is None
+            assert client.hget(store.keys(next_id).run, "attempt") == "1"
+
+
+def test_a_server_that_is_full_is_said_and_waited_for() -> None:
+    with RedisServer() as server, server.client() as admin, store_at(server.url(), durable_lease=1) as store:
+        journal = opened(store, task_id := new_id())
+        admin.config_set("maxmemory", 1)
+        journal.send({"step:1": "{}"})
+        with pytest.raises(JournalUnavailableError, match=r"(?i)memory"):
+            journal.settle()
+
+        admin.config_set("maxmemory", 0)
+        journal.send({"step:1": "{}"})
+        journal.settle()
+
+        assert admin.hget(store.keys(task_id).run, "step:1") == "{}"
+
+
+def test_a_connection_that_was_cut_before_a_write_goes_unnoticed(redis_url: str, redis_client: redis.Redis) -> None:
+    with store_at(redis_url) as store:
+        journal = opened(store, task_id := new_id())
+        assert redis_client.client_kill_filter(skipme=True, _type="normal") >= 1
+
+        journal.send({"step:1": "{}"})
+        journal.settle()
+
+        assert redis_client.hget(store.keys(task_id).run, "step:1") == "{}"
+
+
+def test_cut_after_cut_is_survived(redis_server: RedisServer, redis_client: redis.Redis) -> None:
+    with Proxy(redis_server) as proxy, store_at(proxy.url) as store:
+        journal = opened(store, task_id := new_id())
+        proxy.lose_replies(5)  # also those of the reconnections
+
+        journal.send({"step:1": "{}"})
+        journal.settle()
+
+        assert proxy.lost == 5
+        assert redis_client.hget(store.keys(task_id).run, "step:1") == "{}"
+
+
+class Struck(Exception):
+    """What a time limit's signal raises."""
+
+
+def test_a_signal_amid_a_reply_leaves_the_connection_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def strike(*_: Any) -> None:
+        raise Struck
+
+    with RedisServer() as server, store_at(server.url()) as store:
+        journal = opened(store, task_id := new_id())
+        server.freeze()
+        journal.send({"step:1": "{}"})
+        usual = signal.signal(signal.SIGALRM, strike)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(Struck):
+                journal.settle()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, usual)
+        server.thaw()
+
+        journal.send({"step:2": "{}"})
+        journal.settle()
+        journal.prove_lease()
+
+        with server.client() as client:
+            fields = client.hgetall(store.keys(task_id).run)
+    assert (fields["step:1"], fields["step:2"]) == ("{}", "{}")
+
+
+def test_a_write_that_may_go_with_the_next_does_not_wait_for_it_for_ever(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    with store_at(redis_url) as store:
+        journal = opened(store, task_id := new_id())
+
+        journal.send({"step:1": "started"}, with_next=True)
+
+        eventually(lambda: redis_client.hget(store.keys(task_id).run, "step:1") == "started", deadline=5)
+
+
+def test_a_write_that_goes_with_the_next_survives_a_cut(redis_server: RedisServer, redis_client: redis.Redis) -> None:
+    with Proxy(redis_server) as proxy, store_at(proxy.url) as store:
+        journal = opened(store, task_id := new_id())
+        proxy.lose_replies()
+        journal.send({"step:1": "started"}, with_next=True)
+        eventually(lambda: proxy.lost == 1)
+
+        journal.send({"step:1": "done"})
+        journal.settle()
+
+        assert redis_client.hget(store.keys(task_id).run, "step:1") == "done"
+
+
+# -- one connection per attempt
+
+
+def clients(client: redis.Redis) -> int:
+    return len(client.client_list(_type="normal"))
+
+
+def test_attempts_one_after_the_other_share_a_connection(redis_url: str, redis_client: redis.Redis) -> None:
+    with store_at(redis_url) as store:
+        before = clients(redis_client)
+        for _ in range(10):
+            run_to_its_end(store, new_id())
+
+        assert clients(redis_client) - before == 1
+
+
+def test_attempts_side_by_side_have_connections_of_their_own(redis_url: str, redis_client: redis.Redis) -> None:
+    with store_at(redis_url) as store:
+        before = clients(redis_client)
+        journals = [opened(store, new_id()) for _ in range(3)]
+        assert clients(redis_client) - before == 3
+        for journal in journals:
+            journal.close()
+        for journal in [opened(store, new_id()) for _ in range(3)]:
+            journal.close()
+
+        assert clients(redis_client) - before == 3
+
+
+def test_replies_that_an_attempt_left_unread_are_not_those_of_the_next_one(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    with store_at(redis_url) as store:
+        hasty = opened(store, new_id())
+        hasty.send({"step:1": "{}"})
+        hasty.close()
+
+        run_to_its_end(store, task_id := new_id())
+
+        assert_ended(redis_client, store, task_id)
+
+
+def test_a_store_connects_when_it_is_first_used(redis_url: str, redis_client: redis.Redis) -> None:
+    before = clients(redis_client)
+
+    store_of(app_for(redis_url))
+
+    assert clients(redis_client) == before
+
+
+def test_the_owner_names_the_host_and_the_process(redis_url: str, redis_client: redis.Redis) -> None:
+    with store_at(redis_url) as store:
+        opened(store, task_id := new_id())
+
+        assert redis_client.hget(store.keys(task_id).run, "owner") == f"{socket.gethostname()}:{os.getpid()}"
