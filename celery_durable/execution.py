@@ -1,7 +1,7 @@
 """One call of a task's body under Celery: open the run, let the body work, and turn its end into what Celery expects.
 
-The seam: with :mod:`task`, :mod:`message`, :mod:`decorator`, :mod:`request`, :mod:`retry_task` and :mod:`startup`,
-alone in knowing Celery.
+The seam: with :mod:`task`, :mod:`message`, :mod:`outcome`, :mod:`hold`, :mod:`decorator`, :mod:`request`,
+:mod:`retry_task`, :mod:`startup` and :mod:`store`, alone in knowing Celery.
 """
 
 from __future__ import annotations

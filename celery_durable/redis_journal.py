@@ -70,15 +70,13 @@ class RedisJournal:
         keys = self._keys
         opening = time.monotonic()
         fence = os.urandom(6).hex()
-        self.wire.send(
-            call(
-                "open", keys.all, keys.task_id, fence, _ms(self._lease), LAYOUT,
-                delivery.task, delivery.fingerprint, delivery.call, new_seed(),
-                delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.hint),
-                f"{socket.gethostname()}:{os.getpid()}", delivery.reopen,
-            )
+        begin = call(
+            "open", keys.all, keys.task_id, fence, _ms(self._lease), LAYOUT,
+            delivery.task, delivery.fingerprint, delivery.call, new_seed(),
+            delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.hint),
+            f"{socket.gethostname()}:{os.getpid()}", delivery.reopen,
         )  # fmt: skip
-        self.wire.send(pack("HGETALL", keys.run))
+        self.wire.send(begin, pack("HGETALL", keys.run))
         try:
             opened, loaded = self._replies()
         except BaseException:

@@ -79,7 +79,7 @@ class RunOptions(metaclass=KeywordOptions):
         max_retry_interval: longest wait.
         max_duration: give up when the next wait would end later than this after the start of the first execution.
         max_attempts: give up after so many executions, the first included. 1: the step is started at most once,
-            whatever happens.
+            whatever happens, until somebody retries the failed run.
         max_retry_duration: an alias of ``max_duration``.
         jitter: wait a random time between 0 and the computed delay, as Celery's ``retry_jitter``. Default False.
         non_retryable: exception classes that are never retried; they become a ``TerminalError``.

@@ -80,7 +80,7 @@ def _server_facts(store: Store) -> dict[str, str]:
     wire = store.wires.take()
     try:
         wire.send(pack("INFO"))
-        [text] = wire.replies()
+        [text] = wire.replies(patience=1.0)  # a worker is to start without its journal, too
     finally:
         store.wires.give_back(wire)
     lines = (line.partition(":") for line in text.decode().splitlines())

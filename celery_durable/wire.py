@@ -96,8 +96,8 @@ class Wire:
         """The socket's file descriptor; -1 when there is no connection."""
         return -1 if self._sendall is None else int(self._sendall.__self__.fileno())
 
-    def send(self, command: bytes, *, wanted: bool = True, with_next: bool = False) -> None:
-        """Send a packed command; its reply is read by :meth:`replies`, or dropped there if not *wanted*.
+    def send(self, *commands: bytes, wanted: bool = True, with_next: bool = False) -> None:
+        """Send packed commands; their replies are read by :meth:`replies`, or dropped there if not *wanted*.
 
         One that is to go *with the next* is handed to the kernel, which sends it together with the next command, or
         after 0.2 s, or when this process dies, whichever comes first.
@@ -105,10 +105,10 @@ class Wire:
         with self._lock:
             # A socket closed with unread replies is reset, and what the kernel still holds would be lost with it.
             flags = self._hold if with_next and not self._unread else 0
-            self._unread.append((command, wanted))
+            self._unread += [(command, wanted) for command in commands]
             if self._sendall is not None:
                 try:
-                    self._sendall(command, flags)
+                    self._sendall(b"".join(commands), flags)
                 except OSError:
                     self._lose()
                 except BaseException:
