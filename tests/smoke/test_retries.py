@@ -44,7 +44,7 @@ def test_a_failed_step_is_retried_by_its_policy_and_finished_steps_are_replayed(
     assert effects.hits("before", result.id)[0].pid == before
     assert [effects.count(name, result.id) for name in ("before", "planned", "after")] == [1, 4, 1]
     for execution, wait in enumerate(expected, start=1):
-        failure = f"ConnectionError('failure {execution}')"
+        failure = f"ConnectionError: failure {execution}"
         assert logged(
             worker, f"step 'planned' failed (execution {execution} of any number): {failure}; next try in {wait} s"
         )
@@ -112,7 +112,7 @@ def test_a_task_that_fails_outside_of_steps_is_retried_by_its_own_policy(durable
     first, second = waits("bodies", result.id)
     assert first >= 0.5
     assert second >= 1.0
-    failed = "failed: ConnectionError('no route'); next try in"
+    failed = "failed: ConnectionError: no route; next try in"
     # The first attempt has recorded a step, the second none: the count goes on.
     assert logged(worker, f"task {result.id}: attempt 1 of 70 {failed} 0.5 s")
     assert logged(worker, f"task {result.id}: attempt 2 of 70 {failed} 1 s")
