@@ -150,7 +150,7 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
     own = signature.replace(parameters=parameters[2 if bind else 1 :])
 
     @functools.wraps(fun)
-    def run(self: DurableTask[Any, Any], *args: Any, **kwargs: Any) -> Any:
+    def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
         execution = current.get()
         assert execution is not None  # noqa: S101
         own.bind(*args, **kwargs)

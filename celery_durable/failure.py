@@ -18,7 +18,7 @@ _GROUPS: tuple[type[BaseException], ...] = tuple(
 _LONGEST_TEXT = 20_000
 
 
-def describe(error: BaseException, *, with_args: bool = True) -> dict[str, Any]:
+def describe(error: BaseException, *, with_args: bool = True, with_metadata: bool = True) -> dict[str, Any]:
     """What the journal keeps of an exception.
 
     Raises:
@@ -33,7 +33,7 @@ def describe(error: BaseException, *, with_args: bool = True) -> dict[str, Any]:
             if isinstance(error, TerminalError):
                 raise
     if isinstance(error, TerminalError):
-        metadata = json.loads(codec.encode(error.metadata).text)
+        metadata = json.loads(codec.encode(error.metadata).text) if with_metadata else None
         facts |= {"status_code": error.status_code, "metadata": metadata, "error_type": error.error_type}
     facts["traceback"] = traceback_of(error)
     return facts
@@ -136,5 +136,5 @@ def _rebuild(kind: type[Exception], facts: dict[str, Any]) -> Exception | None:
         error = kind(*args)
     except Exception:
         return None
-    same = list(error.args) == list(args) and str(error) == facts["message"]
+    same = list(error.args) == list(args) and text_of(error) == facts["message"]
     return error if same or not issubclass(kind, (TerminalError, DurableError)) else None

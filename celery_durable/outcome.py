@@ -12,6 +12,7 @@ from kombu.serialization import dumps, loads
 from .failure import describe, failure_of
 from .journal import Fields
 from .serializers import load_content
+from .tagged import NotEncodable
 
 
 class Outcome(NamedTuple):
@@ -42,7 +43,12 @@ def of_value(value: Any, serializer: str) -> str:
 
 
 def of_error(error: BaseException) -> str:
-    return json.dumps({"error": describe(error)})
+    """A failure; of a ``TerminalError`` whose metadata is not JSON, without that."""
+    try:
+        facts = describe(error)
+    except NotEncodable:
+        facts = describe(error, with_args=False, with_metadata=False)
+    return json.dumps({"error": facts})
 
 
 def read(fields: Fields, accept: frozenset[str]) -> Outcome:

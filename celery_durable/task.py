@@ -196,7 +196,7 @@ def _wrap_run(cls: type[DurableTask[Any, Any]], declared: Any) -> None:
     original = inspect.unwrap(function)
 
     @functools.wraps(function)
-    def run(self: DurableTask[Any, Any], *args: Any, **kwargs: Any) -> Any:
+    def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
         if type(self).run is not run:
             # Called by the run() of a subclass, which has an execution already.
             return body(self, *args, **kwargs)
