@@ -70,7 +70,7 @@ class OnLoop:
     async def call(self, action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if is_async(action):
             return await action(*args, **kwargs)
-        result = await in_worker_thread(partial(copy_context().run, action, *args, **kwargs))
+        result = await _to_its_end(in_worker_thread(partial(copy_context().run, action, *args, **kwargs)))
         return await result if isinstance(result, Awaitable) else result
 
     async def settle(self, attempt: Attempt) -> None:
@@ -134,6 +134,26 @@ async def in_worker_thread(work: Callable[[], T]) -> T:
             raise RuntimeError("the action raised StopIteration") from stop
 
     return await asyncio.get_running_loop().run_in_executor(None, worked)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await what cannot be stopped: a cancellation comes when it has ended, so that what it did can be recorded."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        _cancel_again()
+        return task.result()
+
+
+def _cancel_again() -> None:
+    """Let the next wait of this task raise the cancellation that was put off."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101
+    if hasattr(task, "uncancel"):  # Python 3.11 counts them
+        task.uncancel()
+    task.cancel()
 
 
 async def _readable(fd: int) -> None:

@@ -169,6 +169,7 @@ class Entry:
 
 _STATES = {state: state for state in ("started", "retrying", "done", "failed")}
 _VALUE = b',"value":'
+_DONE = re.compile(rb'\{"name":"(?:[^"\\]|\\.)*","state":"done"')
 # What nearly every entry looks like: reading it so costs a third of parsing it.
 _PLAIN_DONE = re.compile(rb'\{"name":"([^"\\]*)","state":"done","attempts":(\d+),"at":\d+,"ms":\d+,"value":')
 
@@ -200,8 +201,8 @@ def read_entry(field_name: str, raw: bytes) -> Entry:
         raise _damaged(field_name, raw)
     if plain := _PLAIN_DONE.match(raw):
         return Entry(plain[1].decode(), "done", int(plain[2]), value=raw[plain.end() : -1])
-    # Inside a JSON string a quote is escaped, so the first of these is the key.
-    head, found, value = raw.partition(_VALUE)
+    # Inside a JSON string a quote is escaped, so the first of these in a step that is done is the key.
+    head, found, value = raw.partition(_VALUE) if _DONE.match(raw) else (raw, b"", b"")
     try:
         facts = json.loads(head + b"}" if found else head)
         name, state, attempts = str(facts["name"]), _STATES[facts["state"]], int(facts["attempts"])

@@ -1,7 +1,11 @@
 """Leases: renewed as long as their attempt lives, taken over when it does not, asked for when in doubt."""
 
+import gc
 import logging
+import threading
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
@@ -10,8 +14,9 @@ from celery_durable import RetryPolicy, RunOptions, durable_task
 from celery_durable.context import DurableContext
 from celery_durable.interrupts import Fenced
 from celery_durable.journal import Busy, Opened
+from celery_durable.redis_journal import RedisJournal
 from celery_durable.store import Store, store_of
-from tests.integration.runs import app_at, delivery, execute, lapse, new_id, opened, state, store_at
+from tests.integration.runs import app_at, app_for, delivery, execute, lapse, new_id, opened, state, store_at
 from tests.servers import RedisServer
 from tests.waiting import eventually
 
@@ -144,6 +149,66 @@ def test_a_damaged_journal_does_not_cost_the_others_their_leases(
     assert "cannot renew a lease" in caplog.text
     for journal in journals:
         store.leases.drop(journal)
+
+
+def test_renewals_go_on_after_an_error_that_nobody_expected(
+    store: Store, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = opened(store, task_id := new_id())
+    before = lease(redis_client, store, task_id)
+    renew, failures = store.leases._renew, []  # noqa: SLF001
+
+    def fail_twice(held: list[RedisJournal]) -> None:
+        if len(failures) < 2:
+            failures.append(MemoryError())
+            raise failures[-1]
+        renew(held)
+
+    monkeypatch.setattr(store.leases, "_renew", fail_twice)
+    store.leases.keep(journal)
+
+    eventually(lambda: lease(redis_client, store, task_id) > before + SHORT * 1000)
+
+    assert len(failures) == 2
+    assert caplog.text.count("leases could not be renewed") == 2
+    store.leases.drop(journal)
+
+
+def test_a_thread_that_is_gone_is_started_again(store: Store, redis_client: redis.Redis) -> None:
+    gone = threading.Thread(target=lambda: None)
+    gone.start()
+    gone.join()
+    store.leases._thread = gone  # noqa: SLF001
+    journal = opened(store, task_id := new_id())
+    before = lease(redis_client, store, task_id)
+
+    store.leases.keep(journal)
+
+    eventually(lambda: lease(redis_client, store, task_id) > before)
+    store.leases.drop(journal)
+
+
+def test_an_app_that_nobody_uses_any_more_frees_its_store(redis_url: str) -> None:
+    app = app_for(redis_url)
+    kept = [weakref.ref(one) for one in (app, store_of(app), store_of(app).wires, store_of(app).leases)]
+
+    app.close()
+    del app
+    gc.collect()
+
+    assert [one() for one in kept] == [None] * 4
+
+
+def test_threads_that_ask_at_the_same_time_get_one_store(redis_url: str) -> None:
+    app, together = app_for(redis_url), threading.Barrier(8)
+
+    def ask(_: int) -> Store:
+        together.wait(10)
+        return store_of(app)
+
+    with ThreadPoolExecutor(8) as threads:
+        stores = list(threads.map(ask, range(8)))
+    assert len({id(one) for one in stores}) == 1
 
 
 def test_a_lease_is_in_doubt_when_nothing_was_acknowledged_for_as_long_as_it_lasts(store: Store) -> None:

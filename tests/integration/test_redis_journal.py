@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import redis
+from celery.signals import before_task_publish
 
-from celery_durable import JournalUnreadableError, RunOptions, TerminalError
+from celery_durable import ConfigurationError, JournalUnreadableError, RunOptions, TerminalError
 from celery_durable.interrupts import Fenced
 from celery_durable.journal import Busy, Finished, Foreign, JournalGone, Opened, done_entry, open_entry, started_entry
+from celery_durable.message import HEADER, load_call
 from celery_durable.redis_journal import RedisJournal
 from celery_durable.store import Store, store_of
 from tests.integration.network import Proxy
@@ -340,6 +342,24 @@ def test_attempts_that_die_are_counted_until_one_records_something(store: Store,
     assert recoveries == [0, 1, 2, 0, 1]
 
 
+def test_attempts_that_die_are_counted_anew_after_one_that_was_suspended(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    task_id = new_id()
+    recoveries = []
+    for suspends in (False, False, True, False, False):
+        journal = store.journal(task_id)
+        verdict = journal.open(delivery(task_id, fresh=False))
+        assert isinstance(verdict, Opened)
+        recoveries.append(verdict.recoveries)
+        if suspends:
+            journal.suspend(0, {})
+        else:
+            lapse(redis_client, store, task_id)
+
+    assert recoveries == [0, 1, 2, 0, 1]
+
+
 def test_the_lease_lasts_as_long_as_it_is_set(redis_url: str, redis_client: redis.Redis) -> None:
     with store_at(redis_url, durable_lease=1) as store:
         began = opened(store, task_id := new_id())
@@ -532,6 +552,55 @@ def test_only_one_of_two_retries_reopens_a_run(store: Store) -> None:
     assert [type(verdict) for verdict in verdicts] == [Opened, Busy]
 
 
+def test_a_retry_that_asks_to_reopen_does_so_once_whoever_delivers_it_again(store: Store) -> None:
+    task_id = finished(store, "failed")
+
+    verdicts = []
+    for nonce in ("first", "first", "second", "first"):
+        journal = store.journal(task_id)
+        verdicts.append(journal.open(delivery(task_id, reopen=nonce)))
+        if isinstance(verdicts[-1], Opened):
+            assert verdicts[-1].reopened
+            journal.finish("failed", DAY, {"outcome": "{}"})
+            journal.deliver(DAY)
+            journal.prove_lease()
+        journal.close()
+
+    assert [type(verdict) for verdict in verdicts] == [Opened, Finished, Opened, Opened]
+
+
+def test_a_retry_that_found_no_redis_reopens_the_run_when_it_is_sent_again() -> None:
+    endings: list[Any] = [ValueError("first"), None]
+    sent: list[dict[str, Any]] = []
+
+    def end(self: Any) -> None:
+        self.ctx.run("step", lambda: 1)
+        if ending := endings.pop(0):
+            raise ending
+
+    def publish(headers: dict[str, Any], **_: Any) -> None:
+        sent.append(headers)
+
+    with RedisServer(appendonly=True) as server, app_at(server.url(), durable_lease=1) as app:
+        task, task_id = task_of(app, end), new_id()
+        assert execute(task, task_id=task_id) == "FAILURE"
+        server.stop()
+        before_task_publish.connect(publish)
+        try:
+            assert execute(task, task_id=task_id) == "RETRY"
+        finally:
+            before_task_publish.disconnect(publish)
+        server.start()
+        [headers] = sent
+        message = {"retries": headers["retries"], "headers": {HEADER: headers[HEADER]}}
+
+        assert execute(task, task_id=task_id, **message) == "SUCCESS"
+
+        with server.client() as client:
+            fields = client.hgetall(store_of(app).keys(task_id).run)
+    assert (fields["status"], fields["attempt"], endings) == ("succeeded", "2", [])
+
+
 # -- time
 
 
@@ -591,6 +660,24 @@ def test_an_outcome_that_is_not_to_be_kept_lives_until_it_is_delivered(store: St
     eventually(lambda: state(redis_client, store, task_id) == gone)
     assert redis_client.keys() == []
     journal.close()
+
+
+@pytest.mark.parametrize("keep", [0.0, 300.0])
+def test_a_run_that_ended_undelivered_is_not_begun_anew_though_its_retention_is_short(
+    store: Store, redis_client: redis.Redis, keep: float
+) -> None:
+    journal = opened(store, task_id := new_id())
+    journal.finish("succeeded", keep, {"outcome": '{"value":1}'})
+    journal.close()
+    lapse(redis_client, store, task_id)
+
+    assert DAY - 10 < redis_client.ttl(store.keys(task_id).run) <= DAY
+    redelivered = store.journal(task_id)
+    verdict = redelivered.open(delivery(task_id, fresh=False))
+
+    assert isinstance(verdict, Finished)
+    assert b"delivered" not in verdict.fields
+    redelivered.close()
 
 
 def test_an_outcome_that_is_not_delivered_can_be_found_when_its_lease_lapses(
@@ -722,3 +809,22 @@ def test_any_number_of_draws_reaches_the_journal(redis_url: str, redis_client: r
 
     assert sum(name.startswith("uuid:") for name in names) == 5_000
     assert sum(name.startswith("time:") for name in names) == 5_000
+
+
+def test_a_call_that_the_default_serializer_does_not_take_is_kept_by_another_that_the_app_accepts(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    """The message itself was sent by `apply_async(..., serializer="pickle")`."""
+
+    def count(self: Any, skus: set[str]) -> int:
+        return self.ctx.run("count", lambda: len(skus))
+
+    with app_at(redis_url, accept_content=["json", "pickle"]) as app:
+        task = task_of(app, count)
+        task_id = new_id()
+        assert execute(task, {"a", "b"}, task_id=task_id) == "SUCCESS"
+        call = redis_client.hget(store_of(app).keys(task_id).run, "call")
+
+    assert load_call(call, frozenset({"pickle"}))["args"] == ({"a", "b"},)
+    with pytest.raises(ConfigurationError, match="accept_content"):
+        load_call(call, frozenset({"json"}))

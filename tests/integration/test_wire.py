@@ -2,11 +2,14 @@
 
 import logging
 import os
+import selectors
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -414,6 +417,152 @@ def test_a_write_that_goes_with_the_next_survives_a_cut(redis_server: RedisServe
         journal.settle()
 
         assert redis_client.hget(store.keys(task_id).run, "step:1") == "done"
+
+
+def test_an_opening_that_was_interrupted_is_not_sent_again_by_the_next_attempt() -> None:
+    def strike(*_: Any) -> None:
+        raise Struck
+
+    with RedisServer() as server, store_at(server.url()) as store, server.client() as client:
+        failed = opened(store, task_id := new_id())
+        failed.finish("failed", DAY, {"outcome": "{}"})
+        failed.deliver(DAY)
+        failed.prove_lease()
+        failed.close()
+        victim = store.journal(task_id)
+        server.freeze()
+        usual = signal.signal(signal.SIGALRM, strike)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(Struck):
+                victim.open(delivery(task_id))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, usual)
+        assert victim.wire.owed == 0
+        victim.close()
+        server.thaw()
+        # What reached the server before the interruption is applied; end that attempt as its lease would.
+        eventually(lambda: client.hget(store.keys(task_id).run, "status") == "running")
+        client.delete(*store.keys(task_id).all)
+
+        run_to_its_end(store, other := new_id())
+
+        assert_ended(client, store, other)
+        assert client.exists(store.keys(task_id).run) == 0
+
+
+@pytest.mark.parametrize("refusal", ["NOREPLICAS", "BUSY"])
+def test_a_refusal_that_passes_is_waited_for(refusal: str) -> None:
+    with RedisServer() as server, server.client() as admin, store_at(server.url(), durable_lease=20) as store:
+        journal = opened(store, task_id := new_id())
+        if refusal == "BUSY":
+            admin.config_set("busy-reply-threshold", 1)
+            script = threading.Thread(target=endless_script, args=(server,))
+            script.start()
+            eventually(lambda: is_busy(admin))
+        else:
+            admin.config_set("min-replicas-to-write", 1)
+        seen: list[Exception] = []
+        usual = journal.wire._drop  # noqa: SLF001
+        journal.wire._drop = lambda: (seen.append(sys.exc_info()[1]), usual())[1]  # noqa: SLF001
+        recovering = threading.Thread(target=lambda: eventually(lambda: seen) and recover(admin, refusal))
+        recovering.start()
+
+        journal.send({"step:1": "{}"})
+        journal.settle()
+
+        recovering.join()
+        if refusal == "BUSY":
+            script.join()
+        assert refusal in str(seen[0])
+        assert admin.hget(store.keys(task_id).run, "step:1") == "{}"
+
+
+def endless_script(server: RedisServer) -> None:
+    with server.client() as client, pytest.raises(redis.ResponseError, match="killed"):
+        client.eval("while true do end", 0)
+
+
+def is_busy(client: redis.Redis) -> bool:
+    try:
+        client.ping()
+    except redis.ResponseError as error:
+        return "BUSY" in str(error)
+    return False
+
+
+def recover(client: redis.Redis, refusal: str) -> None:
+    client.script_kill() if refusal == "BUSY" else client.config_set("min-replicas-to-write", 0)
+
+
+def test_siblings_may_send_while_another_reads_and_nothing_is_taken_for_acknowledged(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    """What is sent after a reading has begun stays owed until its own reply is read."""
+    with store_at(redis_url) as store:
+        journal = opened(store, task_id := new_id())
+        wire = journal.wire
+        journal.send({"step:1": "{}"})
+        receive = wire._receive  # noqa: SLF001
+
+        def receive_late(**options: Any) -> Any:
+            reply = receive(**options)
+            wire._receive = receive  # noqa: SLF001
+            journal.send({"step:2": "{}"})
+            return reply
+
+        wire._receive = receive_late  # noqa: SLF001
+        journal.settle()
+
+        assert wire.owed == 1
+        journal.settle()
+        assert wire.owed == 0
+        fields = redis_client.hgetall(store.keys(task_id).run)
+    assert (fields["step:1"], fields["step:2"]) == ("{}", "{}")
+
+
+def test_threads_that_share_a_wire_lose_nothing_though_the_connection_is_cut(
+    redis_server: RedisServer, redis_client: redis.Redis
+) -> None:
+    with Proxy(redis_server) as proxy, store_at(proxy.url) as store:
+        journal = opened(store, task_id := new_id())
+        proxy.lose_replies(3)
+
+        def send(sibling: int) -> None:
+            for number in range(20):
+                journal.send({f"step:{sibling * 20 + number + 1}": "{}"})
+
+        with ThreadPoolExecutor(4) as siblings:
+            sent = [siblings.submit(send, sibling) for sibling in range(4)]
+            while not all(one.done() for one in sent):
+                journal.settle()
+        journal.settle()
+
+        [one.result() for one in sent]
+        assert journal.wire.owed == 0
+        fields = redis_client.hgetall(store.keys(task_id).run)
+    assert {name for name in fields if name.startswith("step:")} == {f"step:{number + 1}" for number in range(80)}
+
+
+def test_a_sibling_that_meets_a_lost_connection_wakes_up_who_waits_for_it(redis_url: str) -> None:
+    with store_at(redis_url) as store:
+        journal = opened(store, new_id())
+        fd = journal.fileno()
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(fd, selectors.EVENT_READ)
+            assert waiting.select(0) == []
+            wire, cut = journal.wire, OSError("cut")
+
+            def sendall(*_: Any) -> None:
+                raise cut
+
+            wire._sendall = sendall  # noqa: SLF001
+            journal.send({"step:1": "{}"})
+
+            assert len(waiting.select(5)) == 1
+        assert not journal.settle_if_connected()
+        journal.settle()
 
 
 # -- one connection per attempt

@@ -2,7 +2,7 @@
 
 import pytest
 
-from celery_durable import ContextInStepError, RetriesExhausted
+from celery_durable import ContextInStepError, EntryNotRecordableError, RetriesExhausted, TerminalError
 from tests.smoke import effects
 from tests.smoke.apps import base_class, task_class
 from tests.smoke.nodes import DurableSetup, Worker
@@ -101,6 +101,42 @@ def test_a_step_without_options_is_retried_by_autoretry_for(worker: Worker) -> N
     assert effects.count("charge", succeeding.id) == 3
     assert effects.count("charge", failing.id) == 4, "max_retries=3"
     assert effects.count("reserve", succeeding.id) == effects.count("reserve", failing.id) == 1
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind"),
+    [
+        ("terminal", TerminalError),
+        ("exhausted", RetriesExhausted),
+        ("not recordable", EntryNotRecordableError),
+    ],
+)
+def test_autoretry_for_all_exceptions_does_not_retry_what_is_final(
+    durable: DurableSetup, worker: Worker, ending: str, kind: type[Exception]
+) -> None:
+    result = base_class.autoretried_for_all.apply_async((ending,), link_error=base_class.note_error.s())
+
+    with pytest.raises(kind):
+        result.get(timeout=LONG)
+    eventually(lambda: effects.count("errbacks"))
+    wait_until_idle(durable)
+    assert [hit.key for hit in effects.hits("errbacks")] == [f"{result.id} {kind.__name__}"]
+    assert effects.count("attempts", result.id) == effects.count("reserve", result.id) == 1
+    assert countdowns(worker, result.id) == []
+    run = journal(durable.redis, result.id)
+    assert (run["status"], run["delivered"], run["attempt"]) == ("failed", "1", "1")
+
+
+def test_a_retry_of_its_own_stands_though_the_body_swallows_it(durable: DurableSetup, worker: Worker) -> None:
+    result = base_class.that_swallows_its_own_retry.apply_async(link=base_class.note_success.s())
+
+    assert result.get(timeout=LONG) == "attempt 2 after step 1"
+    eventually(lambda: effects.count("links"))
+    wait_until_idle(durable)
+    assert [hit.key for hit in effects.hits("links")] == ["attempt 2 after step 1"]
+    assert effects.count("attempts", result.id) == 2
+    assert effects.count("reserve", result.id) == 1
+    assert countdowns(worker, result.id) == [0]
 
 
 @pytest.mark.parametrize("task", ["autoretried_for_others", "with_max_retries_only", "with_neither"])

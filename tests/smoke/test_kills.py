@@ -118,6 +118,36 @@ def test_a_worker_killed_after_a_chain_went_on_does_not_repeat_the_next_task(dur
     assert effects.count("step") == effects.count("follow") == 1
 
 
+def test_a_cold_shutdown_in_an_async_step_is_no_failure(durable: DurableSetup) -> None:
+    worker = durable.start_worker(concurrency=1, visibility_timeout=2)
+    result = crashes.held_async.delay()
+    effects.wait_until_blocked("async")
+    worker.kill("SIGQUIT")
+    eventually(lambda: not worker.running, LONG)
+    run = journal(durable.redis, result.id)
+    assert run["status"] == "running"
+    assert steps(durable.redis, result.id) == [("first", "done", 1)]
+    worker.restart()
+
+    assert result.get(timeout=LONG)[1] == 2
+    assert [effects.count(name, result.id) for name in ("first", "second")] == [1, 2]
+    assert "SystemExit" not in str(journal(durable.redis, result.id))
+
+
+@pytest.mark.parametrize("sending", ["away", "die"])
+def test_a_retry_with_other_arguments_that_is_not_sent_is_asked_for_again(durable: DurableSetup, sending: str) -> None:
+    """The broker is away, or the process dies, when the journal knows of the retry already."""
+    durable.start_worker(**QUICK_RECOVERY)
+    result = crashes.changes_its_order.delay(1, sending=sending)
+
+    assert result.get(timeout=LONG) == 3
+    wait_until_idle(durable)
+    assert [effects.count("orders", order) for order in (1, 2, 3)] == [2, 1, 1]
+    assert effects.count("step", result.id) == 1
+    run = journal(durable.redis, result.id)
+    assert (run["status"], run["changed"], run["attempt"]) == ("succeeded", "2", "4")
+
+
 def test_a_poison_step_is_stopped_and_its_worker_lives_on(durable: DurableSetup) -> None:
     worker = durable.start_worker(**QUICK_RECOVERY)
     result = crashes.poison.delay()

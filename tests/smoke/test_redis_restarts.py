@@ -187,3 +187,21 @@ def test_a_retry_that_finds_no_broker_is_no_failure(durable: DurableSetup, journ
     assert effects.count("second", result.id) == 2
     with journal_server.client() as client:
         assert journal(client, result.id)["attempt"] == "2"
+
+
+def test_a_soft_time_limit_while_the_journal_is_opened_is_no_failure(
+    durable: DurableSetup, journal_server: RedisServer
+) -> None:
+    worker = durable.start_worker(conf={"durable_redis_url": journal_server.url(), "durable_lease": 30})
+    effects.release("limited")
+    journal_server.freeze()
+    result = crashes.soft_limited.delay()
+    wait_until_logged(worker, f"task {result.id}", "a time limit struck before the journal was open")
+    journal_server.thaw()
+
+    assert value_of(result) == 1
+    wait_until_idle(durable)
+    assert countdowns(worker, result.id) == [5.0]
+    assert [effects.count(name, result.id) for name in ("before", "limited")] == [1, 1]
+    with journal_server.client() as client:
+        assert journal(client, result.id)["status"] == "succeeded"

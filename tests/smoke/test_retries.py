@@ -5,9 +5,11 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from celery import chain
 from celery.exceptions import MaxRetriesExceededError, TimeLimitExceeded
 
 from celery_durable import JournalMismatchError, RetriesExhausted, TerminalError
+from celery_durable.retry_task import retry
 from tests.smoke import effects
 from tests.smoke.apps import crashes
 from tests.smoke.nodes import DurableSetup
@@ -160,6 +162,56 @@ def test_a_retry_with_other_arguments_keeps_the_run(durable: DurableSetup) -> No
     assert effects.count("flaky", result.id) == 2
     assert effects.count("after the change", result.id) == 2
     assert json.loads(journal(durable.redis, result.id)["call"])["args"] == ["second"]
+
+
+def test_a_retry_that_can_never_be_sent_fails_the_task(durable: DurableSetup) -> None:
+    worker = durable.start_worker()
+    result = crashes.flaky_with_trouble.delay(sending="never")
+
+    with pytest.raises(TypeError, match="no route"):
+        result.get(timeout=10)
+
+    wait_until_idle(durable)
+    assert [effects.count(name, result.id) for name in ("first", "flaky")] == [1, 1]
+    assert effects.count("sendings") == 1
+    assert not countdowns(worker, result.id)
+    assert journal(durable.redis, result.id)["status"] == "failed"
+
+
+def test_an_own_retry_of_an_acknowledged_message_that_is_not_sent_is_a_failure_to_be_seen(
+    durable: DurableSetup,
+) -> None:
+    durable.start_worker()
+    result = crashes.acknowledged_early.delay(sending="away")
+
+    eventually(lambda: result.state == "FAILURE")
+    wait_until_idle(durable)
+    assert journal(durable.redis, result.id)["status"] == "failed"
+    assert retry.delay(result.id).get(timeout=10)["task"] == crashes.acknowledged_early.name
+    eventually(lambda: durable.app.AsyncResult(result.id).state == "SUCCESS")
+    assert effects.count("step", result.id) == 1
+    assert effects.count("bodies", result.id) == 2
+
+
+def test_a_chain_whose_next_task_could_not_be_sent_goes_on_by_a_retry(durable: DurableSetup) -> None:
+    durable.start_worker()
+    last = chain(crashes.three_steps.s(), crashes.sent_with_trouble.s(sending="away")).apply_async()
+    first = last.parent
+    eventually(lambda: first.state == "FAILURE")
+    wait_until_idle(durable)
+    run = journal(durable.redis, first.id)
+    assert run["status"] == "succeeded"
+    assert "delivered" not in run
+
+    assert "succeeded" in retry.delay(first.id).get(timeout=10)["note"]
+
+    # Celery has stored the failure for the whole chain, and `last` remembers that of its parent.
+    eventually(lambda: durable.app.AsyncResult(last.id).state == "SUCCESS", 20)
+    earlier, _ = durable.app.AsyncResult(last.id).get(timeout=10)
+    eventually(lambda: "delivered" in journal(durable.redis, first.id))
+    assert durable.app.AsyncResult(first.id).get(timeout=10) == earlier
+    assert [effects.count(name) for name in ("first", "second", "third", "follow")] == [1, 1, 1, 1]
+    assert journal(durable.redis, first.id)["attempt"] == "1"
 
 
 def test_an_ignored_task_ends_without_a_result(durable: DurableSetup) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pydantic
 import pytest
 from celery import Celery
 
 from celery_durable import ConfigurationError, DurableContext, DurableTask, RetryPolicy, durable_task
+
+if TYPE_CHECKING:
+    from celery_durable import DurableContext as ContextOfTheChecker
 
 MISSING_CONTEXT = "has no parameter for the durable context: write def"
 
@@ -203,3 +207,33 @@ def test_the_base_class_alone_changes_nothing_of_a_task(app: Celery) -> None:
     assert inspect.signature(durable.run) == inspect.signature(plain.run)
     for option in ("acks_late", "reject_on_worker_lost", "max_retries", "default_retry_delay", "typing", "serializer"):
         assert getattr(durable, option) == getattr(plain, option)
+
+
+class Order(pydantic.BaseModel):
+    number: int
+
+
+def test_a_name_that_only_type_checkers_know_does_not_hide_the_models_beside_it(app: Celery) -> None:
+    @durable_task
+    def place(ctx: ContextOfTheChecker, order: Order) -> list[Any]:
+        return [type(order).__name__, order.number]
+
+    assert place.apply(({"number": "7"},)).result == ["Order", 7]
+
+
+def test_parameters_may_have_any_names(app: Celery) -> None:
+    @durable_task
+    def of_self(ctx: DurableContext, self: str, task: str = "", args: str = "") -> list[str]:
+        return [self, task, args]
+
+    class Static(DurableTask[Any, Any]):
+        name = "decorator.static"
+
+        @staticmethod
+        def run(self: str, task: str = "") -> list[str]:  # noqa: PLW0211
+            return [self, task]
+
+    assert of_self("a", "b", "c") == of_self.apply(("a", "b", "c")).result == ["a", "b", "c"]
+    assert of_self.apply(("a",), {"task": "b"}).result == ["a", "b", ""]
+    static = app.register_task(Static())
+    assert static.apply(("a", "b")).result == ["a", "b"]

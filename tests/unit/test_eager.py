@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +34,8 @@ from celery_durable import (
     TerminalError,
     durable_task,
 )
+from celery_durable.execution import _eager_journals
+from celery_durable.journal import MemoryJournal
 from tests.unit.conftest import Action
 
 pytestmark = pytest.mark.usefixtures("app")
@@ -686,3 +689,214 @@ def test_a_durable_task_may_be_the_class_of_all_tasks() -> None:
     assert (count(), count.apply().result) == (5, 5)
     assert (plain(1), plain.apply((1,)).result) == (2, 2)
     app.close()
+
+
+@pytest.mark.parametrize(
+    ("use", "kind"),
+    [
+        (lambda _: Action(TerminalError("no", 418))(), TerminalError),
+        (lambda ctx: ctx.run("refuse", Action(TerminalError("no", 418))), TerminalError),
+        (lambda ctx: ctx.run("fetch", Action(OSError()), RunOptions(max_attempts=1)), RetriesExhausted),
+        (lambda ctx: ctx.run("make", object), EntryNotRecordableError),
+        (lambda ctx: ctx.run("outer", ctx.uuid), ContextInStepError),
+        (lambda ctx: ctx.run("step", Action(1), RunOptions(max_retries=3)), ConfigurationError),
+    ],
+    ids=["terminal", "terminal step", "exhausted", "not recordable", "in a step", "wrong option"],
+)
+def test_autoretry_for_all_exceptions_does_not_retry_what_is_final(app: Celery, use: Any, kind: Any) -> None:
+    bodies = Action(None)
+
+    @app.task(base=DurableTask, bind=True, autoretry_for=(Exception,), max_retries=3, default_retry_delay=0)
+    def final(self: Any) -> None:
+        bodies()
+        use(self.ctx)
+
+    failure_of(final.apply(), kind)
+    assert bodies.executions == 1
+
+
+def test_autoretry_for_all_exceptions_still_retries_a_step_without_options(app: Celery) -> None:
+    bodies, action = Action(None), Action(OSError(), OSError(), 3)
+
+    @app.task(base=DurableTask, bind=True, autoretry_for=(Exception,), max_retries=3, default_retry_delay=0)
+    def flaky(self: Any) -> Any:
+        bodies()
+        return self.ctx.run("flaky", action)
+
+    assert flaky.apply().result == 3
+    assert bodies.executions == action.executions == 3
+
+
+@pytest.mark.parametrize("base", [False, True], ids=["decorator", "base class"])
+def test_a_retry_of_its_own_stands_though_the_body_swallows_it(app: Celery, base: bool) -> None:
+    bodies = Action(None)
+
+    def body(self: Any, ctx: Any = None) -> str:
+        bodies()
+        number = self.ctx.run("step", Action(1))
+        if bodies.executions == 1:
+            with suppress(BaseException):
+                self.retry(countdown=0)
+            return "swallowed"
+        return f"went on after step {number}"
+
+    task = app.task(base=DurableTask, bind=True)(body) if base else durable_task(bind=True)(body)
+    assert task.apply().result == "went on after step 1"
+    assert bodies.executions == 2
+
+
+class Timeout(BaseException):
+    """As gevent's."""
+
+
+@pytest.mark.parametrize("kind", [Timeout, asyncio.CancelledError], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("place", ["body", "step"])
+def test_what_is_no_exception_fails_an_attempt_and_never_reaches_the_worker(kind: Any, place: str) -> None:
+    passing, lasting = Action(kind("late"), "done"), Action(kind("late"))
+
+    def body_with(action: Action) -> Callable[[DurableContext], Any]:
+        def body(ctx: DurableContext) -> Any:
+            return action() if place == "body" else ctx.run("step", action)
+
+        return body
+
+    assert applied(body_with(passing)).result == "done"
+    failed = applied(body_with(lasting), name="eager.lasting", task_retry_policy=RetryPolicy(max_attempts=2))
+    assert failed.state == states.FAILURE
+    assert isinstance(failed.result, Exception)
+    assert str(failed.result) == f"{kind.__name__}('late')"
+    assert (passing.executions, lasting.executions) == (2, 2)
+
+
+def test_a_cancelled_task_of_the_users_own_fails_an_async_attempt() -> None:
+    attempts = []
+
+    async def body(ctx: AsyncDurableContext) -> str:
+        attempts.append(ctx.attempt)
+        if ctx.attempt == 1:
+            helper = asyncio.ensure_future(asyncio.sleep(60))
+            helper.cancel()
+            await helper
+        return "done"
+
+    assert applied(body).result == "done"
+    assert attempts == [1, 2]
+
+
+@pytest.mark.parametrize("options", [(), (SLOW,)], ids=["no options", "retry options"])
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt], ids=lambda kind: kind.__name__)
+def test_a_process_that_is_stopped_in_an_async_step_records_no_failure(kind: Any, options: Any) -> None:
+    """It strikes the thread that waits for the event loop, where the step sees a CancelledError."""
+    seen: list[str] = []
+    journals: list[MemoryJournal] = []
+
+    def strike(*_: Any) -> None:
+        raise kind(-241)
+
+    async def be_struck() -> None:
+        journals.extend(_eager_journals.values())
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        try:
+            await asyncio.Event().wait()
+        except BaseException as error:
+            seen.append(type(error).__name__)
+            raise
+
+    async def body(ctx: AsyncDurableContext) -> None:
+        await ctx.run("first", Action(1))
+        await ctx.run("struck", be_struck, *options)
+
+    usual = signal.signal(signal.SIGALRM, strike)
+    try:
+        with pytest.raises(kind, match="-241"):
+            applied(body)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, usual)
+    assert seen == ["CancelledError"]
+    (journal,) = journals
+    recorded = [value for name, value in journal.fields.items() if name.startswith(b"step:")]
+    assert len([value for value in recorded if b'"done"' in value]) == 1
+    assert [value for value in recorded if b'"error"' in value] == []
+    assert journal.fields.get(b"status") == b"running"
+    assert b"outcome" not in journal.fields
+
+
+@pytest.mark.timeout(20)
+def test_a_sync_step_of_an_async_task_may_raise_stop_iteration() -> None:
+    async def body(ctx: AsyncDurableContext) -> Any:
+        return await ctx.run("first row", lambda: next(iter([])))
+
+    failed = applied(body, task_retry_policy=RetryPolicy(max_attempts=1))
+    assert "StopIteration" in str(failure_of(failed, RuntimeError))
+
+
+def test_a_sibling_that_finishes_after_another_ended_the_run_is_recorded() -> None:
+    charges, journals = Action("charged"), []
+
+    @durable_task(name="eager.siblings")
+    async def siblings(ctx: AsyncDurableContext) -> Any:
+        ended = asyncio.Event()
+
+        async def charge() -> Any:
+            await ended.wait()
+            return charges()
+
+        big = asyncio.ensure_future(ctx.run("big", object))
+        charged = asyncio.ensure_future(ctx.run("charge", charge))
+        await asyncio.wait([big])
+        ended.set()
+        await asyncio.wait([charged])
+        journals.extend(_eager_journals.values())
+        return await big
+
+    failure_of(siblings.apply(), EntryNotRecordableError)
+    (journal,) = journals
+    assert charges.executions == 1
+    assert [b'"charge"' in entry for name, entry in journal.fields.items() if name.startswith(b"step:")] == [True]
+
+
+def test_a_result_that_nobody_wants_need_not_be_recordable() -> None:
+    assert applied(body_of(Action(object())), ignore_result=True).state == states.SUCCESS
+    failure_of(applied(body_of(Action(object())), name="eager.wanted"), EntryNotRecordableError)
+
+
+@pytest.mark.parametrize(
+    "ending", [Ignore(), Reject("no", requeue=False), TerminalError("no"), OSError("away"), None], ids=repr
+)
+@pytest.mark.parametrize("throw", [False, True])
+def test_no_ending_leaves_a_journal_in_eager_mode(ending: Any, throw: bool) -> None:
+    action = Action(1)
+
+    @durable_task(name="eager.ending")
+    def end(ctx: DurableContext) -> None:
+        ctx.run("count", action)
+        if ending is not None:
+            raise ending
+
+    for executions in (1, 2):
+        with suppress(Exception):
+            end.apply(task_id="same", throw=throw)
+        assert action.executions == executions
+        assert _eager_journals == {}
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["def", "async def"])
+def test_sending_a_durable_task_from_a_step_is_no_use_of_the_context(app: Celery, wrapped: bool) -> None:
+    app.conf.task_always_eager = True
+    sent = Action(5)
+
+    @durable_task(name="eager.child")
+    def child(ctx: DurableContext) -> Any:
+        return ctx.run("child", sent)
+
+    @durable_task(name="eager.parent")
+    def parent(ctx: DurableContext) -> Any:
+        return ctx.run("send", lambda: child.delay().get(disable_sync_subtasks=False))
+
+    @durable_task(name="eager.async_parent")
+    async def async_parent(ctx: AsyncDurableContext) -> Any:
+        return await ctx.run("send", lambda: app.tasks[child.name].delay().get(disable_sync_subtasks=False))
+
+    assert (async_parent if wrapped else parent).delay().result == 5
+    assert sent.executions == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from types import ModuleType
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from celery_durable import RetriesExhausted, TerminalError
-from celery_durable.failure import describe, failure_of, portable
+from celery_durable.failure import describe, failure_of, portable, shown
 
 
 class CardDeclined(TerminalError):
@@ -131,3 +132,57 @@ def test_an_error_for_another_process_is_one_that_it_can_rebuild() -> None:
     assert stand_in.error_type == "WithOwnArguments"
     foreign = KeyError("sku")
     assert portable(foreign) is foreign
+
+
+class Timeout(BaseException):
+    """As gevent's."""
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError("late"), Timeout("late"), SystemExit("late")], ids=repr)
+def test_what_is_no_exception_is_never_raised_again_as_such(error: BaseException) -> None:
+    """Celery would end the worker with it, at every delivery."""
+    for stand_in in (portable(error), through_text(error)):
+        assert isinstance(stand_in, Exception)
+        assert type(stand_in).__name__ == type(error).__name__
+        assert str(stand_in) == "late"
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no message")
+
+    __repr__ = __str__
+
+
+class UnspeakableTerminal(Unspeakable, TerminalError):
+    pass
+
+
+def raise_of(kind: type[Exception]) -> None:
+    raise kind("x")
+
+
+@pytest.mark.parametrize("kind", [Unspeakable, UnspeakableTerminal], ids=lambda kind: kind.__name__)
+def test_an_error_whose_message_cannot_be_read_is_described_all_the_same(kind: type[Exception]) -> None:
+    unreadable = f"<a {kind.__name__} whose message cannot be read>"
+    with pytest.raises(kind) as failure:
+        raise_of(kind)
+    facts = describe(failure.value)
+    assert shown(failure.value) == f"{kind.__name__}: {unreadable}"
+    assert facts["message"] == unreadable
+    assert facts["type"] == kind.__name__
+    assert "in raise_of\n" in facts["traceback"]
+
+
+def test_an_endless_message_is_cut() -> None:
+    assert len(describe(ValueError("x" * 100_000), with_args=False)["message"]) == 20_000
+
+
+def test_a_module_that_imports_what_it_is_asked_for_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    module = ModuleType("lazy")
+    module.__getattr__ = lambda name: asked.append(name) or ValueError
+    monkeypatch.setitem(sys.modules, "lazy", module)
+    facts = {**describe(TerminalError("no")), "module": "lazy", "type": "Anything"}
+    assert type(failure_of(facts)) is TerminalError
+    assert asked == []

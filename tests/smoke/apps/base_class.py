@@ -2,11 +2,20 @@
 
 import asyncio
 import itertools
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery, Task, shared_task
 
-from celery_durable import DurableContext, DurableTask, RetriesExhausted, RetryPolicy, RunOptions, durable_task
+from celery_durable import (
+    DurableContext,
+    DurableTask,
+    RetriesExhausted,
+    RetryPolicy,
+    RunOptions,
+    TerminalError,
+    durable_task,
+)
 from tests.smoke import effects
 
 app = Celery("base_class")
@@ -193,6 +202,39 @@ def autoretried(self: Any, times: int) -> int:
 @app.task(base=DurableTask, bind=True, autoretry_for=(KeyError,), max_retries=3, default_retry_delay=0)
 def autoretried_for_others(self: Any) -> int:
     return self.ctx.run("charge", fail, "charge", self.request.id)
+
+
+@app.task(base=DurableTask, bind=True, autoretry_for=(Exception,), max_retries=3, default_retry_delay=0)
+def autoretried_for_all(self: Any, ending: str) -> None:
+    """End by what no retry is to change."""
+    effects.hit("attempts", self.request.id)
+    self.ctx.run("reserve", effects.hit, "reserve", self.request.id)
+    if ending == "exhausted":
+        self.ctx.run("charge", fail, RunOptions(max_attempts=1), "charge", self.request.id)
+    elif ending == "not recordable":
+        self.ctx.run("charge", object)
+    raise TerminalError("card declined", 402)
+
+
+@app.task
+def note_error(request: Any, error: BaseException, _traceback: Any) -> None:
+    effects.hit("errbacks", f"{request.id} {type(error).__name__}")
+
+
+@app.task
+def note_success(value: Any) -> None:
+    effects.hit("links", value)
+
+
+@app.task(base=DurableTask, bind=True, default_retry_delay=0)
+def that_swallows_its_own_retry(self: Any) -> str:
+    """Ask for a retry in the first attempt, and go on as if that were nothing."""
+    reserved = self.ctx.run("reserve", effects.hit, "reserve", self.request.id)
+    attempt = effects.hit("attempts", self.request.id)
+    if attempt == 1:
+        with suppress(Exception):
+            self.retry()
+    return f"attempt {attempt} after step {reserved}"
 
 
 @app.task(base=DurableTask, bind=True, max_retries=3, default_retry_delay=0)

@@ -6,8 +6,9 @@ import signal
 import time
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery, current_task, signals
 from celery.exceptions import Ignore, Reject
+from kombu.exceptions import OperationalError
 
 from celery_durable import (
     AsyncDurableContext,
@@ -397,3 +398,69 @@ def stale_between(ctx: DurableContext) -> list[int]:
     if effects.hit("bodies", ctx.task_id) == 1:
         effects.block("stale")
     return [first, ctx.run("second", work), ctx.run("third", held)]
+
+
+# -- messages that cannot be sent --------------------------------------------------------------------------------------
+
+
+def trouble_sending(name: str, _args: Any, kwargs: Any, _options: Any, **_: Any) -> None:
+    """Route nothing; do as the argument `sending` says, the first time that a task sends this one, or always."""
+    trouble = (kwargs or {}).get("sending")
+    if not trouble or not current_task:
+        return
+    number = effects.hit("sendings", name)
+    if trouble == "never":
+        raise TypeError("no route")
+    if number == 1:
+        if trouble == "die":
+            die()
+        raise OperationalError("the broker is away")
+
+
+app.conf.task_routes = (trouble_sending,)
+
+
+@durable_task
+def sent_with_trouble(ctx: DurableContext, earlier: Any, sending: str) -> list[Any]:
+    return [earlier, ctx.run("follow", work)]
+
+
+@durable_task
+def flaky_with_trouble(ctx: DurableContext, sending: str) -> int:
+    ctx.run("first", work)
+    return ctx.run("flaky", by_plan, QUICKLY, ["fail", "work"])
+
+
+@durable_task(bind=True)
+def changes_its_order(self: Any, ctx: DurableContext, order: int, sending: str) -> int:
+    """Go on with the next order, up to the third."""
+    ctx.run("step", work)
+    effects.hit("orders", order)
+    if order < 3:
+        self.retry(args=(order + 1,), kwargs={"sending": sending}, countdown=0)
+    return order
+
+
+@app.task(base=DurableTask, bind=True, acks_late=False, default_retry_delay=0)
+def acknowledged_early(self: Any, sending: str) -> int:
+    """Retry once; the message of the first attempt is gone by then."""
+    self.ctx.run("step", work)
+    if effects.hit("bodies", self.request.id) == 1:
+        self.retry()
+    return self.request.retries
+
+
+# -- shutdowns ---------------------------------------------------------------------------------------------------------
+
+
+async def held_async_the_first_time() -> int:
+    step = current_step()
+    number = effects.hit(step.name, step.task_id)
+    if number == 1:
+        await effects.block_async("async")
+    return number
+
+
+@durable_task
+async def held_async(ctx: AsyncDurableContext) -> list[int]:
+    return [await ctx.run("first", work), await ctx.run("second", held_async_the_first_time)]

@@ -1,0 +1,64 @@
+"""What is serialized in the journal is read only as the app accepts it: who can write to Redis runs no code here."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+from typing import Any
+
+import pytest
+
+from celery_durable import ConfigurationError, codec, outcome
+from celery_durable.message import load_call
+
+PICKLE = "application/x-python-serialize"
+executed: list[str] = []
+
+
+def execute(code: str) -> str:
+    executed.append(code)
+    return code
+
+
+class Hostile:
+    """Runs code where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return execute, ("code",)
+
+
+DATA = base64.b64encode(pickle.dumps(Hostile())).decode()
+
+
+def read_step(accept: frozenset[str], name: str) -> Any:
+    marks = {"serializer": name, "content_type": PICKLE, "charset": "binary"}
+    return codec.decode(json.dumps(DATA), marks, accept=accept)
+
+
+def read_outcome(accept: frozenset[str], _: str) -> Any:
+    facts = {"content_type": PICKLE, "charset": "binary", "data": DATA}
+    return outcome.read({b"status": b"succeeded", b"outcome": json.dumps(facts).encode()}, accept).value
+
+
+def read_call(accept: frozenset[str], _: str) -> Any:
+    return load_call(json.dumps({"content_type": PICKLE, "charset": "binary", "data": DATA}), accept)
+
+
+@pytest.mark.parametrize("name", ["json", "pickle", "nonsense"])
+@pytest.mark.parametrize("read", [read_step, read_outcome, read_call], ids=lambda read: read.__name__)
+def test_pickle_in_the_journal_runs_only_where_the_app_accepts_it(read: Any, name: str) -> None:
+    """By its content type, whatever the serializer's name beside it is."""
+    executed.clear()
+    with pytest.raises(ConfigurationError, match="accept_content"):
+        read(frozenset({"json"}), name)
+    assert executed == []
+
+    for accepted in ("pickle", PICKLE):
+        assert read(frozenset({"json", accepted}), name) == "code"
+    assert executed == ["code", "code"]
+
+
+def test_what_json_says_of_a_run_needs_no_permission() -> None:
+    assert load_call('{"args": [1], "kwargs": {}, "options": {}}', frozenset())["args"] == [1]
+    assert outcome.read({b"outcome": b'{"value": [1]}'}, frozenset()).value == [1]
