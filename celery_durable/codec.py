@@ -40,6 +40,8 @@ class Encoded(NamedTuple):
 
 
 _NO_MARKS: Marks = {}
+_TYPED: Marks = {"encoding": "typed"}
+_PYTHON: Marks = {"encoding": "python"}
 
 
 def encode(
@@ -78,8 +80,10 @@ def decode(
     if "compression" in marks:
         text = serializers.expand(serializers.as_bytes(text), marks["compression"])
     encoding = marks.get("encoding")
-    if hint is None or encoding == "plain":
+    if encoding is None:
         return tagged.loads(text)
+    if hint is None:
+        raise NotEncodable("recorded by its declared type, which the action no longer declares")
     if encoding == "python":
         return adapter(hint).validator.validate_python(tagged.loads(text), by_name=True, by_alias=False)
     return adapter(hint).validator.validate_json(text, by_name=True, by_alias=False)
@@ -109,33 +113,46 @@ def _encode_json(value: Any, hint: Any) -> Encoded:
     if hint is None:
         text = tagged.dumps(value)
         return Encoded(text, _NO_MARKS, tagged.loads(text))
-    for way in (_as_typed_json, _as_typed_python):
-        encoded = way(value, adapter(hint))
+    for way in (_as_plain_data, _as_typed_json, _as_typed_python):
+        encoded = way(value, hint)
         if encoded is not None:
             return encoded
     text = tagged.dumps(value, exact=True)
-    return Encoded(text, {"encoding": "plain"}, tagged.loads(text))
+    return Encoded(text, _NO_MARKS, tagged.loads(text))
 
 
-def _as_typed_json(value: Any, typed: TypeAdapter[Any]) -> Encoded | None:
+def _as_plain_data(value: Any, hint: Any) -> Encoded | None:  # noqa: ARG001
+    """Tagged JSON, three times as fast as Pydantic's; None where only the declared type can bring the value back."""
+    if type(value) not in tagged.KINDS:
+        return None
+    try:
+        text = tagged.dumps(value, faithful=True)
+    except NotEncodable:
+        return None
+    return Encoded(text, _NO_MARKS, tagged.loads(text))
+
+
+def _as_typed_json(value: Any, hint: Any) -> Encoded | None:
     """Pydantic's own JSON; None where it would lose something (bytes that are not UTF-8, NaN, a subclass's fields)."""
+    typed = adapter(hint)
     try:
         raw = typed.serializer.to_json(value, round_trip=True, by_alias=False, warnings="error")
         decoded = typed.validator.validate_json(raw, by_name=True, by_alias=False)
     except (ValueError, TypeError):  # pydantic's errors are ValueErrors
         return None
-    return Encoded(raw.decode(), _NO_MARKS, decoded) if same(value, decoded) else None
+    return Encoded(raw.decode(), _TYPED, decoded) if same(value, decoded) else None
 
 
-def _as_typed_python(value: Any, typed: TypeAdapter[Any]) -> Encoded | None:
+def _as_typed_python(value: Any, hint: Any) -> Encoded | None:
     """Pydantic down to plain Python, then tagged JSON: slower, keeps what JSON alone cannot."""
+    typed = adapter(hint)
     try:
         data = typed.serializer.to_python(value, round_trip=True, by_alias=False, warnings="error")
         text = tagged.dumps(data, exact=True)
         decoded = typed.validator.validate_python(tagged.loads(text), by_name=True, by_alias=False)
     except (ValueError, TypeError, NotEncodable):
         return None
-    return Encoded(text, {"encoding": "python"}, decoded) if same(value, decoded) else None
+    return Encoded(text, _PYTHON, decoded) if same(value, decoded) else None
 
 
 def same(value: Any, decoded: Any) -> bool:  # noqa: PLR0911  a line per kind

@@ -171,7 +171,9 @@ _STATES = {state: state for state in ("started", "retrying", "done", "failed")}
 _VALUE = b',"value":'
 _DONE = re.compile(rb'\{"name":"(?:[^"\\]|\\.)*","state":"done"')
 # What nearly every entry looks like: reading it so costs a third of parsing it.
-_PLAIN_DONE = re.compile(rb'\{"name":"([^"\\]*)","state":"done","attempts":(\d+),"at":\d+,"ms":\d+,"value":')
+_PLAIN_DONE = re.compile(
+    rb'\{"name":"([^"\\]*)","state":"done","attempts":(\d+),"at":\d+,"ms":\d+,(?:"encoding":"(\w+)",)?"value":'
+)
 
 
 def done_entry(name: str, attempts: int, at: int, ms: int, marks: Mapping[str, str], value: str) -> str:
@@ -200,7 +202,8 @@ def read_entry(field_name: str, raw: bytes) -> Entry:
     if not raw.endswith(b"}"):
         raise _damaged(field_name, raw)
     if plain := _PLAIN_DONE.match(raw):
-        return Entry(plain[1].decode(), "done", int(plain[2]), value=raw[plain.end() : -1])
+        marks = {"encoding": plain[3].decode()} if plain[3] else {}
+        return Entry(plain[1].decode(), "done", int(plain[2]), marks=marks, value=raw[plain.end() : -1])
     # Inside a JSON string a quote is escaped, so the first of these in a step that is done is the key.
     head, found, value = raw.partition(_VALUE) if _DONE.match(raw) else (raw, b"", b"")
     try:

@@ -50,15 +50,20 @@ _UNTAG: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def dumps(value: Any, *, exact: bool = False) -> str:
-    """*value* as text; *exact*: tuples stay tuples, and an enum becomes its value.
+KINDS = frozenset({*_SCALARS, dict, list, tuple, *_COLLECTIONS, *_TAGGED})
+"""What can be written here; all else needs a declared type."""
+
+
+def dumps(value: Any, *, faithful: bool = False, exact: bool = False) -> str:
+    """*value* as text; *exact*: tuples stay tuples, and an enum becomes its value; *faithful*: tuples stay tuples, and
+    keys that would become strings are refused.
 
     Raises:
         NotEncodable: some part of it would be degraded.
     """
-    kinds = _survey(value, exact)
-    if kinds:
-        value = _plain(value, tuples=exact)
+    tuples = faithful or exact
+    if _survey(value, tuples=tuples, enums=exact, any_keys=not faithful):
+        value = _plain(value, tuples=tuples)
     try:
         return to_json(value, inf_nan_mode="constants").decode()
     except ValueError:  # a lone surrogate, which the slower encoder writes as ASCII; or a value that contains itself
@@ -75,7 +80,7 @@ def loads(text: str | bytes) -> Any:
         return json.loads(text)
 
 
-def _survey(value: Any, exact: bool) -> bool:
+def _survey(value: Any, *, tuples: bool, enums: bool, any_keys: bool) -> bool:
     """Refuse what would be degraded; whether anything in *value* needs a tag."""
     tags = False
     seen: set[int] = set()
@@ -87,24 +92,26 @@ def _survey(value: Any, exact: bool) -> bool:
             continue  # what contains itself is left for the encoder to refuse
         seen.add(id(item))
         if kind is dict:
-            tags = _check_keys(item) or tags
+            tags = _check_keys(item, any_keys) or tags
             pending.extend(item.values())
         elif kind is list or kind is tuple:
-            tags = tags or (exact and kind is tuple)
+            tags = tags or (tuples and kind is tuple)
             pending.extend(item)
         elif kind in _COLLECTIONS:
             tags = True
             pending.extend(item)
-        elif kind in _TAGGED or (exact and isinstance(item, Enum)):
+        elif kind in _TAGGED or (enums and isinstance(item, Enum)):
             tags = True
         else:
             raise NotEncodable(_refusal(item))
     return tags
 
 
-def _check_keys(item: dict[Any, Any]) -> bool:
+def _check_keys(item: dict[Any, Any], any_keys: bool) -> bool:
     """Refuse keys that JSON would lose; whether the dict is to be rewritten: it looks like one of our tags, say."""
     if any(type(key) is not str for key in item):
+        if not any_keys:
+            raise NotEncodable(f"a dict has keys that are no strings: {list(item)!r}")
         for key in item:
             if type(key) not in _SCALARS:
                 raise NotEncodable(f"a dict key of type {type(key).__name__} has no JSON form: {key!r}")

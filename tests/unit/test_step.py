@@ -347,9 +347,10 @@ def test_a_damaged_entry_ends_the_run(run: Run) -> None:
 
 
 def test_a_result_that_is_no_longer_of_the_declared_type_is_an_error(run: Run) -> None:
-    run.attempt().run("make", Action("text"), RunOptions(type_hint=str))
+    made = make_order(7)
+    run.attempt().run("make", Action(made), RunOptions(type_hint=Order))
     with pytest.raises(EndRun) as ended:
-        run.attempt().run("make", Action("text"), RunOptions(type_hint=date))
+        run.attempt().run("make", Action(made), RunOptions(type_hint=date))
     assert "has the return type of the action or its serializer changed?" in ends_run(ended, JournalUnreadableError)
 
 
