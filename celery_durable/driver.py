@@ -149,8 +149,7 @@ async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
 
 def _cancel_again() -> None:
     """Let the next wait of this task raise the cancellation that was put off."""
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101
+    task: Any = asyncio.current_task()
     if hasattr(task, "uncancel"):  # Python 3.11 counts them
         task.uncancel()
     task.cancel()
