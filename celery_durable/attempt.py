@@ -43,7 +43,7 @@ running_step: ContextVar[Any] = ContextVar("celery_durable_step", default=None)
 
 
 class Terms(NamedTuple):
-    """The settings that an attempt and its steps work by."""
+    """The settings that the attempts of a task and their steps work by."""
 
     inline_retry_limit: float = 0.0
     max_entry_size: int = 32 * 2**20
@@ -51,6 +51,8 @@ class Terms(NamedTuple):
     accept: frozenset[str] = frozenset({"json"})
     progress_forgives: bool = True
     """A recorded step resets the count of failed attempts."""
+    result_serializer: str = "json"
+    """Celery's, of what the task returns."""
 
 
 class Surroundings(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
+from functools import cache
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -19,7 +20,7 @@ from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
 from . import message, outcome
-from .attempt import Attempt, Surroundings, Terms, running_step
+from .attempt import Attempt, Surroundings, running_step
 from .context import AsyncDurableContext, DurableContext
 from .driver import on_loop, wait_for
 from .exceptions import (
@@ -49,6 +50,9 @@ current: ContextVar[Execution | None] = ContextVar("celery_durable_execution", d
 
 # Where Celery's request keeps the execution that opened a run, for what happens outside of the body.
 _OPENED = "durable_execution"
+
+# Celery looks its loggers up anew each time.
+_task_logger = cache(get_task_logger)
 
 # Celery's eager retries are calls within the call: one journal over all of them.
 _eager_journals: dict[str, MemoryJournal] = {}
@@ -93,12 +97,6 @@ class Execution:
     def _interrupt(self) -> Interrupt | None:
         """What ended the attempt, even if user code has swallowed it."""
         return self._refused or (self.attempt.interrupt if self.attempt is not None else None)
-
-    @property
-    def _accepted(self) -> frozenset[str]:
-        """What the app reads of serialized content, in messages or in results."""
-        conf = self.task.app.conf
-        return frozenset([*conf.accept_content, *(conf.result_accept_content or ())])
 
     # -- the main path
 
@@ -178,21 +176,13 @@ class Execution:
         task = self.task
         self._delivery = delivery = self._in_memory() if self.direct or self.eager else self._in_redis()
         assert self.hold is not None  # noqa: S101
-        settings = self.hold.settings
-        terms = Terms(
-            inline_retry_limit=settings.inline_retry_limit,
-            max_entry_size=settings.max_entry_size,
-            serializer=settings.serializer,
-            accept=self._accepted,
-            progress_forgives=not task.opinionated or task.retry_rules.resets_on_progress,
-        )
-        log = get_task_logger(task.name)
+        log = _task_logger(task.name)
         about = Surroundings(delivery.task_id, task.name, self.request, log, direct=self.direct, eager=self.eager)
         self.request.__dict__[_OPENED] = self
-        attempt = self.hold.open(delivery, about, terms)
+        attempt = self.hold.open(delivery, about, task.durable_terms)
         if attempt.reopened:
             logger.info("task %s: the failed run is reopened, with fresh budgets", delivery.task_id)
-        self._check_recoveries(attempt, settings.max_recoveries)
+        self._check_recoveries(attempt, self.hold.settings.max_recoveries)
         return attempt
 
     def _in_redis(self) -> Delivery:
@@ -241,7 +231,7 @@ class Execution:
     def _recordable(self, attempt: Attempt, value: Any) -> str:
         """The result as text; where it goes nowhere, none is needed."""
         try:
-            return outcome.of_value(value, self.task.app.conf.result_serializer)
+            return outcome.of_value(value, attempt.terms.result_serializer)
         except Exception as error:
             request = self.request
             wanted = request.callbacks or request.chain or request.chord
@@ -250,7 +240,7 @@ class Execution:
             raise attempt.end_run(
                 EntryNotRecordableError(
                     f"task {attempt.about.task_id} returned a {type(value).__name__}, which Celery's result serializer "
-                    f"{self.task.app.conf.result_serializer!r} does not take: {error}"
+                    f"{attempt.terms.result_serializer!r} does not take: {error}"
                 )
             ) from error
 
@@ -422,10 +412,10 @@ class Execution:
                 )  # fmt: skip
                 if self.task.track_started:
                     # Celery has written STARTED over it.
-                    self._store_again(outcome.read(fields, self._accepted))
+                    self._store_again(outcome.read(fields, self.task.durable_terms.accept))
                 raise Ignore("the id belongs to another run")
             case Finished(fields=fields):
-                return self._deliver_again(outcome.read(fields, self._accepted))
+                return self._deliver_again(outcome.read(fields, self.task.durable_terms.accept))
         raise AssertionError(verdict)  # pragma: no cover
 
     def _deliver_again(self, ended: outcome.Outcome) -> Any:

@@ -12,6 +12,7 @@ from celery import Task, signals
 from celery.exceptions import Reject, Retry
 
 from . import retry_task  # noqa: F401  registers celery_durable.retry with every app
+from .attempt import Terms
 from .exceptions import ConfigurationError
 from .execution import Execution, current, execution_of, opened_by
 from .message import BROKER_AWAY, HEADER, header_of, library_retries, step_retries, unsent
@@ -81,6 +82,24 @@ class DurableTask(Task[P, R]):
             own = base.with_options({name: value for name, value in given.items() if value is not None})
             self.__dict__["_durable_settings"] = own
             return own
+
+    @property
+    def durable_terms(self) -> Terms:
+        """What every attempt works by; read once, since Celery takes microseconds to find a setting."""
+        try:
+            return self.__dict__["_durable_terms"]  # type: ignore[no-any-return]
+        except KeyError:
+            conf, settings = self.app.conf, self.durable_settings
+            self.__dict__["_durable_terms"] = terms = Terms(
+                inline_retry_limit=settings.inline_retry_limit,
+                max_entry_size=settings.max_entry_size,
+                serializer=settings.serializer,
+                # What the app reads of serialized content, in messages or in results.
+                accept=frozenset([*conf.accept_content, *(conf.result_accept_content or ())]),
+                progress_forgives=not self.opinionated or self.retry_rules.resets_on_progress,
+                result_serializer=conf.result_serializer,
+            )
+            return terms
 
     @property
     def request(self) -> Any:
