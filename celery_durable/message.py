@@ -31,6 +31,11 @@ HEADER = "celery_durable"
 ``"hint"``: sent on behalf of another message; ``"changed"``: with other arguments than the run began with."""
 
 
+# To make an encoder, as ``dumps`` does each time, costs as much as to encode a message.
+_json = kombu_json.JSONEncoder().encode
+_sorted_json = kombu_json.JSONEncoder(sort_keys=True).encode
+
+
 def header_of(request: Any) -> dict[str, Any]:
     return (request.headers or {}).get(HEADER) or {}
 
@@ -60,7 +65,7 @@ def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
 def fingerprint(args: Any, kwargs: Any) -> str:
     """A hash of the arguments; of those that JSON cannot tell apart, their number only."""
     try:
-        text = kombu_json.dumps([args, kwargs], sort_keys=True)
+        text = _sorted_json([args, kwargs])
     except Exception:  # pickled arguments: no text of theirs is stable
         text = f"{len(args)} {sorted(kwargs)}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -98,17 +103,18 @@ def saved_call(task: Any, request: Any, args: Any, kwargs: Any) -> str:
     else:
         options |= {name: info[name] for name in ("exchange", "routing_key") if info.get(name)}
     call = {"args": args, "kwargs": kwargs, "options": options}
-    conf = task.app.conf
-    serializers = dict.fromkeys([task.serializer or conf.task_serializer, *conf.accept_content])
-    for serializer in list(serializers)[:-1]:
-        with suppress(Exception):  # the message itself may have been sent by another one
-            return _call_text(call, serializer)
-    return _call_text(call, list(serializers)[-1])
+    try:
+        return _call_text(call, task.serializer or task.app.conf.task_serializer)
+    except Exception:
+        for serializer in task.app.conf.accept_content:
+            with suppress(Exception):  # the message itself may have been sent by another one
+                return _call_text(call, serializer)
+        raise
 
 
 def _call_text(call: dict[str, Any], serializer: str) -> str:
     if serializer == "json":
-        return kombu_json.dumps(call)
+        return _json(call)
     content_type, charset, data = dumps(call, serializer)
     raw: Any = data
     raw = raw.encode() if isinstance(raw, str) else raw
