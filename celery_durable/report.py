@@ -1,0 +1,40 @@
+"""What the result backend is told of a run beside what Celery itself tells it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+from celery.app.task import get_actual_ignore_result  # type: ignore[attr-defined]
+
+if TYPE_CHECKING:
+    from .outcome import Outcome
+
+SUSPENDED = "SUSPENDED"
+"""State of a run that sleeps: ``ctx.sleep``; callers of ``.get()`` keep waiting."""
+
+_ENDED = {"succeeded": states.SUCCESS, "failed": states.FAILURE, "revoked": states.REVOKED}
+
+
+def suspended(task: Any, request: Any, until: str) -> None:
+    """The run sleeps, and holds no worker."""
+    if not get_actual_ignore_result(task, request):
+        task.backend.store_result(request.id, {"until": until}, SUSPENDED, request=request)
+
+
+def revoked(task: Any, request: Any, error: BaseException) -> None:
+    """The run was cancelled; a chord that waits for it is told."""
+    if not get_actual_ignore_result(task, request):
+        task.backend.store_result(request.id, error, states.REVOKED, request=request)
+    if request.chord:
+        task.backend.on_chord_part_return(request, states.REVOKED, error)
+
+
+def again(task: Any, request: Any, ended: Outcome) -> None:
+    """The recorded outcome, once more; nothing else hangs on that."""
+    if ended.status not in _ENDED or get_actual_ignore_result(task, request):
+        return
+    result = ended.value if ended.error is None else ended.error
+    task.backend.store_result(
+        request.id, result, _ENDED[ended.status], traceback=ended.traceback or None, request=request
+    )
