@@ -365,7 +365,8 @@ class Execution:
         if not cancelled:
             return error
         logger.info("task %s: cancelled", self.request.id)
-        report.revoked(self.task, self.request, error)
+        if not report.revoked(self.task, self.request, error):
+            self.hold.not_delivered()
         return Ignore("the run was cancelled")
 
     def fail_after_all(self, error: BaseException) -> BaseException:

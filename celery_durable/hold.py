@@ -121,6 +121,10 @@ class Hold:
         self._status = status
         self._keep = self._retention(status)
 
+    def not_delivered(self) -> None:
+        """The outcome did not arrive: a worker tries again when the lease has lapsed."""
+        self._keep = None
+
     def let_go(self) -> None:
         """End the attempt; nothing more is said of it."""
         self.ended = True

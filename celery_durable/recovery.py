@@ -99,7 +99,8 @@ class Recovery:
         error = TaskRevokedError("revoked")
         if runs.condemn(task_id, "revoked", self.store.settings.failure_retention, outcome.of_error(error)):
             options = Call.load(runs.load(task_id)[b"call"], self._accept).options
-            self.app.backend.mark_as_revoked(task_id, "revoked", request=Context({**options, "id": task_id}))
+            request = Context({**options, "id": task_id, "group": options.get("group_id")})
+            self.app.backend.mark_as_revoked(task_id, "revoked", request=request)
 
 
 def _pause(found: Iterable[Claims]) -> float:
