@@ -26,7 +26,7 @@ from .exceptions import (
     JournalUnavailableError,
     JournalUnreadableError,
 )
-from .interrupts import EndRun, FailAttempt, Interrupt, JournalLost, RetryStep, Sleep
+from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, RetryStep, Sleep
 from .journal import Entry, Journal, Opened, read_entry, step_field
 
 logger = logging.getLogger("celery_durable")
@@ -36,6 +36,7 @@ T = TypeVar("T")
 MANY_ENTRIES = 10_000
 MANY_BYTES = 64 * 2**20
 _PAIRS_AT_AN_END = 500
+_OUT_OF_TOUCH = (Fenced, JournalLost)
 
 
 running_step: ContextVar[Any] = ContextVar("celery_durable_step", default=None)
@@ -139,7 +140,8 @@ class Attempt:
 
     def stop(self, interrupt: Interrupt) -> Interrupt:
         """End the attempt; the same interrupt is raised again by whatever the body does next with its context."""
-        if self.interrupt is None:
+        if self.interrupt is None or (isinstance(interrupt, _OUT_OF_TOUCH) and not isinstance(self.interrupt, Fenced)):
+            # Without its journal an attempt cannot end as it was about to.
             self.interrupt = interrupt
         elif isinstance(self.interrupt, Sleep) and isinstance(interrupt, (Sleep, RetryStep, FailAttempt)):
             # Siblings wait: the first to wake up wakes the run, and a failed one does not wait for sleepers.
