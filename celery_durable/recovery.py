@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections import deque
 from typing import Any
@@ -99,12 +100,16 @@ class Recovery:
     def end_revoked(self) -> None:
         """End the runs that somebody has revoked: nothing else would before their next message comes."""
         # One look late: a request that is being terminated comes first.
-        revoked = set(worker_state.revoked.as_dict())
         for task_id in self._revoked - self._ended:
-            self._end(task_id)
-            self._ended.add(task_id)
-        self._ended &= revoked
-        self._revoked = revoked
+            try:
+                self._end(task_id)
+            except Exception:
+                logger.exception("task %s: was revoked, which could not be said everywhere; tried again", task_id)
+            else:
+                self._ended.add(task_id)
+        if not len(self._revoked) == len(worker_state.revoked) < worker_state.REVOKES_MAX:
+            self._revoked = set(worker_state.revoked)
+            self._ended &= self._revoked
 
     def _end(self, task_id: str) -> None:
         runs = self.store.runs
@@ -116,6 +121,39 @@ class Recovery:
             self.app.backend.mark_as_revoked(
                 task_id, "revoked", request=request, store_result=not options.get("ignore_result")
             )
+
+
+class _ForkLock:
+    """Keeps a process from forking while a thread of it is amid something that others of its locks protect.
+
+    A child that inherits a lock which no thread of its own holds waits for ever: redis-py's and kombu's are such locks.
+    """
+
+    _LONGEST = 5.0
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held_by_fork = False
+        os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._renew)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+
+    def _before(self) -> None:
+        self._held_by_fork = self._lock.acquire(timeout=self._LONGEST)
+
+    def _after(self) -> None:
+        if self._held_by_fork:
+            self._lock.release()
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+
+
+_not_amid_a_fork = _ForkLock()
 
 
 class RecoveryThread:
@@ -135,7 +173,8 @@ class RecoveryThread:
     def _run(self) -> None:
         pause = 0.0
         while not self._stopped.wait(pause):
-            pause = self._round()
+            with _not_amid_a_fork:
+                pause = self._round()
 
     def _round(self) -> float:
         try:

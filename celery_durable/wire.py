@@ -157,6 +157,18 @@ class Wire:
                 self._drop()
                 raise
 
+    def try_again(self) -> None:
+        """Read what is owed, or send it again, once; nothing is forgotten where that fails."""
+        try:
+            if self._sendall is None:
+                self._resume()
+            self._read()
+        except _PASSING:
+            self._drop()
+        except ResponseError as error:
+            self._drop()
+            raise self._refused(error) from error
+
     def _read(self) -> list[Any]:
         # Nothing is forgotten before all is read: a connection lost half-way sends everything again. What a sibling
         # sends meanwhile stays owed.
@@ -242,7 +254,7 @@ class Wires:
         wire.disown()
         self._idle.append(wire)
 
-    def settle_idle(self, patience: float) -> None:
+    def settle_idle(self) -> None:
         """Read what idle connections are owed: what was lost on its way is sent again."""
         for _ in range(len(self._idle)):
             try:
@@ -251,7 +263,7 @@ class Wires:
                 return
             try:
                 if wire.owed:
-                    wire.replies(patience)
+                    wire.try_again()
             finally:
                 self._idle.append(wire)
 
