@@ -80,12 +80,12 @@ class Runs:
     def release(self, task_id: str, pid: int) -> bool:
         """Give back what a dead process of this machine held; False if the journal has nothing to do with it."""
         keys = self.keys(task_id)
-        released = call("release", keys.all, task_id, "owner", owner_name(pid))
+        released = call("release", keys.all, task_id, "owner", owner_name(pid), 0)
         return self._ask(released, patience=SHORT_PATIENCE) == [1]
 
     def cancel(self, task_id: str) -> tuple[str, int]:
         """Ask a live run to end by ``TaskCancelled``; the status that it has, and when it ended if it did."""
-        [[status, ended]] = self._ask(call("cancel", self.keys(task_id).all, task_id))
+        [[status, ended]] = self._ask(call("cancel", self.keys(task_id).all, task_id), patience=SHORT_PATIENCE)
         return status.decode(), int(ended or 0)
 
     def is_known(self, task_id: str) -> bool:
