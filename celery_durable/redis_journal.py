@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from .exceptions import JournalUnreadableError
+from .confirmation import vet_for
+from .exceptions import ConfigurationError, JournalUnavailableError, JournalUnreadableError
 from .interrupts import Fenced
 from .journal import LAYOUT, Busy, Delivery, Fields, Finished, Foreign, JournalGone, Opened, Verdict, new_seed
 from .wire import Wire, Wires, call, pack, pack_parts, script
@@ -25,6 +26,16 @@ SHARDS = 16
 _SHORT_PATIENCE = 1.0
 _UNDELIVERED_MS = 24 * 3600 * 1000
 _PAIRS_PER_WRITE = 1000
+
+
+def shard_of(task_id: str) -> int:
+    """The number of a run's shard."""
+    return crc32(task_id.encode()) % SHARDS
+
+
+def shard_prefix(prefix: str, shard: int) -> str:
+    """What the keys of a shard begin with."""
+    return f"{prefix}{{{shard}}}:"
 
 
 class Keys(NamedTuple):
@@ -37,7 +48,7 @@ class Keys(NamedTuple):
 
     @classmethod
     def of(cls, prefix: str, task_id: str) -> Keys:
-        shard = f"{prefix}{{{crc32(task_id.encode()) % SHARDS}}}:"
+        shard = shard_prefix(prefix, shard_of(task_id))
         return cls(task_id, f"{shard}run:{task_id}", f"{shard}leases", f"{shard}due")
 
     @property
@@ -49,8 +60,10 @@ class Keys(NamedTuple):
 class RedisJournal:
     """One attempt's hold on a run. The connection is taken when it opens and given back when it closes."""
 
-    def __init__(self, wires: Wires, keys: Keys, lease: float) -> None:
+    def __init__(self, wires: Wires, keys: Keys, lease: float, sync: str = "memory") -> None:
         self._wires = wires
+        self._vet = vet_for(sync)
+        self._confirmed = self._vet is not None
         self._wire: Wire | None = None
         self._keys = keys
         self._lease = lease
@@ -76,6 +89,8 @@ class RedisJournal:
             delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.hint),
             f"{socket.gethostname()}:{os.getpid()}", delivery.reopen,
         )  # fmt: skip
+        if self._vet is not None:
+            self.wire.confirm_by(self._vet)
         self.wire.send(begin, pack("HGETALL", keys.run))
         try:
             opened, loaded = self._replies()
@@ -114,7 +129,8 @@ class RedisJournal:
 
     def _end(self, script_name: str, facts: list[Any], fields: Mapping[str, str]) -> None:
         pairs = [part for pair in fields.items() for part in pair]
-        self.wire.send(call(script_name, self._keys.all, self._fence, self._keys.task_id, *facts, *pairs))
+        ending = call(script_name, self._keys.all, self._fence, self._keys.task_id, *facts, *pairs)
+        self.wire.send(ending, confirmed=self._confirmed)
         self.settle()
 
     def deliver(self, keep: float) -> None:
@@ -135,7 +151,8 @@ class RedisJournal:
                 self.send(dict(pairs[start : start + _PAIRS_PER_WRITE]))
             return
         encoded = [part.encode() for pair in fields.items() for part in pair]
-        self.wire.send(b"*%d\r\n" % (5 + len(encoded)) + self._record + pack_parts(encoded), with_next=with_next)
+        command = b"*%d\r\n" % (5 + len(encoded)) + self._record + pack_parts(encoded)
+        self.wire.send(command, with_next=with_next, confirmed=self._confirmed and not with_next)
 
     @property
     def owes(self) -> bool:
@@ -161,8 +178,15 @@ class RedisJournal:
             return self.wire.replies()
         except JournalUnreadableError as error:
             raise not_a_journal(self._keys) from error
+        except ConfigurationError as error:
+            if not self._fence:
+                raise
+            # Amid an attempt another server has taken over, which cannot confirm its writes: the next attempt is told.
+            raise JournalUnavailableError(str(error)) from error
 
     def fileno(self) -> int | None:
+        if self._confirmed:
+            return None  # the first reply comes long before the confirmation: a thread waits for both
         fd = self.wire.fileno()
         return fd if fd >= 0 else None
 

@@ -13,6 +13,7 @@ from .retry import RetryPolicy
 from .serializers import ACCEPT_ANY, check_serializer
 
 PREFIX = "durable_"
+SYNCS = ("memory", "replicas", "disk")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Settings:
     failure_retention: float = timedelta(days=7).total_seconds()
     max_entry_size: int = 32 * 2**20
     serializer: Any = "json"
+    journal_sync: str = "memory"
 
     @classmethod
     def read(cls, conf: Mapping[str, Any], namespace: str | None = None) -> Settings:
@@ -87,6 +89,12 @@ def _serializer(_name: str, value: Any) -> Any:
     return value
 
 
+def _sync(name: str, value: Any) -> str:
+    if value not in SYNCS:
+        raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, SYNCS))}, got {value!r}")
+    return str(value)
+
+
 def _prefix(name: str, value: Any) -> str:
     if "{" in _text(name, value) or "}" in value:
         raise ConfigurationError(f"{name} must not contain braces, which mark the Cluster hash tag, got {value!r}")
@@ -104,6 +112,7 @@ _CHECKS: dict[str, Any] = {
     "failure_retention": seconds,
     "max_entry_size": lambda name, value: whole(name, value, least=1),
     "serializer": _serializer,
+    "journal_sync": _sync,
 }
 
 # What a decorator may set; ``serializer`` is Celery's name for that of the message, so ours keeps its prefix there.
@@ -114,5 +123,6 @@ TASK_OPTIONS = {
     "retention": "retention",
     "failure_retention": "failure_retention",
     "max_entry_size": "max_entry_size",
+    "journal_sync": "journal_sync",
     "durable_serializer": "serializer",
 }

@@ -34,7 +34,7 @@ class DurableTask(Task[P, R]):
 
     Class attributes (also options of ``@app.task`` and ``@durable_task``; default: the app's ``durable_*`` setting):
     ``inline_retry_limit``, ``max_recoveries``, ``retention``, ``failure_retention``, ``max_entry_size``,
-    ``durable_serializer``.
+    ``journal_sync``, ``durable_serializer``.
     """
 
     abstract = True
@@ -51,6 +51,7 @@ class DurableTask(Task[P, R]):
     retention: Any = None
     failure_retention: Any = None
     max_entry_size: Any = None
+    journal_sync: Any = None
     durable_serializer: Any = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

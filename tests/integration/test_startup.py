@@ -1,5 +1,6 @@
 """What a worker says when it starts: each risk for its durable tasks is one line in the log."""
 
+import logging
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from celery import Celery, signals
 
 from celery_durable import DurableTask
-from celery_durable.startup import risks_of
+from celery_durable.startup import Risk, risks_of
 from tests.integration.runs import app_at, task_of
 from tests.servers import RedisServer
 
@@ -31,8 +32,17 @@ def app(server: RedisServer) -> Iterator[Celery]:
 
 
 def risks(app: Celery, **options: Any) -> list[str]:
-    task = task_of(app, work, **options)
-    return list(risks_of(app, [task]))
+    """Return what is logged as a warning."""
+    return [risk.text for risk in found(app, **options) if risk.level == logging.WARNING]
+
+
+def notes(app: Celery, **options: Any) -> list[str]:
+    """Return what is logged as mere information."""
+    return [risk.text for risk in found(app, **options) if risk.level == logging.INFO]
+
+
+def found(app: Celery, **options: Any) -> list[Risk]:
+    return list(risks_of(app, [task_of(app, work, **options)]))
 
 
 def test_a_server_as_it_should_be_needs_no_word(app: Celery) -> None:
@@ -124,7 +134,7 @@ def test_a_wrong_setting_is_one_line_that_says_that_durable_tasks_will_fail() ->
     app = Celery("startup", broker="memory://", set_as_current=False)
     app.conf.durable_retension = 5
 
-    (risk,) = risks_of(app, [])
+    ((risk, _),) = risks_of(app, [])
 
     assert "durable_retension" in risk
     assert "durable_retention" in risk
@@ -134,7 +144,7 @@ def test_a_wrong_setting_is_one_line_that_says_that_durable_tasks_will_fail() ->
 def test_a_missing_redis_is_one_line_that_says_that_durable_tasks_will_fail() -> None:
     app = Celery("startup", broker="memory://", set_as_current=False)
 
-    (risk,) = risks_of(app, [])
+    ((risk, _),) = risks_of(app, [])
 
     assert "no Redis for the journal" in risk
     assert "durable tasks will fail until" in risk

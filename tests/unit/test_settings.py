@@ -11,8 +11,8 @@ import pytest
 from celery import Celery
 
 from celery_durable import ConfigurationError, DurableTask, RetryPolicy
+from celery_durable.address import Address, without_password
 from celery_durable.settings import TASK_OPTIONS, Settings
-from celery_durable.store import redis_url, without_password
 
 
 def nothing() -> None:
@@ -127,6 +127,7 @@ TASK_VALUES: dict[str, tuple[Any, Any]] = {
     "retention": (5, 6),
     "failure_retention": (5, 6),
     "max_entry_size": (5, 6),
+    "journal_sync": ("replicas", "memory"),
     "durable_serializer": ("pickle", "json"),
 }
 
@@ -164,13 +165,13 @@ def test_a_wrong_option_of_a_task_is_named_without_the_prefix(app: Celery) -> No
 )
 def test_the_journal_is_in_the_first_redis_that_is_configured(app: Celery, conf: dict[str, Any], url: str) -> None:
     app.conf.update(conf)
-    assert redis_url(app.conf, Settings.read(app.conf)) == url
+    assert Address.of(app.conf, Settings.read(app.conf)).url == url
 
 
 def test_without_a_redis_the_error_says_what_was_found_and_what_to_set(app: Celery) -> None:
     app.conf.broker_url = "amqp://shop:secret@rabbit//"
     with pytest.raises(ConfigurationError) as refused:
-        redis_url(app.conf, Settings.read(app.conf))
+        Address.of(app.conf, Settings.read(app.conf))
     assert "set durable_redis_url" in str(refused.value)
     assert "amqp://shop:***@rabbit" in str(refused.value)
     assert "secret" not in str(refused.value)
@@ -179,7 +180,7 @@ def test_without_a_redis_the_error_says_what_was_found_and_what_to_set(app: Cele
 def test_a_url_that_is_no_redis_is_refused_without_showing_its_password(app: Celery) -> None:
     app.conf.update(durable_redis_url="postgres://shop:secret@db/0", result_backend="redis://b/1")
     with pytest.raises(ConfigurationError) as refused:
-        redis_url(app.conf, Settings.read(app.conf))
+        Address.of(app.conf, Settings.read(app.conf))
     assert "durable_redis_url must be" in str(refused.value)
     assert "secret" not in str(refused.value)
 
