@@ -9,9 +9,9 @@ from weakref import WeakKeyDictionary, ref
 from .address import Address
 from .cluster import Cluster
 from .hold import Hold
-from .journal import Fields
 from .lease import Lease, LeaseKeeper
-from .redis_journal import Keys, RedisJournal, condemn, load
+from .redis_journal import Keys, RedisJournal
+from .runs import Runs
 from .settings import Settings
 from .shards import Shards
 from .wire import Wires
@@ -35,6 +35,7 @@ class Store:
         self._keepers = {wires: LeaseKeeper(wires, patience) for wires in self.shards.by_wires()}
         self.wires, self.leases = next(iter(self._keepers.items()))
         """Those of one Redis; of a Cluster, those of the first shard."""
+        self.runs = Runs(self.shards, self.settings.key_prefix, self.settings.lease)
 
     def masters(self) -> list[Wires]:
         """The connections to each server that has runs.
@@ -45,7 +46,7 @@ class Store:
         return [self.wires] if self._cluster is None else self._cluster.by_master()
 
     def keys(self, task_id: str) -> Keys:
-        return Keys.of(self.settings.key_prefix, task_id)
+        return self.runs.keys(task_id)
 
     def journal(self, task_id: str) -> RedisJournal:
         return RedisJournal(self.shards.of(task_id).wires, self.keys(task_id), self.settings.lease)
@@ -55,12 +56,6 @@ class Store:
         shard = self.shards.of(task_id)
         journal = RedisJournal(shard.wires, self.keys(task_id), self.settings.lease, settings.journal_sync)
         return Hold(journal, settings, Lease(self._keepers[shard.wires], journal))
-
-    def load(self, task_id: str) -> Fields:
-        return load(self.shards.of(task_id).wires, self.keys(task_id))
-
-    def condemn(self, task_id: str, keep: float, outcome: str) -> None:
-        condemn(self.shards.of(task_id).wires, self.keys(task_id), keep, outcome)
 
 
 _stores: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()

@@ -1,8 +1,6 @@
 """Servers that stand in for each other: a master with a replica and Sentinels, and a Cluster."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,20 +109,23 @@ class Watched:
         """Kill the master; return the new one, when all Sentinels have made the replica that."""
         old, new = self.master, self.replica
         old.kill()
-        eventually(lambda: all(named_master(one) == new.port for one in self.sentinels), 30, what="a promoted replica")
+        self.wait_until_master_is(new)
         return new
 
-    def bring_back(self) -> None:
-        """Start the server that is down, as a replica: the Sentinels would need 10 s to make it one."""
-        (down,) = (one for one in self.servers if not one.running)
-        down.config["replicaof"] = f"127.0.0.1 {self.master.port}"
-        down.start()
-        eventually(lambda: is_linked(down), deadline=30, what="the old master as a replica")
-        self.wait_until_watched(self.master)
+    def wait_until_master_is(self, server: RedisServer) -> None:
+        """Wait until all Sentinels name this server, and its role is that."""
+        named = lambda: all(named_master(one) == server.port for one in self.sentinels)  # noqa: E731
+        eventually(lambda: named() and role(server) == "master", deadline=30, what="a promoted replica")
 
     def close(self) -> None:
         for one in [*self.sentinels, *self.servers]:
             one.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 class RedisCluster:
@@ -214,16 +215,15 @@ class RedisCluster:
         eventually(lambda: role(replica) == "master", deadline=30, what="a promoted replica")
         return replica
 
-    def bring_back(self) -> None:
-        """Start what is down, and wait for the Cluster."""
-        for one in self.servers:
-            if not one.running:
-                one.start()
-        self.wait_until_ok()
-
     def close(self) -> None:
         for one in self.servers:
             one.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 def named_master(sentinel: Sentinel) -> int:
@@ -233,7 +233,7 @@ def named_master(sentinel: Sentinel) -> int:
 
 
 def role(server: RedisServer) -> str | None:
-    """master or slave; None of a server that does not answer."""
+    """Master or slave; None of a server that does not answer."""
     with suppress(redis.RedisError), server.client() as client:
         return str(client.info("replication")["role"])
     return None
@@ -259,4 +259,4 @@ def served_slots(server: RedisServer) -> set[int]:
     """The slots that a node of a Cluster says to serve itself."""
     with server.client() as client:
         (me,) = (node for node in client.cluster("nodes").values() if "myself" in node["flags"])
-    return {slot for first, last in me["slots"] for slot in range(int(first), int(last) + 1)}
+    return {slot for ends in me["slots"] for slot in range(int(ends[0]), int(ends[-1]) + 1)}
