@@ -53,6 +53,7 @@ class Cluster:
         self._seeds = [Node(*seed) for seed in seeds]
         self._patience = patience
         self._ranges: list[_Range] = []
+        self._moved: dict[int, Node] = {}
         self._asked = _NEVER
         self._wires: dict[int, ClusterWires] = {}
         self.forget()
@@ -85,21 +86,21 @@ class Cluster:
     # -- who has which slot
 
     def known_master(self, slot: int) -> Node | None:
-        """The node that had a slot when the nodes were last asked."""
-        if self._asked == _NEVER:
-            return None
+        """The node that had a slot when this process last heard of it."""
+        if node := self._moved.get(slot):
+            return node
         return next((one.master for one in self._ranges if one.first <= slot <= one.last), None)
 
-    def doubt(self) -> None:
-        """A slot is not where it was: let the nodes be asked again."""
-        self._asked = _NEVER
+    def moved(self, slot: int, node: Node) -> None:
+        """A node has said that this one has the slot."""
+        self._moved[slot] = node
 
     def master(self, slot: int, since: float) -> Node:
         """The node that has a slot, by an answer that is newer than monotonic time *since*."""
         with self._asking:
             if self._asked <= since:
                 asked = time.monotonic()
-                self._ranges = self._ask_around()
+                self._ranges, self._moved = self._ask_around(), {}
                 self._asked = asked
         if node := self.known_master(slot):
             return node
@@ -196,7 +197,7 @@ class ClusterWire(Wire):
             node, moved = Node(error.host or self.node.host, error.port), isinstance(error, MovedError)
             self._redirected = node, not moved
             if moved:
-                self._cluster.doubt()
+                self._cluster.moved(error.slot_id, node)
             return Passing(f"slot {error.slot_id} is at {node.host}:{node.port}")
         return super()._judged(error)
 
