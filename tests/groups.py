@@ -131,23 +131,28 @@ class Watched:
 class RedisCluster:
     """Three masters with a replica each; the first has slots 0 to 5460, and so on."""
 
-    def __init__(self, program: Path) -> None:
-        self.servers = [self._server(program) for _ in range(6)]
+    def __init__(self, program: Path, *, tls: bool = False) -> None:
+        self.servers = [self._server(program, tls=tls) for _ in range(6)]
+        for one in self.servers[1:]:
+            one.certificate = self.servers[0].certificate
 
     @staticmethod
-    def _server(program: Path) -> RedisServer:
+    def _server(program: Path, *, tls: bool) -> RedisServer:
         config = {
             "cluster-enabled": "yes",
             "cluster-port": str(free_port()),
             "cluster-node-timeout": "1000",
             **_QUICK_REPLICATION,
         }
-        return RedisServer(program=program, appendonly=True, config=config)
+        if tls:
+            config |= {"tls-cluster": "yes", "tls-replication": "yes"}
+        return RedisServer(program=program, appendonly=True, config=config, tls=tls)
 
     @property
     def url(self) -> str:
         """Two seeds, as an operator writes them."""
-        return ";".join(f"redis+cluster://127.0.0.1:{one.port}" for one in self.running[:2])
+        seeds = [one.url().removesuffix("/0") for one in self.running[:2]]
+        return ";".join(seed.replace("://", "+cluster://") for seed in seeds)
 
     @property
     def running(self) -> list[RedisServer]:
@@ -200,6 +205,14 @@ class RedisCluster:
         with self.running[0].client() as client:
             slot = client.execute_command("CLUSTER KEYSLOT", key)
         return self.server_of_slot(slot)
+
+    def holder_of(self, task_id: str) -> RedisServer:
+        """The master that has the journal of a run."""
+        for one in self.running:
+            with one.client() as client:
+                if role(one) == "master" and any(client.scan_iter(match=f"*:run:{task_id}", count=1000)):
+                    return one
+        raise AssertionError(f"no master has a journal of {task_id}")
 
     def server_of_slot(self, slot: int) -> RedisServer:
         return next(one for one in self.running if role(one) == "master" and slot in served_slots(one))

@@ -218,7 +218,7 @@ class Certificate:
         if not shutil.which("openssl"):
             raise ServerUnavailableError("TLS needs the program openssl on PATH")
         request = "openssl req -x509 -newkey rsa:2048 -nodes -days 2"
-        request += " -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+        request += " -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1"
         output = ["-out", self.ca, "-keyout", self._key]
         subprocess.run([*request.split(), *output], check=True, capture_output=True, timeout=30)
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from celery_durable.startup import risks_of
 from celery_durable.store import Store, store_of
 from tests.groups import MAKES, RedisCluster, node_id, program_or_skip
 from tests.integration.runs import app_at, execute, new_id, opened, store_at
-from tests.servers import RedisServer, free_port
+from tests.servers import RedisServer, ServerUnavailableError, free_port
 from tests.waiting import eventually
 
 DAY = 24 * 3600.0
@@ -163,6 +164,24 @@ def test_seeds_that_are_gone_are_passed_over(cluster: RedisCluster) -> None:
         amid.append(lambda: None)
 
         assert execute(app.tasks["cluster.steps"], task_id=new_id()) == "SUCCESS"
+
+
+def test_a_cluster_with_tls() -> None:
+    program = program_or_skip("redis")
+    try:
+        cluster = RedisCluster(program, tls=True).start()
+    except ServerUnavailableError as reason:
+        pytest.skip(f"no Cluster with TLS here: {str(reason).splitlines()[0]}")
+    with closing(cluster), app_at(cluster.url) as app:
+        store, amid[:] = store_of(app), [lambda: None]
+        ids = {cluster.master_of(shard.prefix).port: id_in(store, shard.number) for shard in store.shards}
+        assert len(ids) == 3
+        for task_id in ids.values():
+            executed.clear()
+
+            assert execute(app.tasks["cluster.steps"], task_id=task_id) == "SUCCESS"
+
+            assert_one_attempt(fields_of(cluster, store, task_id))
 
 
 def test_a_server_that_is_no_cluster_is_named(redis_server: RedisServer) -> None:

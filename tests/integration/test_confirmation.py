@@ -354,7 +354,7 @@ def test_a_server_that_loses_the_promise_amid_an_attempt_ends_it() -> None:
         task_id = new_id()
 
         def restart() -> None:
-            server.config["appendfsync"] = "everysec"
+            server.config["appendfsync"] = "no"
             server.restart()
 
         amid.append(restart)
@@ -369,7 +369,7 @@ def test_a_server_that_loses_the_promise_amid_an_attempt_ends_it() -> None:
 
 
 def test_a_promise_that_was_mended_is_believed_at_the_next_attempt() -> None:
-    with disk_at("redis", appendfsync="everysec") as (server, app), server.client() as admin:
+    with disk_at("redis", appendfsync="no") as (server, app), server.client() as admin:
         refusal_of(app)
 
         admin.config_set("appendfsync", "always")
