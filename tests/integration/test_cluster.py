@@ -342,6 +342,35 @@ def test_a_run_begins_where_its_slot_has_gone_since_the_nodes_were_asked(cluster
     assert store.shards.of(second).wires.take().node.port == migration.target.port
 
 
+def test_what_was_lost_with_its_connection_is_sent_to_its_own_slot(cluster: RedisCluster, app: Celery) -> None:
+    """And not with the commands of another shard that takes the connection: the slots may have parted."""
+    store = store_of(app)
+    first, second = (id_in(store, shard) for shard in shards_of_one_node(cluster, store))
+    journal = opened(store, first)
+    journal.finish("succeeded", DAY, {})
+    journal.wire._lose()  # noqa: SLF001
+    journal.deliver(60)
+    journal.close()
+    migration = Migration(cluster, store.keys(first).run)
+    migration.begin()
+    migration.move_all()
+    migration.end()
+
+    opened(store, second).close()
+    assert "delivered" not in fields_of(cluster, store, first)
+    store.runs.load(first)
+
+    assert fields_of(cluster, store, first)["delivered"] == "1"
+
+
+def shards_of_one_node(cluster: RedisCluster, store: Store) -> list[int]:
+    """Return two shards that are on the same node."""
+    by_port: dict[int, list[int]] = {}
+    for shard in store.shards:
+        by_port.setdefault(cluster.master_of(shard.prefix).port, []).append(shard.number)
+    return next(numbers for numbers in by_port.values() if len(numbers) >= 2)[:2]
+
+
 # -- nodes that die
 
 

@@ -60,6 +60,23 @@ def test_no_append_only_file(server: RedisServer, app: Celery) -> None:
     assert "appendonly yes" in risk
 
 
+@pytest.mark.parametrize(("fsync", "lost"), [("everysec", "about a second"), ("no", "half a minute")])
+def test_what_the_death_of_the_machine_may_lose_is_information(
+    server: RedisServer, app: Celery, fsync: str, lost: str
+) -> None:
+    with server.client() as admin:
+        admin.config_set("appendfsync", fsync)
+
+    (note,) = notes(app)
+
+    assert f"appendfsync {fsync}: if the machine dies, {lost} of acknowledged steps" in note
+    assert risks(app) == []
+
+
+def test_with_appendfsync_always_there_is_nothing_to_say(app: Celery) -> None:
+    assert found(app) == []
+
+
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random", "volatile-ttl"])
 def test_an_eviction_policy_that_may_drop_journals(server: RedisServer, app: Celery, policy: str) -> None:
     with server.client() as admin:
@@ -197,6 +214,20 @@ def test_a_worker_logs_the_risks_when_it_starts(
     (record,) = (record for record in caplog.records if "append-only" in record.getMessage())
     assert record.levelname == "WARNING"
     assert record.getMessage().startswith("celery-durable: ")
+
+
+def test_what_is_given_up_knowingly_is_logged_as_information(
+    server: RedisServer, app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    with server.client() as admin:
+        admin.config_set("appendfsync", "everysec")
+    task_of(app, work)
+    caplog.set_level(logging.INFO)
+
+    signals.celeryd_after_setup.send(sender="worker@host", instance=SimpleNamespace(app=app))
+
+    (record,) = (record for record in caplog.records if "appendfsync" in record.getMessage())
+    assert record.levelname == "INFO"
 
 
 def test_a_worker_without_durable_tasks_asks_nothing(
