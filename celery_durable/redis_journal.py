@@ -55,7 +55,11 @@ class Keys(NamedTuple):
 
     @classmethod
     def of(cls, prefix: str, task_id: str) -> Keys:
-        shard = shard_prefix(prefix, shard_of(task_id))
+        return cls.under(shard_prefix(prefix, shard_of(task_id)), task_id)
+
+    @classmethod
+    def under(cls, shard: str, task_id: str) -> Keys:
+        """Those that begin with the prefix of the run's shard."""
         return cls(task_id, f"{shard}run:{task_id}", f"{shard}leases", f"{shard}due")
 
     @property
@@ -172,7 +176,10 @@ class RedisJournal:
             return
         pairs = pack_parts(chain.from_iterable(fields.items()))
         command = b"*%d\r\n" % (5 + 2 * len(fields)) + self._record + pairs
-        self.wire.send(command, with_next=with_next, confirmed=self._confirmed and not with_next)
+        if self._confirmed and not with_next:
+            self.wire.send(command, confirmed=True)
+        else:
+            self.wire.send(command, with_next=with_next)
 
     @property
     def owes(self) -> bool:

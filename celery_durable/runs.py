@@ -49,13 +49,12 @@ class Claims(NamedTuple):
 class Runs:
     """All runs of an app."""
 
-    def __init__(self, shards: Shards, prefix: str, lease: float) -> None:
+    def __init__(self, shards: Shards, lease: float) -> None:
         self._shards = shards
-        self._prefix = prefix
         self._lease = lease
 
     def keys(self, task_id: str) -> Keys:
-        return Keys.of(self._prefix, task_id)
+        return self._shards.of(task_id).keys(task_id)
 
     def load(self, task_id: str) -> Fields:
         """The journal as it stands; empty if there is none.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from .redis_journal import SHARDS, shard_of, shard_prefix
+from .redis_journal import SHARDS, Keys, shard_of, shard_prefix
 from .wire import Wires
 
 
@@ -16,6 +16,10 @@ class Shard(NamedTuple):
     prefix: str
     """What each of its keys begins with."""
     wires: Wires
+
+    def keys(self, task_id: str) -> Keys:
+        """Of one of its runs."""
+        return Keys.under(self.prefix, task_id)
 
 
 class Shards:

@@ -35,7 +35,7 @@ class Store:
         self._keepers = {wires: LeaseKeeper(wires, patience) for wires in self.shards.by_wires()}
         self.wires, self.leases = next(iter(self._keepers.items()))
         """Those of one Redis; of a Cluster, those of the first shard."""
-        self.runs = Runs(self.shards, self.settings.key_prefix, self.settings.lease)
+        self.runs = Runs(self.shards, self.settings.lease)
 
     def masters(self) -> list[Wires]:
         """The connections to each server that has runs.
@@ -46,15 +46,16 @@ class Store:
         return [self.wires] if self._cluster is None else self._cluster.by_master()
 
     def keys(self, task_id: str) -> Keys:
-        return self.runs.keys(task_id)
+        return self.shards.of(task_id).keys(task_id)
 
     def journal(self, task_id: str) -> RedisJournal:
-        return RedisJournal(self.shards.of(task_id).wires, self.keys(task_id), self.settings.lease)
+        shard = self.shards.of(task_id)
+        return RedisJournal(shard.wires, shard.keys(task_id), self.settings.lease)
 
     def hold(self, task_id: str, settings: Settings) -> Hold:
         """A hold on a run, not opened yet; *settings* are those of its task."""
         shard = self.shards.of(task_id)
-        journal = RedisJournal(shard.wires, self.keys(task_id), self.settings.lease, settings.journal_sync)
+        journal = RedisJournal(shard.wires, shard.keys(task_id), self.settings.lease, settings.journal_sync)
         return Hold(journal, settings, Lease(self._keepers[shard.wires], journal))
 
 
