@@ -13,6 +13,7 @@ from celery_durable import AsyncDurableContext, DurableContext, JournalUnavailab
 from celery_durable.redis_journal import SHARDS
 from celery_durable.startup import risks_of
 from celery_durable.store import Store, store_of
+from celery_durable.wire import pack
 from tests.groups import MAKES, RedisCluster, node_id, program_or_skip
 from tests.integration.runs import app_at, execute, new_id, opened, store_at
 from tests.servers import RedisServer, ServerUnavailableError, free_port
@@ -160,10 +161,15 @@ def test_leases_of_all_shards_are_renewed(cluster: RedisCluster) -> None:
 
 
 def test_seeds_that_are_gone_are_passed_over(cluster: RedisCluster) -> None:
-    with app_at(f"redis+cluster://127.0.0.1:{free_port()};127.0.0.1:{cluster.running[0].port}") as app:
-        amid.append(lambda: None)
+    gone = ";".join(f"127.0.0.1:{free_port()}" for _ in range(9))
+    with store_at(f"redis+cluster://{gone};127.0.0.1:{cluster.running[0].port}") as store:
+        wires = store.shards.of(task_id := new_id()).wires
+        wire = wires.take()
+        wire.send(pack("EXISTS", store.keys(task_id).run))
 
-        assert execute(app.tasks["cluster.steps"], task_id=new_id()) == "SUCCESS"
+        assert wire.replies(patience=0) == [0], "at the first try"
+
+        wires.give_back(wire)
 
 
 def test_a_cluster_with_tls() -> None:

@@ -237,6 +237,11 @@ def test_a_sentinel_is_given_a_second_unless_it_is_said_otherwise(app: Celery) -
     assert (usual.min_other_sentinels, special.min_other_sentinels) == (0, 2)
 
 
+def test_a_process_may_have_more_attempts_than_redis_py_allows_connections(app: Celery) -> None:
+    pool = Address("redis://one").pool(app)
+    assert len({pool.make_connection() for _ in range(101)}) == 101
+
+
 def test_without_a_redis_the_error_says_what_was_found_and_what_to_set(app: Celery) -> None:
     app.conf.broker_url = "amqp://shop:secret@rabbit//"
     with pytest.raises(ConfigurationError) as refused:
