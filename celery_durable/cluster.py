@@ -20,7 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .exceptions import DurableError, JournalUnavailableError
-from .wire import Passing, Wire, Wires, pack
+from .wire import Passing, Wire, Wires, pack, settle
 
 _ASKING = pack("ASKING")
 _LONGEST_QUESTION = 1.0
@@ -152,6 +152,10 @@ class Cluster:
                 self._wires[wire.slot].keep(wire)
         return ClusterWire(self, slot, self._connection(), self._patience)
 
+    def settle_idle(self) -> None:
+        for idle in list(self._idle.values()):
+            settle(idle)
+
     def give_back(self, wire: ClusterWire) -> None:
         self._idle.setdefault(wire.node, []).append(wire)
 
@@ -218,7 +222,12 @@ class ClusterWires(Wires):
 
     def give_back(self, wire: Wire) -> None:
         wire.disown()
+        wire.idle_since = time.monotonic()
         self._cluster.give_back(cast("ClusterWire", wire))
+
+    def settle_idle(self) -> None:
+        super().settle_idle()
+        self._cluster.settle_idle()
 
     def keep(self, wire: Wire) -> None:
         """For this slot alone."""

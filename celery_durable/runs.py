@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from .wire import Wires, call, pack
 
 logger = logging.getLogger("celery_durable")
 
-_MOST_AT_ONCE = 100
+_MOST_AT_ONCE = 200
 _UNSENT_PAUSE = 5.0
 
 
@@ -72,13 +73,14 @@ class Runs:
         return fields
 
     def condemn(self, task_id: str, status: str, keep: float, outcome: str) -> bool:
-        """End a live run; False if it is not live."""
+        """End a live run; False if it is not live, unless this process has ended it."""
         keys = self.keys(task_id)
-        condemned = call("condemn", keys.all, task_id, status, ms(keep), "outcome", outcome)
+        fence = f"{owner_name(os.getpid())}:{status}"
+        condemned = call("condemn", keys.all, task_id, fence, status, ms(keep), "outcome", outcome)
         return self._ask(task_id, condemned, patience=SHORT_PATIENCE) == [1]
 
     def release(self, task_id: str, pid: int) -> bool:
-        """Give back what a dead process of this machine held; False if there is no such run."""
+        """Give back what a dead process of this machine held; False if the journal has nothing to do with it."""
         keys = self.keys(task_id)
         released = call("release", keys.all, task_id, "owner", owner_name(pid))
         return self._ask(task_id, released, patience=SHORT_PATIENCE) == [1]
@@ -100,10 +102,11 @@ class Runs:
         names = list(tasks)
         skips = [claims.skips for claims in before] if before else [(0, 0)] * SHARDS
         found, silent = [], []
-        for wires, shards in (groups := self._shards.by_wires()).items():
+        groups = self._shards.by_wires()
+        for wires, shards in groups.items():
             commands = [self._claiming(shard, skips[shard.number], names) for shard in shards]
             try:
-                replies = ask(wires, *commands, patience=SHORT_PATIENCE if len(groups) > 1 else None)
+                replies = ask(wires, *commands, patience=SHORT_PATIENCE)
                 found += [_claims(reply) for reply in replies]
             except JournalUnavailableError as error:
                 # What the other nodes of a Cluster have claimed is to be sent.

@@ -68,6 +68,7 @@ Vet = Callable[[Any], Confirmation | None]
 
 
 _LONGEST_PAUSE = 1.0
+_LONG_IDLE = 1.0
 _HOLD = getattr(socket, "MSG_MORE", 0)
 
 
@@ -108,6 +109,7 @@ class Wire:
         self._confirmation: Confirmation | None = None
         self._vet: Vet | None = None
         self._vetted_by: Vet | None = None
+        self.idle_since = 0.0
 
     @property
     def owed(self) -> int:
@@ -186,6 +188,18 @@ class Wire:
                 # A time limit's signal, say: the protocol is out of step, what was sent will be sent again.
                 self._drop()
                 raise
+
+    def try_again(self) -> None:
+        """Read what is owed, or send it again, once; nothing is forgotten where that fails."""
+        try:
+            if self._sendall is None:
+                self._resume()
+            self._read()
+        except _PASSING:
+            self._drop()
+        except ResponseError as error:
+            self._drop()
+            raise self._refused(error) from error
 
     def _read(self) -> list[Any]:
         # Nothing is forgotten before all is read: a connection lost half-way sends everything again. What a sibling
@@ -284,12 +298,27 @@ class Wires:
     def give_back(self, wire: Wire) -> None:
         """Keep a connection for the next attempt, which is not to see replies of this one."""
         wire.disown()
+        wire.idle_since = time.monotonic()
         self._idle.append(wire)
+
+    def settle_idle(self) -> None:
+        """Read what connections are owed that nobody uses: what was lost on its way is sent again."""
+        settle(self._idle)
 
     def forget(self) -> None:
         """In a forked child: the parent's sockets are not ours."""
         self._idle = []
         self._pool = None
+
+
+def settle(idle: list[Any]) -> None:
+    """Read what these connections are owed, if nobody has used them for a while."""
+    for wire in list(idle):
+        if wire.owed and time.monotonic() - wire.idle_since > _LONG_IDLE:
+            with suppress(ValueError):  # taken just now
+                idle.remove(wire)
+                wire.try_again()
+                idle.insert(0, wire)
 
 
 _everywhere: WeakSet[Wires] = WeakSet()

@@ -19,8 +19,6 @@ from tests.integration.runs import app_at, execute, new_id, opened, store_at
 from tests.servers import RedisServer, ServerUnavailableError, free_port
 from tests.waiting import eventually
 
-DAY = 24 * 3600.0
-
 executed: list[int] = []
 """The steps whose actions have run."""
 amid: list[Any] = []
@@ -102,7 +100,7 @@ def test_shards_of_one_node_share_connections(cluster: RedisCluster) -> None:
         for shard in [*store.shards] * 2:
             task_id = id_in(store, shard.number)
             journal = opened(store, task_id)
-            journal.finish("succeeded", DAY, {})
+            journal.finish("succeeded", {})
             journal.deliver(60)
             journal.close()
 
@@ -118,7 +116,7 @@ def test_the_outcome_is_delivered_though_another_shard_takes_the_connection(clus
         ids = [id_in(store, shard.number) for shard in store.shards]
         for task_id in ids:
             journal = opened(store, task_id)
-            journal.finish("succeeded", DAY, {})
+            journal.finish("succeeded", {})
             journal.deliver(60)
             journal.close()
         for task_id in ids:
@@ -305,7 +303,7 @@ def test_a_step_is_recorded_while_its_slot_is_moving(cluster: RedisCluster, app:
         client.execute_command("ASKING")
     migration.move_all()
     migration.end()
-    journal.finish("succeeded", DAY, {})
+    journal.finish("succeeded", {})
     journal.close()
     fields = fields_of(cluster, store, task_id)
     assert [fields[f"step:{number}"] for number in range(1, 4)] == ["x"] * 3
@@ -319,7 +317,7 @@ def test_a_script_waits_while_its_keys_are_on_two_nodes(cluster: RedisCluster, a
     migration = Migration(cluster, store.keys(task_id).run)
     migration.begin()
     migration.move(store.keys(task_id).run)
-    finishing = threading.Thread(target=journal.finish, args=("succeeded", DAY, {}))
+    finishing = threading.Thread(target=journal.finish, args=("succeeded", {}))
     finishing.start()
     with migration.source.client() as client:
         refused = "errorstat_TRYAGAIN"
@@ -353,7 +351,7 @@ def test_what_was_lost_with_its_connection_is_sent_to_its_own_slot(cluster: Redi
     store = store_of(app)
     first, second = (id_in(store, shard) for shard in shards_of_one_node(cluster, store))
     journal = opened(store, first)
-    journal.finish("succeeded", DAY, {})
+    journal.finish("succeeded", {})
     journal.wire._lose()  # noqa: SLF001
     journal.deliver(60)
     journal.close()

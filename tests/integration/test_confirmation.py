@@ -26,8 +26,6 @@ from tests.integration.runs import app_at, delivery, execute, lapse, new_id
 from tests.servers import RedisServer
 from tests.waiting import eventually
 
-DAY = 24 * 3600.0
-
 amid: list[Any] = []
 """What happens while the second step runs."""
 
@@ -172,7 +170,7 @@ def test_a_write_that_no_replica_has_is_not_acknowledged(pair: Pair, store: Stor
 @pytest.mark.parametrize("ending", ["suspend", "finish"])
 def test_the_end_of_an_attempt_waits_too(pair: Pair, store: Store, ending: str) -> None:
     journal = journal_of(store, new_id())
-    arguments = {"suspend": (60.0, {}), "finish": ("succeeded", DAY, {})}
+    arguments = {"suspend": (60.0, {}), "finish": ("succeeded", {})}
     with pair.without_replica(), pytest.raises(JournalUnavailableError, match="no replica acknowledged"):
         getattr(journal, ending)(*arguments[ending])
     journal.close()
@@ -223,7 +221,7 @@ def test_what_an_interrupted_attempt_left_unread_does_not_confuse_the_next(pair:
 
     task_id = new_id()
     journal = journal_of(store, task_id)
-    journal.finish("succeeded", DAY, {})
+    journal.finish("succeeded", {})
     journal.close()
 
     assert store.runs.load(task_id)[b"status"] == b"succeeded"
