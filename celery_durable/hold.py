@@ -18,6 +18,7 @@ from .driver import answer
 from .exceptions import JournalUnavailableError
 from .interrupts import Interrupt, JournalLost, NotNow
 from .journal import Busy, Delivery, Journal, JournalGone, Opened
+from .progress import watcher
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ class Hold:
 
     def outcome_is(self, state: str | None) -> bool:
         """Whether Celery's *state* is that of the outcome: not SUCCESS, say, because a callback could not be sent."""
-        return state is not None and (self._status != "succeeded" or state != states.FAILURE)
+        other = {"succeeded": states.FAILURE, "failed": states.IGNORED}
+        return state is not None and state != other.get(self._status)
 
     def will_deliver(self, status: str) -> None:
         """When this delivery is over, the run's outcome has been delivered."""
@@ -109,6 +111,12 @@ class Hold:
         self.ended = True
         if self.attempt is not None:
             self.attempt.closed = True
+            watcher.forget(self.attempt)
+        if self._lease is not None:
+            self._lease.drop()
+
+    def lapse(self) -> None:
+        """Let the lease lapse, as if this process had died: nobody knows when its code ends."""
         if self._lease is not None:
             self._lease.drop()
 
