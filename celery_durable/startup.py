@@ -21,11 +21,11 @@ OLDEST_REDIS = (6, 2)
 
 @signals.celeryd_after_setup.connect(weak=False, dispatch_uid="celery_durable")
 def _check(instance: Any = None, **_: Any) -> None:
-    if instance.task_events:
-        # Asked for by an option of the worker, which processes of the pool do not see.
-        instance.app.conf.worker_send_task_events = True
     tasks = [task for task in instance.app.tasks.values() if isinstance(task, DurableTask)]
     if tasks:
+        if getattr(instance, "task_events", False):
+            # Asked for by an option of the worker, which the processes of its pool do not see.
+            instance.app.conf.worker_send_task_events = True
         for risk in risks_of(instance.app, tasks):
             logger.warning("celery-durable: %s", risk)
 
