@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from asyncio import CancelledError
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from functools import cache
 from math import inf
@@ -22,7 +22,7 @@ from celery.app.task import get_actual_ignore_result  # type: ignore[attr-define
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
-from . import message, outcome, silence
+from . import call, message, outcome, report, silence
 from .attempt import Attempt, Surroundings, running_step
 from .context import AsyncDurableContext, DurableContext
 from .driver import IN_THREAD, on_loop, run_to_end, wait_for
@@ -34,13 +34,15 @@ from .exceptions import (
     JournalUnavailableError,
     RecoveryLimitExceeded,
     RetryableError,
+    TaskCancelled,
     TerminalError,
 )
 from .failure import leading, portable, shown
 from .hold import Hold
-from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, NotNow, Overrun, RetryStep
-from .journal import Busy, Delivery, Finished, Foreign, MemoryJournal, Verdict
+from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, NotNow, Overrun, RetryStep, Sleep
+from .journal import Delivery, MemoryJournal
 from .progress import Watch, watcher
+from .redelivery import turn_away
 from .step import NOT_A_FAILURE, Step
 from .strike import OnLoop, Place, door, here
 
@@ -210,7 +212,7 @@ class Execution:
 
         store = store_of(self.task.app)
         self.hold = store.hold(self.request.id, self.task.durable_settings)
-        return message.delivery_of(self.task, self.request, self.args, self.kwargs)
+        return call.delivery_of(self.task, self.request, self.args, self.kwargs)
 
     def _in_memory(self) -> Delivery:
         task_id = str(uuid4()) if self.direct else self.request.id
@@ -291,21 +293,25 @@ class Execution:
             case Retry() | Ignore() | Reject():
                 raise self._celery_said(error)
             case _ if isinstance(error, NOT_A_FAILURE):
-                # The process is going down, and the lease with it.
+                # The process is going down: another one is to go on at once.
                 if self.hold is not None:
-                    self.hold.let_go()
+                    self.hold.give_up()
                 raise error
         raise self._failed_attempt(leading(error))
 
     def _interrupted(self, interrupt: Interrupt) -> Any:
         match interrupt:
             case NotNow(verdict=verdict):
-                return self._not_now(verdict)
+                assert self.hold is not None  # noqa: S101
+                fresh = self._delivery is not None and self._delivery.fresh
+                return turn_away(verdict, self.task, self.request, self.hold, fresh=fresh)
             case RetryStep():
                 raise self._retry(interrupt.error, interrupt.delay, {})
             case Overrun() if interrupt.attempt is not self.attempt:
                 # Of a step that called this task as a function.
                 raise interrupt
+            case Sleep():
+                raise self._sleep(interrupt)
             case FailAttempt() | Overrun():
                 raise self._failed_attempt(interrupt.error)
             case EndRun():
@@ -327,7 +333,8 @@ class Execution:
             case Reject() if not said.requeue:  # type: ignore[attr-defined]
                 return self._fail(said)
             case _:
-                self.hold.suspend(0.0, {})
+                # The message goes back to the broker, which brings it again.
+                self.hold.suspend(0.0, {}, slack=self.hold.settings.lease)
         return said
 
     def _failed_attempt(self, error: BaseException) -> BaseException:
@@ -378,10 +385,17 @@ class Execution:
     def _fail(self, error: BaseException) -> BaseException:
         """End the run as failed; the exception for Celery."""
         error = portable(error)
-        if self.hold is not None and not self.direct:
-            self.hold.finish("failed", outcome.of_error(error))
-            self._forget_eager()
-        return error
+        if self.hold is None or self.direct:
+            return error
+        cancelled = isinstance(error, TaskCancelled) and not self.eager
+        self.hold.finish("revoked" if cancelled else "failed", outcome.of_error(error))
+        self._forget_eager()
+        if not cancelled:
+            return error
+        logger.info("task %s: cancelled", self.request.id)
+        if not report.revoked(self.task, self.request, error):
+            self.hold.not_delivered()
+        return Ignore("the run was cancelled")
 
     def fail_after_all(self, error: BaseException) -> BaseException:
         """A retry was announced to the journal, and cannot be sent."""
@@ -389,13 +403,31 @@ class Execution:
             self.hold.ended = False
         return self._fail(error)
 
+    def _sleep(self, sleep: Sleep) -> BaseException:
+        """Suspend the run until it is to wake up; the journal alone keeps that wait."""
+        assert self.hold is not None  # noqa: S101
+        assert self.attempt is not None  # noqa: S101
+        # Said first: once the lease is given back the run may go on, and end, before this process says another word.
+        self.hold.prove_lease()
+        report.suspended(self.task, self.request, sleep.until_text)
+        wait = max(0.0, (sleep.until - self.attempt.now()) / 1000)
+        self.hold.suspend(wait, message.resume_as_is(self.request))
+        return Ignore("the run sleeps")
+
     def _retry(
         self, error: BaseException, delay: float, fields: dict[str, str], *, by_policy: bool = False
     ) -> BaseException:
-        """Suspend the run and publish a Celery retry; the exception that shows it as RETRY."""
+        """Suspend the run until its next attempt; the exception that shows it as RETRY.
+
+        The broker carries the wait if it is short, else the journal.
+        """
         assert self.hold is not None  # noqa: S101
         delay = 0.0 if self.eager else message.sendable_delay(self.task.app, delay)
-        self.hold.suspend(delay, fields)
+        fields = {**fields, **message.resume_of_retry(self.request, by_policy=by_policy)}
+        if delay > self.hold.settings.max_broker_delay:
+            self.hold.suspend(delay, fields)
+            return _shown_as_retry(error, delay)
+        self.hold.suspend(delay, fields, slack=self.hold.settings.lease)
         return self._publish(error, delay, by_policy=by_policy)
 
     def _lost(self, error: DurableError) -> BaseException:
@@ -417,62 +449,11 @@ class Execution:
         except Exception as unsendable:
             # No broker that is away, which passes, but a message that cannot be.
             return self.fail_after_all(unsendable)
-        retry: BaseException = Retry(exc=error, when=delay, is_eager=self.eager, sig=signature)  # type: ignore[arg-type]
-        retry.__cause__ = error
-        return retry
+        return _shown_as_retry(error, delay, is_eager=self.eager, sig=signature)
 
     def _forget_eager(self) -> None:
         if self.eager:
             _eager_journals.pop(self.request.id, None)
-
-    # -- deliveries that do not begin an attempt
-
-    def _not_now(self, verdict: Verdict) -> Any:
-        match verdict:
-            case Busy(wait=wait, reason=reason):
-                logger.info("task %s: %s; looking again in %g s", self.request.id, reason, wait)
-                message.send_hint(self.task, self.request, wait)
-                raise Ignore(reason)
-            case Foreign(task=task, fields=fields):
-                logger.error(
-                    "task %s refused: the id belongs to a run of %s%s; send it under a new task_id",
-                    self.request.id, task, " with other arguments" if task == self.task.name else "",
-                )  # fmt: skip
-                if self.task.track_started:
-                    # Celery has written STARTED over it.
-                    self._store_again(outcome.read(fields, self.task.durable_terms.accept))
-                raise Ignore("the id belongs to another run")
-            case Finished(fields=fields):
-                return self._deliver_again(outcome.read(fields, self.task.durable_terms.accept))
-        raise AssertionError(verdict)  # pragma: no cover
-
-    def _deliver_again(self, ended: outcome.Outcome) -> Any:
-        """A run that has finished: its recorded outcome, and what hangs on it only if that was not sent yet."""
-        assert self.hold is not None  # noqa: S101
-        if ended.status in ("ignored", "gone"):
-            raise Ignore(f"the run is over: {ended.status}")
-        if not ended.delivered:
-            self.hold.will_deliver(ended.status)
-            if ended.error is not None:
-                raise ended.error
-            return ended.value
-        is_hint = message.header_of(self.request).get("hint")
-        logger.log(
-            logging.INFO if is_hint else logging.WARNING,
-            "task %s already finished at %s; use a new task_id to run again",
-            self.request.id, ended.ended.isoformat(timespec="seconds"),
-        )  # fmt: skip
-        self._store_again(ended)
-        raise Ignore("already finished")
-
-    def _store_again(self, ended: outcome.Outcome) -> None:
-        """Put a recorded outcome into the result backend; nothing else hangs on that."""
-        if ended.status not in ("succeeded", "failed") or get_actual_ignore_result(self.task, self.request):
-            return
-        result, state = (ended.value, states.SUCCESS) if ended.error is None else (ended.error, states.FAILURE)
-        self.task.backend.store_result(
-            self.request.id, result, state, traceback=ended.traceback or None, request=self.request
-        )
 
     # -- asked by the thread that watches the attempt
 
@@ -495,8 +476,9 @@ class Execution:
 
     def _abandon(self, overrun: Overrun) -> None:
         """Fail the execution of a step in the place of its thread, which does nothing else until its action ends."""
-        attempt, step = overrun.attempt, overrun.step
+        attempt, step, hold = overrun.attempt, overrun.step, self.hold
         assert step is not None  # noqa: S101
+        assert hold is not None  # noqa: S101
         with attempt.handover:
             try:
                 attempt.running.remove(step)
@@ -510,9 +492,11 @@ class Execution:
                 self._end(self._failure(step, overrun.error))
             except Interrupt as error:
                 logger.error("task %s: its abandoned step could not be journaled: %s", self.request.id, error)
-            except BaseException as error:
+            except BaseException as said:
                 if self._undecided:
-                    self._retry_as_celery_does(error)
+                    said = self._as_autoretry_decides(said)
+                if not isinstance(said, (Retry, Ignore, Reject)):
+                    hold.hand_over()
             attempt.leave_behind()
 
     @staticmethod
@@ -527,18 +511,17 @@ class Execution:
             return ended
         return RetryStep(step.name, error, delay)
 
-    def _retry_as_celery_does(self, error: BaseException) -> None:
-        """What Celery's ``autoretry_for`` does when the body raises."""
+    def _as_autoretry_decides(self, error: BaseException) -> BaseException:
+        """What Celery's ``autoretry_for`` makes of what the body raises."""
         task = self.task
         task.request_stack.push(self.request)
         try:
             task.retry(exc=error, **getattr(task, "retry_kwargs", {}))
-        except Retry:
-            pass
-        except BaseException as gave_up:
-            self._fail(gave_up)
+        except BaseException as said:
+            return said if isinstance(said, (Retry, Ignore, Reject)) else self._fail(said)
         finally:
             task.request_stack.pop()
+        return error
 
     # -- after Celery has stored the result
 
@@ -562,16 +545,17 @@ class Execution:
 
     # -- the user's own retry
 
-    def before_user_retry(self, delay: float, limit: int | None) -> None:
-        """``self.retry()`` is about to publish: the journal is told first when the run goes on.
+    def before_user_retry(self, delay: float, limit: int | None, changes: Mapping[str, str]) -> bool:
+        """``self.retry()`` is about to publish: the journal is told first when the run goes on, and what *changes*.
 
-        Not with what: until the message with other arguments is out, the one that is being handled may be all there is.
+        Returns whether the journal carries the wait, so that nothing is to be published.
         """
         within = limit is None or self.request.retries + 1 <= limit
         if not within or self.hold is None or self.attempt is None:
-            return
+            return False
+        by_journal = delay > self.hold.settings.max_broker_delay and not self.eager
         try:
-            self.hold.suspend(delay, {})
+            self.hold.suspend(delay, changes, slack=0.0 if by_journal else self.hold.settings.lease)
         except Fenced:
             raise Ignore("another attempt has taken over") from None
         except JournalLost as lost:
@@ -579,6 +563,14 @@ class Execution:
             logger.error("task %s: self.retry() could not be journaled: %s", self.request.id, lost)
             self.attempt.interrupt = None
             self.hold.let_go()
+            return False
+        return by_journal
+
+
+def _shown_as_retry(error: BaseException, delay: float, **options: Any) -> BaseException:
+    retry: BaseException = Retry(exc=error, when=delay, **options)  # type: ignore[arg-type]
+    retry.__cause__ = error
+    return retry
 
 
 def _aside(work: Callable[..., None], *args: Any) -> None:

@@ -14,9 +14,10 @@ from celery.exceptions import Reject, Retry
 
 from . import retry_task  # noqa: F401  registers celery_durable.retry with every app
 from .attempt import Terms
+from .call import changed_by_retry
 from .exceptions import ConfigurationError
 from .execution import Execution, current, execution_of, opened_by
-from .message import BROKER_AWAY, HEADER, header_of, library_retries, step_retries, unsent
+from .message import BROKER_AWAY, HEADER, header_of, lasting, library_retries, step_retries, unsent
 from .retry import TaskRetryRules
 from .settings import TASK_OPTIONS, Settings
 from .strike import door
@@ -64,6 +65,12 @@ class DurableTask(Task[P, R]):
         run = inspect.getattr_static(cls, "run")
         if run is not inspect.getattr_static(Task, "run") and not hasattr(run, _WRAPPED):
             _wrap_run(cls, run)
+
+    @classmethod
+    def bind(cls, app: Any) -> Any:
+        """Part of Celery: the class belongs to *app* now, whose workers recover its runs."""
+        app.steps["worker"].add("celery_durable.worker:RecoveryStep")
+        return super().bind(app)
 
     @property
     def ctx(self) -> DurableContext | AsyncDurableContext:
@@ -163,23 +170,27 @@ class DurableTask(Task[P, R]):
         limit = self.max_retries if max_retries is None else max_retries
         if limit is not None and (ours := self._uncounted_retries(request)):
             limit = max_retries = limit + ours
-        changes = execution.attempt.changes if execution is not None and execution.attempt is not None else 0
-        options = self._retry_options(request, options, changes if args is not None or kwargs is not None else None)
+        changed = execution.attempt.changes if execution is not None and execution.attempt is not None else 0
+        options = self._retry_options(request, options, changed if args is not None or kwargs is not None else None)
         send = functools.partial(super().retry, args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         if execution is None:
             return send()
         # Expiry was honoured until the first attempt began.
         send.keywords.setdefault("expires", None)
         if throw:
-            execution.before_user_retry(_delay(self, eta, countdown), limit)
+            changes = changed_by_retry(self, request, args, kwargs, options)
+            if execution.before_user_retry(_delay(self, eta, countdown), limit, changes):
+                # The journal carries the wait: nothing is to be published.
+                execution.said = Retry(exc=exc, when=_delay(self, eta, countdown))  # type: ignore[arg-type]
+                raise execution.said
         return self._send_retry(execution, send)
 
     @staticmethod
-    def _retry_options(request: Any, options: dict[str, Any], changes: int | None) -> dict[str, Any]:
-        """The options of a retry, with our header brought up to date; *changes*: so far, if it changes arguments."""
-        header = {name: fact for name, fact in header_of(request).items() if name != "hint"}
-        if changes is not None:
-            header["changed"] = max(header.get("changed", 0), changes) + 1
+    def _retry_options(request: Any, options: dict[str, Any], changed: int | None) -> dict[str, Any]:
+        """The options of a retry, with our header brought up to date; *changed*: how often, if it changes arguments."""
+        header = lasting(header_of(request))
+        if changed is not None:
+            header["changed"] = max(header.get("changed", 0), changed) + 1
         if not header:
             return options
         headers = {**(request.headers or {}), **(options.get("headers") or {}), HEADER: header}

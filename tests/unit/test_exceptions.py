@@ -25,7 +25,9 @@ from celery_durable import (
     RecoveryLimitExceeded,
     RetriesExhausted,
     RetryableError,
+    RunNotCancellableError,
     RunNotRetryableError,
+    TaskCancelled,
     TerminalError,
 )
 
@@ -55,7 +57,9 @@ ERRORS = [
             JournalUnavailableError,
             JournalUnreadableError,
             RecoveryLimitExceeded,
+            RunNotCancellableError,
             RunNotRetryableError,
+            TaskCancelled,
         )
     ],
 ]

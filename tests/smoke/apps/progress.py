@@ -47,7 +47,7 @@ def hang_in(kind: str) -> None:
             continue
         try:
             time.sleep(1)
-        except Exception:  # noqa: BLE001  what is tested
+        except Exception:
             effects.hit("swallowed")
 
 
@@ -58,7 +58,12 @@ def overruns(ctx: DurableContext) -> list[Any]:
     try:
         ctx.run("hang", hang, OVERRUNNING)
     except RetriesExhausted as error:
-        return [before, ctx.run("compensate", effects.hit, "compensate", ctx.task_id), error.attempts, error.last_error_type]
+        return [
+            before,
+            ctx.run("compensate", effects.hit, "compensate", ctx.task_id),
+            error.attempts,
+            error.last_error_type,
+        ]
     return []
 
 
@@ -179,7 +184,14 @@ def held(ctx: DurableContext) -> int:
     return ctx.run("held", step, RunOptions(initial_retry_interval=8, max_retry_interval=8))
 
 
-@app.task(base=DurableTask, bind=True, autoretry_for=(TimeoutError,), retry_kwargs={"countdown": 0}, max_retries=2, **IMPATIENT)
+@app.task(
+    base=DurableTask,
+    bind=True,
+    autoretry_for=(TimeoutError,),
+    retry_kwargs={"countdown": 0},
+    max_retries=2,
+    **IMPATIENT,
+)
 def silent_on_the_base_class(self: Any) -> int:
     """Its timeout is an exception like any other, of which Celery's own options decide."""
 
