@@ -1,5 +1,7 @@
 """What takes too long is ended, in every pool, and its run goes on; what is silent is reported."""
 
+from typing import Any
+
 import pytest
 from celery.result import AsyncResult
 
@@ -28,7 +30,7 @@ def worker_app() -> str:
     return "tests.smoke.apps.progress"
 
 
-def start(durable: DurableSetup, pool: str, **options: object) -> Worker:
+def start(durable: DurableSetup, pool: str, **options: Any) -> Worker:
     return durable.start_worker(pool=pool, concurrency=POOLS[pool], **options)
 
 
@@ -78,9 +80,10 @@ def test_what_is_silent_every_time_fails_by_the_policy_of_the_task(durable: Dura
     assert effects.count("hang", result.id) == 3
 
 
-@pytest.mark.parametrize("pool", ["prefork", "solo", "gevent"])
+@pools
 def test_a_body_that_is_silent_between_its_steps_is_aborted(durable: DurableSetup, pool: str) -> None:
-    start(durable, pool)
+    """In threads nobody can end it, nor know what it does next: its lease lapses."""
+    start(durable, pool, conf={"durable_lease": 1})
     result = progress.silent_between_steps.delay()
 
     assert result.get(timeout=LONG) == 1
@@ -154,6 +157,46 @@ def test_in_threads_what_an_abandoned_step_returns_too_late_changes_nothing(dura
     wait_until_logged(worker, "ran but could not be recorded")
     assert journal(durable.redis, result.id) == before
     assert AsyncResult(result.id, app=progress.app).get() == 2
+
+
+def test_in_prefork_what_no_signal_reaches_is_abandoned(durable: DurableSetup) -> None:
+    worker = start(durable, "prefork")
+    result = progress.deaf.delay()
+
+    assert result.get(timeout=LONG) == 2
+    assert logged(worker, "step 'deaf' cannot be interrupted")
+    assert len({hit.pid for hit in effects.hits("deaf")}) == 2
+    effects.release("held")
+    wait_until_logged(worker, "ran but could not be recorded")
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_silence_is_an_event_for_monitors(durable: DurableSetup, pool: str) -> None:
+    start(durable, pool, extra=["-E"])
+    events: list[dict[str, Any]] = []
+    with progress.app.connection() as connection:
+        receiver = progress.app.events.Receiver(connection, handlers={"durable-inactive": events.append})
+        captured = receiver.itercapture(timeout=LONG, wakeup=False)
+        next(captured)
+        result = progress.quiet.delay()
+        while not events:
+            next(captured)
+    effects.release("held")
+
+    (event,) = events
+    assert (event["uuid"], event["name"], event["steps"]) == (result.id, progress.quiet.name, ["quiet"])
+    assert 0.5 <= event["seconds"] < LONG
+    assert result.get(timeout=LONG) == 1
+
+
+def test_a_time_limit_of_the_message_takes_the_place_of_the_abort(durable: DurableSetup) -> None:
+    """Without one the default of this app would abort the step, which ends as soon as that is past."""
+    worker = start(durable, "prefork", conf={"durable_inactivity_timeout": 0.5, "durable_abort_timeout": 0.5})
+    result = progress.outlasts.apply_async(time_limit=60)
+
+    assert result.get(timeout=LONG) == 1
+    assert logged(worker, "step 'outlasts' has made no progress")
+    assert steps(durable.redis, result.id) == [("outlasts", "done", 1)]
 
 
 @pools

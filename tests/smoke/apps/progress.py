@@ -1,6 +1,7 @@
 """Tasks that take too long, each in its own way."""
 
 import asyncio
+import signal
 import time
 from typing import Any
 
@@ -166,10 +167,29 @@ def quiet(ctx: DurableContext) -> int:
     return ctx.run("quiet", step)
 
 
-@durable_task(inactivity_timeout=0.5, soft_time_limit=3)
-def limited(ctx: DurableContext) -> int:
-    """A time limit of Celery's takes the place of the abort."""
-    return ctx.run("limited", lambda: effects.hit("limited", ctx.task_id))
+@durable_task
+def outlasts(ctx: DurableContext) -> int:
+    """Is silent for some seconds."""
+
+    def step() -> int:
+        time.sleep(3)
+        return effects.hit("outlasts", ctx.task_id)
+
+    return ctx.run("outlasts", step)
+
+
+@durable_task
+def deaf(ctx: DurableContext) -> int:
+    """Its step does not hear signals, as code in C that does not return to Python."""
+
+    def step() -> int:
+        execution = effects.hit("deaf", ctx.task_id)
+        if execution == 1:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
+            effects.block("held")
+        return execution
+
+    return ctx.run("deaf", step, RunOptions(timeout=0.5, initial_retry_interval=0.05))
 
 
 @durable_task(inactivity_timeout=1, abort_timeout=1)
