@@ -44,7 +44,7 @@ from .journal import Delivery, MemoryJournal
 from .progress import Watch, watcher
 from .redelivery import turn_away
 from .step import NOT_A_FAILURE, Step
-from .strike import OnLoop, Place, door, here
+from .strike import AsyncBody, Place, door, here
 
 if TYPE_CHECKING:
     from .task import DurableTask
@@ -169,7 +169,7 @@ class Execution:
     async def _on_loop(self, body: Coroutine[Any, Any, Any]) -> Any:
         if self.attempt is not None:
             self.attempt.begin_here()
-            self._watch(self.attempt, OnLoop())
+            self._watch(self.attempt, AsyncBody())
         try:
             return await body
         finally:

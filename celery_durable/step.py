@@ -246,9 +246,13 @@ class Step:
         attempt = self.attempt
         if attempt.closed and attempt.interrupt is not None:
             return attempt.interrupt
+        cause = raised
         if isinstance(raised, asyncio.CancelledError) and attempt.struck_by is not None:
-            raised = attempt.struck_by
-        return raised.error if isinstance(raised, Overrun) and raised.attempt is attempt else raised
+            cause = attempt.struck_by
+        if isinstance(cause, Overrun) and cause.attempt is attempt:
+            # Which line it was at when its time was over.
+            return cause.error.with_traceback(raised.__traceback__)
+        return cause
 
     async def _record(self, value: Any, began: float, driver: Driver) -> Any:
         attempt = self.attempt

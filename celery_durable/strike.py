@@ -81,17 +81,16 @@ def here() -> Place | None:
 class _InMainThread:
     def __init__(self) -> None:
         self._coming: Strike | None = None
+        self._listens: bool | None = None
 
     def is_listening(self) -> bool:
         """Whether the signal arrives here; asked in the main thread."""
-        if _SIGNAL is None:
-            return False
-        handler = signal.getsignal(_SIGNAL)
-        if handler in (signal.SIG_DFL, signal.SIG_IGN):
-            signal.signal(_SIGNAL, self._arrived)
-            return True
-        # The application may use it for something of its own.
-        return handler == self._arrived
+        if self._listens is None:
+            # The application may use it for something of its own.
+            self._listens = _SIGNAL is not None and signal.getsignal(_SIGNAL) in (signal.SIG_DFL, signal.SIG_IGN)
+            if _SIGNAL is not None and self._listens:
+                signal.signal(_SIGNAL, self._arrived)
+        return self._listens
 
     def send(self, strike: Strike) -> None:
         assert _SIGNAL is not None  # noqa: S101
@@ -104,7 +103,7 @@ class _InMainThread:
             raise strike.overrun
 
 
-_main_thread = _InMainThread()
+_main_thread = _InMainThread()  # a forked child inherits the handler
 
 
 def _in_main_thread() -> bool:
@@ -138,8 +137,8 @@ def _gevent_greenlet() -> Any:
     return current if isinstance(current, gevent.Greenlet) else None
 
 
-class OnLoop:
-    """The body of an async task, made in it: what it awaits is cancelled."""
+class AsyncBody:
+    """The body of an async task, which makes it: what it awaits is cancelled."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -272,6 +273,10 @@ def test_an_attempt_that_cannot_be_looked_at_does_not_harm_the_others(run: Run) 
 SHORT = RunOptions(timeout=0.05)
 
 
+def linger() -> None:
+    time.sleep(FOR_EVER)
+
+
 def called(body: Any) -> Any:
     """What a direct call of a durable task with this body returns."""
     return durable_task(name=f"progress.{body.__name__}")(body)()
@@ -335,6 +340,17 @@ def test_an_async_action_is_cancelled(app: Celery) -> None:
         with pytest.raises(DurableTimeoutError):
             called(each)
     assert ended == ["cleaned up"] * 2
+
+
+def test_a_cancelled_step_leaves_the_body_uncancelled(app: Celery) -> None:
+    async def body(ctx: AsyncDurableContext) -> tuple[int, str]:
+        with suppress(DurableTimeoutError):
+            await ctx.run("hang", asyncio.sleep, SHORT, FOR_EVER)
+        task: Any = asyncio.current_task()
+        # Python 3.11 counts cancellations, and timeouts of asyncio's go by that.
+        return task.cancelling() if hasattr(task, "cancelling") else 0, await ctx.run("next", lambda: "done")
+
+    assert called(body) == (0, "done")
 
 
 def test_siblings_of_a_step_that_takes_too_long_go_on(app: Celery) -> None:
@@ -420,11 +436,12 @@ def test_a_timeout_is_a_failed_execution(run: Run, options: dict[str, Any], kind
     watcher.watch(Watch(attempt, Owner(), here()))
     try:
         with pytest.raises(kind) as raised:
-            ctx.run("sleep", time.sleep, RunOptions(timeout=0.05, **options), FOR_EVER)
+            ctx.run("linger", linger, RunOptions(timeout=0.05, **options))
     finally:
         watcher.forget(attempt)
     if isinstance(raised.value, RetriesExhausted):
         assert (raised.value.attempts, raised.value.last_error_type) == (1, "DurableTimeoutError")
+        assert "in linger" in raised.value.last_error_traceback
     else:
         assert isinstance(raised.value, Interrupt)
         assert type(raised.value.error) is DurableTimeoutError

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_durable import DurableContext, RunOptions, durable_task
+from celery_durable import DurableContext, RunOptions, durable_task, strike
 from celery_durable.strike import here, in_user_code
 
 
@@ -56,10 +56,13 @@ def test_only_the_main_thread_listens() -> None:
     assert places[1] is None
 
 
-def test_a_signal_that_the_application_uses_is_left_to_it() -> None:
-    before = signal.signal(signal.SIGURG, lambda *_: None)
+def test_a_signal_that_the_application_uses_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strike, "_main_thread", strike._InMainThread())  # noqa: SLF001
+    own: Any = lambda *_: None  # noqa: E731
+    before = signal.signal(signal.SIGURG, own)
     try:
         assert here() is None
+        assert signal.getsignal(signal.SIGURG) is own
     finally:
         signal.signal(signal.SIGURG, before)
 
