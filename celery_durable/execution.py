@@ -540,6 +540,8 @@ class Execution:
             logger.error("task %s: its end could not be journaled: %s", self.request.id, error)
         finally:
             self.hold.close(delivered=delivered and self.hold.outcome_is(state))
+            # They hold each other: unless they are parted, all of the run waits for the garbage collector.
+            self.request.__dict__.pop(_OPENED, None)
             if state != states.RETRY:
                 self._forget_eager()
 

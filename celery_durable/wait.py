@@ -49,7 +49,7 @@ class Wait:
             await driver.settle(attempt)
             attempt.progressed_at = time.monotonic() + left
             await driver.pause(left)
-        else:
+        elif await driver.is_alone(attempt, left):
             raise attempt.stop(Sleep(until))
 
     def _checked(self, duration: Duration) -> float:
