@@ -95,6 +95,7 @@ class Hold:
     def hand_over(self) -> None:
         """The outcome is written, and another process is to deliver it."""
         self.not_delivered()
+        self.let_go()
         if self.attempt is not None:
             self._release(self.attempt)
 

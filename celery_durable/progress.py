@@ -61,6 +61,8 @@ class Watch:
 
     def due(self) -> float:
         """When to look next, by the monotonic clock."""
+        if self.attempt.closed:
+            return inf
         since = self.attempt.progressed_at
         silence = since + (self._abort if self._reported == since else self._inactivity)
         return min([silence, *(step.deadline for step in tuple(self.attempt.running))])
@@ -68,6 +70,8 @@ class Watch:
     def look(self, now: float) -> float:
         """Do what is due; when to look again."""
         since = self.attempt.progressed_at
+        if self.attempt.closed:
+            return inf
         if now - since >= self._inactivity and self._reported != since:
             self._reported = since
             self._owner.silent(now - since)
