@@ -1,0 +1,48 @@
+"""What tests do to runs from outside: take their messages away, hurry their waits, and see that nothing is left."""
+
+import redis
+
+from tests.smoke.nodes import BROKER_DB, DurableSetup
+from tests.smoke.watching import QUEUE, journal
+from tests.waiting import eventually
+
+HELD_BY_THE_BROKER = (QUEUE, "unacked", "unacked_index")
+
+
+def lose_messages(durable: DurableSetup) -> None:
+    """Let the broker forget every message, waiting or unacknowledged."""
+    with durable.broker_server.client(BROKER_DB) as client:
+        client.delete(*HELD_BY_THE_BROKER)
+
+
+def messages(durable: DurableSetup) -> tuple[int, int]:
+    """Return how many messages wait, and how many are unacknowledged."""
+    with durable.broker_server.client(BROKER_DB) as client:
+        return client.llen(QUEUE), client.hlen("unacked")
+
+
+def waiting(client: redis.Redis, *kinds: str) -> list[str]:
+    """Return the ids in the sorted sets of all shards: runs that somebody carries on or is to carry on."""
+    keys = [key for kind in kinds or ("leases", "due") for key in client.scan_iter(match=f"*:{kind}")]
+    return sorted(task_id for key in keys for task_id in client.zrange(key, 0, -1))
+
+
+def wait_until_suspended(client: redis.Redis, *ids: str, deadline: float = 30) -> None:
+    eventually(
+        lambda: all(journal(client, task_id).get("status") == "suspended" for task_id in ids),
+        deadline,
+        what="suspended runs",
+    )
+
+
+def end_waits(client: redis.Redis) -> None:
+    """Let the waits of all suspended runs be over now."""
+    seconds, microseconds = client.time()
+    now = seconds * 1000 + microseconds // 1000
+    for key in client.scan_iter(match="*:due"):
+        due = client.zrange(key, 0, -1)
+        with client.pipeline(transaction=True) as changes:
+            for task_id in due:
+                changes.hset(f"{key.removesuffix('due')}run:{task_id}", "due", now)
+            changes.zadd(key, dict.fromkeys(due, now), xx=True) if due else None
+            changes.execute()
