@@ -39,8 +39,8 @@ def shard(store: Store) -> Iterator[str]:
     return (one for one in iter(new_id, "") if store.keys(one).leases == store.keys(first).leases)
 
 
-def look(store: Store, *tasks: str, skips: list[int] | None = None) -> list[Claims]:
-    return store.runs.claim(tasks or (TASK,), skips or [0] * SHARDS)
+def look(store: Store, *tasks: str) -> list[Claims]:
+    return store.runs.claim(tasks or (TASK,))
 
 
 def claimed(store: Store, *tasks: str) -> list[Claimed]:
@@ -257,10 +257,10 @@ def test_runs_behind_many_of_other_tasks_are_found_whichever_sets_these_are_in(
 
 def found_in_time(store: Store, looks: int) -> list[str]:
     """Look so often as a worker does, which passes over what it could not claim before."""
-    found, skips = [], [0] * SHARDS
+    found: list[str] = []
+    claims = None
     for _ in range(looks):
-        claims = look(store, skips=skips)
-        skips = [each.skip for each in claims]
+        claims = store.runs.claim((TASK,), claims)
         found += [run.task_id for each in claims for run in each.runs]
     return sorted(found)
 
