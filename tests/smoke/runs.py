@@ -1,5 +1,7 @@
 """What tests do to runs from outside: take their messages away, hurry their waits, and see that nothing is left."""
 
+import json
+
 import redis
 
 from tests.smoke.nodes import BROKER_DB, DurableSetup
@@ -36,13 +38,16 @@ def wait_until_suspended(client: redis.Redis, *ids: str, deadline: float = 30) -
 
 
 def end_waits(client: redis.Redis) -> None:
-    """Let the waits of all suspended runs be over now."""
+    """Let the waits of all suspended runs be over now, also those that their code has asked for."""
     seconds, microseconds = client.time()
     now = seconds * 1000 + microseconds // 1000
     for key in client.scan_iter(match="*:due"):
-        due = client.zrange(key, 0, -1)
-        with client.pipeline(transaction=True) as changes:
-            for task_id in due:
-                changes.hset(f"{key.removesuffix('due')}run:{task_id}", "due", now)
-            changes.zadd(key, dict.fromkeys(due, now), xx=True) if due else None
-            changes.execute()
+        for task_id in (due := client.zrange(key, 0, -1)):
+            run = f"{key.removesuffix('due')}run:{task_id}"
+            client.hset(run, mapping={"due": now} | _awake(client.hgetall(run), now))
+        client.zadd(key, dict.fromkeys(due, now), xx=True)
+
+
+def _awake(fields: dict[str, str], now: int) -> dict[str, str]:
+    entries = {name: json.loads(text) for name, text in fields.items() if name.startswith("step:")}
+    return {name: json.dumps(entry | {"until": now}) for name, entry in entries.items() if "until" in entry}

@@ -210,13 +210,13 @@ def test_the_next_task_of_a_chain_that_was_not_sent_is_sent_by_another_worker(du
 
 
 def test_a_chord_goes_on_though_a_member_died_before_it_was_counted(durable: DurableSetup, acks: str) -> None:
-    body = chord([task(acks).s(), task(acks).s(held_at="delivery"), task(acks).s()], recovery.total.s()).apply_async()
+    body = chord([task(acks).s(), task(acks).s(held_at="delivery")], recovery.total.s()).apply_async()
     held = body.parent.results[1].id
     killed_at_delivery(durable, held)
 
-    assert body.get(timeout=LONG) == 3
+    assert body.get(timeout=LONG) == 2
     wait_for_all(durable, held)
-    assert counts(*STEPS) == [3, 3, 3]
+    assert counts(*STEPS) == [2, 2, 2]
     assert counts("total", "sent", key=body.id) == [1, 1]
 
 
@@ -281,9 +281,7 @@ def test_a_poison_task_is_given_up_and_can_be_retried(durable: DurableSetup, nam
     assert states(result.id) == {"FAILURE"}
     assert [hit.key for hit in effects.hits("failures")] == [f"{result.id} RecoveryLimitExceeded"]
     eventually(lambda: delivered(durable, result.id))
-    run = journal(durable.redis, result.id)
-    assert run["status"] == "failed"
-    assert "step:1" in run
+    assert journal(durable.redis, result.id)["status"] == "failed"
     assert worker.running
     effects.hit("cured")
     durable.app.tasks["celery_durable.retry"].delay(result.id).get(timeout=10)
@@ -397,8 +395,8 @@ def test_a_recovery_is_no_retry(durable: DurableSetup) -> None:
     with pytest.raises(ConnectionError, match="still away"):
         result.get(timeout=LONG)
 
-    # The first retry is that of the step; the attempt after it dies.
-    assert [hit.key for hit in effects.hits("retries")] == ["0", "1", "1", "2", "3", "4"]
+    # The first retry is that of the step; the attempt after the second one dies.
+    assert [hit.key for hit in effects.hits("retries")] == ["0", "1", "2", "2", "3", "4"]
     assert effects.count("flaky", result.id) == 2
     assert journal(durable.redis, result.id)["attempt"] == "6"
 
@@ -406,46 +404,46 @@ def test_a_recovery_is_no_retry(durable: DurableSetup) -> None:
 # -- by hand
 
 
-def recover(durable: DurableSetup) -> str:
+def recover(durable: DurableSetup, **settings: str) -> str:
     """Run the command; return what it prints."""
-    server = durable.broker_server
-    env = {
-        **os.environ,
-        "CELERY_BROKER_URL": server.url(BROKER_DB),
-        "CELERY_RESULT_BACKEND": server.url(BACKEND_DB),
-    }
+    urls = {"CELERY_BROKER_URL": BROKER_DB, "CELERY_RESULT_BACKEND": BACKEND_DB}
+    env = {name: durable.broker_server.url(db) for name, db in urls.items()}
     command = [sys.executable, "-m", "celery", "-A", "tests.smoke.apps.recovery", "durable", "recover"]
-    ran = subprocess.run(command, env=env, cwd=PROJECT, capture_output=True, text=True, timeout=30, check=False)
+    ran = subprocess.run(
+        command, env={**os.environ, **env, **settings}, cwd=PROJECT, capture_output=True, text=True, timeout=30,
+        check=False,
+    )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.strip()
 
 
 def test_runs_are_sent_again_by_a_command(durable: DurableSetup) -> None:
     """While no worker is there to do so."""
-    conf = {"durable_lease": 60}
-    worker = durable.start_worker(concurrency=3, conf=conf)
+    lease = {"DURABLE_TEST_LEASE": "60"}
+    worker = durable.start_worker(concurrency=3, env=lease)
     results = [recovery.sleeps.delay() for _ in range(3)]
-    live = recovery.early.delay(held_at="second")
     wait_until_suspended(durable.redis, *(result.id for result in results))
+    live = recovery.early.delay(held_at="second")
     effects.wait_until_blocked("second")
     worker.kill()
     lose_messages(durable)
     end_waits(durable.redis)
 
-    assert recover(durable) == "3 runs sent again", "the lease of the fourth one lasts"
-    assert recover(durable) == "0 runs sent again"
+    assert recover(durable, **lease) == "3 runs sent again", "the lease of the fourth one lasts"
+    assert recover(durable, **lease) == "0 runs sent again"
     assert messages(durable) == (3, 0)
-    (leases,) = (key for key in durable.redis.scan_iter(match="*:leases"))
+    (leases,) = durable.redis.scan_iter(match="*:leases")
     durable.redis.zadd(leases, {live.id: 0}, xx=True)
-    assert recover(durable) == "1 runs sent again"
+    assert recover(durable, **lease) == "1 runs sent again"
     assert messages(durable) == (4, 0)
     effects.release("second")
-    durable.start_worker(concurrency=1, conf=conf)
+    durable.start_worker(concurrency=1, env=lease)
 
     assert [result.get(timeout=LONG) for result in results] == ["awake"] * 3
     assert len(live.get(timeout=LONG)) == 3
     assert counts("before", "after") == [3, 3]
     assert counts(*STEPS) == [1, 2, 1]
+    assert counts("sent") == [8]
 
 
 # -- the broker is away
@@ -483,7 +481,8 @@ def test_a_second_message_of_a_live_run_is_forgotten(durable: DurableSetup, acks
     pid = effects.wait_until_blocked("second").pid
     deliver_again(durable, message)
     wait_until_logged(worker, f"[{result.id}] ignored")
-    eventually(lambda: messages(durable) == (0, 1 if acks == "late" else 0))
+    # A copy is the same to the broker: with it the first one is acknowledged, too.
+    wait_until_idle(durable)
     assert result.state == "PENDING"
     effects.release("second")
 

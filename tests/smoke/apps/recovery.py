@@ -12,7 +12,7 @@ from celery_durable import DurableContext, DurableTask, RunOptions, TerminalErro
 from tests.smoke import effects
 
 app = Celery("recovery")
-app.conf.update(durable_lease=2)
+app.conf.update(durable_lease=float(os.environ.get("DURABLE_TEST_LEASE", "2")))
 
 
 # -- what is said to the world -----------------------------------------------------------------------------------------
@@ -190,8 +190,8 @@ def facts_of(request: Any) -> str:
 @app.task(base=DurableTask, bind=True, acks_late=False)
 def tells_facts(self: Any, *_: Any, **__: Any) -> list[int]:
     """Note the facts of each attempt; die in the first one."""
-    effects.hit(f"facts of {self.request.id}", facts_of(self.request))
     first = self.ctx.run("first", work)
+    effects.hit(f"facts of {self.request.id}", facts_of(self.request))
     if effects.hit("bodies", self.request.id) == 1:
         die()
     return [first, self.ctx.run("second", work)]
@@ -200,6 +200,7 @@ def tells_facts(self: Any, *_: Any, **__: Any) -> list[int]:
 @app.task(base=DurableTask, bind=True, acks_late=False, max_retries=3)
 def retries_itself(self: Any) -> None:
     """Retry after a step that failed once; die once between these retries."""
+    self.ctx.uuid()
     effects.hit("retries", self.request.retries)
     self.ctx.run("flaky", fail_once, RunOptions(initial_retry_interval=0.05))
     if effects.hit("bodies", self.request.id) == 2:
