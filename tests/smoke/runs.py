@@ -5,7 +5,7 @@ import json
 import redis
 
 from tests.smoke.nodes import BROKER_DB, DurableSetup
-from tests.smoke.watching import QUEUE, journal
+from tests.smoke.watching import QUEUE
 from tests.waiting import eventually
 
 HELD_BY_THE_BROKER = (QUEUE, "unacked", "unacked_index")
@@ -29,12 +29,21 @@ def waiting(client: redis.Redis, *kinds: str) -> list[str]:
     return sorted(task_id for key in keys for task_id in client.zrange(key, 0, -1))
 
 
+def journals(client: redis.Redis) -> dict[str, dict[str, str]]:
+    """Return all runs, by their ids."""
+    keys = list(client.scan_iter(match="*:run:*", count=1000))
+    with client.pipeline(transaction=False) as questions:
+        for key in keys:
+            questions.hgetall(key)
+        return dict(zip((key.rpartition(":")[2] for key in keys), questions.execute(), strict=True))
+
+
 def wait_until_suspended(client: redis.Redis, *ids: str, deadline: float = 30) -> None:
-    eventually(
-        lambda: all(journal(client, task_id).get("status") == "suspended" for task_id in ids),
-        deadline,
-        what="suspended runs",
-    )
+    def suspended() -> bool:
+        runs = journals(client)
+        return all(runs.get(task_id, {}).get("status") == "suspended" for task_id in ids)
+
+    eventually(suspended, deadline, what="suspended runs")
 
 
 def end_waits(client: redis.Redis) -> None:
