@@ -107,11 +107,28 @@ def test_a_cold_shutdown_gives_the_lease_back_at_once(durable: DurableSetup, way
     goes_on_elsewhere(durable, "prefork", acks, signal, **options)
 
 
-@pytest.mark.parametrize("others", ["threads", "gevent", "solo"])
-def test_a_cold_shutdown_of_other_pools_gives_the_lease_back_too(durable: DurableSetup, others: str, acks: str) -> None:
-    if others == "gevent" and (reason := why_not(others)):
+def test_a_cold_shutdown_of_greenlets_gives_the_lease_back_too(durable: DurableSetup, acks: str) -> None:
+    if reason := why_not("gevent"):
         pytest.skip(f"gevent does not work here: {reason}")
-    goes_on_elsewhere(durable, others, acks, "SIGQUIT")
+    goes_on_elsewhere(durable, "gevent", acks, "SIGQUIT")
+
+
+@pytest.mark.parametrize("others", ["threads", "solo"])
+def test_a_cold_shutdown_of_a_pool_that_cannot_kill_lets_the_task_end(
+    durable: DurableSetup, others: str, acks: str
+) -> None:
+    worker = start(durable, others)
+    result = getattr(recovery, acks).delay(held_at="second")
+    pid = effects.wait_until_blocked("second").pid
+    worker.kill("SIGQUIT")
+    eventually(lambda: "Hitting Ctrl+C again will terminate" in worker.log())
+    start(durable)
+    effects.release("second")
+    eventually(lambda: not worker.running, 20, what="the end of the worker")
+
+    assert result.get(timeout=SOON) == [pid] * 3
+    assert counts(*STEPS, "failures") == [1, 1, 1, 0]
+    assert journal(durable.redis, result.id)["attempt"] == "1"
 
 
 def goes_on_elsewhere(durable: DurableSetup, pool: str, acks: str, signal: str, **options: Any) -> None:
@@ -138,7 +155,7 @@ def test_many_runs_survive_a_cold_shutdown(durable: DurableSetup) -> None:
     """Amid a step, waiting for a retry, asleep, and received but not begun."""
     worker = start(durable, concurrency=4)
     asleep = [recovery.sleeps.delay() for _ in range(3)]
-    waiting_for_retry = [recovery.backs_off.delay(delay) for delay in (20, 3000)]
+    waiting_for_retry = [recovery.backs_off.delay(delay) for delay in (4, 3000)]
     ids = [result.id for result in (*asleep, *waiting_for_retry)]
     wait_until_suspended(durable.redis, *ids)
     amid = [getattr(recovery, acks).delay(held_at="second") for acks in ("early", "late") * 2]
