@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from celery_durable import RunNotRetryableError
 from tests.smoke import effects
 from tests.smoke.apps import recovery
 from tests.smoke.nodes import BACKEND_DB, BROKER_DB, DurableSetup, Worker
-from tests.smoke.runs import end_waits, lose_messages, messages, wait_until_suspended, waiting
+from tests.smoke.runs import end_waits, journals, lose_messages, messages, wait_until_suspended, waiting
 from tests.smoke.test_flower import LOGIN, Flower
 from tests.smoke.watching import deliver_again, journal, wait_until_idle, wait_until_logged, waiting_message
 from tests.waiting import eventually
@@ -23,11 +24,11 @@ from tests.waiting import eventually
 LONG = 20
 WEEK = 7 * 24 * 3600
 """Seconds for which the journal of a run is kept that did not succeed."""
-TERMINATIONS = {
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
     "SIGTERM": {"terminate": True, "signal": "SIGTERM"},
     "SIGKILL": {"terminate": True, "signal": "SIGKILL"},
 }
-WAYS: dict[str, dict[str, Any]] = {"plain": {}, **TERMINATIONS}
 
 
 @pytest.fixture
@@ -39,12 +40,6 @@ def worker_app() -> str:
 def acks(request: pytest.FixtureRequest) -> str:
     """When messages are acknowledged."""
     return request.param
-
-
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """How to revoke."""
-    return WAYS[request.param]
 
 
 def counts(*names: str) -> list[int]:
@@ -61,71 +56,66 @@ def wait_until_revoked(durable: DurableSetup, task_id: str) -> None:
     [key] = durable.redis.scan_iter(match=f"*:run:{task_id}")
     assert WEEK - 60 < durable.redis.ttl(key) <= WEEK
     assert task_id not in waiting(durable.redis)
-    with pytest.raises(TaskRevokedError):
-        AsyncResult(task_id, app=durable.app).get(timeout=5)
+    assert isinstance(AsyncResult(task_id, app=durable.app).result, TaskRevokedError)
 
 
-def wait_until_nothing_runs(durable: DurableSetup, worker: Worker, task_id: str) -> None:
+def wait_until_nothing_runs(durable: DurableSetup, worker: Worker, *ids: str) -> None:
     """Restart the worker, which forgets what was revoked, and see that it finds nothing to do."""
-    before = journal(durable.redis, task_id)
+    before = journals(durable.redis)
     worker.restart()
     recovery.quick.delay().get(timeout=10)
     wait_until_idle(durable)
-    assert journal(durable.redis, task_id) == before
+    assert journals(durable.redis) == before
     assert waiting(durable.redis) == []
-    assert AsyncResult(task_id, app=durable.app).state == "REVOKED"
+    for task_id in ids:
+        assert AsyncResult(task_id, app=durable.app).state == "REVOKED"
 
 
 # -- runs that are under way
 
 
-def test_a_run_ends_amid_a_step_and_behind_it_nothing_happens(
-    durable: DurableSetup, acks: str, way: dict[str, Any]
-) -> None:
-    worker = durable.start_worker()
-    last = chain(getattr(recovery, acks).s(held_at="second"), recovery.follow.s()).apply_async()
-    task_id = last.parent.id
-    held = effects.wait_until_blocked("second").pid
-    durable.app.control.revoke(task_id, **way)
-    wait_until_revoked(durable, task_id)
-    before = journal(durable.redis, task_id)
+def test_runs_end_amid_a_step_and_behind_it_nothing_happens(durable: DurableSetup) -> None:
+    """By either way of acknowledging, in each way of revoking."""
+    cases = [(acks, way) for acks in ("early", "late") for way in WAYS]
+    worker = durable.start_worker(concurrency=len(cases))
+    lasts = [chain(getattr(recovery, acks).s(held_at="second"), recovery.follow.s()).apply_async() for acks, _ in cases]
+    ids = [last.parent.id for last in lasts]
+    effects.wait_until_blocked("second", times=len(cases))
+    for task_id, (_, way) in zip(ids, cases, strict=True):
+        durable.app.control.revoke(task_id, **WAYS[way])
+    for task_id in ids:
+        wait_until_revoked(durable, task_id)
+    before = journals(durable.redis)
     effects.release("second")
-    if way:
-        eventually(lambda: held not in worker.children())
-    else:
-        wait_until_logged(worker, f"task {task_id}: another attempt has taken over, this one ends")
-    wait_until_nothing_runs(durable, worker, task_id)
+    for task_id, (_, way) in zip(ids, cases, strict=True):
+        if way == "plain":
+            wait_until_logged(worker, f"task {task_id}: another attempt has taken over, this one ends")
+        else:
+            [pid] = [hit.pid for hit in effects.hits("second", task_id)]
+            eventually(lambda pid=pid: pid not in worker.children())
+    wait_until_nothing_runs(durable, worker, *ids)
 
-    assert journal(durable.redis, task_id) == before
-    assert counts("first", "second", "third", "follow", "failures") == [1, 1, 0, 0, 0]
-    assert {hit.key for hit in effects.hits("stored", f"{task_id} SUCCESS")} == set()
-    assert last.state == "PENDING"
+    assert journals(durable.redis) == before
+    assert counts("first", "second", "third", "follow", "failures") == [6, 6, 0, 0, 0]
+    assert {hit.key for hit in effects.hits("stored")} >= {f"{task_id} REVOKED" for task_id in ids}
+    assert not {hit.key for hit in effects.hits("stored")} & {f"{task_id} SUCCESS" for task_id in ids}
 
 
-def test_a_run_that_sleeps_ends_at_once_and_does_not_wake_up(durable: DurableSetup, way: dict[str, Any]) -> None:
+def test_runs_that_wait_end_at_once_and_do_not_go_on(durable: DurableSetup) -> None:
+    """Asleep, or backing off by the journal alone or with a message of the broker."""
     worker = durable.start_worker()
-    result = recovery.sleeps.delay()
-    wait_until_suspended(durable.redis, result.id)
-    assert result.state == "SUSPENDED"
-    durable.app.control.revoke(result.id, **way)
-    wait_until_revoked(durable, result.id)
+    asleep = [(recovery.sleeps.delay(), way) for way in WAYS.values()]
+    backing_off = [(recovery.backs_off.delay(delay), {}) for delay in (4, 3000)]
+    ids = [result.id for result, _ in (*asleep, *backing_off)]
+    wait_until_suspended(durable.redis, *ids)
+    for result, way in (*asleep, *backing_off):
+        durable.app.control.revoke(result.id, **way)
+    for task_id in ids:
+        wait_until_revoked(durable, task_id)
     end_waits(durable.redis)
-    wait_until_nothing_runs(durable, worker, result.id)
+    wait_until_nothing_runs(durable, worker, *ids)
 
-    assert counts("before", "after", "failures") == [1, 0, 0]
-
-
-@pytest.mark.parametrize("delay", [3, 3000], ids=["the broker's", "the journal's"])
-def test_a_run_that_backs_off_ends_at_once_and_does_not_go_on(durable: DurableSetup, delay: float) -> None:
-    worker = durable.start_worker()
-    result = recovery.backs_off.delay(delay)
-    wait_until_suspended(durable.redis, result.id)
-    eventually(lambda: result.state == "RETRY")
-    durable.app.control.revoke(result.id)
-    wait_until_revoked(durable, result.id)
-    wait_until_nothing_runs(durable, worker, result.id)
-
-    assert counts("before", "flaky", "failures") == [1, 1, 0]
+    assert counts("before", "after", "flaky", "failures") == [5, 0, 2, 0]
 
 
 def test_a_run_ends_whose_worker_and_message_are_gone(durable: DurableSetup) -> None:
@@ -145,32 +135,28 @@ def test_a_run_ends_whose_worker_and_message_are_gone(durable: DurableSetup) -> 
     assert counts("first", "second", "third") == [1, 1, 0]
 
 
-def test_a_chord_is_told_of_a_member_that_was_revoked(durable: DurableSetup, way: dict[str, Any]) -> None:
-    durable.start_worker()
-    body = chord([recovery.early.s(), recovery.early.s(held_at="second")], recovery.total.s()).apply_async()
-    member = body.parent.results[1].id
-    effects.wait_until_blocked("second")
-    eventually(lambda: body.parent.results[0].state == "SUCCESS")
-    durable.app.control.revoke(member, **way)
-    wait_until_revoked(durable, member)
+def test_a_chord_is_told_of_a_member_that_was_revoked(durable: DurableSetup) -> None:
+    """Amid a step, killed there, and asleep."""
+    durable.start_worker(concurrency=3)
+    members = [
+        (recovery.early.s(held_at="second"), {}),
+        (recovery.early.s(held_at="second"), WAYS["SIGKILL"]),
+        (recovery.sleeps.si(), {}),
+    ]
+    bodies = [chord([recovery.early.s(), member], recovery.total.s()).apply_async() for member, _ in members]
+    others, revoked = zip(*(body.parent.results for body in bodies), strict=True)
+    effects.wait_until_blocked("second", times=2)
+    wait_until_suspended(durable.redis, revoked[2].id)
+    eventually(lambda: all(other.state == "SUCCESS" for other in others))
+    for result, (_, way) in zip(revoked, members, strict=True):
+        durable.app.control.revoke(result.id, **way)
+    for result in revoked:
+        wait_until_revoked(durable, result.id)
     effects.release("second")
 
-    eventually(lambda: body.state == "FAILURE")
+    eventually(lambda: [body.state for body in bodies] == ["FAILURE"] * 3)
     wait_until_idle(durable)
-    assert counts("third", "total") == [1, 0]
-
-
-def test_a_chord_is_told_of_a_sleeping_member_that_was_revoked(durable: DurableSetup) -> None:
-    durable.start_worker()
-    body = chord([recovery.early.s(), recovery.sleeps.si()], recovery.total.s()).apply_async()
-    member = body.parent.results[1].id
-    wait_until_suspended(durable.redis, member)
-    eventually(lambda: body.parent.results[0].state == "SUCCESS")
-    durable.app.control.revoke(member)
-    wait_until_revoked(durable, member)
-
-    eventually(lambda: body.state == "FAILURE")
-    assert counts("after", "total") == [0, 0]
+    assert counts("third", "after", "total") == [3, 0, 0]
 
 
 # -- afterwards
@@ -257,7 +243,7 @@ def test_a_run_is_revoked_from_flower(durable: DurableSetup, flower: Flower) -> 
 
 def test_a_message_that_expires_before_its_run_begins_begins_none(durable: DurableSetup, acks: str) -> None:
     result = getattr(recovery, acks).apply_async(expires=0.2)
-    eventually(lambda: result.date_done is None and has_expired(durable))
+    eventually(lambda: has_expired(durable))
     durable.start_worker()
 
     eventually(lambda: AsyncResult(result.id, app=durable.app).state == "REVOKED")
@@ -267,8 +253,6 @@ def test_a_message_that_expires_before_its_run_begins_begins_none(durable: Durab
 
 
 def has_expired(durable: DurableSetup) -> bool:
-    from datetime import datetime, timezone
-
     expires = datetime.fromisoformat(waiting_message(durable)["headers"]["expires"])
     return expires < datetime.now(timezone.utc)
 
