@@ -149,13 +149,15 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
     parameters = list(signature.parameters.values())
     _check_context_parameter(fun, parameters, bind)
     own = signature.replace(parameters=parameters[2 if bind else 1 :])
+    # A signature may be told by these, whatever the function itself takes.
+    as_written = not (hasattr(fun, "__wrapped__") or hasattr(fun, "__signature__"))
 
     @functools.wraps(fun)
     def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
         execution = current.get()
         assert execution is not None  # noqa: S101
         head = (self, execution.context) if bind else (execution.context,)
-        if not fits_at_a_glance(fun, (*head, *args), kwargs):
+        if not (as_written and fits_at_a_glance(fun, (*head, *args), kwargs)):
             own.bind(*args, **kwargs)
         execution.began = True
         return fun(*head, *args, **kwargs)

@@ -365,7 +365,8 @@ class Execution:
         if not cancelled:
             return error
         logger.info("task %s: cancelled", self.request.id)
-        report.revoked(self.task, self.request, error)
+        if not report.revoked(self.task, self.request, error):
+            self.hold.not_delivered()
         return Ignore("the run was cancelled")
 
     def fail_after_all(self, error: BaseException) -> BaseException:
@@ -443,6 +444,8 @@ class Execution:
             logger.error("task %s: its end could not be journaled: %s", self.request.id, error)
         finally:
             self.hold.close(delivered=delivered and self.hold.outcome_is(state))
+            # They hold each other: unless they are parted, all of the run waits for the garbage collector.
+            self.request.__dict__.pop(_OPENED, None)
             if state != states.RETRY:
                 self._forget_eager()
 

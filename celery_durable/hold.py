@@ -109,7 +109,7 @@ class Hold:
                 # All is done: to begin anew would do it twice.
                 logger.error("the outcome of task %s is not journaled: %s", self.attempt.about.task_id, lost)
                 self.attempt.interrupt = None
-            self.let_go()
+            self.ended = self.attempt.closed = True
             self.will_deliver(status)
 
     def outcome_is(self, state: str | None) -> bool:
@@ -117,9 +117,15 @@ class Hold:
         return state is not None and (self._status != "succeeded" or state != states.FAILURE)
 
     def will_deliver(self, status: str) -> None:
-        """When this delivery is over, the run's outcome has been delivered."""
+        """When this delivery is over, the run's outcome has been delivered; until then nobody else is to do it."""
         self._status = status
         self._keep = self._retention(status)
+        if self._lease is not None:
+            self._lease.keep()
+
+    def not_delivered(self) -> None:
+        """The outcome did not arrive: a worker tries again when the lease has lapsed."""
+        self._keep = None
 
     def let_go(self) -> None:
         """End the attempt; nothing more is said of it."""

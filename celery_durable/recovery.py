@@ -20,7 +20,6 @@ from . import outcome
 from .call import Call
 from .exceptions import DurableError
 from .message import BROKER_AWAY
-from .redis_journal import SHARDS
 from .runs import Claimed, Claims
 from .store import store_of
 from .task import DurableTask
@@ -39,17 +38,21 @@ class Recovery:
         self.store = store_of(app)
         self._tasks = sorted(name for name, task in app.tasks.items() if isinstance(task, DurableTask))
         self._accept = frozenset(app.conf.accept_content)
-        self._skips = [0] * SHARDS
+        self._found: list[Claims] | None = None
         self._revoked: set[str] = set()
         self._newly_revoked: set[str] = set()
 
     def recover(self) -> tuple[int, float]:
         """Send what nobody carries on; how many runs, and seconds until it is worth looking again."""
-        found = self.store.runs.claim(self._tasks, self._skips)
-        self._skips = [each.skip for each in found]
+        self._found = found = self.store.runs.claim(self._tasks, self._found)
         claimed = [run for each in found for run in each.runs]
         self._send(claimed)
         return len(claimed), _pause(found)
+
+    @property
+    def is_amid(self) -> bool:
+        """Whether the last look has not seen all there is."""
+        return any(each.runs or any(each.skips) for each in self._found or [])
 
     def _send(self, claimed: list[Claimed]) -> None:
         if not claimed:
@@ -99,7 +102,9 @@ class Recovery:
         error = TaskRevokedError("revoked")
         if runs.condemn(task_id, "revoked", self.store.settings.failure_retention, outcome.of_error(error)):
             options = Call.load(runs.load(task_id)[b"call"], self._accept).options
-            self.app.backend.mark_as_revoked(task_id, "revoked", request=Context({**options, "id": task_id}))
+            request = Context({**options, "id": task_id, "group": options.get("group_id")})
+            logger.info("task %s: revoked while no message of it was about", task_id)
+            self.app.backend.mark_as_revoked(task_id, "revoked", request=request)
 
 
 def _pause(found: Iterable[Claims]) -> float:
@@ -143,6 +148,7 @@ class RecoveryThread:
 def recover(app: Any) -> int:
     """Send the runs of *app* that nobody carries on, once; how many there were."""
     recovery, total = Recovery(app), 0
-    while sent := recovery.recover()[0]:
-        total += sent
-    return total
+    while True:
+        total += recovery.recover()[0]
+        if not recovery.is_amid:
+            return total

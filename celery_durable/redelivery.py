@@ -44,7 +44,8 @@ def _deliver(ended: outcome.Outcome, task: Any, request: Any, hold: Hold) -> Any
     """The worker that had the outcome died before it was delivered, with what hangs on it."""
     hold.will_deliver(ended.status)
     if ended.status == "revoked" and ended.error is not None:
-        report.revoked(task, request, ended.error)
+        if not report.revoked(task, request, ended.error):
+            hold.not_delivered()
     elif ended.error is not None:
         raise ended.error
     elif ended.status == "succeeded":

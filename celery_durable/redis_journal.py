@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -114,7 +115,7 @@ class RedisJournal:
         if kind == "open":
             self._fence = fence
             self.cancel_requested = fields.get(b"cancel") == b"requested"
-            self._record = pack_parts(("EVALSHA", script("record").sha, 1, self._keys.run, self._fence))
+            self._record = script("record").call + pack_parts((1, self._keys.run, self._fence))
             return Opened(reply[1], reply[2], reply[3], bool(reply[4]), fields)
         if kind == "finished":
             return Finished(fields)
@@ -154,12 +155,12 @@ class RedisJournal:
 
     def send(self, fields: Mapping[str, str], *, with_next: bool = False) -> None:
         if len(fields) > _PAIRS_PER_WRITE:
-            pairs = list(fields.items())
-            for start in range(0, len(pairs), _PAIRS_PER_WRITE):
-                self.send(dict(pairs[start : start + _PAIRS_PER_WRITE]))
+            items = list(fields.items())
+            for start in range(0, len(items), _PAIRS_PER_WRITE):
+                self.send(dict(items[start : start + _PAIRS_PER_WRITE]))
             return
-        encoded = [part.encode() for pair in fields.items() for part in pair]
-        self.wire.send(b"*%d\r\n" % (5 + len(encoded)) + self._record + pack_parts(encoded), with_next=with_next)
+        pairs = pack_parts(chain.from_iterable(fields.items()))
+        self.wire.send(b"*%d\r\n" % (5 + 2 * len(fields)) + self._record + pairs, with_next=with_next)
 
     @property
     def owes(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -10,6 +11,8 @@ from celery.app.task import get_actual_ignore_result  # type: ignore[attr-define
 if TYPE_CHECKING:
     from .outcome import Outcome
 
+logger = logging.getLogger("celery_durable")
+
 SUSPENDED = "SUSPENDED"
 """State of a run that sleeps: ``ctx.sleep``; callers of ``.get()`` keep waiting."""
 
@@ -17,17 +20,25 @@ _ENDED = {"succeeded": states.SUCCESS, "failed": states.FAILURE, "revoked": stat
 
 
 def suspended(task: Any, request: Any, until: str) -> None:
-    """The run sleeps, and holds no worker."""
+    """The run sleeps, and holds no worker. Nothing depends on that being known."""
     if not get_actual_ignore_result(task, request):
-        task.backend.store_result(request.id, {"until": until}, SUSPENDED, request=request)
+        try:
+            task.backend.store_result(request.id, {"until": until}, SUSPENDED, request=request)
+        except Exception as error:
+            logger.warning("task %s: its state %s could not be stored: %r", request.id, SUSPENDED, error)
 
 
-def revoked(task: Any, request: Any, error: BaseException) -> None:
-    """The run was cancelled; a chord that waits for it is told."""
-    if not get_actual_ignore_result(task, request):
-        task.backend.store_result(request.id, error, states.REVOKED, request=request)
-    if request.chord:
-        task.backend.on_chord_part_return(request, states.REVOKED, error)
+def revoked(task: Any, request: Any, error: BaseException) -> bool:
+    """The run was cancelled; a chord that waits for it is told. Whether that worked."""
+    try:
+        if not get_actual_ignore_result(task, request):
+            task.backend.store_result(request.id, error, states.REVOKED, request=request)
+        if request.chord:
+            task.backend.on_chord_part_return(request, states.REVOKED, error)
+    except Exception:
+        logger.exception("task %s: its cancellation could not be delivered, and will be again", request.id)
+        return False
+    return True
 
 
 def again(task: Any, request: Any, ended: Outcome) -> None:

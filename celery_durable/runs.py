@@ -39,7 +39,7 @@ class Claims(NamedTuple):
     runs: list[Claimed]
     next_due: float | None
     """Seconds until the next wait is over."""
-    skip: int
+    skips: tuple[int, int]
     """Where to look the next time: behind so many runs of tasks that are not ours."""
 
 
@@ -90,19 +90,20 @@ class Runs:
         """Whether an attempt of the run has begun, and its journal is still there."""
         return self._ask(pack("EXISTS", self.keys(task_id).run), patience=SHORT_PATIENCE) == [1]
 
-    def claim(self, tasks: Iterable[str], skips: list[int]) -> list[Claims]:
+    def claim(self, tasks: Iterable[str], before: list[Claims] | None = None) -> list[Claims]:
         """Claim runs of these tasks that nobody carries on: one script per shard, sent together.
 
-        *skips*: for each shard, how many runs of other tasks to pass over.
+        *before*: what the last look found, which this one continues.
         """
         names = list(tasks)
+        skips = [claims.skips for claims in before] if before else [(0, 0)] * SHARDS
         commands = []
-        for shard, skip in zip(range(SHARDS), skips, strict=True):
+        for shard, skip in enumerate(skips):
             base = shard_prefix(self._prefix, shard)
             keys = (f"{base}leases", f"{base}due")
-            facts = (f"{base}run:", _MOST_AT_ONCE, skip, ms(self._lease), LAYOUT)
+            facts = (f"{base}run:", _MOST_AT_ONCE, *skip, ms(self._lease), LAYOUT)
             commands.append(call("claim", keys, *facts, *names))
-        return [_claims(reply, skip) for reply, skip in zip(self._ask(*commands), skips, strict=True)]
+        return [_claims(reply) for reply in self._ask(*commands)]
 
     def unclaim(self, claimed: Iterable[Claimed]) -> None:
         """These could not be sent: they are to be found again."""
@@ -118,8 +119,7 @@ class Runs:
             self._wires.give_back(wire)
 
 
-def _claims(reply: list[Any], skip: int) -> Claims:
-    next_due, foreign, *runs = reply
-    skip = skip + foreign if foreign + len(runs) >= _MOST_AT_ONCE else 0
+def _claims(reply: list[Any]) -> Claims:
+    next_due, in_leases, in_due, *runs = reply
     claimed = [Claimed(task_id.decode(), task.decode(), call, resume) for task_id, task, call, resume in runs]
-    return Claims(claimed, int(next_due) / 1000 if next_due else None, skip)
+    return Claims(claimed, int(next_due) / 1000 if next_due else None, (in_leases, in_due))

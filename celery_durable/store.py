@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _SCHEMES = frozenset({"redis", "rediss", "redis+socket", "socket"})
 _LONGEST_READ = 5.0
+_UNLIMITED = 2**31
 
 
 class Store:
@@ -103,8 +104,8 @@ def make_pool(app: Celery | None, url: str) -> ConnectionPool:
 
     backend: Any = RedisBackend(app=app, url=url.removeprefix("redis+"))
     params = dict(backend.connparams)
-    for unused in ("max_connections", "retry_on_timeout"):
-        params.pop(unused, None)
+    params.pop("retry_on_timeout", None)
+    params["max_connections"] = _UNLIMITED  # each live attempt has one
     params["retry"] = Retry(NoBackoff(), 0)  # the wire tries again, and knows for how long
     for timeout in ("socket_timeout", "socket_connect_timeout"):
         if timeout in params or "path" not in params:

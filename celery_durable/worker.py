@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
+from contextlib import suppress
 from typing import Any
 
 from celery import bootsteps, signals
 from celery.worker.control import control_command
 
 from .commands import cancel
-from .exceptions import DurableError
+from .exceptions import ConfigurationError, DurableError
 from .lease import give_all_back
 from .recovery import RecoveryThread
 from .task import DurableTask
-
-logger = logging.getLogger("celery_durable")
 
 
 class RecoveryStep(bootsteps.StartStopStep):
@@ -30,11 +28,10 @@ class RecoveryStep(bootsteps.StartStopStep):
         return any(isinstance(task, DurableTask) for task in parent.app.tasks.values())
 
     def create(self, parent: Any) -> None:
-        try:
+        # The start-up check says what is wrong with the configuration.
+        with suppress(ConfigurationError):
             # Here, not in the thread: what it makes is there when the pool forks.
             self._thread = RecoveryThread(parent.app)
-        except DurableError as error:
-            logger.error("no runs are recovered by this worker: %s", error)
 
     def start(self, parent: Any) -> None:  # noqa: ARG002
         if self._thread is not None:
