@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -268,13 +269,14 @@ BAD = [
     (None, "must be a timedelta or a number of seconds"),
     (Fraction(1, 2), "must be a timedelta or a number of seconds"),
     (TEN_YEARS + timedelta(seconds=1), "must be 10 years or less"),
+    (10**400, "got"),
     (1e300, "must be 10 years or less"),
     (timedelta.max, "must be 10 years or less"),
     (60_000 * 365 * 86_400, "must be 10 years or less"),
 ]
 
 
-@pytest.mark.parametrize(("duration", "reason"), BAD, ids=[repr(duration) for duration, _ in BAD])
+@pytest.mark.parametrize(("duration", "reason"), BAD, ids=[repr(duration)[:50] for duration, _ in BAD])
 def test_a_bad_duration_ends_the_run(run: Run, begin: Any, duration: Any, reason: str) -> None:
     with pytest.raises(EndRun) as ended:
         sleeping(begin(), duration)
@@ -543,6 +545,92 @@ def test_a_step_beside_a_sleep_is_recorded_before_the_run_is_suspended(run: Run)
     assert [run.entry(f"step:{n}")["state"] for n in (1, 2)] == ["done", "sleeping"]
     assert interrupted(run, body, later=HOUR) is None
     assert step.executions == 1
+
+
+@pytest.mark.parametrize("sleeper_first", [True, False])
+def test_what_goes_on_beside_a_sleep_goes_on_to_its_end(run: Run, sleeper_first: bool) -> None:
+    steps = [Action(position) for position in range(4)]
+
+    async def chores(ctx: AsyncDurableContext) -> list[Any]:
+        return [await ctx.run("chore", step) for step in steps]
+
+    def body(ctx: AsyncDurableContext) -> Any:
+        waits = [ctx.sleep(HOUR), chores(ctx)]
+        return asyncio.gather(*(waits if sleeper_first else waits[::-1]))
+
+    assert isinstance(interrupted(run, body), Sleep)
+    assert [step.executions for step in steps] == [1] * 4
+    assert interrupted(run, body, later=HOUR) is None
+    assert [step.executions for step in steps] == [1] * 4
+
+
+def test_a_sleep_is_recorded_while_a_step_beside_it_is_running(run: Run) -> None:
+    """Else it would begin anew where the process dies in that step."""
+    seen: list[list[str]] = []
+
+    async def look() -> None:
+        for _ in range(100):
+            await asyncio.sleep(0)
+        seen.append(run.names())
+
+    def body(ctx: AsyncDurableContext) -> Any:
+        return asyncio.gather(ctx.run("look", look), ctx.sleep(HOUR))
+
+    interrupted(run, body)
+    assert seen == [["step:2"]]
+
+
+def test_a_sleep_that_is_over_before_the_step_beside_it_is_passed(run: Run) -> None:
+    passed = asyncio.Event()
+
+    async def wait_for_sleeper() -> str:
+        await asyncio.wait_for(passed.wait(), 10)
+        return "done"
+
+    async def sleeper(ctx: AsyncDurableContext) -> None:
+        await ctx.sleep(0.05)
+        passed.set()
+
+    async def body(ctx: AsyncDurableContext) -> Any:
+        return await asyncio.gather(ctx.run("step", wait_for_sleeper), sleeper(ctx))
+
+    assert asyncio.run(body(run.async_attempt())) == ["done", None]
+
+
+@pytest.mark.parametrize("hours", [0, 1])
+def test_a_sleep_may_be_given_up_for_a_step_that_was_quicker(run: Run, hours: int) -> None:
+    """It keeps its place in the journal, and is not waited for, now or in a later attempt."""
+    step = Action("done")
+
+    async def body(ctx: AsyncDurableContext) -> Any:
+        quick, slow = asyncio.ensure_future(ctx.run("quick", step)), asyncio.ensure_future(ctx.sleep(HOUR))
+        await asyncio.wait({quick, slow}, return_when=asyncio.FIRST_COMPLETED)
+        slow.cancel()
+        with suppress(asyncio.CancelledError):
+            await slow
+        return [quick.result(), await ctx.run("next", step)]
+
+    for _ in range(2):
+        assert asyncio.run(body(run.async_attempt(later=hours * HOUR))) == ["done", "done"]
+    assert step.executions == 2
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups are of Python 3.11")
+def test_a_sleep_in_a_task_group_lets_the_others_come_to_their_end(run: Run) -> None:
+    steps = [Action(position) for position in range(3)]
+
+    async def chores(ctx: AsyncDurableContext) -> None:
+        for step in steps:
+            await ctx.run("chore", step)
+
+    async def body(ctx: AsyncDurableContext) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ctx.sleep(HOUR))
+            group.create_task(chores(ctx))
+
+    assert isinstance(interrupted(run, body), Sleep)
+    assert interrupted(run, body, later=HOUR) is None
+    assert [step.executions for step in steps] == [1] * 3
 
 
 def test_a_failing_sibling_does_not_wait_for_the_sleeper(run: Run) -> None:
