@@ -67,7 +67,7 @@ class Call(NamedTuple):
         except Exception:
             for serializer in task.app.conf.accept_content:
                 with suppress(Exception):  # the message itself may have been sent by another one
-                    return _text(facts, serializer)
+                    return _text({**facts, "options": {**self.options, "serializer": serializer}}, serializer)
             raise
 
     def send(self, app: Any, name: str, header: Mapping[str, Any], **options: Any) -> None:
@@ -76,7 +76,8 @@ class Call(NamedTuple):
         headers[HEADER] = {**headers.get(HEADER, {}), **header}
         options = {**self.options, **options, "headers": headers}
         if (task := app.tasks.get(name)) is not None:
-            options["task_type"] = task
+            # The task's own: its serializer, say.
+            options = {**task._get_exec_options(), **options, "task_type": task}  # noqa: SLF001
         with tracing.continued(headers):
             app.send_task(name, self.args, self.kwargs, **options)
 

@@ -137,8 +137,8 @@ class Execution:
         return self.context
 
     def _call(self, body: Callable[..., Any]) -> Any:
-        if self.task.opinionated or self.task.is_async:
-            # Not on the event loop, which an opening would hold up.
+        if self.task.opinionated or self.task.is_async or self._has_begun():
+            # Of an async task not on the event loop, which an opening would hold up.
             self.open()
         value = body(self.task, *self.args, **self.kwargs)
         if type(value) is not CoroutineType:
@@ -148,6 +148,22 @@ class Execution:
             self._awaited = True
             return self._awaitable(value)
         return wait_for(self._on_loop(value), self._struck)
+
+    def _has_begun(self) -> bool:
+        """Whether an earlier attempt has opened the run, so that this one cannot end without it, either."""
+        request = self.request
+        if self.direct or self.eager:
+            return False
+        if message.header_of(request):
+            return True
+        if request.retries or (request.delivery_info or {}).get("redelivered"):
+            from .store import store_of
+
+            try:
+                return store_of(self.task.app).runs.is_known(request.id)
+            except DurableError:
+                return False  # of a task without a journal, as far as can be known
+        return False
 
     async def _awaitable(self, body: Coroutine[Any, Any, Any]) -> Any:
         token = current.set(self)
@@ -304,9 +320,13 @@ class Execution:
                 self.hold.finish("ignored", None)
             case Reject() if not said.requeue:  # type: ignore[attr-defined]
                 return self._fail(said)
+            case Retry():
+                # It was sent: by ``self.retry(throw=False)``, say.
+                resume = message.resume_of_user_retry(self.request, message.lasting(message.header_of(self.request)))
+                self.hold.suspend(message.seconds_until(self.task, said.when), resume, slack=self.hold.settings.lease)
             case _:
                 # The message goes back to the broker, which brings it again.
-                self.hold.suspend(0.0, {}, slack=self.hold.settings.lease)
+                self.hold.suspend(0.0, message.resume_as_is(self.request), slack=self.hold.settings.lease)
         return said
 
     def _failed_attempt(self, error: BaseException) -> BaseException:

@@ -14,13 +14,14 @@ from .redis_journal import (
     check_layout,
     fields_of,
     ms,
+    new_fence,
     not_a_journal,
     owner_name,
     shard_prefix,
 )
 from .wire import Wires, call, pack
 
-_MOST_AT_ONCE = 100
+_MOST_AT_ONCE = 200
 _UNSENT_PAUSE = 5.0
 
 
@@ -72,11 +73,11 @@ class Runs:
     def condemn(self, task_id: str, status: str, keep: float, outcome: str) -> bool:
         """End a live run; False if it is not live."""
         keys = self.keys(task_id)
-        condemned = call("condemn", keys.all, task_id, status, ms(keep), "outcome", outcome)
+        condemned = call("condemn", keys.all, task_id, new_fence(), status, ms(keep), "outcome", outcome)
         return self._ask(condemned, patience=SHORT_PATIENCE) == [1]
 
     def release(self, task_id: str, pid: int) -> bool:
-        """Give back what a dead process of this machine held; False if there is no such run."""
+        """Give back what a dead process of this machine held; False if the journal has nothing to do with it."""
         keys = self.keys(task_id)
         released = call("release", keys.all, task_id, "owner", owner_name(pid))
         return self._ask(released, patience=SHORT_PATIENCE) == [1]

@@ -242,6 +242,19 @@ class Wires:
         wire.disown()
         self._idle.append(wire)
 
+    def settle_idle(self, patience: float) -> None:
+        """Read what idle connections are owed: what was lost on its way is sent again."""
+        for _ in range(len(self._idle)):
+            try:
+                wire = self._idle.pop(0)
+            except IndexError:
+                return
+            try:
+                if wire.owed:
+                    wire.replies(patience)
+            finally:
+                self._idle.append(wire)
+
     def forget(self) -> None:
         """In a forked child: the parent's sockets are not ours."""
         self._idle = []

@@ -14,7 +14,12 @@ local found, foreign = {}, 0
 
 local function claim(id)
   local key = ARGV[1] .. id
-  local run = redis.call('HMGET', key, 'status', 'delivered', 'v', 'task', 'call', 'resume', 'resent')
+  local run = redis.pcall('HMGET', key, 'status', 'delivered', 'v', 'task', 'call', 'resume', 'resent')
+  if run.err then
+    -- Something else is under this key; it is not to keep all others from being found.
+    foreign = foreign + 1
+    return
+  end
   local lease = redis.call('ZSCORE', KEYS[1], id)
   if not run[1] or run[2] then
     redis.call('ZREM', KEYS[1], id)
