@@ -85,12 +85,12 @@ class Hold:
         if self.attempt is not None and not self.ended:
             self._tell(self.attempt, self.journal.prove_lease)
 
-    def give_up(self) -> None:
+    def give_up(self, *, orderly: bool) -> None:
         """This process is about to die: the run is another's at once."""
         if self.attempt is not None and not self.ended:
             self.let_go()
             try:
-                self.journal.release()
+                self.journal.release(orderly=orderly)
             except (JournalUnavailableError, JournalUnreadableError) as error:
                 logger.warning("task %s: its lease lapses by itself: %s", self.attempt.about.task_id, error)
 

@@ -60,7 +60,7 @@ class LeaseKeeper:
         held, self._held = self._held, set()
         if held:
             wire = self._wires.take()
-            wire.send(*(journal.handover() for journal in held))
+            wire.send(*(journal.handover(orderly=True) for journal in held))
             try:
                 wire.replies(SHORT_PATIENCE)
             except JournalUnavailableError as error:
@@ -78,7 +78,7 @@ class LeaseKeeper:
                 if held := list(self._held):
                     self._renew(held)
                 # That an outcome was delivered is said without waiting for the reply.
-                self._wires.settle_idle(SHORT_PATIENCE)
+                self._wires.settle_idle()
             except Exception:
                 # Whatever it was: without this thread all leases of the process lapse.
                 logger.exception("leases could not be renewed")

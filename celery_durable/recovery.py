@@ -19,6 +19,7 @@ from celery.worker import state as worker_state
 from . import outcome
 from .call import Call
 from .exceptions import DurableError
+from .forks import undisturbed
 from .message import BROKER_AWAY
 from .runs import Claimed, Claims
 from .store import store_of
@@ -28,6 +29,7 @@ logger = logging.getLogger("celery_durable")
 
 INTERVAL = 1.0
 """Seconds between two looks; a wait that is over sooner shortens it."""
+_LONGEST_STOP = 2.0
 _SHORT_INTERVAL = 0.05
 """Where the last look has not seen all there is."""
 
@@ -46,7 +48,8 @@ class Recovery:
 
     def recover(self) -> tuple[int, int]:
         """Send what nobody carries on; how many runs were sent, and how many could not be."""
-        self._found = self.store.runs.claim(self._tasks, self._found)
+        with undisturbed:
+            self._found = self.store.runs.claim(self._tasks, self._found)
         claimed = [run for each in self._found for run in each.runs]
         sent = self._send(claimed)
         return sent, len(claimed) - sent
@@ -68,15 +71,20 @@ class Recovery:
         if not claimed:
             return 0
         sent, waiting = 0, deque(claimed)
+        connection = self.app.connection_for_write()
         try:
-            # A connection of its own: this thread may be in the middle of it when the pool forks.
-            with self.app.connection_for_write() as connection, self.app.amqp.Producer(connection) as producer:
-                while waiting:
+            with undisturbed:
+                producer = self.app.amqp.Producer(connection)
+            while waiting:
+                with undisturbed:
                     sent += self._send_one(waiting[0], producer)
-                    waiting.popleft()
+                waiting.popleft()
         except BROKER_AWAY as error:
             logger.warning("%d runs cannot be sent now, the broker is away: %r", len(waiting), error)
             self.store.runs.unclaim(waiting)
+        finally:
+            with undisturbed:
+                connection.release()
         return sent
 
     def _send_one(self, run: Claimed, producer: Any) -> bool:
@@ -99,12 +107,16 @@ class Recovery:
     def end_revoked(self) -> None:
         """End the runs that somebody has revoked: nothing else would before their next message comes."""
         # One look late: a request that is being terminated comes first.
-        revoked = set(worker_state.revoked.as_dict())
         for task_id in self._revoked - self._ended:
-            self._end(task_id)
-            self._ended.add(task_id)
-        self._ended &= revoked
-        self._revoked = revoked
+            try:
+                with undisturbed:
+                    self._end(task_id)
+            except Exception:
+                logger.exception("task %s: was revoked, which could not be said everywhere; tried again", task_id)
+            else:
+                self._ended.add(task_id)
+        self._revoked = set(worker_state.revoked)
+        self._ended &= self._revoked
 
     def _end(self, task_id: str) -> None:
         runs = self.store.runs
@@ -131,6 +143,7 @@ class RecoveryThread:
 
     def stop(self) -> None:
         self._stopped.set()
+        self._thread.join(timeout=_LONGEST_STOP)
 
     def _run(self) -> None:
         pause = 0.0

@@ -42,7 +42,7 @@ class DurableRequest(Request):
     def _befell_the_worker(self, error: BaseException) -> bool:
         # Whoever stopped the task has said what becomes of it.
         stopped = self._already_cancelled or self._already_revoked  # type: ignore[attr-defined]
-        return not stopped and not isinstance(error, (Terminated, MemoryError, TaskPredicate))
+        return not stopped and not isinstance(error, (Terminated, TimeLimitExceeded, MemoryError, TaskPredicate))
 
     def _has_run(self, pid: Any) -> bool:
         """Whether the journal knows how the run goes on; what that process held of it is given back."""
