@@ -51,6 +51,7 @@ class Driver(Protocol):
         Raises:
             CancelledError: the body is over, and the wait with it.
         """
+        ...
 
 
 class InThread:

@@ -482,11 +482,22 @@ class Execution:
         except Interrupt as error:
             logger.error("task %s: its end could not be journaled: %s", self.request.id, error)
         finally:
-            self.hold.close(delivered=delivered and self.hold.outcome_is(state))
+            self._note_delivery(self.hold, state, result, delivered=delivered)
+            self.hold.close()
             # They hold each other: unless they are parted, all of the run waits for the garbage collector.
             self.request.__dict__.pop(_OPENED, None)
             if state != states.RETRY:
                 self._forget_eager()
+
+    @staticmethod
+    def _note_delivery(hold: Hold, state: str | None, result: Any, *, delivered: bool) -> None:
+        if not delivered or state is None:
+            hold.not_delivered()
+        elif hold.contradicts(state):
+            if isinstance(result, message.BROKER_AWAY):
+                hold.not_delivered()
+            else:
+                hold.never_delivered()
 
     # -- the user's own retry
 

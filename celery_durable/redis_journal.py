@@ -140,9 +140,9 @@ class RedisJournal:
         self.wire.send(call(script_name, self._keys.all, self._fence, self._keys.task_id, *facts, *pairs))
         self.settle()
 
-    def deliver(self, keep: float) -> None:
+    def deliver(self, keep: float, *, arrived: bool = True) -> None:
         keys = self._keys
-        self.wire.send(call("deliver", keys.all, self._fence, keys.task_id, ms(keep)), wanted=False)
+        self.wire.send(call("deliver", keys.all, self._fence, keys.task_id, ms(keep), int(arrived)), wanted=False)
 
     def release(self, *, orderly: bool) -> None:
         self.wire.send(self.handover(orderly=orderly))

@@ -29,6 +29,7 @@ class Claimed(NamedTuple):
     """A run that is ours to send again."""
 
     task_id: str
+    status: str
     task: str
     call: bytes
     resume: bytes
@@ -123,5 +124,8 @@ class Runs:
 
 def _claims(reply: list[Any]) -> Claims:
     next_due, in_leases, in_due, *runs = reply
-    claimed = [Claimed(task_id.decode(), task.decode(), call, resume) for task_id, task, call, resume in runs]
+    claimed = [
+        Claimed(task_id.decode(), status.decode(), task.decode(), call, resume)
+        for task_id, status, task, call, resume in runs
+    ]
     return Claims(claimed, int(next_due) / 1000 if next_due else None, (in_leases, in_due))
