@@ -330,7 +330,7 @@ def test_a_run_that_has_ended_cannot_be_cancelled(
     app: Celery, store: Store, redis_client: redis.Redis, status: str
 ) -> None:
     journal = opened(store, task_id := new_id())
-    journal.finish(status, HOUR, {"outcome": "{}"})
+    journal.finish(status, {"outcome": "{}"})
     before = state(redis_client, store, task_id)
 
     with pytest.raises(RunNotCancellableError, match=rf"task {task_id} has ended already, at 2\S+: {status}"):

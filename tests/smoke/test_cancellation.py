@@ -153,6 +153,19 @@ def test_a_run_that_sleeps_while_no_worker_lives_is_cancelled_by_the_next_one(du
     assert counts(result.id, "reserve", "release", "notify") == [1, 1, 1]
 
 
+def test_a_run_that_waits_with_other_arguments_is_cancelled_with_them(durable: DurableSetup) -> None:
+    durable.start_worker()
+    result = orders.asks_again.delay("first")
+    wait_until_suspended(durable, result.id)
+
+    cancel(result.id, app=durable.app)
+
+    is_cancelled(result)
+    assert told(result.id) == ["second 409 the run was cancelled before 'ship'"]
+    assert counts(result.id, "reserve", "ship") == [1, 0]
+    ended(durable, result.id, "revoked")
+
+
 # -- how it ends -------------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +185,18 @@ def test_a_cancellation_that_is_caught_is_a_success(durable: DurableSetup, place
     assert result.state == "SUCCESS"
     assert counts(result.id, "ship", "release", "notify") == [0, 1, 1]
     ended(durable, result.id, "succeeded")
+
+
+def test_a_run_that_ignores_its_result_is_cancelled_unseen(durable: DurableSetup) -> None:
+    durable.start_worker()
+    result = orders.unseen.delay()
+    wait_until_suspended(durable, result.id)
+
+    cancel(result.id, app=durable.app)
+
+    ended(durable, result.id, "revoked")
+    assert counts(result.id, "release") == [1]
+    assert result.state == "PENDING"
 
 
 @pytest.mark.parametrize("victim", ["child", "worker"])

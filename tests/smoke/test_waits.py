@@ -94,6 +94,30 @@ def test_a_sleeping_run_holds_no_message_and_no_worker_and_wakes_once(durable: D
     assert "resent" not in run
 
 
+@pytest.mark.parametrize("pool", ["threads", "solo", "gevent", "eventlet"])
+def test_a_run_sleeps_in_every_pool(durable: DurableSetup, pool: str) -> None:
+    worker = durable.start_worker(pool=pool, concurrency=1)
+    results = [waits.sleeps.delay(0.4) for _ in range(3)]
+
+    assert [result.get(timeout=10) for result in results] == [2] * 3
+    wait_until_idle(durable)
+    assert [received(worker, result.id) for result in results] == [2] * 3
+    assert [counts(result.id) for result in results] == [[1, 1]] * 3
+
+
+def test_a_run_wakes_where_it_was_sent_to_though_another_worker_sees_it_and_it_has_expired(
+    durable: DurableSetup,
+) -> None:
+    other = durable.start_worker(queues=["other"], wait=False)
+    worker = durable.start_worker()
+    other.wait_ready()
+    results = [waits.sleeps.apply_async((1.2,), queue="other", expires=1, priority=3) for _ in range(6)]
+
+    assert [result.get(timeout=10) for result in results] == [2] * 6
+    assert [received(other, result.id) for result in results] == [2] * 6
+    assert " received" not in worker.log()
+
+
 def test_several_sleeps_one_after_the_other_wake_once_each(durable: DurableSetup) -> None:
     worker = durable.start_worker()
     result = waits.sleeps.delay(0.3, 0, 0.3, 0.3)

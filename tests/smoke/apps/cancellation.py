@@ -97,6 +97,27 @@ def order(ctx: DurableContext, place: str, ending: str = "raise") -> str:
     return "shipped"
 
 
+@durable_task(bind=True)
+def asks_again(self: Any, ctx: DurableContext, word: str) -> None:
+    """Retry with another argument, far from now."""
+    ctx.run("reserve", work)
+    if word == "first":
+        raise self.retry(args=("second",), countdown=HOUR)
+    try:
+        ctx.run("ship", work)
+    except TaskCancelled as error:
+        saw(error, f"{ctx.task_id} {word}")
+        raise
+
+
+@durable_task(ignore_result=True)
+def unseen(ctx: DurableContext) -> None:
+    try:
+        ctx.sleep(HOUR)
+    finally:
+        ctx.run("release", work)
+
+
 @durable_task(inline_retry_limit=1)
 def impatient(ctx: DurableContext) -> str:
     """Retry a step inside the worker, for ever."""
