@@ -280,9 +280,7 @@ def test_a_cancelled_attempt_that_dies_is_told_again_by_the_next(
 
 
 @pytest.mark.parametrize("write", ["send", "renewal"])
-def test_a_running_attempt_learns_of_its_cancellation_by_its_next_word(
-    app: Celery, store: Store, write: str
-) -> None:
+def test_a_running_attempt_learns_of_its_cancellation_by_its_next_word(app: Celery, store: Store, write: str) -> None:
     journal = opened(store, task_id := new_id())
     cancel(task_id, app=app)
     assert not journal.cancel_requested
