@@ -36,7 +36,7 @@ class DurableTask(Task[P, R]):
 
     Class attributes (also options of ``@app.task`` and ``@durable_task``; default: the app's ``durable_*`` setting):
     ``inline_retry_limit``, ``max_recoveries``, ``retention``, ``failure_retention``, ``max_entry_size``,
-    ``durable_serializer``.
+    ``journal_sync``, ``durable_serializer``.
     """
 
     abstract = True
@@ -53,6 +53,7 @@ class DurableTask(Task[P, R]):
     retention: Any = None
     failure_retention: Any = None
     max_entry_size: Any = None
+    journal_sync: Any = None
     durable_serializer: Any = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
