@@ -94,6 +94,22 @@ def test_a_running_step_is_let_finish_and_the_next_operation_is_cancelled(durabl
     assert journal(durable.redis, result.id)["attempt"] == "1"
 
 
+def test_a_step_that_fails_after_the_cancellation_is_not_retried(durable: DurableSetup) -> None:
+    durable.start_worker()
+    result = orders.order.delay("in a step that fails")
+    effects.wait_until_blocked("charge")
+
+    cancel(result.id, app=durable.app)
+    effects.release("charge")
+
+    assert str(is_cancelled(result)) == "the run was cancelled before 'charge'"
+    assert len(told(result.id)) == 1
+    assert counts(result.id, "reserve", "charge", "ship", "release", "notify") == [1, 1, 0, 1, 1]
+    assert steps(durable.redis, result.id)[1] == ("charge", "cancelled", 1)
+    wait_until_idle(durable)
+    assert result.state == "REVOKED"
+
+
 @pytest.mark.parametrize("place", WAITS)
 def test_a_run_that_waits_wakes_for_its_cancellation(durable: DurableSetup, place: str) -> None:
     worker = durable.start_worker(concurrency=1)

@@ -63,7 +63,7 @@ def at_least_a_second(queue: str, *delays: float) -> list[float]:
 
 def test_retries_are_counted_and_none_is_lost(durable: DurableSetup, queue: str, worker: Worker) -> None:
     flaky, exhausted = waits.flaky.delay(3, **QUICK), waits.flaky.delay(99, **QUICK)
-    itself = waits.retries_itself.delay("word", 2, countdown=1)
+    itself = waits.retries_itself.delay("word", 2, countdown=0.3)
     policy = waits.fails.delay(2)
 
     assert flaky.get(timeout=LONG) == [4, 3]

@@ -42,6 +42,11 @@ def fail() -> None:
     raise ConnectionError("away")
 
 
+def held_then_failing() -> None:
+    held()
+    raise ConnectionError("away")
+
+
 def saw(error: TaskCancelled, task_id: str) -> None:
     """Count that the code of a run was told."""
     effects.hit("told", f"{task_id} {error.status_code} {error}")
@@ -68,8 +73,13 @@ def failing_between(ctx: DurableContext) -> None:
         raise ConnectionError("no route")
 
 
+def failing(ctx: DurableContext) -> None:
+    ctx.run("charge", held_then_failing, RunOptions(initial_retry_interval=HOUR, max_retry_interval=HOUR))
+
+
 PLACES: dict[str, Callable[[DurableContext], None]] = {
     "in a step": in_a_step,
+    "in a step that fails": failing,
     "asleep": asleep,
     "backing off in Redis": backing_off(HOUR),
     "backing off in the broker": backing_off(30),
