@@ -1,0 +1,224 @@
+"""One round: programs in flight on a stage where faults strike, the wait for all of them to end, and the verdict."""
+
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+from tests.chaos import history
+from tests.chaos.effects import Line
+from tests.chaos.evidence import Run, Struck
+from tests.chaos.faults import Injector
+from tests.chaos.history import Write
+from tests.chaos.invariants import Violation, violations
+from tests.chaos.programs import Operation, operations, poisoned_program, random_program
+from tests.chaos.stage import BACKEND_DB, UNREACHABLE, Stage, Terms
+
+IN_FLIGHT = 30
+POISONED = 0.03
+LONGEST_END = 90
+"""Seconds after the last fault is healed, within which every run ends: leases lapse, retries and sleeps come due."""
+UNDELIVERED = 5
+"""Seconds after which a message that began nothing is delivered again, for a broker that would take an hour."""
+
+
+@dataclass
+class Report:
+    """What came of one round, or of several."""
+
+    runs: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    takeovers: list[float] = field(default_factory=list)
+    """Seconds from the SIGKILL of a worker to the next attempt of a run that it was executing."""
+    violations: list[Violation] = field(default_factory=list)
+    attempts: int = 0
+    cut_short: int = 0
+
+    def add(self, other: "Report") -> None:
+        self.runs += other.runs
+        self.faults += other.faults
+        self.takeovers += other.takeovers
+        self.violations += other.violations
+        self.attempts += other.attempts
+        self.cut_short += other.cut_short
+
+    def __str__(self) -> str:
+        faults = ", ".join(f"{count} x {kind}" for kind, count in self.faults.most_common())
+        lines = [
+            f"programs: {self.runs}, in {self.attempts} attempts, of which {self.cut_short} were cut short",
+            f"faults: {self.faults.total()} ({faults})",
+            f"violations: {len(self.violations)}",
+        ]
+        if times := sorted(self.takeovers):
+            spread = f"{times[0]:.1f} / {statistics.median(times):.1f} / {times[-1]:.1f} s"
+            lines.append(f"takeovers after SIGKILL of a worker: {len(times)}, min / median / max {spread}")
+        return "\n".join(lines)
+
+
+class Round:
+    """One round; the same seed gives the same programs, settings and order of faults."""
+
+    def __init__(self, seed: int, programs: int, seconds: float) -> None:
+        self.seed = seed
+        self.terms = Terms.drawn(self._random("terms"))
+        self._programs = programs
+        self._seconds = seconds
+        self._pending: set[str] = set()
+        self._runs: dict[str, Run] = {}
+        self._sent: dict[tuple[str, str], str] = {}
+        self._suspects: dict[str, float] = {}
+        self._folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+
+    def play(self) -> Report:
+        """Play it to its end, and hold every run against the invariants.
+
+        Programs are sent, and faults strike, until there are enough of them or the time is over.
+        """
+        with Stage(self.terms, self._random("stage"), self._folder) as stage:
+            injector = Injector(stage, self._random("faults"))
+            self._send_and_strike(stage, injector)
+            injector.heal_all()
+            self._await_ends(stage, injector)
+            report = self._report(stage, injector)
+        if not report.violations:
+            shutil.rmtree(self._folder)
+        return report
+
+    def _random(self, purpose: str) -> random.Random:
+        return random.Random(f"{self.seed} {purpose}")
+
+    # -- while it is played
+
+    def _send_and_strike(self, stage: Stage, injector: Injector) -> None:
+        programs = self._written()
+        give_up_at = time.monotonic() + self._seconds
+        while time.monotonic() < give_up_at and not (self._all_sent and len(self._pending) < IN_FLIGHT / 3):
+            with suppress(*UNREACHABLE):
+                self._look(stage)
+            while stage.broker.running and len(self._pending) < IN_FLIGHT and not self._all_sent:
+                self._send(stage, next(programs))
+            injector.tick()
+            injector.rest()
+
+    def _written(self) -> Iterator[Run]:
+        rng = self._random("programs")
+        while True:
+            run = str(UUID(int=rng.getrandbits(128), version=4))
+            if rng.random() < POISONED:
+                yield Run(run, "poisoned", poisoned_program(rng))
+            else:
+                yield Run(run, rng.choice(["sync", "async"]), random_program(rng))
+
+    @property
+    def _all_sent(self) -> bool:
+        return len(self._runs) >= self._programs
+
+    def _send(self, stage: Stage, run: Run) -> None:
+        self._await(run)
+        stage.send(run.task, run.program, run.id)
+
+    def _await(self, run: Run) -> None:
+        self._runs[run.id] = run
+        self._pending.add(run.id)
+
+    def _look(self, stage: Stage) -> None:
+        """Learn what has happened, and do for the broker what its visibility timeout is too long for."""
+        for line in stage.reader.new():
+            self._runs[line.run].lines.append(line)
+            self._meet_child(line)
+        self._pending -= stage.ended(self._pending)
+        self._deliver_what_began_nothing(stage)
+
+    def _meet_child(self, line: Line) -> None:
+        """A run that another run sends is known by its id first, and then by its sending."""
+        if line.event == "sees" and line.step.endswith(".id"):
+            self._sent[line.run, line.step.removesuffix(".id")] = line.text
+        if line.event == "begins" and (child := self._sent.get((line.run, line.step))):
+            parent = self._runs[line.run]
+            if child not in self._runs:
+                sending = _operation(parent, line.step)
+                self._await(Run(child, sending["task"], sending["program"]))
+            parent.children[line.step] = self._runs[child]
+
+    def _deliver_what_began_nothing(self, stage: Stage) -> None:
+        """A worker that is killed takes messages with it of runs that have not begun, and are not durable yet."""
+        if self.terms.visibility_timeout < 60:
+            return
+        taken = {tag: message for tag, message in stage.taken().items() if not self._lines_of(message["headers"]["id"])}
+        self._suspects = {tag: self._suspects.get(tag, time.monotonic()) for tag in taken}
+        for tag, message in taken.items():
+            if time.monotonic() - self._suspects[tag] > UNDELIVERED and not stage.has_begun(message["headers"]["id"]):
+                stage.remove(tag)
+                stage.put(message)
+
+    def _lines_of(self, run: str) -> list[Line]:
+        return self._runs[run].lines if run in self._runs else []
+
+    # -- when all is healed
+
+    def _await_ends(self, stage: Stage, injector: Injector) -> None:
+        give_up_at = time.monotonic() + LONGEST_END
+        while time.monotonic() < give_up_at and not self._is_quiet(stage):
+            injector.rest()
+        self._look(stage)
+
+    def _is_quiet(self, stage: Stage) -> bool:
+        """Tell whether all runs have ended, and nothing is left that could wake one."""
+        self._look(stage)
+        return not self._pending and not stage.waiting() and not stage.kept()
+
+    # -- the verdict
+
+    def _report(self, stage: Stage, injector: Injector) -> Report:
+        self._complete(stage, injector.struck)
+        runs = list(self._runs.values())
+        report = Report(
+            runs=len(runs),
+            faults=Counter(struck.kind for struck in injector.struck),
+            takeovers=[seconds for run in runs for seconds in _takeovers(run)],
+            violations=[violation for run in runs for violation in violations(run)],
+            attempts=sum(len(run.attempts) for run in runs),
+            cut_short=sum(attempt.cut_short for run in runs for attempt in run.attempts),
+        )
+        return report
+
+    def _complete(self, stage: Stage, struck: list[Struck]) -> None:
+        """Give each run what the servers and the faults know of it."""
+        kept = stage.kept()
+        writes: dict[tuple[int, str], list[Write]] = defaultdict(list)
+        for write in history.read(stage.journal.directory):
+            kind, _, run = write.key.rpartition(":") if write.db != BACKEND_DB else ("", "", write.key[17:])
+            if kind.endswith(":run") or write.db == BACKEND_DB:
+                writes[write.db, run].append(write)
+        for run in self._runs.values():
+            run.writes = writes[0, run.id]
+            run.results = writes[BACKEND_DB, run.id]
+            run.faults = struck
+            run.lapses = kept.get(run.id, [])
+
+
+def _operation(run: Run, at: str) -> Operation:
+    return next(operation for operation in operations(run.program) if operation["at"] == at)
+
+
+def _takeovers(run: Run) -> Iterator[float]:
+    """Yield how long it took from each SIGKILL of a worker amid an attempt to the next attempt."""
+    for fault in run.faults:
+        if fault.kind != "kill worker":
+            continue
+        for attempt in run.attempts:
+            lines = attempt.lines
+            amid = lines and lines[0].at < fault.began and lines[-1].event != "leaves" and lines[-1].at < fault.ended
+            if amid and attempt.cut_short and attempt.pid in fault.pids:
+                later = [line.at for line in run.of("starts") if line.attempt > attempt.number]
+                yield from (at - fault.began for at in later[:1])
+
+
+Progress = Callable[[Report], None]
