@@ -1,6 +1,7 @@
 """Durable execution for Celery: what a task's steps return is journaled in Redis, and a retry goes on from there."""
 
 from . import startup as _startup  # noqa: F401  what workers check when they start
+from .commands import cancel
 from .context import AsyncDurableContext, DurableContext
 from .decorator import durable_task
 from .exceptions import (
@@ -16,7 +17,9 @@ from .exceptions import (
     RecoveryLimitExceeded,
     RetriesExhausted,
     RetryableError,
+    RunNotCancellableError,
     RunNotRetryableError,
+    TaskCancelled,
     TerminalError,
 )
 from .retry import RetryPolicy, RunOptions
@@ -40,9 +43,12 @@ __all__ = [
     "RetriesExhausted",
     "RetryPolicy",
     "RetryableError",
+    "RunNotCancellableError",
     "RunNotRetryableError",
     "RunOptions",
+    "TaskCancelled",
     "TerminalError",
+    "cancel",
     "current_step",
     "durable_task",
 ]

@@ -26,7 +26,7 @@ from .exceptions import (
     JournalUnavailableError,
     JournalUnreadableError,
 )
-from .interrupts import EndRun, Interrupt, JournalLost, RetryStep
+from .interrupts import EndRun, FailAttempt, Interrupt, JournalLost, RetryStep, Sleep
 from .journal import Entry, Journal, Opened, read_entry, step_field
 
 logger = logging.getLogger("celery_durable")
@@ -43,7 +43,7 @@ running_step: ContextVar[Any] = ContextVar("celery_durable_step", default=None)
 
 
 class Terms(NamedTuple):
-    """The settings that an attempt and its steps work by."""
+    """The settings that the attempts of a task and their steps work by."""
 
     inline_retry_limit: float = 0.0
     max_entry_size: int = 32 * 2**20
@@ -51,6 +51,8 @@ class Terms(NamedTuple):
     accept: frozenset[str] = frozenset({"json"})
     progress_forgives: bool = True
     """A recorded step resets the count of failed attempts."""
+    result_serializer: str = "json"
+    """Celery's, of what the task returns."""
 
 
 class Surroundings(NamedTuple):
@@ -93,6 +95,7 @@ class Attempt:
         self._randoms: dict[str | None, random.Random] = {}
         self._unsent: dict[str, str] = {}
         self._progressed = False
+        self._cancelled = False
         self._entries = len(opened.fields)
         self._bytes = sum(map(len, opened.fields.values()))
         self._warned = self._entries > MANY_ENTRIES or self._bytes > MANY_BYTES
@@ -136,6 +139,10 @@ class Attempt:
         """End the attempt; the same interrupt is raised again by whatever the body does next with its context."""
         if self.interrupt is None:
             self.interrupt = interrupt
+        elif isinstance(self.interrupt, Sleep) and isinstance(interrupt, (Sleep, RetryStep, FailAttempt)):
+            # Siblings wait: the first to wake up wakes the run, and a failed one does not wait for sleepers.
+            asleep_longer = isinstance(interrupt, Sleep) and interrupt.until >= self.interrupt.until
+            self.interrupt = self.interrupt if asleep_longer else interrupt
         elif isinstance(self.interrupt, RetryStep) and isinstance(interrupt, RetryStep):
             # Siblings failed: the next attempt begins when the last of them is due.
             self.interrupt.delay = max(self.interrupt.delay, interrupt.delay)
@@ -167,7 +174,7 @@ class Attempt:
         """Whether steps recorded by earlier attempts are still ahead."""
         return self._recorded > 0
 
-    def claim(self, name: str) -> tuple[int, Entry | None]:
+    def claim(self, name: str, kind: str = "step") -> tuple[int, Entry | None]:
         """The next position in program order, with what the journal holds for it."""
         self._position = position = self._position + 1
         if not self._recorded:
@@ -180,10 +187,10 @@ class Attempt:
             entry = read_entry(step_field(position), raw)
         except JournalUnreadableError as damaged:
             raise self.end_run(JournalUnreadableError(f"task {self.about.task_id}: {damaged}")) from None
-        if entry.name != name:
+        if entry.name != name or entry.kind != kind:
             self._fields[b"step:%d" % position] = raw
             self._recorded += 1
-            raise self.end_run(self._mismatch(position, f"step {entry.name!r}", f"step {name!r}"))
+            raise self.end_run(self._mismatch(position, f"{entry.kind} {entry.name!r}", f"{kind} {name!r}"))
         return position, entry
 
     def check_nothing_left(self) -> None:
@@ -192,7 +199,7 @@ class Attempt:
             left = sorted(int(name[5:]) for name in self._fields if name.startswith(b"step:"))
             position = left[0]
             entry = read_entry(step_field(position), self._fields[b"step:%d" % position])
-            raise self.end_run(self._mismatch(position, f"step {entry.name!r}", "the end of the task"))
+            raise self.end_run(self._mismatch(position, f"{entry.kind} {entry.name!r}", "the end of the task"))
 
     def _mismatch(self, position: int, recorded: str, asked: str) -> JournalMismatchError:
         self._unsent.clear()  # the journal is to stay as it is
@@ -243,6 +250,16 @@ class Attempt:
             self.tell()
         words, self._unsent = self._unsent, {}
         return words
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether the run is to be cancelled, and its code does not know yet."""
+        return self.journal.cancel_requested and not self._cancelled
+
+    def take_cancellation(self) -> None:
+        """The run's code is being told that it is cancelled, once."""
+        self._cancelled = True
+        self._unsent["cancel"] = "raised"
 
     # -- counts that outlive the attempt
 

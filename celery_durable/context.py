@@ -11,7 +11,9 @@ from uuid import UUID
 
 from .attempt import Attempt
 from .driver import IN_THREAD, OnLoop, run_to_end
+from .options import Duration
 from .step import MISSING, Step
+from .wait import Wait
 
 if TYPE_CHECKING:
     from .retry import RunOptions
@@ -122,6 +124,22 @@ class DurableContext(_Context):
 
     run_typed = run
 
+    def sleep(self, duration: Duration, name: str | None = None) -> None:
+        """Wait without a worker: the task goes on in a later attempt; mirrors ``ctx.sleep``.
+
+        The time at which the wait is over is journaled (by Redis' clock): whatever dies meanwhile delays nothing beyond
+        its restart. The message is acknowledged, the state is SUSPENDED. Waits up to ``inline_retry_limit`` happen
+        inside the worker.
+
+        Args:
+            duration: ``timedelta`` or seconds, from 0 to 10 years.
+            name: shown in the journal, and checked on replay. Default ``"sleep"``.
+
+        Raises:
+            TaskCancelled: the run was cancelled before the wait was over.
+        """
+        run_to_end(Wait(self._attempt, duration, name).perform(IN_THREAD))
+
     def time(self) -> int:
         """Milliseconds since the epoch, the same on every attempt; a new reading each time. Mirrors ``ctx.time()``."""
         return self._attempt.time()
@@ -172,6 +190,13 @@ class AsyncDurableContext(_Context):
         return _replayed(step) if step.recorded else self._attempt.in_flight(step.perform(self._driver))
 
     run_typed = run
+
+    def sleep(self, duration: Duration, name: str | None = None) -> Coroutine[Any, Any, None]:
+        """As :meth:`DurableContext.sleep`, awaited.
+
+        Beside others (``asyncio.gather``) the first wait to be over wakes the task.
+        """
+        return self._attempt.in_flight(Wait(self._attempt, duration, name).perform(self._driver))
 
     async def time(self) -> int:
         """Milliseconds since the epoch, the same on every attempt; a new reading each time. Mirrors ``ctx.time()``."""

@@ -18,6 +18,7 @@ from .execution import current
 from .options import suggestion
 from .retry import CELERY_RETRY_OPTIONS, RetryPolicy, TaskRetryRules, rules_from_celery
 from .settings import TASK_OPTIONS, Settings
+from .step import fits_at_a_glance
 from .tagged import is_model
 from .task import DurableTask
 
@@ -148,14 +149,17 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
     parameters = list(signature.parameters.values())
     _check_context_parameter(fun, parameters, bind)
     own = signature.replace(parameters=parameters[2 if bind else 1 :])
+    # A signature may be told by these, whatever the function itself takes.
+    as_written = not (hasattr(fun, "__wrapped__") or hasattr(fun, "__signature__"))
 
     @functools.wraps(fun)
     def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
         execution = current.get()
         assert execution is not None  # noqa: S101
-        own.bind(*args, **kwargs)
-        execution.began = True
         head = (self, execution.context) if bind else (execution.context,)
+        if not (as_written and fits_at_a_glance(fun, (*head, *args), kwargs)):
+            own.bind(*args, **kwargs)
+        execution.began = True
         return fun(*head, *args, **kwargs)
 
     # Annotations as types: a name that exists for type checkers only must not hide the models beside it.

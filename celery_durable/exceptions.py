@@ -2,7 +2,8 @@
 
     DurableError
     ├── TerminalError            raised by user code: do not retry
-    │   └── RetriesExhausted     a step's retry options are spent
+    │   ├── RetriesExhausted     a step's retry options are spent
+    │   └── TaskCancelled        somebody cancelled the run
     ├── RetryableError           raised by user code: retry, perhaps after a given time
     ├── ConfigurationError       an option or a setting is wrong
     ├── InvalidStepError         a step was called in a way that can never work
@@ -13,6 +14,7 @@
     ├── JournalUnreadableError   a journal that this version cannot read
     ├── JournalUnavailableError  Redis did not answer in time
     ├── RunNotRetryableError     Retry was asked for a run that did not fail
+    ├── RunNotCancellableError   cancel was asked for a run that is not alive
     └── RecoveryLimitExceeded    attempt after attempt died without progress
 
 Each rebuilds from its ``args``, so that it survives Celery's JSON result serializer.
@@ -36,7 +38,9 @@ __all__ = [
     "RecoveryLimitExceeded",
     "RetriesExhausted",
     "RetryableError",
+    "RunNotCancellableError",
     "RunNotRetryableError",
+    "TaskCancelled",
     "TerminalError",
 ]
 
@@ -119,6 +123,22 @@ class RetriesExhausted(TerminalError):
         )
 
 
+class TaskCancelled(TerminalError):
+    """Somebody cancelled the run, with :func:`celery_durable.cancel`; mirrors Restate's cancellation (code 409).
+
+    Raised once, by the first operation of the context that is not yet recorded; it is an entry of the journal, so that
+    compensations replay. The run ends as REVOKED if it leaves the body, as SUCCESS if the body catches it and returns.
+    """
+
+    def __init__(
+        self,
+        message: str | BaseException = "the run was cancelled",
+        status_code: int = 409,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, status_code, metadata)
+
+
 class RetryableError(DurableError):
     """A failure to be retried, with a word on when; mirrors Restate's ``RetryableError``.
 
@@ -180,6 +200,10 @@ class JournalUnavailableError(DurableError):
 
 class RunNotRetryableError(DurableError):
     """``celery_durable.retry`` was asked for a run that did not end in FAILURE."""
+
+
+class RunNotCancellableError(DurableError):
+    """``celery_durable.cancel`` was asked for a run that has not begun, or that has ended."""
 
 
 class RecoveryLimitExceeded(DurableError):

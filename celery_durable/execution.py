@@ -7,8 +7,9 @@ The seam: with :mod:`task`, :mod:`message`, :mod:`outcome`, :mod:`hold`, :mod:`d
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
+from functools import cache
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -18,8 +19,8 @@ from celery.app.task import get_actual_ignore_result  # type: ignore[attr-define
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
-from . import message, outcome
-from .attempt import Attempt, Surroundings, Terms, running_step
+from . import call, message, outcome, report
+from .attempt import Attempt, Surroundings, running_step
 from .context import AsyncDurableContext, DurableContext
 from .driver import on_loop, wait_for
 from .exceptions import (
@@ -29,12 +30,14 @@ from .exceptions import (
     JournalUnavailableError,
     RecoveryLimitExceeded,
     RetryableError,
+    TaskCancelled,
     TerminalError,
 )
 from .failure import leading, portable, shown
 from .hold import Hold
-from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, NotNow, RetryStep
-from .journal import Busy, Delivery, Finished, Foreign, MemoryJournal, Verdict
+from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, NotNow, RetryStep, Sleep
+from .journal import Delivery, MemoryJournal
+from .redelivery import turn_away
 from .step import NOT_A_FAILURE
 
 if TYPE_CHECKING:
@@ -49,6 +52,9 @@ current: ContextVar[Execution | None] = ContextVar("celery_durable_execution", d
 
 # Where Celery's request keeps the execution that opened a run, for what happens outside of the body.
 _OPENED = "durable_execution"
+
+# Celery looks its loggers up anew each time.
+_task_logger = cache(get_task_logger)
 
 # Celery's eager retries are calls within the call: one journal over all of them.
 _eager_journals: dict[str, MemoryJournal] = {}
@@ -93,12 +99,6 @@ class Execution:
     def _interrupt(self) -> Interrupt | None:
         """What ended the attempt, even if user code has swallowed it."""
         return self._refused or (self.attempt.interrupt if self.attempt is not None else None)
-
-    @property
-    def _accepted(self) -> frozenset[str]:
-        """What the app reads of serialized content, in messages or in results."""
-        conf = self.task.app.conf
-        return frozenset([*conf.accept_content, *(conf.result_accept_content or ())])
 
     # -- the main path
 
@@ -178,21 +178,13 @@ class Execution:
         task = self.task
         self._delivery = delivery = self._in_memory() if self.direct or self.eager else self._in_redis()
         assert self.hold is not None  # noqa: S101
-        settings = self.hold.settings
-        terms = Terms(
-            inline_retry_limit=settings.inline_retry_limit,
-            max_entry_size=settings.max_entry_size,
-            serializer=settings.serializer,
-            accept=self._accepted,
-            progress_forgives=not task.opinionated or task.retry_rules.resets_on_progress,
-        )
-        log = get_task_logger(task.name)
+        log = _task_logger(task.name)
         about = Surroundings(delivery.task_id, task.name, self.request, log, direct=self.direct, eager=self.eager)
         self.request.__dict__[_OPENED] = self
-        attempt = self.hold.open(delivery, about, terms)
+        attempt = self.hold.open(delivery, about, task.durable_terms)
         if attempt.reopened:
             logger.info("task %s: the failed run is reopened, with fresh budgets", delivery.task_id)
-        self._check_recoveries(attempt, settings.max_recoveries)
+        self._check_recoveries(attempt, self.hold.settings.max_recoveries)
         return attempt
 
     def _in_redis(self) -> Delivery:
@@ -200,7 +192,7 @@ class Execution:
 
         store = store_of(self.task.app)
         self.hold = store.hold(self.request.id, self.task.durable_settings)
-        return message.delivery_of(self.task, self.request, self.args, self.kwargs)
+        return call.delivery_of(self.task, self.request, self.args, self.kwargs)
 
     def _in_memory(self) -> Delivery:
         task_id = str(uuid4()) if self.direct else self.request.id
@@ -241,7 +233,7 @@ class Execution:
     def _recordable(self, attempt: Attempt, value: Any) -> str:
         """The result as text; where it goes nowhere, none is needed."""
         try:
-            return outcome.of_value(value, self.task.app.conf.result_serializer)
+            return outcome.of_value(value, attempt.terms.result_serializer)
         except Exception as error:
             request = self.request
             wanted = request.callbacks or request.chain or request.chord
@@ -250,7 +242,7 @@ class Execution:
             raise attempt.end_run(
                 EntryNotRecordableError(
                     f"task {attempt.about.task_id} returned a {type(value).__name__}, which Celery's result serializer "
-                    f"{self.task.app.conf.result_serializer!r} does not take: {error}"
+                    f"{attempt.terms.result_serializer!r} does not take: {error}"
                 )
             ) from error
 
@@ -276,18 +268,22 @@ class Execution:
             case Retry() | Ignore() | Reject():
                 raise self._celery_said(error)
             case _ if isinstance(error, NOT_A_FAILURE):
-                # The process is going down, and the lease with it.
+                # The process is going down: another one is to go on at once.
                 if self.hold is not None:
-                    self.hold.let_go()
+                    self.hold.give_up()
                 raise error
         raise self._failed_attempt(leading(error))
 
     def _interrupted(self, interrupt: Interrupt) -> Any:
         match interrupt:
             case NotNow(verdict=verdict):
-                return self._not_now(verdict)
+                assert self.hold is not None  # noqa: S101
+                fresh = self._delivery is not None and self._delivery.fresh
+                return turn_away(verdict, self.task, self.request, self.hold, fresh=fresh)
             case RetryStep():
                 raise self._retry(interrupt.error, interrupt.delay, {})
+            case Sleep():
+                raise self._sleep(interrupt)
             case FailAttempt():
                 raise self._failed_attempt(interrupt.error)
             case EndRun():
@@ -309,7 +305,8 @@ class Execution:
             case Reject() if not said.requeue:  # type: ignore[attr-defined]
                 return self._fail(said)
             case _:
-                self.hold.suspend(0.0, {})
+                # The message goes back to the broker, which brings it again.
+                self.hold.suspend(0.0, {}, slack=self.hold.settings.lease)
         return said
 
     def _failed_attempt(self, error: BaseException) -> BaseException:
@@ -360,10 +357,17 @@ class Execution:
     def _fail(self, error: BaseException) -> BaseException:
         """End the run as failed; the exception for Celery."""
         error = portable(error)
-        if self.hold is not None and not self.direct:
-            self.hold.finish("failed", outcome.of_error(error))
-            self._forget_eager()
-        return error
+        if self.hold is None or self.direct:
+            return error
+        cancelled = isinstance(error, TaskCancelled) and not self.eager
+        self.hold.finish("revoked" if cancelled else "failed", outcome.of_error(error))
+        self._forget_eager()
+        if not cancelled:
+            return error
+        logger.info("task %s: cancelled", self.request.id)
+        if not report.revoked(self.task, self.request, error):
+            self.hold.not_delivered()
+        return Ignore("the run was cancelled")
 
     def fail_after_all(self, error: BaseException) -> BaseException:
         """A retry was announced to the journal, and cannot be sent."""
@@ -371,13 +375,31 @@ class Execution:
             self.hold.ended = False
         return self._fail(error)
 
+    def _sleep(self, sleep: Sleep) -> BaseException:
+        """Suspend the run until it is to wake up; the journal alone keeps that wait."""
+        assert self.hold is not None  # noqa: S101
+        assert self.attempt is not None  # noqa: S101
+        # Said first: once the lease is given back the run may go on, and end, before this process says another word.
+        self.hold.prove_lease()
+        report.suspended(self.task, self.request, sleep.until_text)
+        wait = max(0.0, (sleep.until - self.attempt.now()) / 1000)
+        self.hold.suspend(wait, message.resume_as_is(self.request))
+        return Ignore("the run sleeps")
+
     def _retry(
         self, error: BaseException, delay: float, fields: dict[str, str], *, by_policy: bool = False
     ) -> BaseException:
-        """Suspend the run and publish a Celery retry; the exception that shows it as RETRY."""
+        """Suspend the run until its next attempt; the exception that shows it as RETRY.
+
+        The broker carries the wait if it is short, else the journal.
+        """
         assert self.hold is not None  # noqa: S101
         delay = 0.0 if self.eager else message.sendable_delay(self.task.app, delay)
-        self.hold.suspend(delay, fields)
+        fields = {**fields, **message.resume_of_retry(self.request, by_policy=by_policy)}
+        if delay > self.hold.settings.max_broker_delay:
+            self.hold.suspend(delay, fields)
+            return _shown_as_retry(error, delay)
+        self.hold.suspend(delay, fields, slack=self.hold.settings.lease)
         return self._publish(error, delay, by_policy=by_policy)
 
     def _lost(self, error: DurableError) -> BaseException:
@@ -399,62 +421,11 @@ class Execution:
         except Exception as unsendable:
             # No broker that is away, which passes, but a message that cannot be.
             return self.fail_after_all(unsendable)
-        retry: BaseException = Retry(exc=error, when=delay, is_eager=self.eager, sig=signature)  # type: ignore[arg-type]
-        retry.__cause__ = error
-        return retry
+        return _shown_as_retry(error, delay, is_eager=self.eager, sig=signature)
 
     def _forget_eager(self) -> None:
         if self.eager:
             _eager_journals.pop(self.request.id, None)
-
-    # -- deliveries that do not begin an attempt
-
-    def _not_now(self, verdict: Verdict) -> Any:
-        match verdict:
-            case Busy(wait=wait, reason=reason):
-                logger.info("task %s: %s; looking again in %g s", self.request.id, reason, wait)
-                message.send_hint(self.task, self.request, wait)
-                raise Ignore(reason)
-            case Foreign(task=task, fields=fields):
-                logger.error(
-                    "task %s refused: the id belongs to a run of %s%s; send it under a new task_id",
-                    self.request.id, task, " with other arguments" if task == self.task.name else "",
-                )  # fmt: skip
-                if self.task.track_started:
-                    # Celery has written STARTED over it.
-                    self._store_again(outcome.read(fields, self._accepted))
-                raise Ignore("the id belongs to another run")
-            case Finished(fields=fields):
-                return self._deliver_again(outcome.read(fields, self._accepted))
-        raise AssertionError(verdict)  # pragma: no cover
-
-    def _deliver_again(self, ended: outcome.Outcome) -> Any:
-        """A run that has finished: its recorded outcome, and what hangs on it only if that was not sent yet."""
-        assert self.hold is not None  # noqa: S101
-        if ended.status in ("ignored", "gone"):
-            raise Ignore(f"the run is over: {ended.status}")
-        if not ended.delivered:
-            self.hold.will_deliver(ended.status)
-            if ended.error is not None:
-                raise ended.error
-            return ended.value
-        is_hint = message.header_of(self.request).get("hint")
-        logger.log(
-            logging.INFO if is_hint else logging.WARNING,
-            "task %s already finished at %s; use a new task_id to run again",
-            self.request.id, ended.ended.isoformat(timespec="seconds"),
-        )  # fmt: skip
-        self._store_again(ended)
-        raise Ignore("already finished")
-
-    def _store_again(self, ended: outcome.Outcome) -> None:
-        """Put a recorded outcome into the result backend; nothing else hangs on that."""
-        if ended.status not in ("succeeded", "failed") or get_actual_ignore_result(self.task, self.request):
-            return
-        result, state = (ended.value, states.SUCCESS) if ended.error is None else (ended.error, states.FAILURE)
-        self.task.backend.store_result(
-            self.request.id, result, state, traceback=ended.traceback or None, request=self.request
-        )
 
     # -- after Celery has stored the result
 
@@ -473,21 +444,24 @@ class Execution:
             logger.error("task %s: its end could not be journaled: %s", self.request.id, error)
         finally:
             self.hold.close(delivered=delivered and self.hold.outcome_is(state))
+            # They hold each other: unless they are parted, all of the run waits for the garbage collector.
+            self.request.__dict__.pop(_OPENED, None)
             if state != states.RETRY:
                 self._forget_eager()
 
     # -- the user's own retry
 
-    def before_user_retry(self, delay: float, limit: int | None) -> None:
-        """``self.retry()`` is about to publish: the journal is told first when the run goes on.
+    def before_user_retry(self, delay: float, limit: int | None, changes: Mapping[str, str]) -> bool:
+        """``self.retry()`` is about to publish: the journal is told first when the run goes on, and what *changes*.
 
-        Not with what: until the message with other arguments is out, the one that is being handled may be all there is.
+        Returns whether the journal carries the wait, so that nothing is to be published.
         """
         within = limit is None or self.request.retries + 1 <= limit
         if not within or self.hold is None or self.attempt is None:
-            return
+            return False
+        by_journal = delay > self.hold.settings.max_broker_delay and not self.eager
         try:
-            self.hold.suspend(delay, {})
+            self.hold.suspend(delay, changes, slack=0.0 if by_journal else self.hold.settings.lease)
         except Fenced:
             raise Ignore("another attempt has taken over") from None
         except JournalLost as lost:
@@ -495,6 +469,14 @@ class Execution:
             logger.error("task %s: self.retry() could not be journaled: %s", self.request.id, lost)
             self.attempt.interrupt = None
             self.hold.let_go()
+            return False
+        return by_journal
+
+
+def _shown_as_retry(error: BaseException, delay: float, **options: Any) -> BaseException:
+    retry: BaseException = Retry(exc=error, when=delay, **options)  # type: ignore[arg-type]
+    retry.__cause__ = error
+    return retry
 
 
 def _misfit(error: BaseException) -> BaseException:

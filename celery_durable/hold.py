@@ -15,7 +15,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from .attempt import Attempt, Surroundings, Terms
 from .driver import answer
-from .exceptions import JournalUnavailableError
+from .exceptions import JournalUnavailableError, JournalUnreadableError
 from .interrupts import Interrupt, JournalLost, NotNow
 from .journal import Busy, Delivery, Journal, JournalGone, Opened
 from .settings import Settings
@@ -70,12 +70,29 @@ class Hold:
 
     # -- the end of the attempt
 
-    def suspend(self, delay: float, fields: Mapping[str, str]) -> None:
-        """The run goes on in *delay* seconds, in another attempt."""
+    def suspend(self, delay: float, fields: Mapping[str, str], slack: float = 0.0) -> None:
+        """The run goes on in *delay* seconds, in another attempt.
+
+        *slack*: seconds more until a worker sends it, where a message of the broker is to bring it back.
+        """
         if self.attempt is not None and not self.ended:
             words = {**self.attempt.last_words(), **fields}
-            self._tell(self.attempt, lambda: self.journal.suspend(delay, words))
+            self._tell(self.attempt, lambda: self.journal.suspend(delay, words, slack))
             self.let_go()
+
+    def prove_lease(self) -> None:
+        """Before something is said elsewhere: no other attempt has taken over, as far as can be known."""
+        if self.attempt is not None and self.journal.lease_in_doubt:
+            self._tell(self.attempt, self.journal.prove_lease)
+
+    def give_up(self) -> None:
+        """This process is about to die: the run is another's at once."""
+        if self.attempt is not None and not self.ended:
+            self.let_go()
+            try:
+                self.journal.release()
+            except (JournalUnavailableError, JournalUnreadableError) as error:
+                logger.warning("task %s: its lease lapses by itself: %s", self.attempt.about.task_id, error)
 
     def finish(self, status: str, outcome: str | None) -> None:
         """The run has ended; its outcome is to be delivered."""
@@ -92,7 +109,7 @@ class Hold:
                 # All is done: to begin anew would do it twice.
                 logger.error("the outcome of task %s is not journaled: %s", self.attempt.about.task_id, lost)
                 self.attempt.interrupt = None
-            self.let_go()
+            self.ended = self.attempt.closed = True
             self.will_deliver(status)
 
     def outcome_is(self, state: str | None) -> bool:
@@ -100,9 +117,15 @@ class Hold:
         return state is not None and (self._status != "succeeded" or state != states.FAILURE)
 
     def will_deliver(self, status: str) -> None:
-        """When this delivery is over, the run's outcome has been delivered."""
+        """When this delivery is over, the run's outcome has been delivered; until then nobody else is to do it."""
         self._status = status
         self._keep = self._retention(status)
+        if self._lease is not None:
+            self._lease.keep()
+
+    def not_delivered(self) -> None:
+        """The outcome did not arrive: a worker tries again when the lease has lapsed."""
+        self._keep = None
 
     def let_go(self) -> None:
         """End the attempt; nothing more is said of it."""
@@ -124,7 +147,7 @@ class Hold:
             self.journal.close()
 
     def _retention(self, status: str) -> float:
-        return self.settings.failure_retention if status == "failed" else self.settings.retention
+        return self.settings.failure_retention if status in ("failed", "revoked") else self.settings.retention
 
     @staticmethod
     def _tell(attempt: Attempt, write: Callable[[], None]) -> None:

@@ -6,6 +6,8 @@ caught at the edge of the task, nowhere else.
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 from .exceptions import DurableError
 from .journal import Verdict
 
@@ -21,6 +23,18 @@ class RetryStep(Interrupt):
         super().__init__(f"step {step!r} is to be retried in {delay:g} s")
         self.error = error
         self.delay = delay
+
+
+class Sleep(Interrupt):
+    """The run sleeps: it goes on in a later attempt, at *until* (ms since the epoch, by Redis' clock)."""
+
+    def __init__(self, until: int) -> None:
+        super().__init__(f"asleep until {until}")
+        self.until = until
+
+    @property
+    def until_text(self) -> str:
+        return datetime.fromtimestamp(self.until / 1000, timezone.utc).isoformat(timespec="milliseconds")
 
 
 class FailAttempt(Interrupt):

@@ -2,15 +2,19 @@
 
 A run is one hash; every value is text. Layout 1:
 
-    v            layout version                    status       running | suspended | succeeded | failed | ignored
+    v            layout version                    status       running | suspended
+                                                                or succeeded | failed | revoked | ignored
     task         name of the task                  attempt      number of the newest attempt
     fingerprint  hash of the arguments             fence, owner its token, and the process that opened it
     call         how to send the task again, JSON  created, opened, due, ended    ms since the epoch, by Redis' clock
+    resume       what is new in that since the last suspension, JSON
     seed         of uuid() and random()            progress     newest attempt that recorded a step
     nesting      how often it was replaced         recoveries   attempts in a row that died without progress
     failures, failing_since                        the task retry policy's count
     outcome      how the run ended, JSON           delivered    1: the result backend has it, callbacks are sent
-    step:<n>     the n-th step: {"name", "state": started | retrying | done | failed, "attempts", ..., "value"}
+    cancel       requested | raised                resent       messages sent by recovery since the last attempt began
+    step:<n>     the n-th step: {"name", "state": started | retrying | done | failed | cancelled, "attempts", ...,
+                 "value"}, or wait: {"name", "state": sleeping | cancelled, "until"}
     uuid:<n>     the n-th uuid()                   time:<n>, now:<n>   the n-th time(), now()
 
 Imports neither Celery nor Redis.
@@ -130,8 +134,20 @@ class Journal(Protocol):
         """Ask whether the lease is still ours; raises Fenced or JournalUnavailableError."""
         ...
 
-    def suspend(self, delay: float, fields: Mapping[str, str]) -> None:
-        """Give the lease back until *delay* seconds from now."""
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether somebody has asked to cancel the run."""
+        ...
+
+    def suspend(self, delay: float, fields: Mapping[str, str], slack: float = 0.0) -> None:
+        """Give the lease back until *delay* seconds from now.
+
+        If no message has begun an attempt *slack* seconds after that, a worker sends one.
+        """
+        ...
+
+    def release(self) -> None:
+        """Give the lease back at once: this process is about to die."""
         ...
 
     def finish(self, status: str, keep: float, fields: Mapping[str, str]) -> None:
@@ -158,16 +174,21 @@ class Entry:
     state: str
     attempts: int = 1
     first: int | None = None
+    until: int | None = None
     error: dict[str, Any] | None = None
     marks: dict[str, str] = field(default_factory=dict)
     value: bytes = b""
 
     @property
     def settled(self) -> bool:
-        return self.state in ("done", "failed")
+        return self.state in ("done", "failed", "cancelled")
+
+    @property
+    def kind(self) -> str:
+        return "sleep" if self.until is not None else "step"
 
 
-_STATES = {state: state for state in ("started", "retrying", "done", "failed")}
+_STATES = {state: state for state in ("started", "retrying", "done", "failed", "cancelled", "sleeping")}
 _VALUE = b',"value":'
 _DONE = re.compile(rb'\{"name":"(?:[^"\\]|\\.)*","state":"done"')
 # What nearly every entry looks like: reading it so costs a third of parsing it.
@@ -190,7 +211,7 @@ def started_entry(name: str, attempts: int, first: int) -> str:
 
 
 def open_entry(name: str, state: str, attempts: int, **facts: Any) -> str:
-    """A step that has no result (yet): retrying or failed."""
+    """A step that has no result (yet), or a wait."""
     return json.dumps({"name": name, "state": state, "attempts": attempts, **facts}, separators=(",", ":"))
 
 
@@ -209,7 +230,7 @@ def read_entry(field_name: str, raw: bytes) -> Entry:
     try:
         facts = json.loads(head + b"}" if found else head)
         name, state, attempts = str(facts["name"]), _STATES[facts["state"]], int(facts["attempts"])
-        entry = Entry(name, state, attempts, facts.get("first"), facts.get("error"))
+        entry = Entry(name, state, attempts, facts.get("first"), facts.get("until"), facts.get("error"))
     except (ValueError, KeyError, TypeError):
         raise _damaged(field_name, raw) from None
     if found:
@@ -242,6 +263,7 @@ class MemoryJournal:
 
     lease_in_doubt = False
     owes = False
+    cancel_requested = False
 
     def __init__(self) -> None:
         self.fields: Fields = {}
@@ -269,12 +291,14 @@ class MemoryJournal:
 
     def prove_lease(self) -> None: ...
 
-    def suspend(self, delay: float, fields: Mapping[str, str]) -> None:  # noqa: ARG002
+    def suspend(self, delay: float, fields: Mapping[str, str], slack: float = 0.0) -> None:  # noqa: ARG002
         self.send({**fields, "status": "suspended"})
 
     def finish(self, status: str, keep: float, fields: Mapping[str, str]) -> None:  # noqa: ARG002
         self.send({**fields, "status": status})
 
     def deliver(self, keep: float) -> None: ...
+
+    def release(self) -> None: ...
 
     def close(self) -> None: ...

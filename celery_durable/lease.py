@@ -9,12 +9,14 @@ import time
 from weakref import WeakSet
 
 from .exceptions import JournalUnavailableError, JournalUnreadableError
-from .redis_journal import RedisJournal
+from .redis_journal import SHORT_PATIENCE, RedisJournal
 from .wire import Wires
 
 logger = logging.getLogger("celery_durable")
 
 RENEWALS_PER_LEASE = 3
+_LONGEST_PERIOD = 1.0
+"""Seconds: a renewal also tells a long step that its run is to be cancelled."""
 
 
 class Lease:
@@ -34,11 +36,11 @@ class Lease:
 
 
 class LeaseKeeper:
-    """Renews the leases of live attempts, three times a lease."""
+    """Renews the leases of live attempts: three times a lease, and each second."""
 
     def __init__(self, wires: Wires, lease: float) -> None:
         self._wires = wires
-        self._period = lease / RENEWALS_PER_LEASE
+        self._period = min(lease / RENEWALS_PER_LEASE, _LONGEST_PERIOD)
         self._held: set[RedisJournal] = set()
         self._thread: threading.Thread | None = None
         _everywhere.add(self)
@@ -54,6 +56,17 @@ class LeaseKeeper:
     def drop(self, journal: RedisJournal) -> None:
         """Renew it no more."""
         self._held.discard(journal)
+
+    def give_back(self) -> None:
+        """The process ends amid these attempts: others are to go on at once."""
+        held, self._held = self._held, set()
+        if held:
+            wire = self._wires.take()
+            wire.send(*(journal.handover() for journal in held))
+            try:
+                wire.replies(SHORT_PATIENCE)
+            except JournalUnavailableError as error:
+                logger.warning("%d leases lapse by themselves: %s", len(held), error)
 
     def forget(self) -> None:
         """In a forked child: the parent's attempts are not ours, and its thread is not here."""
@@ -77,8 +90,7 @@ class LeaseKeeper:
             for journal in held:
                 wire.send(journal.renewal())
             for journal, renewed in zip(held, wire.replies(), strict=True):
-                if renewed == 1:
-                    journal.renewed(sent)
+                journal.renewed(renewed, sent)
         except JournalUnavailableError as error:
             logger.warning("cannot renew the leases of %d attempts: %s", len(held), error)
         except JournalUnreadableError as error:
@@ -98,6 +110,12 @@ _everywhere: WeakSet[LeaseKeeper] = WeakSet()
 def _forget_all() -> None:
     for keeper in _everywhere:
         keeper.forget()
+
+
+def give_all_back() -> None:
+    """The leases of all attempts that this process is amid of."""
+    for keeper in _everywhere:
+        keeper.give_back()
 
 
 os.register_at_fork(after_in_child=_forget_all)

@@ -1,24 +1,15 @@
-"""Celery messages of a run: what a delivery says, what the journal keeps of it, and how it is sent again."""
+"""Celery messages of a run: what the library's own header says, and how a retry is sent."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import time
-from contextlib import suppress
 from typing import Any
 
-from celery.app.task import get_actual_ignore_result  # type: ignore[attr-defined]
 from celery.exceptions import Reject
 from celery.utils.log import get_logger
 from celery.utils.quorum_queues import detect_quorum_queues
 from kombu.exceptions import OperationalError
-from kombu.serialization import dumps
-from kombu.utils import json as kombu_json
-
-from .journal import Delivery
-from .serializers import load_content
 
 logger = get_logger("celery_durable")
 
@@ -40,32 +31,6 @@ def library_retries(request: Any) -> int:
     return int(header_of(request).get("retries", 0))
 
 
-def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
-    """The message that is being handled, as the journal needs to know it."""
-    header = header_of(request)
-    redelivered = bool((request.delivery_info or {}).get("redelivered"))
-    return Delivery(
-        task_id=request.id,
-        task=task.name,
-        fingerprint=fingerprint(args, kwargs),
-        call=saved_call(task, request, args, kwargs),
-        nesting=request.replaced_task_nesting or 0,
-        fresh="reopen" in header or not (redelivered or request.retries or header),
-        reopen=header.get("reopen", ""),
-        changed=int(header.get("changed", 0)),
-        hint=bool(header.get("hint")),
-    )
-
-
-def fingerprint(args: Any, kwargs: Any) -> str:
-    """A hash of the arguments; of those that JSON cannot tell apart, their number only."""
-    try:
-        text = kombu_json.dumps([args, kwargs], sort_keys=True)
-    except Exception:  # pickled arguments: no text of theirs is stable
-        text = f"{len(args)} {sorted(kwargs)}"
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
 def step_retries(request: Any) -> int:
     """How many of ``request.retries`` the retry options of steps asked for."""
     return library_retries(request) - int(header_of(request).get("by_policy", 0))
@@ -74,54 +39,6 @@ def step_retries(request: Any) -> int:
 def own_retries(request: Any) -> int:
     """How many of ``request.retries`` user code asked for, by ``self.retry()``."""
     return int(request.retries or 0) - library_retries(request)
-
-
-# -- what is kept for Retry --------------------------------------------------------------------------------------------
-
-
-def saved_call(task: Any, request: Any, args: Any, kwargs: Any) -> str:
-    """All that is needed to send the task again, as JSON."""
-    options = request.as_execution_options()
-    headers = {name: value for name, value in (options["headers"] or {}).items() if name != HEADER}
-    if changed := header_of(request).get("changed"):
-        headers[HEADER] = {"changed": changed}
-    options["headers"] = headers
-    options["ignore_result"] = get_actual_ignore_result(task, request)
-    # Expiry is honoured until the first attempt begins, and this one has begun.
-    for fact in ("retries", "expires"):
-        options.pop(fact, None)
-    info = request.delivery_info or {}
-    if info.get("priority") is not None:
-        options["priority"] = info["priority"]
-    if info.get("exchange") == "" and info.get("routing_key"):
-        options["queue"] = info["routing_key"]
-    else:
-        options |= {name: info[name] for name in ("exchange", "routing_key") if info.get(name)}
-    call = {"args": args, "kwargs": kwargs, "options": options}
-    conf = task.app.conf
-    serializers = dict.fromkeys([task.serializer or conf.task_serializer, *conf.accept_content])
-    for serializer in list(serializers)[:-1]:
-        with suppress(Exception):  # the message itself may have been sent by another one
-            return _call_text(call, serializer)
-    return _call_text(call, list(serializers)[-1])
-
-
-def _call_text(call: dict[str, Any], serializer: str) -> str:
-    if serializer == "json":
-        return kombu_json.dumps(call)
-    content_type, charset, data = dumps(call, serializer)
-    raw: Any = data
-    raw = raw.encode() if isinstance(raw, str) else raw
-    return json.dumps({"content_type": content_type, "charset": charset, "data": base64.b64encode(raw).decode()})
-
-
-def load_call(text: bytes | str, accept: frozenset[str]) -> dict[str, Any]:
-    """What :func:`saved_call` kept: ``args``, ``kwargs`` and ``options``."""
-    call = kombu_json.loads(text)
-    if "content_type" in call:
-        raw = base64.b64decode(call["data"])
-        return load_content(raw, call["content_type"], call["charset"], accept)  # type: ignore[no-any-return]
-    return call  # type: ignore[no-any-return]
 
 
 # -- sending again -----------------------------------------------------------------------------------------------------
@@ -135,21 +52,36 @@ def send_retry(task: Any, request: Any, delay: float, *, by_policy: bool = False
     return _send(task, request, delay, header, retries=request.retries + 1)
 
 
-def reopening(headers: dict[str, Any] | None, nonce: str) -> dict[str, Any]:
-    """The *headers* of a message that is to reopen a failed run, once."""
-    headers = headers or {}
-    return {**headers, HEADER: {**headers.get(HEADER, {}), "reopen": nonce}}
-
-
-def send_hint(task: Any, request: Any, delay: float) -> Any:
-    """Publish the message again, as a reminder to look at the run later."""
-    header = {**header_of(request), "hint": 1}
-    return _send(task, request, sendable_delay(task.app, delay), header, retries=request.retries)
-
-
 def eager_signature(task: Any, request: Any, delay: float, *, by_policy: bool = False, reopen: str = "") -> Any:  # noqa: ARG001
     """The signature by which Celery's eager mode runs a retry, at once."""
     return _signature(task, request, delay, _next_header(request, by_policy), request.retries + 1)
+
+
+# -- what a message is to say that brings a suspended run back ---------------------------------------------------------
+
+
+def resume_of_retry(request: Any, *, by_policy: bool = False) -> dict[str, str]:
+    """After a retry of the library's own."""
+    return _resume(request.retries + 1, _next_header(request, by_policy))
+
+
+def resume_of_user_retry(request: Any, header: dict[str, Any]) -> dict[str, str]:
+    """After ``self.retry()``, whose message has this header."""
+    return _resume(request.retries + 1, header)
+
+
+def resume_as_is(request: Any) -> dict[str, str]:
+    """After a wait that is no retry."""
+    return _resume(request.retries, lasting(header_of(request)))
+
+
+def _resume(retries: int, header: dict[str, Any]) -> dict[str, str]:
+    return {"resume": json.dumps({"retries": retries, "header": header})}
+
+
+def lasting(header: dict[str, Any]) -> dict[str, Any]:
+    """What of our header is not about one message alone."""
+    return {name: fact for name, fact in header.items() if name not in ("hint", "reopen")}
 
 
 def _next_header(request: Any, by_policy: bool) -> dict[str, Any]:

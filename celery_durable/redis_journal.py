@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -22,9 +23,20 @@ from .journal import LAYOUT, Busy, Delivery, Fields, Finished, Foreign, JournalG
 from .wire import Wire, Wires, call, pack, pack_parts, script
 
 SHARDS = 16
-_SHORT_PATIENCE = 1.0
+SHORT_PATIENCE = 1.0
+"""Seconds that a process with others to serve, or about to die, waits for Redis."""
 _UNDELIVERED_MS = 24 * 3600 * 1000
 _PAIRS_PER_WRITE = 1000
+
+
+def shard_prefix(prefix: str, shard: int) -> str:
+    """What the keys of a shard begin with."""
+    return f"{prefix}{{{shard}}}:"
+
+
+def owner_name(pid: int) -> str:
+    """A process of this machine, as the journal names it."""
+    return f"{socket.gethostname()}:{pid}"
 
 
 class Keys(NamedTuple):
@@ -37,13 +49,21 @@ class Keys(NamedTuple):
 
     @classmethod
     def of(cls, prefix: str, task_id: str) -> Keys:
-        shard = f"{prefix}{{{crc32(task_id.encode()) % SHARDS}}}:"
+        shard = shard_prefix(prefix, crc32(task_id.encode()) % SHARDS)
         return cls(task_id, f"{shard}run:{task_id}", f"{shard}leases", f"{shard}due")
 
     @property
     def all(self) -> tuple[str, str, str]:
         """What every script but ``record`` is given."""
         return self.run, self.leases, self.due
+
+
+_REASONS = {
+    "busy": "another attempt holds the lease",
+    "replaced": "the task that it replaces has not ended",
+    "early": "it is not due yet",
+    "outdated": "a newer message has other arguments",
+}
 
 
 class RedisJournal:
@@ -57,6 +77,7 @@ class RedisJournal:
         self._fence = b""
         self._record = b""
         self._renewed = 0.0
+        self.cancel_requested = False
 
     @property
     def wire(self) -> Wire:
@@ -71,10 +92,10 @@ class RedisJournal:
         opening = time.monotonic()
         fence = os.urandom(6).hex()
         begin = call(
-            "open", keys.all, keys.task_id, fence, _ms(self._lease), LAYOUT,
+            "open", keys.all, keys.task_id, fence, ms(self._lease), LAYOUT,
             delivery.task, delivery.fingerprint, delivery.call, new_seed(),
             delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.hint),
-            f"{socket.gethostname()}:{os.getpid()}", delivery.reopen,
+            owner_name(os.getpid()), delivery.reopen,
         )  # fmt: skip
         self.wire.send(begin, pack("HGETALL", keys.run))
         try:
@@ -85,7 +106,7 @@ class RedisJournal:
             raise
         # Of our writes only an opening and a renewal put the end of the lease off.
         self._renewed = opening
-        return self._verdict(opened, _fields(loaded), fence.encode())
+        return self._verdict(opened, fields_of(loaded), fence.encode())
 
     def _verdict(self, reply: list[Any], fields: Fields, fence: bytes) -> Verdict:
         kind = reply[0].decode()
@@ -93,7 +114,8 @@ class RedisJournal:
         self._fence = fields.get(b"fence", b"")
         if kind == "open":
             self._fence = fence
-            self._record = pack_parts(("EVALSHA", script("record").sha, 1, self._keys.run, self._fence))
+            self.cancel_requested = fields.get(b"cancel") == b"requested"
+            self._record = script("record").call + pack_parts((1, self._keys.run, self._fence))
             return Opened(reply[1], reply[2], reply[3], bool(reply[4]), fields)
         if kind == "finished":
             return Finished(fields)
@@ -101,16 +123,15 @@ class RedisJournal:
             return Foreign(reply[1].decode(), fields)
         if kind == "unreadable":
             check_layout(self._keys, {b"v": reply[1]})
-        reason = "another attempt holds the lease" if kind == "busy" else "not due yet"
-        return Busy(reply[1] / 1000, reason)
+        return Busy(reply[1] / 1000, _REASONS[kind])
 
-    def suspend(self, delay: float, fields: Mapping[str, str]) -> None:
-        self._end("suspend", [_ms(delay)], fields)
+    def suspend(self, delay: float, fields: Mapping[str, str], slack: float = 0.0) -> None:
+        self._end("suspend", [ms(delay), ms(slack)], fields)
 
     def finish(self, status: str, keep: float, fields: Mapping[str, str]) -> None:
         # A broker may deliver a message again for a day; without an outcome all would be done again.
-        ttl = max(_ms(keep), _UNDELIVERED_MS)
-        self._end("finish", [status, ttl, _ms(self._lease)], fields)
+        ttl = max(ms(keep), _UNDELIVERED_MS)
+        self._end("finish", [status, ttl, ms(self._lease)], fields)
 
     def _end(self, script_name: str, facts: list[Any], fields: Mapping[str, str]) -> None:
         pairs = [part for pair in fields.items() for part in pair]
@@ -119,7 +140,11 @@ class RedisJournal:
 
     def deliver(self, keep: float) -> None:
         keys = self._keys
-        self.wire.send(call("deliver", keys.all, self._fence, keys.task_id, _ms(keep)), wanted=False)
+        self.wire.send(call("deliver", keys.all, self._fence, keys.task_id, ms(keep)), wanted=False)
+
+    def release(self) -> None:
+        self.wire.send(self.handover())
+        self.wire.replies(SHORT_PATIENCE)
 
     def close(self) -> None:
         if self._wire is not None:
@@ -130,12 +155,12 @@ class RedisJournal:
 
     def send(self, fields: Mapping[str, str], *, with_next: bool = False) -> None:
         if len(fields) > _PAIRS_PER_WRITE:
-            pairs = list(fields.items())
-            for start in range(0, len(pairs), _PAIRS_PER_WRITE):
-                self.send(dict(pairs[start : start + _PAIRS_PER_WRITE]))
+            items = list(fields.items())
+            for start in range(0, len(items), _PAIRS_PER_WRITE):
+                self.send(dict(items[start : start + _PAIRS_PER_WRITE]))
             return
-        encoded = [part.encode() for pair in fields.items() for part in pair]
-        self.wire.send(b"*%d\r\n" % (5 + len(encoded)) + self._record + pack_parts(encoded), with_next=with_next)
+        pairs = pack_parts(chain.from_iterable(fields.items()))
+        self.wire.send(b"*%d\r\n" % (5 + 2 * len(fields)) + self._record + pairs, with_next=with_next)
 
     @property
     def owes(self) -> bool:
@@ -151,9 +176,11 @@ class RedisJournal:
 
     def _check(self, replies: list[Any]) -> None:
         for reply in replies:
-            if reply == 0:
+            if reply == 2:
+                self.cancel_requested = True
+            elif reply == 0:
                 raise Fenced
-            if reply == -1:
+            elif reply == -1:
                 raise JournalGone(f"the journal {self._keys.run} is gone: was it evicted, or Redis flushed?")
 
     def _replies(self) -> list[Any]:
@@ -180,43 +207,18 @@ class RedisJournal:
 
     def renewal(self) -> bytes:
         """The command that renews the lease, for this connection or for another one."""
-        return call("renew", self._keys.all, self._fence, self._keys.task_id, _ms(self._lease))
+        return call("renew", self._keys.all, self._fence, self._keys.task_id, ms(self._lease))
 
-    def renewed(self, sent: float) -> None:
-        """The lease was renewed by a command sent at monotonic time *sent*."""
-        self._renewed = sent
+    def handover(self) -> bytes:
+        """The command that gives the lease back, for this connection or for another one."""
+        return call("release", self._keys.all, self._keys.task_id, "fence", self._fence)
 
-
-def condemn(wires: Wires, keys: Keys, keep: float, outcome: str) -> None:
-    """End a live run as failed from outside of its attempt; one that is not live is left alone.
-
-    Asked by a worker's main process, which has others to serve: it does not wait for long.
-    """
-    wire = wires.take()
-    try:
-        wire.send(call("condemn", keys.all, keys.task_id, _ms(keep), "outcome", outcome))
-        wire.replies(_SHORT_PATIENCE)
-    finally:
-        wires.give_back(wire)
-
-
-def load(wires: Wires, keys: Keys) -> Fields:
-    """The journal as it stands; empty if there is none.
-
-    Raises:
-        JournalUnreadableError: it is of another layout.
-    """
-    wire = wires.take()
-    try:
-        wire.send(pack("HGETALL", keys.run))
-        [loaded] = wire.replies()
-    except JournalUnreadableError as error:
-        raise not_a_journal(keys) from error
-    else:
-        check_layout(keys, _fields(loaded))
-        return _fields(loaded)
-    finally:
-        wires.give_back(wire)
+    def renewed(self, reply: int, sent: float) -> None:
+        """What Redis said to a renewal that was sent at monotonic time *sent*."""
+        if reply > 0:
+            self._renewed = sent
+        if reply == 2:
+            self.cancel_requested = True
 
 
 def not_a_journal(keys: Keys) -> JournalUnreadableError:
@@ -235,10 +237,10 @@ def check_layout(keys: Keys, fields: Fields) -> None:
         )
 
 
-def _fields(loaded: Any) -> Fields:
+def fields_of(loaded: Any) -> Fields:
     """A hash, as either version of Redis' protocol gives it."""
     return loaded if isinstance(loaded, dict) else dict(zip(loaded[::2], loaded[1::2], strict=True))
 
 
-def _ms(seconds: float) -> int:
+def ms(seconds: float) -> int:
     return round(seconds * 1000)

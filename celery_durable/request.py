@@ -1,14 +1,19 @@
-"""The worker's side of a delivery: what it must tell the journal when a task's process is killed."""
+"""The worker's side of a delivery: what its main process and the journal tell each other when a task ends badly."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Literal
 
-from celery.exceptions import TimeLimitExceeded
+from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from celery.worker.request import Request
+from celery.worker.state import task_ready
 
 from . import outcome
 from .exceptions import ConfigurationError
+from .runs import Runs
 from .store import store_of
 
 logger = logging.getLogger("celery_durable")
@@ -17,14 +22,61 @@ logger = logging.getLogger("celery_durable")
 class DurableRequest(Request):
     """Runs in the worker's main process."""
 
+    # -- the process of the task is gone
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """A lost child is no failure of a run that has begun: it goes on from its journal."""
+        if self._is_lost(exc_info.exception) and self._has_run(self.worker_pid):
+            logger.warning("task %s: its process died, it goes on from its journal", self.id)
+            task_ready(self)
+            if self.task.acks_late:
+                self.acknowledge()
+            return
+        super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def _is_lost(self, error: Any) -> bool:
+        error = getattr(error, "exc", error)
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+            # Whoever stopped the task has said what becomes of it.
+            return not (self._already_cancelled or self._already_revoked)  # type: ignore[attr-defined]
+        return isinstance(error, WorkerLostError)
+
+    def _has_run(self, pid: Any) -> bool:
+        """Whether the journal knows the run; the process that carried it on is dead."""
+        return bool(pid and self._ask(lambda runs: runs.release(self.id, pid), "its dead process is not journaled"))
+
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A hard time limit ends the run: FAILURE, journal kept."""
         super().on_timeout(soft, timeout)
         if not soft:
-            keep = self.task.durable_settings.failure_retention  # type: ignore[attr-defined]
-            try:
-                store_of(self.app).condemn(self.id, keep, outcome.of_error(TimeLimitExceeded(timeout)))
-            except ConfigurationError:
-                pass  # no journal, so none of this task
-            except Exception as error:
-                logger.error("task %s: its hard time limit could not be journaled: %r", self.id, error)
+            self._condemn("failed", TimeLimitExceeded(timeout))
+
+    # -- revoked, expired
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        self._condemn("revoked", TaskRevokedError(reason))
+        super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
+
+    def maybe_expire(self) -> Literal[True] | None:
+        """Expiry is honoured until the first attempt begins."""
+        expires: datetime | None = self.expires
+        expired = expires is not None and datetime.now(expires.tzinfo) > expires
+        if expired and self._ask(lambda runs: runs.is_known(self.id), "it may have begun before it expired"):
+            return None
+        return super().maybe_expire()
+
+    # -- the journal
+
+    def _condemn(self, status: str, error: BaseException) -> None:
+        keep = self.task.durable_settings.failure_retention  # type: ignore[attr-defined]
+        ended = outcome.of_error(error)
+        self._ask(lambda runs: runs.condemn(self.id, status, keep, ended), "its end could not be journaled")
+
+    def _ask(self, question: Callable[[Runs], bool], otherwise: str) -> bool | None:
+        try:
+            return question(store_of(self.app).runs)
+        except ConfigurationError:
+            pass  # no journal, so none of this task
+        except Exception as error:
+            logger.error("task %s: %s: %r", self.id, otherwise, error)
+        return None

@@ -7,10 +7,9 @@ from uuid import uuid4
 
 from celery import shared_task
 
-from . import tracing
+from .call import Call
 from .exceptions import RunNotRetryableError
 from .journal import Fields, read_entry
-from .message import load_call, reopening
 
 NAME = "celery_durable.retry"
 
@@ -30,15 +29,13 @@ def retry(self: Any, task_id: str) -> dict[str, Any]:
     from .store import store_of
 
     app = self.app
-    fields = store_of(app).load(task_id)
+    fields = store_of(app).runs.load(task_id)
     _check_failed(task_id, fields)
-    call = load_call(fields[b"call"], frozenset(app.conf.accept_content))
-    options: dict[str, Any] = call["options"]
     name = fields[b"task"].decode()
-    with tracing.continued(options.get("headers")):
-        options["headers"] = reopening(options.get("headers"), self.request.id or str(uuid4()))
-        app.send_task(name, call["args"], call["kwargs"], **_routed(app, name, options))
-    where = {key: options.get(key) for key in ("queue", "exchange", "routing_key")}
+    call = Call.load(fields[b"call"], frozenset(app.conf.accept_content))
+    # Named after this request: it reopens the run once, however often the message is delivered.
+    call.send(app, name, {"reopen": self.request.id or str(uuid4())})
+    where = {key: call.options.get(key) for key in ("queue", "exchange", "routing_key")}
     return {"task_id": task_id, "task": name, **where, "note": _note(fields)}
 
 
@@ -52,11 +49,6 @@ def _check_failed(task_id: str, fields: Fields) -> None:
     undelivered = status == "succeeded" and b"delivered" not in fields
     if status != "failed" and not undelivered:
         raise RunNotRetryableError(f"task {task_id} has not ended in FAILURE, its run is {status}: nothing to retry")
-
-
-def _routed(app: Any, name: str, options: dict[str, Any]) -> dict[str, Any]:
-    task = app.tasks.get(name)
-    return {**options, "task_type": task} if task is not None else options
 
 
 def _note(fields: Fields) -> str:

@@ -14,6 +14,9 @@ from .serializers import ACCEPT_ANY, check_serializer
 
 PREFIX = "durable_"
 
+_VISIBILITY = 3600
+"""Seconds: kombu's default where brokers have such a thing."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -23,6 +26,7 @@ class Settings:
     key_prefix: str = "durable:"
     task_retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     inline_retry_limit: float = 0.0
+    max_broker_delay: float = 60.0
     lease: float = 30.0
     max_recoveries: int = 10
     retention: float = timedelta(hours=24).total_seconds()
@@ -48,7 +52,10 @@ class Settings:
     @classmethod
     def of(cls, app: Any) -> Settings:
         """Those of a Celery app."""
-        return cls.read(app.conf, app.namespace)
+        settings = cls.read(app.conf, app.namespace)
+        # A broker delivers again what it holds for longer than that.
+        visibility = (app.conf.broker_transport_options or {}).get("visibility_timeout", _VISIBILITY)
+        return replace(settings, max_broker_delay=min(settings.max_broker_delay, visibility / 2))
 
     def with_options(self, given: Mapping[str, Any], prefix: str = "") -> Settings:
         """These settings with some replaced, after a check of each."""
@@ -98,6 +105,7 @@ _CHECKS: dict[str, Any] = {
     "key_prefix": _prefix,
     "task_retry_policy": _policy,
     "inline_retry_limit": seconds,
+    "max_broker_delay": seconds,
     "lease": _lease,
     "max_recoveries": lambda name, value: whole(name, value, least=0),
     "retention": seconds,

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 from . import codec, tracing
 from .attempt import Attempt, derived_uuid, running_step
+from .cancellation import cancel
 from .driver import Driver
 from .exceptions import (
     ConfigurationError,
@@ -90,6 +91,11 @@ class StepInfo:
         return self._step.attempt.logger
 
     @property
+    def is_cancelled(self) -> bool:
+        """Whether the run is to be cancelled: a long step may end early. Known within about a second."""
+        return self._step.attempt.cancel_requested
+
+    @property
     def idempotency_key(self) -> UUID:
         """The same for every execution of this step of this run, also after Retry, and for no other."""
         step = self._step
@@ -151,7 +157,7 @@ class Step:
         """The recorded value, or the recorded failure."""
         entry = self.entry
         assert entry is not None  # noqa: S101
-        if entry.state == "failed":
+        if entry.state != "done":
             raise failure_of(entry.error or {})
         options, terms = self.options, self.attempt.terms
         try:
@@ -170,6 +176,8 @@ class Step:
     async def perform(self, driver: Driver) -> Any:
         """Execute the action until it is recorded; raise when another attempt must go on."""
         attempt = self.attempt
+        if attempt.cancel_requested:
+            await cancel(attempt, self.position, driver, self.name, self.executions)
         if self.entry is not None:
             await self._count_the_dead(self.entry, driver)
         while True:

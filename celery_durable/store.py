@@ -9,9 +9,9 @@ from weakref import WeakKeyDictionary, ref
 
 from .exceptions import ConfigurationError
 from .hold import Hold
-from .journal import Fields
 from .lease import Lease, LeaseKeeper
-from .redis_journal import Keys, RedisJournal, condemn, load
+from .redis_journal import Keys, RedisJournal
+from .runs import Runs
 from .settings import Settings
 from .wire import Wires
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _SCHEMES = frozenset({"redis", "rediss", "redis+socket", "socket"})
 _LONGEST_READ = 5.0
+_UNLIMITED = 2**31
 
 
 class Store:
@@ -34,9 +35,10 @@ class Store:
         app, url = ref(app), self.url
         self.wires = Wires(lambda: make_pool(app(), url), patience=self.settings.lease)
         self.leases = LeaseKeeper(self.wires, self.settings.lease)
+        self.runs = Runs(self.wires, self.settings.key_prefix, self.settings.lease)
 
     def keys(self, task_id: str) -> Keys:
-        return Keys.of(self.settings.key_prefix, task_id)
+        return self.runs.keys(task_id)
 
     def journal(self, task_id: str) -> RedisJournal:
         return RedisJournal(self.wires, self.keys(task_id), self.settings.lease)
@@ -45,12 +47,6 @@ class Store:
         """A hold on a run, not opened yet; *settings* are those of its task."""
         journal = self.journal(task_id)
         return Hold(journal, settings, Lease(self.leases, journal))
-
-    def load(self, task_id: str) -> Fields:
-        return load(self.wires, self.keys(task_id))
-
-    def condemn(self, task_id: str, keep: float, outcome: str) -> None:
-        condemn(self.wires, self.keys(task_id), keep, outcome)
 
 
 _stores: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
@@ -108,8 +104,8 @@ def make_pool(app: Celery | None, url: str) -> ConnectionPool:
 
     backend: Any = RedisBackend(app=app, url=url.removeprefix("redis+"))
     params = dict(backend.connparams)
-    for unused in ("max_connections", "retry_on_timeout"):
-        params.pop(unused, None)
+    params.pop("retry_on_timeout", None)
+    params["max_connections"] = _UNLIMITED  # each live attempt has one
     params["retry"] = Retry(NoBackoff(), 0)  # the wire tries again, and knows for how long
     for timeout in ("socket_timeout", "socket_connect_timeout"):
         if timeout in params or "path" not in params:

@@ -26,7 +26,8 @@ class NotEncodable(Exception):
     """A value has no faithful text; the message says why and what to do."""
 
 
-_SCALARS = frozenset({str, int, float, bool, type(None)})
+_TEXT = frozenset({str})
+_SCALARS = _TEXT | {int, float, bool, type(None)}
 _TAGGED: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     datetime: ("datetime", datetime.isoformat, datetime.fromisoformat),
     date: ("date", date.isoformat, date.fromisoformat),
@@ -91,25 +92,28 @@ def _survey(value: Any, *, tuples: bool, enums: bool, any_keys: bool) -> bool:
         if kind in _SCALARS or id(item) in seen:
             continue  # what contains itself is left for the encoder to refuse
         seen.add(id(item))
+        parts: Iterable[Any] = ()
         if kind is dict:
             tags = _check_keys(item, any_keys) or tags
-            pending.extend(item.values())
+            parts = item.values()
         elif kind is list or kind is tuple:
             tags = tags or (tuples and kind is tuple)
-            pending.extend(item)
+            parts = item
         elif kind in _COLLECTIONS:
             tags = True
-            pending.extend(item)
+            parts = item
         elif kind in _TAGGED or (enums and isinstance(item, Enum)):
             tags = True
         else:
             raise NotEncodable(_refusal(item))
+        if not _SCALARS.issuperset(map(type, parts)):  # most often there is nothing more to look at
+            pending.extend(parts)
     return tags
 
 
 def _check_keys(item: dict[Any, Any], any_keys: bool) -> bool:
     """Refuse keys that JSON would lose; whether the dict is to be rewritten: it looks like one of our tags, say."""
-    if any(type(key) is not str for key in item):
+    if not _TEXT.issuperset(map(type, item)):
         if not any_keys:
             raise NotEncodable(f"a dict has keys that are no strings: {list(item)!r}")
         for key in item:

@@ -12,9 +12,11 @@ from celery import Task, signals
 from celery.exceptions import Reject, Retry
 
 from . import retry_task  # noqa: F401  registers celery_durable.retry with every app
+from .attempt import Terms
+from .call import changed_by_retry
 from .exceptions import ConfigurationError
 from .execution import Execution, current, execution_of, opened_by
-from .message import BROKER_AWAY, HEADER, header_of, library_retries, step_retries, unsent
+from .message import BROKER_AWAY, HEADER, header_of, lasting, library_retries, step_retries, unsent
 from .retry import TaskRetryRules
 from .settings import TASK_OPTIONS, Settings
 
@@ -60,6 +62,12 @@ class DurableTask(Task[P, R]):
         if run is not inspect.getattr_static(Task, "run") and not hasattr(run, _WRAPPED):
             _wrap_run(cls, run)
 
+    @classmethod
+    def bind(cls, app: Any) -> Any:
+        """Part of Celery: the class belongs to *app* now, whose workers recover its runs."""
+        app.steps["worker"].add("celery_durable.worker:RecoveryStep")
+        return super().bind(app)
+
     @property
     def ctx(self) -> DurableContext | AsyncDurableContext:
         """The durable context of the running task.
@@ -81,6 +89,24 @@ class DurableTask(Task[P, R]):
             own = base.with_options({name: value for name, value in given.items() if value is not None})
             self.__dict__["_durable_settings"] = own
             return own
+
+    @property
+    def durable_terms(self) -> Terms:
+        """What every attempt works by; read once, since Celery takes microseconds to find a setting."""
+        try:
+            return self.__dict__["_durable_terms"]  # type: ignore[no-any-return]
+        except KeyError:
+            conf, settings = self.app.conf, self.durable_settings
+            self.__dict__["_durable_terms"] = terms = Terms(
+                inline_retry_limit=settings.inline_retry_limit,
+                max_entry_size=settings.max_entry_size,
+                serializer=settings.serializer,
+                # What the app reads of serialized content, in messages or in results.
+                accept=frozenset([*conf.accept_content, *(conf.result_accept_content or ())]),
+                progress_forgives=not self.opinionated or self.retry_rules.resets_on_progress,
+                result_serializer=conf.result_serializer,
+            )
+            return terms
 
     @property
     def request(self) -> Any:
@@ -131,23 +157,27 @@ class DurableTask(Task[P, R]):
         limit = self.max_retries if max_retries is None else max_retries
         if limit is not None and (ours := self._uncounted_retries(request)):
             limit = max_retries = limit + ours
-        changes = execution.attempt.changes if execution is not None and execution.attempt is not None else 0
-        options = self._retry_options(request, options, changes if args is not None or kwargs is not None else None)
+        changed = execution.attempt.changes if execution is not None and execution.attempt is not None else 0
+        options = self._retry_options(request, options, changed if args is not None or kwargs is not None else None)
         send = functools.partial(super().retry, args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         if execution is None:
             return send()
         # Expiry was honoured until the first attempt began.
         send.keywords.setdefault("expires", None)
         if throw:
-            execution.before_user_retry(_delay(self, eta, countdown), limit)
+            changes = changed_by_retry(self, request, args, kwargs, options)
+            if execution.before_user_retry(_delay(self, eta, countdown), limit, changes):
+                # The journal carries the wait: nothing is to be published.
+                execution.said = Retry(exc=exc, when=_delay(self, eta, countdown))  # type: ignore[arg-type]
+                raise execution.said
         return self._send_retry(execution, send)
 
     @staticmethod
-    def _retry_options(request: Any, options: dict[str, Any], changes: int | None) -> dict[str, Any]:
-        """The options of a retry, with our header brought up to date; *changes*: so far, if it changes arguments."""
-        header = {name: fact for name, fact in header_of(request).items() if name != "hint"}
-        if changes is not None:
-            header["changed"] = max(header.get("changed", 0), changes) + 1
+    def _retry_options(request: Any, options: dict[str, Any], changed: int | None) -> dict[str, Any]:
+        """The options of a retry, with our header brought up to date; *changed*: how often, if it changes arguments."""
+        header = lasting(header_of(request))
+        if changed is not None:
+            header["changed"] = max(header.get("changed", 0), changed) + 1
         if not header:
             return options
         headers = {**(request.headers or {}), **(options.get("headers") or {}), HEADER: header}

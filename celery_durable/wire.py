@@ -58,11 +58,12 @@ _HOLD = getattr(socket, "MSG_MORE", 0)
 class Script:
     """One of the Lua files beside this module, called by its digest."""
 
-    __slots__ = ("sha", "text")
+    __slots__ = ("call", "text")
 
     def __init__(self, name: str) -> None:
         self.text = (Path(__file__).parent / "lua" / f"{name}.lua").read_text("utf-8")
-        self.sha = sha1(self.text.encode()).hexdigest()  # noqa: S324  the name that Redis gives it
+        sha = sha1(self.text.encode()).hexdigest()  # noqa: S324  the name that Redis gives it
+        self.call = pack_parts(("EVALSHA", sha))
 
 
 @cache
@@ -105,7 +106,8 @@ class Wire:
         with self._lock:
             # A socket closed with unread replies is reset, and what the kernel still holds would be lost with it.
             flags = self._hold if with_next and not self._unread else 0
-            self._unread += [(command, wanted) for command in commands]
+            for command in commands:
+                self._unread.append((command, wanted))
             if self._sendall is not None:
                 try:
                     self._sendall(b"".join(commands), flags)
@@ -257,6 +259,10 @@ def _forget_all() -> None:
 os.register_at_fork(after_in_child=_forget_all)
 
 
+# To format a number costs more than all else that there is to packing a part.
+_SIZES = [b"$%d\r\n" % size for size in range(512)]
+
+
 def pack(*parts: Any) -> bytes:
     """A command in Redis' protocol."""
     return b"*%d\r\n" % len(parts) + pack_parts(parts)
@@ -264,13 +270,15 @@ def pack(*parts: Any) -> bytes:
 
 def pack_parts(parts: Iterable[Any]) -> bytes:
     """Some arguments of a command; those that stay the same are packed once."""
-    packed = []
+    packed: list[bytes] = []
     for part in parts:
         raw = part if type(part) is bytes else str(part).encode()
-        packed.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
+        size = len(raw)
+        packed += (_SIZES[size] if size < len(_SIZES) else b"$%d\r\n" % size, raw, b"\r\n")
     return b"".join(packed)
 
 
 def call(script_name: str, keys: tuple[str, ...], *args: Any) -> bytes:
     """The command that runs a script."""
-    return pack("EVALSHA", script(script_name).sha, len(keys), *keys, *args)
+    parts = (len(keys), *keys, *args)
+    return b"*%d\r\n" % (2 + len(parts)) + script(script_name).call + pack_parts(parts)

@@ -1,7 +1,8 @@
 -- Begin an attempt of a run, or say why not. Taking the lease and raising the fence is one act.
 -- KEYS run, leases, due
 -- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, hint, owner, reopen
--- Replies {'open', attempt, now, recoveries, reopened} | {'busy', ms} | {'early', ms} | {'finished'} | {'foreign', task} | {'unreadable', layout}
+-- Replies {'open', attempt, now, recoveries, reopened} | {'finished'} | {'foreign', task} | {'unreadable', layout}
+--       | {'replaced', ms} | {'busy', ms} | {'early', ms} | {'outdated', 0}
 local run, leases, due = KEYS[1], KEYS[2], KEYS[3]
 local id, fence, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local layout, task, fingerprint, call, seed = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
@@ -13,7 +14,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function begin(recoveries, reopened)
   local attempt = redis.call('HINCRBY', run, 'attempt', 1)
   redis.call('HSET', run, 'status', 'running', 'fence', fence, 'owner', ARGV[13], 'opened', now, 'recoveries', recoveries)
-  redis.call('HDEL', run, 'due')
+  redis.call('HDEL', run, 'due', 'resent')
   redis.call('ZREM', due, id)
   redis.call('ZADD', leases, now + lease, id)
   return {'open', attempt, now, recoveries, reopened}
@@ -37,7 +38,7 @@ local function renew_budgets()
     if position and position > last then last, last_failed = position, state == 'failed' end
   end
   if last_failed then redis.call('HDEL', run, 'step:' .. string.format('%d', last)) end
-  redis.call('HDEL', run, 'outcome', 'ended', 'delivered', 'failures', 'failing_since')
+  redis.call('HDEL', run, 'outcome', 'ended', 'delivered', 'failures', 'failing_since', 'resume', 'cancel')
   redis.call('PERSIST', run)
 end
 
@@ -56,15 +57,18 @@ local held = status == 'running' and expiry and tonumber(expiry) > now
 
 if nesting > tonumber(known[5]) then
   -- Task.replace() hands the id on: the replacement is a run of its own, which begins when the replaced one has ended.
-  if held then return {'busy', 250} end
+  if held then return {'replaced', 250} end
   redis.call('DEL', run)
   redis.call('ZREM', due, id)
   return create()
 end
 if nesting < tonumber(known[5]) or known[3] ~= task then return {'foreign', known[3]} end
 if known[4] ~= fingerprint then
-  -- self.retry(args=...) changes the arguments of a run; what is older than the newest change is refused.
-  if changed <= tonumber(known[11] or 0) then return {'foreign', known[3]} end
+  -- self.retry(args=...) changes the arguments of a run; an older copy of its message begins nothing more.
+  local newest = tonumber(known[11] or 0)
+  if changed < newest and not fresh then return {'outdated', 0} end
+  -- Without a fingerprint it is the newest change that is waited for.
+  if changed < newest or (changed == newest and known[4] ~= '') then return {'foreign', known[3]} end
   redis.call('HSET', run, 'fingerprint', fingerprint, 'call', call, 'changed', ARGV[11])
 end
 
@@ -81,7 +85,11 @@ end
 
 if status == 'suspended' then
   local wait = tonumber(known[8]) - now
-  if wait > 0 then return {'early', wait} end
+  if wait > 0 then
+    -- The message that was to come then may be this one.
+    redis.call('ZADD', due, known[8], id)
+    return {'early', wait}
+  end
   return begin(0, 0)
 end
 
@@ -95,5 +103,6 @@ if redis.call('HEXISTS', run, 'delivered') == 0 then
   -- Whoever delivers the outcome holds the lease: what hangs on it is to be sent once.
   if expiry and tonumber(expiry) > now then return {'busy', tonumber(expiry) - now} end
   redis.call('ZADD', leases, now + lease, id)
+  redis.call('ZREM', due, id)
 end
 return {'finished'}

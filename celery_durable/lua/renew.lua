@@ -1,9 +1,11 @@
--- Prove that the attempt's process lives.
--- KEYS run, leases, due   ARGV fence, id, lease ms   Replies 1, 0 to a stale attempt, -1 where there is no journal
-local run = redis.call('HMGET', KEYS[1], 'fence', 'status')
+-- Prove that the process lives which carries the run on, or delivers its outcome.
+-- KEYS run, leases, due   ARGV fence, id, lease ms
+-- Replies 1 (2 where the run is to be cancelled), 0 to a stale attempt, -1 where there is no journal
+local run = redis.call('HMGET', KEYS[1], 'fence', 'status', 'cancel', 'delivered')
 if run[1] ~= ARGV[1] then return run[1] and 0 or -1 end
-if run[2] == 'running' then
+if run[2] ~= 'suspended' and not run[4] then
   local time = redis.call('TIME')
   redis.call('ZADD', KEYS[2], time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[3]), ARGV[2])
+  redis.call('ZREM', KEYS[3], ARGV[2])
 end
-return 1
+return run[3] == 'requested' and 2 or 1

@@ -11,9 +11,10 @@ import redis
 from celery.signals import before_task_publish
 
 from celery_durable import ConfigurationError, JournalUnreadableError, RunOptions, TerminalError
+from celery_durable.call import Call
 from celery_durable.interrupts import Fenced
 from celery_durable.journal import Busy, Finished, Foreign, JournalGone, Opened, done_entry, open_entry, started_entry
-from celery_durable.message import HEADER, load_call
+from celery_durable.message import HEADER
 from celery_durable.redis_journal import RedisJournal
 from celery_durable.store import Store, store_of
 from tests.integration.network import Proxy
@@ -186,8 +187,12 @@ def test_arguments_older_than_the_newest_change_are_refused(store: Store, redis_
     opened(store, task_id, fingerprint="f3", changed=2, fresh=False).suspend(0, {})
     before = state(redis_client, store, task_id)
 
-    for facts in ({"fingerprint": "f1"}, {"fingerprint": "f2", "changed": 1}, {"fingerprint": "f4", "changed": 2}):
-        assert isinstance(store.journal(task_id).open(delivery(task_id, fresh=False, **facts)), Foreign)
+    for outdated in ({"fingerprint": "f1"}, {"fingerprint": "f2", "changed": 1}):
+        assert store.journal(task_id).open(delivery(task_id, fresh=False, **outdated)) == Busy(
+            0, "a newer message has other arguments"
+        )
+    for other in ({"fingerprint": "f4", "changed": 2, "fresh": False}, {"fingerprint": "f1"}):
+        assert isinstance(store.journal(task_id).open(delivery(task_id, **other)), Foreign)
 
     assert state(redis_client, store, task_id) == before
 
@@ -295,7 +300,7 @@ def test_an_attempt_that_begins_where_a_journal_was_lost_fences_those_before(
 def test_condemning_a_run_fences_its_attempt(store: Store, redis_client: redis.Redis) -> None:
     journal = opened(store, task_id := new_id())
 
-    store.condemn(task_id, DAY, '{"error":{}}')
+    store.runs.condemn(task_id, "failed", DAY, '{"error":{}}')
 
     with pytest.raises(Fenced):
         written(journal, **{"step:1": "stale"})
@@ -309,7 +314,7 @@ def test_condemning_a_run_that_has_ended_changes_nothing(store: Store, redis_cli
     task_id = finished(store, status)
     before = state(redis_client, store, task_id)
 
-    store.condemn(task_id, DAY, '{"error":{}}')
+    store.runs.condemn(task_id, "failed", DAY, '{"error":{}}')
 
     assert state(redis_client, store, task_id) == before
 
@@ -381,7 +386,7 @@ def test_the_lease_lasts_as_long_as_it_is_set(redis_url: str, redis_client: redi
 def test_an_opening_whose_reply_was_lost_is_recognised(
     proxy: Proxy, far_store: Store, redis_client: redis.Redis
 ) -> None:
-    far_store.load(new_id())  # connects
+    far_store.runs.load(new_id())  # connects
     proxy.lose_replies()
 
     verdict = far_store.journal(task_id := new_id()).open(delivery(task_id))
@@ -449,7 +454,7 @@ def test_an_end_whose_reply_was_lost_is_recognised(
 
 
 def test_every_reply_of_a_run_may_be_lost(proxy: Proxy, far_store: Store, redis_client: redis.Redis) -> None:
-    far_store.load(new_id())
+    far_store.runs.load(new_id())
     journal = far_store.journal(task_id := new_id())
     proxy.lose_replies()
     journal.open(delivery(task_id))
@@ -825,6 +830,6 @@ def test_a_call_that_the_default_serializer_does_not_take_is_kept_by_another_tha
         assert execute(task, {"a", "b"}, task_id=task_id) == "SUCCESS"
         call = redis_client.hget(store_of(app).keys(task_id).run, "call")
 
-    assert load_call(call, frozenset({"pickle"}))["args"] == ({"a", "b"},)
+    assert Call.load(call, frozenset({"pickle"})).args == ({"a", "b"},)
     with pytest.raises(ConfigurationError, match="accept_content"):
-        load_call(call, frozenset({"json"}))
+        Call.load(call, frozenset({"json"}))

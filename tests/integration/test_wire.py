@@ -101,7 +101,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused() -> None:
             store_at(url, durable_lease=1) as store,
             pytest.raises(JournalUnavailableError, match="CERTIFICATE_VERIFY"),
         ):
-            store.load(new_id())
+            store.runs.load(new_id())
 
 
 def test_the_result_backend_serves_without_a_url_of_its_own(redis_url: str) -> None:
@@ -161,7 +161,7 @@ def test_a_user_who_may_touch_the_prefix_only(guarded: RedisServer) -> None:
         suspended = opened(store, again := new_id())
         suspended.suspend(0, {})
         reopened = store.journal(again).open(delivery(again, fresh=False))
-        store.condemn(again, DAY, "{}")
+        store.runs.condemn(again, "failed", DAY, "{}")
 
         assert isinstance(reopened, Opened)
         assert_ended(admin, store, task_id)
@@ -191,7 +191,7 @@ def test_a_wrong_password_is_said_and_not_shown(
         store_at(url.format(wrong, guarded.port), durable_lease=1) as store,
         pytest.raises(JournalUnavailableError, match="authentication failed") as caught,
     ):
-        store.load(new_id())
+        store.runs.load(new_id())
 
     told = f"{caught.value!r} {caught.value.__cause__!r} {caplog.text}"
     assert [secret for secret in (wrong, "wr0ng@word", PASSWORD, QUOTED) if secret in told] == []

@@ -85,7 +85,7 @@ def test_a_duplicate_of_a_live_run_changes_nothing(durable: DurableSetup) -> Non
     worker = durable.start_worker()
     pid = effects.wait_until_blocked("second").pid
     deliver_again(durable, message)
-    wait_until_logged(worker, last.parent.id, "another attempt holds the lease; looking again")
+    wait_until_logged(worker, last.parent.id, "another attempt holds the lease; this message is forgotten")
     effects.release("second")
 
     assert last.get(timeout=10)[0] == [pid] * 3

@@ -11,7 +11,7 @@ from tests.smoke.nodes import DurableSetup
 from tests.smoke.watching import countdowns, journal, steps, wait_until_idle, wait_until_logged
 from tests.waiting import eventually
 
-LOOKING_AGAIN = "another attempt holds the lease; looking again"
+FORGOTTEN = "another attempt holds the lease; this message is forgotten"
 TAKEN_OVER = "another attempt has taken over, this one ends"
 
 
@@ -24,7 +24,7 @@ def test_a_step_longer_than_the_visibility_timeout_is_executed_once(durable: Dur
     worker = durable.start_worker(visibility_timeout=1)
     result = crashes.three_steps.delay(held_at="second")
     pid = effects.wait_until_blocked("second").pid
-    wait_until_logged(worker, LOOKING_AGAIN, times=2)
+    wait_until_logged(worker, FORGOTTEN, times=2)
     assert result.state == "PENDING"
     effects.release("second")
 
@@ -50,7 +50,7 @@ def test_two_messages_of_one_run_after_a_retry_was_published_and_not_acknowledge
         worker.kill()
         worker.restart()
         effects.wait_until_blocked("third", times=2)
-    wait_until_logged(worker, LOOKING_AGAIN)
+    wait_until_logged(worker, FORGOTTEN)
     effects.release("third")
 
     first, number, _ = result.get(timeout=20)

@@ -24,7 +24,9 @@ from celery_durable import (
     RecoveryLimitExceeded,
     RetriesExhausted,
     RetryableError,
+    RunNotCancellableError,
     RunNotRetryableError,
+    TaskCancelled,
     TerminalError,
 )
 
@@ -53,7 +55,9 @@ ERRORS = [
             JournalUnavailableError,
             JournalUnreadableError,
             RecoveryLimitExceeded,
+            RunNotCancellableError,
             RunNotRetryableError,
+            TaskCancelled,
         )
     ],
 ]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from celery_durable import ConfigurationError, codec, outcome
-from celery_durable.message import load_call
+from celery_durable.call import Call
 
 PICKLE = "application/x-python-serialize"
 executed: list[str] = []
@@ -42,7 +42,8 @@ def read_outcome(accept: frozenset[str], _: str) -> Any:
 
 
 def read_call(accept: frozenset[str], _: str) -> Any:
-    return load_call(json.dumps({"content_type": PICKLE, "charset": "binary", "data": DATA}), accept)
+    data = base64.b64encode(pickle.dumps({"args": Hostile(), "kwargs": {}, "options": {}})).decode()
+    return Call.load(json.dumps({"content_type": PICKLE, "charset": "binary", "data": data}), accept).args
 
 
 @pytest.mark.parametrize("name", ["json", "pickle", "nonsense"])
@@ -60,5 +61,5 @@ def test_pickle_in_the_journal_runs_only_where_the_app_accepts_it(read: Any, nam
 
 
 def test_what_json_says_of_a_run_needs_no_permission() -> None:
-    assert load_call('{"args": [1], "kwargs": {}, "options": {}}', frozenset())["args"] == [1]
+    assert Call.load('{"args": [1], "kwargs": {}, "options": {}}', frozenset()).args == [1]
     assert outcome.read({b"outcome": b'{"value": [1]}'}, frozenset()).value == [1]

@@ -1,0 +1,148 @@
+"""The call that began a run: what the journal keeps of its message, and how that is sent again."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from celery.app.task import get_actual_ignore_result  # type: ignore[attr-defined]
+from kombu.serialization import dumps
+from kombu.utils import json as kombu_json
+
+from . import tracing
+from .journal import Delivery
+from .message import HEADER, header_of, resume_of_user_retry
+from .serializers import load_content
+
+# To make an encoder, as ``dumps`` does each time, costs as much as to encode a message.
+_json = kombu_json.JSONEncoder().encode
+_sorted_json = kombu_json.JSONEncoder(sort_keys=True).encode
+
+_ROUTE = ("queue", "exchange", "routing_key")
+
+
+class Call(NamedTuple):
+    """How to send the task of a run."""
+
+    args: Any
+    kwargs: Any
+    options: dict[str, Any]
+    """As of ``apply_async``: id, headers, canvas, queue, priority, stamps, time limits."""
+
+    @classmethod
+    def of(cls, task: Any, request: Any, args: Any, kwargs: Any, changes: Mapping[str, Any] | None = None) -> Call:
+        """That of the message being handled; *changes*: options that ``self.retry()`` was given."""
+        options = request.as_execution_options()
+        headers = {name: value for name, value in (options["headers"] or {}).items() if name != HEADER}
+        if changed := header_of(request).get("changed"):
+            headers[HEADER] = {"changed": changed}
+        options["headers"] = headers
+        options["ignore_result"] = get_actual_ignore_result(task, request)
+        # Expiry is honoured until the first attempt begins, and this one has begun.
+        for fact in ("retries", "expires"):
+            options.pop(fact, None)
+        options |= _route(request.delivery_info or {})
+        if changes:
+            options = _changed(options, changes)
+        return cls(args, kwargs, options)
+
+    @classmethod
+    def load(cls, text: bytes | str, accept: frozenset[str]) -> Call:
+        """The call as the journal keeps it."""
+        facts = kombu_json.loads(text)
+        if "content_type" in facts:
+            raw = base64.b64decode(facts["data"])
+            facts = load_content(raw, facts["content_type"], facts["charset"], accept)
+        return cls(**facts)
+
+    def text(self, task: Any) -> str:
+        """As JSON, or in JSON as what the app's serializer makes of it."""
+        facts = self._asdict()
+        try:
+            return _text(facts, task.serializer or task.app.conf.task_serializer)
+        except Exception:
+            for serializer in task.app.conf.accept_content:
+                with suppress(Exception):  # the message itself may have been sent by another one
+                    return _text(facts, serializer)
+            raise
+
+    def send(self, app: Any, name: str, header: Mapping[str, Any], **options: Any) -> None:
+        """Send it again, with *header* as what the message says to us."""
+        headers = dict(self.options.get("headers") or {})
+        headers[HEADER] = {**headers.get(HEADER, {}), **header}
+        options = {**self.options, **options, "headers": headers}
+        if (task := app.tasks.get(name)) is not None:
+            options["task_type"] = task
+        with tracing.continued(headers):
+            app.send_task(name, self.args, self.kwargs, **options)
+
+
+def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
+    """The message that is being handled, as the journal needs to know it."""
+    header = header_of(request)
+    redelivered = bool((request.delivery_info or {}).get("redelivered"))
+    return Delivery(
+        task_id=request.id,
+        task=task.name,
+        fingerprint=fingerprint(args, kwargs),
+        call=Call.of(task, request, args, kwargs).text(task),
+        nesting=request.replaced_task_nesting or 0,
+        fresh="reopen" in header or not (redelivered or request.retries or header),
+        reopen=header.get("reopen", ""),
+        changed=int(header.get("changed", 0)),
+        hint=bool(header.get("hint")),
+    )
+
+
+def fingerprint(args: Any, kwargs: Any) -> str:
+    """A hash of the arguments; of those that JSON cannot tell apart, their number only."""
+    try:
+        text = _sorted_json([args, kwargs])
+    except Exception:  # pickled arguments: no text of theirs is stable
+        text = f"{len(args)} {sorted(kwargs)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def changed_by_retry(task: Any, request: Any, args: Any, kwargs: Any, options: Mapping[str, Any]) -> dict[str, str]:
+    """What the journal is to know of ``self.retry(args, kwargs, **options)``, whose message may get lost."""
+    headers = dict(options.get("headers") or {})
+    header = headers.pop(HEADER, {})
+    fields = resume_of_user_retry(request, header)
+    if args is None and kwargs is None and not options:
+        return fields
+    changed = header.get("changed")
+    if changed is not None:
+        headers[HEADER] = {"changed": changed}
+        # The fingerprint is known when the arguments have arrived.
+        fields |= {"changed": str(changed), "fingerprint": ""}
+    args = request.args if args is None else args
+    kwargs = request.kwargs if kwargs is None else kwargs
+    changes = {**options, "headers": headers} if headers else options
+    return {**fields, "call": Call.of(task, request, args, kwargs, changes).text(task)}
+
+
+def _route(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the message came from."""
+    priority = {} if info.get("priority") is None else {"priority": info["priority"]}
+    if info.get("exchange") == "" and info.get("routing_key"):
+        return {**priority, "queue": info["routing_key"]}
+    return priority | {name: info[name] for name in ("exchange", "routing_key") if info.get(name)}
+
+
+def _changed(options: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    if any(name in changes for name in _ROUTE):
+        options = {name: value for name, value in options.items() if name not in _ROUTE}
+    return options | dict(changes)
+
+
+def _text(facts: dict[str, Any], serializer: str) -> str:
+    if serializer == "json":
+        return _json(facts)
+    content_type, charset, data = dumps(facts, serializer)
+    raw: Any = data
+    raw = raw.encode() if isinstance(raw, str) else raw
+    return json.dumps({"content_type": content_type, "charset": charset, "data": base64.b64encode(raw).decode()})

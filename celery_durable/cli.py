@@ -1,0 +1,25 @@
+"""``celery durable ...``: a plugin of the ``celery`` command."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+
+@click.group(name="durable", help="Runs of durable tasks.")
+def durable() -> None:
+    """The group that the ``celery`` command finds."""
+
+
+@durable.command()
+@click.pass_context
+def recover(ctx: Any) -> None:
+    """Send the runs again that nobody carries on, once; workers do so by themselves, every second."""
+    from .recovery import recover as send_again  # every ``celery`` command loads its plugins
+
+    app = ctx.obj.app
+    app.loader.import_default_modules()
+    app.finalize()
+    sent = send_again(app)
+    click.echo(f"{sent} runs sent again")

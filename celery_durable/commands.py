@@ -1,0 +1,40 @@
+"""What people ask of runs."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+from celery import current_app
+
+from .exceptions import RunNotCancellableError
+
+
+def cancel(task_id: str, app: Any = None) -> None:
+    """Cancel a live run: its code is told, and can compensate; mirrors Restate's cancellation.
+
+    The next operation of its context that is not yet recorded (``run``, ``sleep``) raises
+    :class:`~celery_durable.TaskCancelled`, once. A run that sleeps or waits for a retry wakes up for it; a step that is
+    running is let finish, and can ask ``current_step().is_cancelled``. The run ends as REVOKED, or as SUCCESS if its
+    body catches the error and returns. To cancel again changes nothing.
+
+    Args:
+        task_id: that of the task.
+        app: the Celery app. Default: the current one.
+
+    Raises:
+        RunNotCancellableError: the run has not begun, or has ended.
+        JournalUnavailableError: Redis does not answer.
+    """
+    from .store import store_of  # a process that only sends tasks does without it
+
+    app = current_app._get_current_object() if app is None else app  # type: ignore[attr-defined]  # noqa: SLF001  no proxy
+    status, ended = store_of(app).runs.cancel(task_id)
+    if status == "unknown":
+        raise RunNotCancellableError(
+            f"task {task_id} has no journal: it has not begun, never used its context, or its retention is over; "
+            f"to keep a task from beginning use app.control.revoke"
+        )
+    if status not in ("running", "suspended"):
+        at = datetime.fromtimestamp(ended / 1000, timezone.utc).isoformat(timespec="seconds")
+        raise RunNotCancellableError(f"task {task_id} has ended already, at {at}: {status}")

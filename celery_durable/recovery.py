@@ -1,0 +1,147 @@
+"""Runs that nobody carries on: their worker died, their wait is over, or their outcome was not delivered.
+
+Every worker with durable tasks looks for them, and sends them again from what the journal keeps. Messages are hints:
+of many that bring a run back one begins an attempt, the others are forgotten.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from celery.app.task import Context
+from celery.exceptions import TaskRevokedError
+from celery.worker import state as worker_state
+
+from . import outcome
+from .call import Call
+from .exceptions import DurableError
+from .message import BROKER_AWAY
+from .runs import Claimed, Claims
+from .store import store_of
+from .task import DurableTask
+
+logger = logging.getLogger("celery_durable")
+
+INTERVAL = 1.0
+"""Seconds between two looks; a wait that is over sooner shortens it."""
+
+
+class Recovery:
+    """What one process does for the runs of an app that nobody carries on."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.store = store_of(app)
+        self._tasks = sorted(name for name, task in app.tasks.items() if isinstance(task, DurableTask))
+        self._accept = frozenset(app.conf.accept_content)
+        self._found: list[Claims] | None = None
+        self._revoked: set[str] = set()
+        self._newly_revoked: set[str] = set()
+
+    def recover(self) -> tuple[int, float]:
+        """Send what nobody carries on; how many runs, and seconds until it is worth looking again."""
+        self._found = found = self.store.runs.claim(self._tasks, self._found)
+        claimed = [run for each in found for run in each.runs]
+        self._send(claimed)
+        return len(claimed), _pause(found)
+
+    def _send(self, claimed: list[Claimed]) -> None:
+        if not claimed:
+            return
+        unsent = list(claimed)
+        try:
+            # A connection of its own: this thread may be in the middle of it when the pool forks.
+            with self.app.connection_for_write() as connection, self.app.amqp.Producer(connection) as producer:
+                while unsent:
+                    self._send_one(unsent[0], producer)
+                    unsent.pop(0)
+        except BROKER_AWAY as error:
+            logger.warning("%d runs cannot be sent now, the broker is away: %r", len(unsent), error)
+            self.store.runs.unclaim(unsent)
+
+    def _send_one(self, run: Claimed, producer: Any) -> None:
+        resume = json.loads(run.resume or b"{}")
+        header = {**resume.get("header", {}), "hint": 1}
+        try:
+            call = Call.load(run.call, self._accept)
+            call.send(self.app, run.task, header, retries=resume.get("retries", 0), producer=producer)
+        except BROKER_AWAY:
+            raise
+        except Exception:
+            # Its pause doubles: a run that cannot be sent does not hold up the others.
+            logger.exception("task %s: cannot be sent again", run.task_id)
+        else:
+            logger.info("task %s: sent again, nobody carried it on", run.task_id)
+
+    # -- runs that were revoked while no message of theirs was about
+
+    def end_revoked(self) -> None:
+        """End the runs that somebody has revoked: nothing else would before their next message comes."""
+        # One look late: a request that is being terminated comes first.
+        ready, self._newly_revoked = self._newly_revoked, self._look_for_revoked()
+        for task_id in ready:
+            self._end(task_id)
+
+    def _look_for_revoked(self) -> set[str]:
+        if len(worker_state.revoked) == len(self._revoked):
+            return set()
+        known, self._revoked = self._revoked, set(worker_state.revoked)
+        return self._revoked - known
+
+    def _end(self, task_id: str) -> None:
+        runs = self.store.runs
+        error = TaskRevokedError("revoked")
+        if runs.condemn(task_id, "revoked", self.store.settings.failure_retention, outcome.of_error(error)):
+            options = Call.load(runs.load(task_id)[b"call"], self._accept).options
+            request = Context({**options, "id": task_id, "group": options.get("group_id")})
+            self.app.backend.mark_as_revoked(task_id, "revoked", request=request)
+
+
+def _pause(found: Iterable[Claims]) -> float:
+    if any(each.runs for each in found):
+        return 0.0  # there may be more
+    waits = [each.next_due for each in found if each.next_due is not None]
+    return min([INTERVAL, *waits])
+
+
+class RecoveryThread:
+    """A thread of a worker's main process that looks for runs, as long as the worker lives."""
+
+    def __init__(self, app: Any) -> None:
+        self._recovery = Recovery(app)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="celery-durable-recovery", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _run(self) -> None:
+        pause = 0.0
+        while not self._stopped.wait(pause):
+            pause = self._round()
+
+    def _round(self) -> float:
+        try:
+            self._recovery.end_revoked()
+            return self._recovery.recover()[1]
+        except DurableError as error:
+            logger.warning("cannot look for runs to recover: %s", error)
+        except Exception:
+            # Whatever it was: without this thread nothing is recovered.
+            logger.exception("runs could not be recovered")
+        return INTERVAL
+
+
+def recover(app: Any) -> int:
+    """Send the runs of *app* that nobody carries on, once; how many there were."""
+    recovery, total = Recovery(app), 0
+    while sent := recovery.recover()[0]:
+        total += sent
+    return total

@@ -1,0 +1,51 @@
+"""What the result backend is told of a run beside what Celery itself tells it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+from celery.app.task import get_actual_ignore_result  # type: ignore[attr-defined]
+
+if TYPE_CHECKING:
+    from .outcome import Outcome
+
+logger = logging.getLogger("celery_durable")
+
+SUSPENDED = "SUSPENDED"
+"""State of a run that sleeps: ``ctx.sleep``; callers of ``.get()`` keep waiting."""
+
+_ENDED = {"succeeded": states.SUCCESS, "failed": states.FAILURE, "revoked": states.REVOKED}
+
+
+def suspended(task: Any, request: Any, until: str) -> None:
+    """The run sleeps, and holds no worker. Nothing depends on that being known."""
+    if not get_actual_ignore_result(task, request):
+        try:
+            task.backend.store_result(request.id, {"until": until}, SUSPENDED, request=request)
+        except Exception as error:
+            logger.warning("task %s: its state %s could not be stored: %r", request.id, SUSPENDED, error)
+
+
+def revoked(task: Any, request: Any, error: BaseException) -> bool:
+    """The run was cancelled; a chord that waits for it is told. Whether that worked."""
+    try:
+        if not get_actual_ignore_result(task, request):
+            task.backend.store_result(request.id, error, states.REVOKED, request=request)
+        if request.chord:
+            task.backend.on_chord_part_return(request, states.REVOKED, error)
+    except Exception:
+        logger.exception("task %s: its cancellation could not be delivered, and will be again", request.id)
+        return False
+    return True
+
+
+def again(task: Any, request: Any, ended: Outcome) -> None:
+    """The recorded outcome, once more; nothing else hangs on that."""
+    if ended.status not in _ENDED or get_actual_ignore_result(task, request):
+        return
+    result = ended.value if ended.error is None else ended.error
+    task.backend.store_result(
+        request.id, result, _ENDED[ended.status], traceback=ended.traceback or None, request=request
+    )

@@ -1,0 +1,60 @@
+"""What a worker with durable tasks does beside running them: recovery, and remote control."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from celery import bootsteps, signals
+from celery.worker.control import control_command
+
+from .commands import cancel
+from .exceptions import ConfigurationError, DurableError
+from .lease import give_all_back
+from .recovery import RecoveryThread
+from .task import DurableTask
+
+
+class RecoveryStep(bootsteps.StartStopStep):
+    """Recovery, started with the worker."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        self._thread: RecoveryThread | None = None
+
+    def include_if(self, parent: Any) -> bool:
+        return any(isinstance(task, DurableTask) for task in parent.app.tasks.values())
+
+    def create(self, parent: Any) -> None:
+        # The start-up check says what is wrong with the configuration.
+        with suppress(ConfigurationError):
+            # Here, not in the thread: what it makes is there when the pool forks.
+            self._thread = RecoveryThread(parent.app)
+
+    def start(self, parent: Any) -> None:  # noqa: ARG002
+        if self._thread is not None:
+            self._thread.start()
+
+    def stop(self, parent: Any) -> None:  # noqa: ARG002
+        if self._thread is not None:
+            self._thread.stop()
+
+    terminate = stop
+
+
+@signals.worker_shutdown.connect(weak=False, dispatch_uid="celery_durable")
+def _give_back(**_: Any) -> None:
+    """Attempts that still run in this process (threads, greenlets) end with it: others are to go on at once."""
+    give_all_back()
+
+
+@control_command(args=[("task_id", str)], signature="<task_id>")
+def durable_cancel(state: Any, task_id: str, **_: Any) -> dict[str, str]:
+    """Cancel a durable run: its next operation raises TaskCancelled."""
+    try:
+        cancel(task_id, app=state.app)
+    except DurableError as error:
+        return {"error": str(error)}
+    return {"ok": f"run {task_id} is to be cancelled"}
