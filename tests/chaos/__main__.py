@@ -48,8 +48,9 @@ def _options() -> argparse.Namespace:
 
 def _complain(seed: int, programs: int, report: Report) -> None:
     for violation in report.violations:
-        print(f"\n== {violation}", file=sys.stderr)
-    print(f"\nseed {seed} failed; again: python -m tests.chaos --seed {seed} --minutes 0 --programs {programs}")
+        print(f"  !! {str(violation)[:500]}")
+    print(f"  seed {seed} failed, see {report.dump}")
+    print(f"  again: make chaos SEED={seed} MINUTES=0 PROGRAMS={programs}", flush=True)
 
 
 if __name__ == "__main__":

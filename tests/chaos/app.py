@@ -124,7 +124,7 @@ class Player:
 
     def _sleep(self, sleep: Operation) -> Generator[Call, Any, None]:
         self._tell("asks", sleep["at"])
-        slept = yield "sleep", (sleep["seconds"],)
+        slept = yield "sleep", (sleep["seconds"], sleep["at"])
         self._sees(sleep["at"], told(slept))
 
     def _send(self, send: Operation) -> Generator[Call, Any, None]:

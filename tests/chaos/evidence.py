@@ -14,6 +14,8 @@ from tests.chaos.oracle import Expected, expected
 from tests.chaos.programs import Program
 
 ENDED = ("succeeded", "failed")
+SETTLED = ("done", "failed", "sleeping")
+TOLD = ("SUCCESS", "FAILURE")
 TOKEN = re.compile(r'"(\d+):([0-9a-f]{12})"')
 
 
@@ -27,6 +29,8 @@ class Struck:
     pids: frozenset[int] = frozenset()
     cuts: bool = False
     """Whether it may cut an attempt short."""
+    silences: bool = False
+    """Whether the journal did not answer meanwhile."""
 
     def __str__(self) -> str:
         return f"{self.began:.3f}..{self.ended:.3f} {self.kind} {sorted(self.pids) or ''}"
@@ -105,10 +109,10 @@ class Run:
 
     @cached_property
     def settled(self) -> dict[str, tuple[Write, dict[str, Any]]]:
-        """Where each step got its final entry first, by the name of the step."""
+        """Where each step got its final entry first, by its name, as that of each sleep."""
         found: dict[str, tuple[Write, dict[str, Any]]] = {}
         for write, _, entry in self.entries():
-            if entry["state"] in ("done", "failed"):
+            if entry["state"] in SETTLED:
                 found.setdefault(entry["name"], (write, entry))
         return found
 
@@ -124,6 +128,13 @@ class Run:
         """The names of the recorded steps, by their positions."""
         positions = sorted(int(name[5:]) for name in self.journal if name.startswith("step:"))
         return [json.loads(self.journal[f"step:{position}"])["name"] for position in positions]
+
+    def lost_its_journal(self, number: int) -> bool:
+        """Tell whether the journal was away when this attempt was cut short."""
+        [attempt] = [attempt for attempt in self.attempts if attempt.number == number]
+        began, until = attempt.lines[0].at, attempt.lines[-1].at
+        silences = (fault for fault in self.faults if fault.silences)
+        return attempt.cut_short and any(fault.began <= until + 1 and fault.ended >= began for fault in silences)
 
     # -- in the world
 
@@ -167,7 +178,8 @@ class Run:
 
     def dump(self) -> str:
         """Return all of it as text, for who has to find out what happened."""
-        overlapping = [str(fault) for fault in self.faults if fault.ended >= self.began - 1 and fault.began <= self.until + 1]
+        since, until = (self.lines[0].at, self.lines[-1].at) if self.lines else (0.0, float("inf"))
+        meanwhile = [fault for fault in self.faults if fault.ended >= since - 1 and fault.began <= until + 1]
         return "\n".join(
             [
                 f"task {self.id} of chaos.{self.task}",
@@ -182,14 +194,6 @@ class Run:
                 "-- still in the journal's sets",
                 *self.lapses,
                 "-- faults meanwhile",
-                *overlapping,
+                *map(str, meanwhile),
             ]
         )
-
-    @property
-    def began(self) -> float:
-        return self.lines[0].at if self.lines else 0.0
-
-    @property
-    def until(self) -> float:
-        return self.lines[-1].at if self.lines else float("inf")

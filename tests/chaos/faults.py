@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from random import Random
 
 from tests.chaos.evidence import Struck
@@ -148,14 +147,13 @@ WEIGHTS: dict[Fault, int] = {
 }
 CUTTING = WEIGHTS.keys() - {duplicate_message, lose_message, kill_broker}
 """The faults that may cut an attempt short; what happens to messages, or to their broker, must not."""
+SILENCING: set[Fault] = {kill_journal, kill_both, cut_connection}
+"""Those that take what was sent to the journal, and not acknowledged."""
 
 
 def possible() -> dict[Fault, int]:
     """Return the faults that this machine can do, with their weights."""
-    missing = set() if COMPILER else {skew_clock}
-    if not find_spec("celery_durable.recovery"):
-        missing |= {lose_message, skew_clock}
-    return {fault: weight for fault, weight in WEIGHTS.items() if fault not in missing}
+    return {fault: weight for fault, weight in WEIGHTS.items() if fault is not skew_clock or COMPILER}
 
 
 # -- the injector ------------------------------------------------------------------------------------------------------
@@ -223,7 +221,8 @@ class Injector:
             else:
                 self._open.remove(each)
                 kind = each.fault.__name__.replace("_", " ")
-                self.struck.append(Struck(kind, each.began, time.monotonic(), each.pids, each.fault in CUTTING))
+                cuts, silences = each.fault in CUTTING, each.fault in SILENCING
+                self.struck.append(Struck(kind, each.began, time.monotonic(), each.pids, cuts, silences))
 
 
 def _child(stage: Stage, rng: Random) -> int | None:

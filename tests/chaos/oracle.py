@@ -11,7 +11,7 @@ UNKNOWN = None
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A step that the program reaches: `executions` is how often its action runs when nothing goes wrong."""
+    """A step or a sleep that the program reaches: `executions` is how often its action runs when nothing goes wrong."""
 
     at: str
     executions: int
@@ -76,6 +76,7 @@ class _Oracle:
         self.says.seen.append((draw["at"], UNKNOWN))
 
     def _sleep(self, sleep: Operation) -> None:
+        self.says.steps.append(PlannedStep(sleep["at"], 0, "sleeping", None))
         self.says.seen.append((sleep["at"], "None"))
 
     def _send(self, send: Operation) -> None:

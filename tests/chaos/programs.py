@@ -21,8 +21,6 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from celery_durable import DurableContext
-
 Operation = dict[str, Any]
 Program = list[Operation]
 
@@ -31,8 +29,6 @@ DEEPEST = 3
 
 KINDS = {"step": 10, "draw": 4, "sleep": 2, "send": 1, "try": 3, "saga": 2}
 NESTING = {"send", "try", "saga"}
-if not hasattr(DurableContext, "sleep"):
-    del KINDS["sleep"]
 
 MAX_RECOVERIES_OF_A_POISON = 2
 """How many attempts of a poisoned program may die in a row and be followed by another."""

@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ POISONED = 0.03
 LONGEST_END = 90
 """Seconds after the last fault is healed, within which every run ends: leases lapse, retries and sleeps come due."""
 UNDELIVERED = 5
-"""Seconds after which a message that began nothing is delivered again, for a broker that would take an hour."""
+"""Seconds after which a message that began nothing is sent again."""
 
 
 @dataclass
@@ -40,6 +40,8 @@ class Report:
     violations: list[Violation] = field(default_factory=list)
     attempts: int = 0
     cut_short: int = 0
+    dump: Path | None = None
+    """All that is known of the runs that contradict an invariant, beside the logs of the workers."""
 
     def add(self, other: "Report") -> None:
         self.runs += other.runs
@@ -72,8 +74,8 @@ class Round:
         self._seconds = seconds
         self._pending: set[str] = set()
         self._runs: dict[str, Run] = {}
-        self._sent: dict[tuple[str, str], str] = {}
-        self._suspects: dict[str, float] = {}
+        self._children: dict[tuple[str, str], str] = {}
+        self._sent_at: dict[str, float] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="chaos-"))
 
     def play(self) -> Report:
@@ -87,7 +89,10 @@ class Round:
             injector.heal_all()
             self._await_ends(stage, injector)
             report = self._report(stage, injector)
-        if not report.violations:
+        if report.violations:
+            report.dump = self._folder / "violations"
+            report.dump.write_text(_dump(report.violations))
+        else:
             shutil.rmtree(self._folder)
         return report
 
@@ -122,44 +127,45 @@ class Round:
 
     def _send(self, stage: Stage, run: Run) -> None:
         self._await(run)
-        stage.send(run.task, run.program, run.id)
+        stage.send(run)
 
     def _await(self, run: Run) -> None:
         self._runs[run.id] = run
         self._pending.add(run.id)
+        self._sent_at[run.id] = time.monotonic()
 
     def _look(self, stage: Stage) -> None:
-        """Learn what has happened, and do for the broker what its visibility timeout is too long for."""
+        """Learn what has happened."""
         for line in stage.reader.new():
             self._runs[line.run].lines.append(line)
             self._meet_child(line)
         self._pending -= stage.ended(self._pending)
-        self._deliver_what_began_nothing(stage)
+        self._send_again_what_began_nothing(stage)
 
     def _meet_child(self, line: Line) -> None:
         """A run that another run sends is known by its id first, and then by its sending."""
         if line.event == "sees" and line.step.endswith(".id"):
-            self._sent[line.run, line.step.removesuffix(".id")] = line.text
-        if line.event == "begins" and (child := self._sent.get((line.run, line.step))):
+            self._children[line.run, line.step.removesuffix(".id")] = line.text
+        if line.event == "begins" and (child := self._children.get((line.run, line.step))):
             parent = self._runs[line.run]
             if child not in self._runs:
                 sending = _operation(parent, line.step)
                 self._await(Run(child, sending["task"], sending["program"]))
             parent.children[line.step] = self._runs[child]
 
-    def _deliver_what_began_nothing(self, stage: Stage) -> None:
-        """A worker that is killed takes messages with it of runs that have not begun, and are not durable yet."""
-        if self.terms.visibility_timeout < 60:
-            return
-        taken = {tag: message for tag, message in stage.taken().items() if not self._lines_of(message["headers"]["id"])}
-        self._suspects = {tag: self._suspects.get(tag, time.monotonic()) for tag in taken}
-        for tag, message in taken.items():
-            if time.monotonic() - self._suspects[tag] > UNDELIVERED and not stage.has_begun(message["headers"]["id"]):
-                stage.remove(tag)
-                stage.put(message)
+    def _send_again_what_began_nothing(self, stage: Stage) -> None:
+        """Do for the broker what it does not do, or an hour later: a worker that dies takes messages with it.
 
-    def _lines_of(self, run: str) -> list[Line]:
-        return self._runs[run].lines if run in self._runs else []
+        Runs that have not begun are not durable yet; no message of any other one is sent again here.
+        """
+        late = time.monotonic() - UNDELIVERED
+        unborn = [self._runs[run] for run in self._pending if not self._runs[run].lines and self._sent_at[run] < late]
+        if unborn:
+            waiting = {message["headers"]["id"] for message in stage.waiting()}
+            for run in unborn:
+                self._sent_at[run.id] = time.monotonic()
+                if run.id not in waiting and not stage.has_begun(run.id):
+                    stage.send_again(run)
 
     # -- when all is healed
 
@@ -179,7 +185,7 @@ class Round:
     def _report(self, stage: Stage, injector: Injector) -> Report:
         self._complete(stage, injector.struck)
         runs = list(self._runs.values())
-        report = Report(
+        return Report(
             runs=len(runs),
             faults=Counter(struck.kind for struck in injector.struck),
             takeovers=[seconds for run in runs for seconds in _takeovers(run)],
@@ -187,7 +193,6 @@ class Round:
             attempts=sum(len(run.attempts) for run in runs),
             cut_short=sum(attempt.cut_short for run in runs for attempt in run.attempts),
         )
-        return report
 
     def _complete(self, stage: Stage, struck: list[Struck]) -> None:
         """Give each run what the servers and the faults know of it."""
@@ -202,6 +207,12 @@ class Round:
             run.results = writes[BACKEND_DB, run.id]
             run.faults = struck
             run.lapses = kept.get(run.id, [])
+
+
+def _dump(found: list[Violation]) -> str:
+    runs = {violation.run.id: violation.run for violation in found}
+    by_run = [[run.dump(), *(f"!! {each}" for each in found if each.run is run)] for run in runs.values()]
+    return "\n\n".join("\n".join(lines) for lines in by_run)
 
 
 def _operation(run: Run, at: str) -> Operation:
@@ -220,5 +231,3 @@ def _takeovers(run: Run) -> Iterator[float]:
                 later = [line.at for line in run.of("starts") if line.attempt > attempt.number]
                 yield from (at - fault.began for at in later[:1])
 
-
-Progress = Callable[[Report], None]

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,7 +20,7 @@ from celery import Celery
 from typing_extensions import Self
 
 from tests.chaos import effects
-from tests.chaos.programs import Program
+from tests.chaos.evidence import TOLD, Run
 from tests.integration.network import Proxy
 from tests.processes import Process, members
 from tests.servers import RedisServer
@@ -29,6 +28,8 @@ from tests.servers import RedisServer
 QUEUE = "celery"
 WORKERS = 2
 BACKEND_DB = 1
+WRITING_DB = 2
+"""Of the broker: where the messages of tests are written, which are kept before they are sent."""
 TERMS_VARIABLE = "DURABLE_CHAOS"
 
 COMPILER = shutil.which("cc")
@@ -51,7 +52,7 @@ class Terms:
     def drawn(cls, rng: Random) -> Self:
         return cls(
             lease=2.0,
-            visibility_timeout=rng.choice([4, 3600]) if find_spec("celery_durable.recovery") else 4,
+            visibility_timeout=rng.choice([4, 3600]),
             inline_retry_limit=rng.choice([0, 0.1]),
             concurrency=rng.choice([2, 3]),
         )
@@ -98,6 +99,7 @@ class Stage:
         self.workers: list[Worker] = []
         self._rng = rng
         self._started = 0
+        self._letters: dict[str, str] = {}
         self._ending = ExitStack()
 
     def __enter__(self) -> Self:
@@ -105,7 +107,7 @@ class Stage:
             self._ending.enter_context(self.broker)
             self._ending.enter_context(self.journal)
             self.proxy = self._ending.enter_context(Proxy(self.journal))
-            self._sender = self._ending.enter_context(_sender(self.broker.url()))
+            self._writer = self._ending.enter_context(_writer(self.broker.url(WRITING_DB)))
             self.reader = effects.Reader(self.effects)
             self._ending.callback(self.reader.close)
             self._ending.callback(self._end_workers)
@@ -167,8 +169,21 @@ class Stage:
 
     # -- messages and results
 
-    def send(self, task: str, program: Program, run: str) -> None:
-        self._sender.send_task(f"chaos.{task}", args=[program], task_id=run)
+    def send(self, run: Run) -> None:
+        with self.broker.client() as client:
+            client.lpush(QUEUE, self._letter(run))
+
+    def send_again(self, run: Run) -> None:
+        """Let a copy of its message arrive; not as a new one, which would be a Retry of a run that has failed."""
+        self.put(json.loads(self._letter(run)))
+
+    def _letter(self, run: Run) -> str:
+        """Return the message of a run as it goes to the broker."""
+        if run.id not in self._letters:
+            self._writer.send_task(f"chaos.{run.task}", args=[run.program], task_id=run.id)
+            with self.broker.client(WRITING_DB) as client:
+                self._letters[run.id] = str(client.rpop(QUEUE))
+        return self._letters[run.id]
 
     def waiting(self) -> list[Message]:
         """Return the messages of the queue that no worker has taken."""
@@ -192,10 +207,6 @@ class Stage:
             client.hdel("unacked", tag)
             client.zrem("unacked_index", tag)
 
-    def empty_queue(self) -> None:
-        with self.broker.client() as client:
-            client.delete(QUEUE)
-
     def ended(self, runs: Collection[str]) -> set[str]:
         """Return which of these runs the result backend knows as ended."""
         names = list(runs)
@@ -206,7 +217,7 @@ class Stage:
         return {
             run
             for run, result in zip(names, results, strict=True)
-            if result and json.loads(result)["status"] in ("SUCCESS", "FAILURE", "REVOKED")
+            if result and json.loads(result)["status"] in TOLD
         }
 
     def has_begun(self, run: str) -> bool:
@@ -231,9 +242,9 @@ def signal_all(pids: Collection[int], number: signal.Signals) -> None:
 
 
 @contextmanager
-def _sender(url: str) -> Iterator[Celery]:
+def _writer(url: str) -> Iterator[Celery]:
     """Yield an app that only sends; afterwards close its connections."""
-    app = Celery("sender", broker=url, set_as_current=False)
+    app = Celery("writer", broker=url, set_as_current=False)
     try:
         yield app
     finally:
