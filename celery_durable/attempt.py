@@ -26,7 +26,7 @@ from .exceptions import (
     JournalUnavailableError,
     JournalUnreadableError,
 )
-from .interrupts import EndRun, FailAttempt, Interrupt, JournalLost, RetryStep, Sleep
+from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, RetryStep, Sleep
 from .journal import Entry, Journal, Opened, read_entry, step_field
 
 logger = logging.getLogger("celery_durable")
@@ -36,6 +36,7 @@ T = TypeVar("T")
 MANY_ENTRIES = 10_000
 MANY_BYTES = 64 * 2**20
 _PAIRS_AT_AN_END = 500
+_OUT_OF_TOUCH = (Fenced, JournalLost)
 
 
 running_step: ContextVar[Any] = ContextVar("celery_durable_step", default=None)
@@ -101,7 +102,9 @@ class Attempt:
         self._warned = self._entries > MANY_ENTRIES or self._bytes > MANY_BYTES
         self._home = threading.get_ident()
         self._flying = 0
-        self._landed: asyncio.Future[None] | None = None
+        self._landings: set[asyncio.Event] = set()
+        self.waits = 0
+        """Waits in flight."""
 
     def begin_here(self) -> None:
         """The body runs in this thread."""
@@ -137,7 +140,8 @@ class Attempt:
 
     def stop(self, interrupt: Interrupt) -> Interrupt:
         """End the attempt; the same interrupt is raised again by whatever the body does next with its context."""
-        if self.interrupt is None:
+        if self.interrupt is None or (isinstance(interrupt, _OUT_OF_TOUCH) and not isinstance(self.interrupt, Fenced)):
+            # Without its journal an attempt cannot end as it was about to.
             self.interrupt = interrupt
         elif isinstance(self.interrupt, Sleep) and isinstance(interrupt, (Sleep, RetryStep, FailAttempt)):
             # Siblings wait: the first to wake up wakes the run, and a failed one does not wait for sleepers.
@@ -321,20 +325,35 @@ class Attempt:
     # -- steps of an async task that run side by side
 
     async def in_flight(self, step: Coroutine[Any, Any, T]) -> T:
-        """Await a step; the attempt does not end before it has."""
+        """Await a step or a wait; the attempt does not end before it has."""
         self._flying += 1
         try:
             return await step
         finally:
             self._flying -= 1
-            if self._landed is not None and not self._flying:
-                self._landed.set_result(None)
+            for landing in self._landings:
+                landing.set()
 
     async def landed(self) -> None:
         """Until no step is in flight: what siblings of a failed step do is recorded, too."""
-        if self._flying:
-            self._landed = asyncio.get_running_loop().create_future()
-            await self._landed
+        while self._flying:
+            await self.landing(None)
+
+    async def landing(self, seconds: float | None) -> None:
+        """Until a step or a wait that is in flight has ended, for some seconds at most."""
+        landing = asyncio.Event()
+        self._landings.add(landing)
+        try:
+            await asyncio.wait_for(landing.wait(), seconds)
+        except asyncio.TimeoutError:
+            pass
+        finally:
+            self._landings.discard(landing)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is in flight beside waits."""
+        return self._flying > self.waits
 
     def lost(self, error: JournalUnavailableError) -> Interrupt:
         return self.stop(JournalLost(error))

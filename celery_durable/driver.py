@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 logger = logging.getLogger("celery_durable")
 
+_TURNS_TO_BE_SURE = 10
+"""Turns of the event loop in which a coroutine whose step has ended may begin the next one."""
 _STEPS_IN_THREADS = 64
 """Sync steps of async tasks at one time, in a process."""
 
@@ -43,6 +45,9 @@ class Driver(Protocol):
     async def pause(self, seconds: float) -> None:
         """For a while."""
 
+    async def is_alone(self, attempt: Attempt, seconds: float) -> bool:
+        """Until nothing of the attempt goes on but waits; False if the seconds have passed before."""
+
 
 class InThread:
     """Of a ``def`` task: nothing is ever suspended, so its coroutines end in the call that starts them."""
@@ -59,6 +64,9 @@ class InThread:
 
     async def pause(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251  it runs outside of any loop
+
+    async def is_alone(self, attempt: Attempt, seconds: float) -> bool:  # noqa: ARG002
+        return True
 
 
 class OnLoop:
@@ -93,6 +101,23 @@ class OnLoop:
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    async def is_alone(self, attempt: Attempt, seconds: float) -> bool:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        attempt.waits += 1
+        try:
+            turns = 0
+            while turns < _TURNS_TO_BE_SURE and loop.time() < end:
+                if attempt.is_busy:
+                    turns = 0
+                    await attempt.landing(end - loop.time())
+                else:
+                    turns += 1
+                    await asyncio.sleep(0)
+            return turns == _TURNS_TO_BE_SURE
+        finally:
+            attempt.waits -= 1
 
 
 IN_THREAD = InThread()

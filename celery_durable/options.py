@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import fields
 from datetime import timedelta
@@ -43,14 +44,18 @@ def seconds(name: str, value: Any, *, zero: bool = True) -> float:
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigurationError(f"{name} must be a timedelta or a number of seconds, got {value!r}")
+    try:
+        value = float(value)
+    except OverflowError:
+        value = math.inf
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
         raise ConfigurationError(f"{name} must be {'0 or more' if zero else 'more than 0'} seconds, got {value!r}")
-    return float(value)
+    return value  # type: ignore[no-any-return]
 
 
 def factor(name: str, value: Any) -> float:
     """*value* as a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < sys.float_info.max:
         raise ConfigurationError(f"{name} must be a number above 0, got {value!r}")
     return float(value)
 

@@ -49,6 +49,11 @@ class Recovery:
         self._send(claimed)
         return len(claimed), _pause(found)
 
+    @property
+    def is_amid(self) -> bool:
+        """Whether the last look has not seen all there is."""
+        return any(each.runs or any(each.skips) for each in self._found or [])
+
     def _send(self, claimed: list[Claimed]) -> None:
         if not claimed:
             return
@@ -98,6 +103,7 @@ class Recovery:
         if runs.condemn(task_id, "revoked", self.store.settings.failure_retention, outcome.of_error(error)):
             options = Call.load(runs.load(task_id)[b"call"], self._accept).options
             request = Context({**options, "id": task_id, "group": options.get("group_id")})
+            logger.info("task %s: revoked while no message of it was about", task_id)
             self.app.backend.mark_as_revoked(task_id, "revoked", request=request)
 
 
@@ -142,6 +148,7 @@ class RecoveryThread:
 def recover(app: Any) -> int:
     """Send the runs of *app* that nobody carries on, once; how many there were."""
     recovery, total = Recovery(app), 0
-    while sent := recovery.recover()[0]:
-        total += sent
-    return total
+    while True:
+        total += recovery.recover()[0]
+        if not recovery.is_amid:
+            return total

@@ -176,11 +176,11 @@ class Step:
     async def perform(self, driver: Driver) -> Any:
         """Execute the action until it is recorded; raise when another attempt must go on."""
         attempt = self.attempt
-        if attempt.cancel_requested:
-            await cancel(attempt, self.position, driver, self.name, self.executions)
-        if self.entry is not None:
+        if self.entry is not None and not attempt.cancel_requested:
             await self._count_the_dead(self.entry, driver)
         while True:
+            if attempt.cancel_requested:
+                await cancel(attempt, self.position, driver, self.name, self.executions)
             if attempt.journal.lease_in_doubt:
                 await driver.ask(attempt, attempt.journal.prove_lease)
             if self._announce():

@@ -47,7 +47,7 @@ class Wait:
             attempt.tell()
             await driver.settle(attempt)
             await driver.pause(left)
-        else:
+        elif await driver.is_alone(attempt, left):
             raise attempt.stop(Sleep(until))
 
     def _checked(self, duration: Duration) -> float:

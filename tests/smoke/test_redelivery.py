@@ -24,7 +24,8 @@ def test_a_step_longer_than_the_visibility_timeout_is_executed_once(durable: Dur
     worker = durable.start_worker(visibility_timeout=1)
     result = crashes.three_steps.delay(held_at="second")
     pid = effects.wait_until_blocked("second").pid
-    wait_until_logged(worker, FORGOTTEN, times=2)
+    wait_until_logged(worker, FORGOTTEN)
+    wait_until_idle(durable)
     assert result.state == "PENDING"
     effects.release("second")
 
