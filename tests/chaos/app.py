@@ -16,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from celery import Celery
+from typing_extensions import Self
 
 from celery_durable import (
     AsyncDurableContext,
@@ -101,7 +102,7 @@ class Player:
         self._attempt = ctx.attempt
         self.seen: list[list[str]] = []
 
-    def __enter__(self) -> "Player":
+    def __enter__(self) -> Self:
         self._tell("starts")
         return self
 
@@ -160,11 +161,11 @@ class Player:
     def _execute(self, at: str, action: Callable[..., Any], options: RunOptions) -> Generator[Call, Any, None]:
         self._tell("asks", at)
         try:
-            value, token = yield "run", (at, action, options)
+            value, mark = yield "run", (at, action, options)
         except TerminalError as error:
-            self._sees(at, f"{type(error).__name__} at {at}", token=repr(error.args))
+            self._sees(at, f"{type(error).__name__} at {at}", mark=repr(error.args))
             raise
-        self._sees(at, told(value), token)
+        self._sees(at, told(value), mark)
 
     def _action(self, step: Operation) -> Callable[..., Any]:
         def act() -> list[Any]:
@@ -187,45 +188,43 @@ class Player:
             except Exception:
                 self._tell("ends", send["at"], current_step().attempt, "errs")
                 raise
-            token = self._token()
-            self._tell("ends", send["at"], current_step().attempt, "value", token)
-            return [value_of(self._run, send["at"]), token]
+            mark = self._mark()
+            self._tell("ends", send["at"], current_step().attempt, "value", mark)
+            return [value_of(self._run, send["at"]), mark]
 
         return act
 
     def _begins(self, at: str) -> None:
         step = current_step()
-        self._tell("begins", at, step.attempt, token=str(step.idempotency_key))
+        self._tell("begins", at, step.attempt, mark=str(step.idempotency_key))
 
     def _ends(self, step: Operation) -> list[Any]:
         execution = current_step().attempt
         how = "fails" if execution <= step["fails"] else step["then"]
-        token = self._token()
-        self._tell("ends", step["at"], execution, how, token)
+        mark = self._mark()
+        self._tell("ends", step["at"], execution, how, mark)
         if how == "fails":
             raise ConnectionError(f"declared failure {execution} at {step['at']}")
         if how == "terminal":
-            raise TerminalError(f"{step['at']} of {self._run}", 409, {"by": token})
-        return [value_of(self._run, step["at"]), token]
+            raise TerminalError(f"{step['at']} of {self._run}", 409, {"by": mark})
+        return [value_of(self._run, step["at"]), mark]
 
-    def _token(self) -> str:
+    def _mark(self) -> str:
         """Return what tells this execution from all others, beginning with its attempt."""
         return f"{self._attempt}:{uuid4().hex[:12]}"
 
     # -- what is told
 
-    def _sees(self, at: str, text: str, token: str = "") -> None:
-        self._tell("sees", at, text=text, token=token)
+    def _sees(self, at: str, text: str, mark: str = "") -> None:
+        self._tell("sees", at, text=text, mark=mark)
         self.seen.append([at, text])
 
-    def _tell(self, event: str, at: str = "", execution: int = 0, text: str = "", token: str = "") -> None:
-        effects.write(terms["effects"], effects.Line(self._run, self._attempt, event, at, execution, text, token))
+    def _tell(self, event: str, at: str = "", execution: int = 0, text: str = "", mark: str = "") -> None:
+        effects.write(terms["effects"], effects.Line(self._run, self._attempt, event, at, execution, text, mark))
 
 
 def _options(step: Operation) -> RunOptions:
     """Return retry options for a step that has any; without them the task's policy retries it."""
     if step["by"] == "task":
         return RunOptions()
-    return RunOptions(
-        initial_retry_interval=step["interval"], max_retry_interval=0.5, max_attempts=step["attempts"]
-    )
+    return RunOptions(initial_retry_interval=step["interval"], max_retry_interval=0.5, max_attempts=step["attempts"])

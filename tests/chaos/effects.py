@@ -23,7 +23,7 @@ class Line:
     step: the place in the program.
     execution: which execution of the step it is, as the library says.
     text: what is seen; how an action or a body ends.
-    token: which execution a value is from; the idempotency key of one that begins.
+    mark: which execution a value is from; the idempotency key of one that begins.
     """
 
     run: str
@@ -32,7 +32,7 @@ class Line:
     step: str = ""
     execution: int = 0
     text: str = ""
-    token: str = ""
+    mark: str = ""
     pid: int = field(default_factory=os.getpid)
     at: float = field(default_factory=time.monotonic)
 
@@ -40,7 +40,7 @@ class Line:
         facts = [f"{self.at:.3f}", f"pid {self.pid}", f"attempt {self.attempt}", self.event, self.step]
         if self.execution:
             facts.append(f"execution {self.execution}")
-        return " ".join([*facts, self.text[:200], self.token]).rstrip()
+        return " ".join([*facts, self.text[:200], self.mark]).rstrip()
 
 
 def write(path: str, line: Line) -> None:

@@ -16,7 +16,7 @@ from tests.chaos.programs import Program
 ENDED = ("succeeded", "failed")
 SETTLED = ("done", "failed", "sleeping")
 TOLD = ("SUCCESS", "FAILURE")
-TOKEN = re.compile(r'"(\d+):([0-9a-f]{12})"')
+MARK = re.compile(r'"(\d+):([0-9a-f]{12})"')
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The evidence that a run leaves in a world without faults, or with one death: invariants are tried on it, and it is spoilt."""
+"""The evidence that a run leaves in a world without faults, or with one death: what invariants are tried on."""
 
 import json
 from typing import Any
@@ -50,13 +50,13 @@ class _Author:
 
     def _begin(self) -> None:
         self._attempt += 1
-        seen = list(dict.fromkeys((line.step, line.text, line.token) for line in self._run.of("sees")))
+        seen = list(dict.fromkeys((line.step, line.text, line.mark) for line in self._run.of("sees")))
         self._record(attempt=str(self._attempt), status="running", owner=f"host:{PID}")
         self._tell("starts")
-        for at, text, token in seen:
-            if token or text == "None":
+        for at, text, mark in seen:
+            if mark or text == "None":
                 self._tell("asks", at)
-            self._tell("sees", at, text=text, token=token)
+            self._tell("sees", at, text=text, mark=mark)
 
     def _suspend(self, seconds: float, **fields: str) -> None:
         self._record(status="suspended", **fields)
@@ -91,7 +91,7 @@ class _Author:
             self._tell("sees", step.at, text=text)
             return
         if step.at == self._dies_in:
-            self._tell("begins", step.at, 1, token=f"key of {step.at}")
+            self._tell("begins", step.at, 1, mark=f"key of {step.at}")
             self._begin()
             self._tell("asks", step.at)
         for execution in range(1, step.executions):
@@ -99,34 +99,34 @@ class _Author:
             wait = operation["interval"] * 2 ** (execution - 1)
             self._suspend(wait, **self._entry(step, execution, state="retrying"))
             self._tell("asks", step.at)
-        token = self._execute(step, step.executions, "value" if step.state == "done" else "fails")
-        self._record(**self._entry(step, step.executions, text=text, token=token))
-        self._tell("sees", step.at, text=text, token=token)
+        mark = self._execute(step, step.executions, "value" if step.state == "done" else "fails")
+        self._record(**self._entry(step, step.executions, text=text, mark=mark))
+        self._tell("sees", step.at, text=text, mark=mark)
         if step.at in self._run.children:
             child = self._run.children[step.at]
             child.writes.append(self._next("child", attempt="1"))
 
     def _execute(self, step: PlannedStep, execution: int, how: str) -> str:
-        self._tell("begins", step.at, execution, token=f"key of {step.at}")
-        token = f"{self._attempt}:{self._numbers:012x}"
-        self._tell("ends", step.at, execution, how, token)
-        return token
+        self._tell("begins", step.at, execution, mark=f"key of {step.at}")
+        mark = f"{self._attempt}:{self._numbers:012x}"
+        self._tell("ends", step.at, execution, how, mark)
+        return mark
 
     def _entry(
-        self, step: PlannedStep, attempts: int, state: str = "", text: str = "", token: str = ""
+        self, step: PlannedStep, attempts: int, state: str = "", text: str = "", mark: str = ""
     ) -> dict[str, str]:
         facts: dict[str, Any] = {"name": step.at, "state": state or step.state, "attempts": attempts}
         if facts["state"] == "failed":
-            facts["error"] = {"type": text.split()[0], "metadata": {"by": token}}
+            facts["error"] = {"type": text.partition(" ")[0], "metadata": {"by": mark}}
         elif facts["state"] == "done":
-            facts["value"] = ["...", token]
+            facts["value"] = ["...", mark]
         return {f"step:{self._position}": json.dumps(facts)}
 
     # -- what is left
 
-    def _tell(self, event: str, at: str = "", execution: int = 0, text: str = "", token: str = "") -> None:
+    def _tell(self, event: str, at: str = "", execution: int = 0, text: str = "", mark: str = "") -> None:
         self._clock += 0.001
-        line = Line(self._run.id, self._attempt, event, at, execution, text, token, PID, self._clock)
+        line = Line(self._run.id, self._attempt, event, at, execution, text, mark, PID, self._clock)
         self._run.lines.append(line)
 
     def _record(self, **fields: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 
-from tests.chaos.evidence import ENDED, SETTLED, TOKEN, TOLD, Attempt, Run
+from tests.chaos.evidence import ENDED, MARK, SETTLED, TOLD, Attempt, Run
 from tests.chaos.oracle import UNKNOWN
 from tests.chaos.programs import MAX_RECOVERIES_OF_A_POISON, operations
 
@@ -98,7 +98,7 @@ def every_attempt_sees_the_same(run: Run) -> Iterator[str]:
     first: dict[str, tuple[str, str]] = {}
     clocks = {operation["at"] for operation in operations(run.program) if operation.get("kind") in ("time", "now")}
     for line in run.of("sees"):
-        seen = (line.text, line.token)
+        seen = (line.text, line.mark)
         if line.step in clocks and run.lost_its_journal(line.attempt):
             continue  # a reading of the clock is sent before the next action starts, and not waited for
         if first.setdefault(line.step, seen) != seen:
@@ -109,8 +109,8 @@ def what_is_seen_is_what_is_recorded(run: Run) -> Iterator[str]:
     """I4. The value is from the execution whose result the journal holds."""
     for line in run.of("sees"):
         if line.step in run.settled:
-            recorded = _token(json.dumps(run.settled[line.step][1]))
-            if recorded and recorded not in line.token:
+            recorded = _mark(json.dumps(run.settled[line.step][1]))
+            if recorded and recorded not in line.mark:
                 yield f"recorded is the value of execution {recorded}, seen was: {line}"
 
 
@@ -125,7 +125,7 @@ def draws_are_in_the_journal(run: Run) -> Iterator[str]:
 
 
 def an_idempotency_key_is_that_of_its_step(run: Run) -> Iterator[str]:
-    keys = {(line.step, line.token) for line in run.of("begins")}
+    keys = {(line.step, line.mark) for line in run.of("begins")}
     steps = {step for step, _ in keys}
     if not len(keys) == len(steps) == len({key for _, key in keys}):
         yield f"each step has a key of its own, the same for all its executions, but they were {sorted(keys)}"
@@ -230,9 +230,9 @@ def a_stale_attempt_writes_nothing(run: Run) -> Iterator[str]:
     for write in run.writes:
         newest = int(write.fields.get("attempt", newest))
         for name, text in write.fields.items():
-            token = _token(text) if name.startswith("step:") else ""
-            if token and int(token.split(":")[0]) < newest:
-                yield f"attempt {newest} had begun when a result of execution {token} was written: {write}"
+            mark = _mark(text) if name.startswith("step:") else ""
+            if mark and int(mark.split(":")[0]) < newest:
+                yield f"attempt {newest} had begun when a result of execution {mark} was written: {write}"
 
 
 def a_stale_attempt_starts_no_step(run: Run) -> Iterator[str]:
@@ -270,9 +270,7 @@ def nothing_leaves_before_it_is_recorded(run: Run) -> Iterator[str]:
         if max(earlier, default=0) > child.writes[0].number:
             yield f"the task sent at {at} began before all was recorded: {child.writes[0]}"
     ends = [write.number for write in run.writes if write.fields.get("status") in ENDED]
-    told = [
-        write.number for write, outcome in zip(run.results, run.outcomes, strict=True) if outcome["status"] in TOLD
-    ]
+    told = [write.number for write, outcome in zip(run.results, run.outcomes, strict=True) if outcome["status"] in TOLD]
     if told and (not ends or told[0] < ends[0]):
         yield f"the result backend was told by write #{told[0]}, the journal by {ends[:1]}"
 
@@ -339,9 +337,9 @@ INVARIANTS: list[Invariant] = [
 ]
 
 
-def _token(entry: str) -> str:
+def _mark(entry: str) -> str:
     """Return what an entry says of the execution that it is from."""
-    found = TOKEN.findall(entry)
+    found = MARK.findall(entry)
     return ":".join(found[-1]) if found else ""
 
 

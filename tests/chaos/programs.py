@@ -148,7 +148,7 @@ def value_of(run: str, at: str) -> Any:
     number = int.from_bytes(digest[:6], "big")
     values = [
         digest.hex(),
-        "straße ☃ \n\x00 \"quoted\" \\ '",
+        'straße ☃ \n\x00 "quoted" \\ \'',
         number,
         -number / 7,
         number % 2 == 0,

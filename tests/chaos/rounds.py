@@ -230,4 +230,3 @@ def _takeovers(run: Run) -> Iterator[float]:
             if amid and attempt.cut_short and attempt.pid in fault.pids:
                 later = [line.at for line in run.of("starts") if line.attempt > attempt.number]
                 yield from (at - fault.began for at in later[:1])
-

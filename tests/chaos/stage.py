@@ -68,18 +68,12 @@ class JournalServer(RedisServer):
 class Worker:
     """One life of one worker."""
 
-    def __init__(self, name: str, process: Process, log: Path) -> None:
-        self.name = name
+    def __init__(self, process: Process) -> None:
         self.process = process
-        self.log = log
 
     @property
     def running(self) -> bool:
         return self.process.exit_code is None
-
-    @property
-    def ready(self) -> bool:
-        return self.running and f"{self.name} ready." in self.log.read_text(errors="replace")
 
     def pids(self) -> frozenset[int]:
         """Return the ids of all its processes."""
@@ -97,6 +91,7 @@ class Stage:
         self.broker = RedisServer(appendonly=True)
         self.journal = JournalServer(appendonly=True)
         self.workers: list[Worker] = []
+        self._processes: list[Process] = []
         self._rng = rng
         self._started = 0
         self._letters: dict[str, str] = {}
@@ -132,7 +127,9 @@ class Stage:
         env = {TERMS_VARIABLE: json.dumps(self._terms_of_a_worker())}
         if skew:
             env |= {"LD_PRELOAD": str(self._skewed_clock), "SKEWED_CLOCK": str(skew)}
-        self.workers.append(Worker(name, Process([sys.executable, *arguments], log, env), log))
+        process = Process([sys.executable, *arguments], log, env)
+        self._processes.append(process)
+        self.workers.append(Worker(process))
 
     @cached_property
     def _skewed_clock(self) -> Path:
@@ -160,12 +157,11 @@ class Stage:
 
     def forget(self, worker: Worker) -> None:
         """A worker has ended, or is about to."""
-        if worker in self.workers:
-            self.workers.remove(worker)
+        self.workers.remove(worker)
 
     def _end_workers(self) -> None:
-        for worker in self.workers:
-            worker.process.kill()
+        for process in self._processes:
+            process.kill()
 
     # -- messages and results
 
@@ -215,9 +211,7 @@ class Stage:
         with self.journal.client(BACKEND_DB) as client:
             results = client.mget([f"celery-task-meta-{run}" for run in names])
         return {
-            run
-            for run, result in zip(names, results, strict=True)
-            if result and json.loads(result)["status"] in TOLD
+            run for run, result in zip(names, results, strict=True) if result and json.loads(result)["status"] in TOLD
         }
 
     def has_begun(self, run: str) -> bool:

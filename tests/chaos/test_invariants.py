@@ -130,7 +130,7 @@ def compensations_in_the_wrong_order(run: Run) -> None:
 
 @spoilt("compensations_run_in_reverse_and_once")
 def a_compensation_of_what_was_never_done(run: Run) -> None:
-    run.lines.append(replace(run.lines[line_at(run, "begins", "5.1.2.undo")], step="5.1.3.undo", token="another key"))
+    run.lines.append(replace(run.lines[line_at(run, "begins", "5.1.2.undo")], step="5.1.3.undo", mark="another key"))
 
 
 @spoilt("every_step_is_recorded_once_and_in_order", "the_outcome_is_the_expected_one")
@@ -145,7 +145,7 @@ def a_value_that_is_another_one_on_replay(run: Run) -> None:
 
 @spoilt("every_attempt_sees_the_same", "what_is_seen_is_what_is_recorded")
 def a_value_of_an_execution_that_is_not_the_recorded_one(run: Run) -> None:
-    change_line(run, "sees", "1", token="1:ffffffffffff")
+    change_line(run, "sees", "1", mark="1:ffffffffffff")
 
 
 @spoilt("every_attempt_sees_the_same")
@@ -168,12 +168,12 @@ def two_uuids_that_are_the_same(run: Run) -> None:
 
 @spoilt("an_idempotency_key_is_that_of_its_step")
 def an_execution_with_another_idempotency_key(run: Run) -> None:
-    change_line(run, "begins", "1", token="another key")
+    change_line(run, "begins", "1", mark="another key")
 
 
 @spoilt("an_idempotency_key_is_that_of_its_step")
 def two_steps_with_one_idempotency_key(run: Run) -> None:
-    change_line(run, "begins", "5.1.1", token="key of 5.1.2")
+    change_line(run, "begins", "5.1.1", mark="key of 5.1.2")
 
 
 @spoilt("retries_keep_to_their_limits")
@@ -222,9 +222,9 @@ def a_failure_in_place_of_the_value(run: Run) -> None:
 @spoilt("a_stale_attempt_writes_nothing")
 def a_result_of_an_attempt_that_was_taken_over(run: Run) -> None:
     # What is seen is from the same execution, so that only the fence is in question.
-    token = "1:ffffffffffff"
-    change_entry(run, "5.1.1", value=["...", token])
-    run.lines[:] = [replace(line, token=token) if line.step == "5.1.1" and line.token else line for line in run.lines]
+    mark = "1:ffffffffffff"
+    change_entry(run, "5.1.1", value=["...", mark])
+    run.lines[:] = [replace(line, mark=mark) if line.step == "5.1.1" and line.mark else line for line in run.lines]
 
 
 @spoilt("a_stale_attempt_starts_no_step")

@@ -112,7 +112,9 @@ def test_a_random_program_is_as_large_and_as_deep_as_it_may_be(seed: int) -> Non
 
 def _size(program: Program) -> int:
     """Count what the budget counts: what undoes and what rescues comes with what it is for."""
-    inner = [[*op.get("body", []), *op.get("program", []), *(part["step"] for part in op.get("parts", []))] for op in program]
+    inner = [
+        [*op.get("body", []), *op.get("program", []), *(part["step"] for part in op.get("parts", []))] for op in program
+    ]
     return sum(1 + _size(each) for each in inner) - sum(op["do"] == "send" for op in program)
 
 
