@@ -245,19 +245,22 @@ def a_stale_attempt_starts_no_step(run: Run) -> Iterator[str]:
 
 
 def the_journal_only_grows(run: Run) -> Iterator[str]:
-    """I8. What is recorded does not change; what changes are counts and states of what is under way."""
-    known: dict[str, str] = {}
+    """I8. What is recorded does not change; what changes are counts and states of what is under way.
+
+    An attempt whose replies were lost sends all of it again, in its order: the start of a step after its result, too.
+    """
+    known: dict[str, tuple[int, str]] = {}
+    newest = 0
     for write in run.writes:
+        newest = int(write.fields.get("attempt", newest))
         for name in write.gone & known.keys():
             yield f"{name} is gone: {write}"
         for name, value in write.fields.items():
-            final = name.startswith(("uuid:", "time:", "now:")) or name in ("seed", "task", "fingerprint", "created")
-            if name.startswith("step:"):
-                final = json.loads(value)["state"] in SETTLED
-            if known.get(name, value) != value:
-                yield f"{name} was {known[name]}, and is changed: {write}"
-            elif final:
-                known[name] = value
+            by, recorded = known.get(name, (newest, value))
+            if recorded != value and (by != newest or _is_final(name, value)):
+                yield f"{name} was {recorded}, and is changed: {write}"
+            elif _is_final(name, value):
+                known[name] = newest, value
 
 
 def nothing_leaves_before_it_is_recorded(run: Run) -> Iterator[str]:
@@ -335,6 +338,12 @@ INVARIANTS: list[Invariant] = [
     a_poison_is_parked,
     every_run_ends,
 ]
+
+
+def _is_final(name: str, value: str) -> bool:
+    if name.startswith("step:"):
+        return json.loads(value)["state"] in SETTLED
+    return name.startswith(("uuid:", "time:", "now:")) or name in ("seed", "task", "fingerprint", "created")
 
 
 def _mark(entry: str) -> str:

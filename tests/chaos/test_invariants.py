@@ -241,6 +241,12 @@ def a_recorded_step_that_is_changed(run: Run) -> None:
 
 
 @spoilt("the_journal_only_grows")
+def a_recorded_step_that_a_later_attempt_starts_again(run: Run) -> None:
+    _, name = entry_of(run, "1")
+    run.writes.append(Write(999, 0, "run", {name: json.dumps({"name": "1", "state": "started", "attempts": 1})}))
+
+
+@spoilt("the_journal_only_grows")
 def a_recorded_step_that_is_removed(run: Run) -> None:
     run.writes.append(Write(999, 0, "run", gone={entry_of(run, "5.1.1")[1]}))
 
@@ -307,6 +313,16 @@ def test_a_step_that_was_hit_runs_once_more_and_only_a_fault_that_may_cut_it_sho
 
     assert broken(run) == set()
     assert broken(unexplained) == {"every_attempt_that_is_cut_short_has_a_cause"}
+
+
+def test_an_attempt_may_send_the_start_of_a_step_again_with_its_result() -> None:
+    run = flawless(saga_program())
+    write, name = entry_of(run, "5.1.1")
+    started = json.dumps({"name": "5.1.1", "state": "started", "attempts": 1})
+    place = run.writes.index(write) + 1
+    run.writes[place:place] = [replace(write, fields={name: started}), write]
+
+    assert broken(run) == set()
 
 
 @pytest.mark.parametrize("silences", [True, False])
