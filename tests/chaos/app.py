@@ -99,6 +99,7 @@ class Player:
 
     def __init__(self, ctx: DurableContext | AsyncDurableContext) -> None:
         self._run = ctx.task_id
+        self._is_replaying = lambda: ctx.is_replaying
         self._attempt = ctx.attempt
         self.seen: list[list[str]] = []
 
@@ -155,6 +156,12 @@ class Player:
             os.kill(os.getpid(), signal.SIGKILL)
 
         yield from self._execute(die["at"], kill_this_process, RunOptions())
+
+    def _stray(self, stray: Operation) -> Generator[Call, Any, None]:
+        # Nothing comes after it that is recorded before it is.
+        strayed = {"at": f"{stray['at']}.stray"} if self._is_replaying() else {}
+        yield from self._step({**stray["step"], **strayed})
+        yield from self._step(stray["then"])
 
     # -- steps and their actions
 

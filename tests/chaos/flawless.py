@@ -43,6 +43,9 @@ class _Author:
                 self._take(steps[at], str(text))
             else:
                 self._draw(at)
+        for step in self._says.steps[len([at for at, _ in self._says.seen if at in steps]) :]:
+            self._position += 1
+            self._take(step, "")
         self._end()
         return self._run
 
@@ -99,6 +102,10 @@ class _Author:
             wait = operation["interval"] * 2 ** (execution - 1)
             self._suspend(wait, **self._entry(step, execution, state="retrying"))
             self._tell("asks", step.at)
+        if step.state == "retrying":
+            self._execute(step, 1, "fails")
+            self._suspend(operation["interval"], **self._entry(step, 1))
+            return
         mark = self._execute(step, step.executions, "value" if step.state == "done" else "fails")
         self._record(**self._entry(step, step.executions, text=text, mark=mark))
         self._tell("sees", step.at, text=text, mark=mark)

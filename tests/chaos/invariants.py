@@ -73,12 +73,12 @@ def no_step_runs_more_often_than_faults_explain(run: Run) -> Iterator[str]:
 
 def every_step_is_recorded_once_and_in_order(run: Run) -> Iterator[str]:
     """I3. The journal holds the path that the program takes, no less and no more."""
-    planned = [(step.at, step.state) for step in run.expected.steps]
+    planned = [(step.at, step.state) for step in run.expected.steps if step.state in SETTLED]
     recorded = [(name, run.settled[name][1]["state"]) for name in run.path if name in run.settled]
     if run.task != "poisoned" and recorded != planned:
         yield f"the path of the program is {planned}, recorded is {recorded}"
     begun = list(dict.fromkeys(line.step for line in run.of("begins")))
-    order = [at for at, _ in planned if at in begun]
+    order = [step.at for step in run.expected.steps if step.at in begun]
     if run.task != "poisoned" and begun != order:
         yield f"steps began in the order {begun}, and not in {order}"
 
@@ -170,6 +170,28 @@ def a_sleep_lasts(run: Run) -> Iterator[str]:
         woke = [line.at for line in run.of("sees") if line.step == sleep["at"]]
         if woke and woke[0] - asked[0] < sleep["seconds"] - PRECISION:
             yield f"{sleep['at']} was to sleep {sleep['seconds']} s, and slept {woke[0] - asked[0]:.3f} s"
+
+
+# -- other paths -------------------------------------------------------------------------------------------------------
+
+
+def another_path_is_refused(run: Run) -> Iterator[str]:
+    """I13. A step under another name does not begin, and the journal stays as it was."""
+    for stray in operations(run.program):
+        if stray["do"] != "stray":
+            continue
+        for line in run.of("begins"):
+            if line.step.endswith(".stray"):
+                yield f"a step that is not the recorded one began: {line}"
+        recorded = run.settled.get(stray["at"])
+        if recorded:
+            written = [
+                name
+                for write, name, entry in run.entries()
+                if write.number > recorded[0].number and entry["name"] not in (stray["at"], stray["then"]["at"])
+            ]
+            if written:
+                yield f"after {stray['at']} was recorded {written} were written"
 
 
 # -- sagas -------------------------------------------------------------------------------------------------------------
@@ -327,6 +349,7 @@ INVARIANTS: list[Invariant] = [
     retries_keep_to_their_limits,
     only_steps_that_were_hit_give_up_early,
     a_sleep_lasts,
+    another_path_is_refused,
     compensations_run_in_reverse_and_once,
     the_outcome_is_written_once,
     the_outcome_is_the_expected_one,

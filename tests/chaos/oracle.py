@@ -102,6 +102,11 @@ class _Oracle:
     def _die(self, _die: Operation) -> None:
         raise Failed("RecoveryLimitExceeded")
 
+    def _stray(self, stray: Operation) -> None:
+        self._step(stray["step"])
+        self.says.steps.append(PlannedStep(stray["then"]["at"], 1, "retrying", None))
+        raise Failed("JournalMismatchError")
+
     def _returns(self, at: str, executions: int, limit: int | None, text: str) -> None:
         self.says.steps.append(PlannedStep(at, executions, "done", limit))
         self.says.seen.append((at, text))

@@ -9,6 +9,7 @@
     try    {"body": [...], "rescue": [...]}                   rescue is what follows a TerminalError of the body
     saga   {"parts": [{"step": ..., "undo": ...}, ...]}       a TerminalError undoes what was done, in reverse
     die    {}                                                 a step that kills its process, whenever it runs
+    stray  {"step": ..., "then": ...}                         a step that has another name once it is recorded
 
 Each operation has its `do` and, as `at`, its place in the program, which is also the name of its step.
 """
@@ -48,10 +49,21 @@ def poisoned_program(rng: random.Random) -> Program:
     return program
 
 
+def straying_program(rng: random.Random) -> Program:
+    """Return a program whose next attempt takes another path than the one before, which had to be tried again."""
+    author = _Author(rng, {"step": 1}, 1)
+    recorded, tried_again = {**author.sound_step(), "fails": 0}, {**author.sound_step(), "fails": 1}
+    program = [author.sound_step(), {"do": "stray", "step": recorded, "then": tried_again}]
+    number(program)
+    return program
+
+
 def number(program: Program, prefix: str = "") -> None:
     """Give each operation its place."""
     for place, operation in enumerate(program, 1):
         at = operation["at"] = f"{prefix}{place}"
+        if operation["do"] == "stray":
+            operation["step"]["at"], operation["then"]["at"] = at, f"{at}.then"
         number(operation.get("body", []), f"{at}.")
         number(operation.get("rescue", []), f"{at}.rescue.")
         number(operation.get("program", []))
@@ -68,6 +80,8 @@ def operations(program: Program) -> Iterator[Operation]:
         yield from operations(operation.get("rescue", []))
         for pair in operation.get("parts", []):
             yield from (pair["step"], pair["undo"])
+        if operation["do"] == "stray":
+            yield operation["then"]
 
 
 class _Author:

@@ -18,11 +18,12 @@ from tests.chaos.evidence import Run, Struck
 from tests.chaos.faults import Injector
 from tests.chaos.history import Write
 from tests.chaos.invariants import Violation, violations
-from tests.chaos.programs import Operation, operations, poisoned_program, random_program
+from tests.chaos.programs import Operation, operations, poisoned_program, random_program, straying_program
 from tests.chaos.stage import BACKEND_DB, UNREACHABLE, Stage, Terms
 
 IN_FLIGHT = 30
-POISONED = 0.03
+PROPORTIONS = (94, 3, 3)
+"""Of programs that are random, that stray from their path, and that are poisoned."""
 LONGEST_END = 90
 """Seconds after the last fault is healed, within which every run ends: leases lapse, retries and sleeps come due."""
 UNDELIVERED = 5
@@ -116,10 +117,9 @@ class Round:
         rng = self._random("programs")
         while True:
             run = str(UUID(int=rng.getrandbits(128), version=4))
-            if rng.random() < POISONED:
-                yield Run(run, "poisoned", poisoned_program(rng))
-            else:
-                yield Run(run, rng.choice(["sync", "async"]), random_program(rng))
+            write = rng.choices([random_program, straying_program, poisoned_program], PROPORTIONS)[0]
+            task = "poisoned" if write is poisoned_program else rng.choice(["sync", "async"])
+            yield Run(run, task, write(rng))
 
     @property
     def _all_sent(self) -> bool:

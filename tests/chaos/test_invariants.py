@@ -12,7 +12,7 @@ from tests.chaos.evidence import Run, Struck
 from tests.chaos.flawless import PID, flawless
 from tests.chaos.history import Write
 from tests.chaos.invariants import INVARIANTS, violations
-from tests.chaos.programs import Program, number, poisoned_program, random_program
+from tests.chaos.programs import Program, number, poisoned_program, random_program, straying_program
 from tests.chaos.test_oracle import step
 
 Spoil = Callable[[Run], None]
@@ -293,10 +293,21 @@ def test_a_poison_that_kills_too_often_is_noticed() -> None:
     assert "a_poison_is_parked" in broken(Run("run", "poisoned", program, killing))
 
 
+def test_a_step_that_begins_on_another_path_is_noticed() -> None:
+    run = flawless(straying_program(random.Random(1)))
+    assert broken(run) == set()
+
+    run.lines.append(replace(run.lines[line_at(run, "begins", "2")], step="2.stray", mark="another key"))
+    write, name = entry_of(run, "2")
+    run.writes.append(Write(write.number + 1, 0, "run", {name: write.fields[name].replace('"2"', '"2.stray"')}))
+
+    assert "another_path_is_refused" in broken(run)
+
+
 def test_every_invariant_is_broken_by_something() -> None:
     found = {name for parameters in SPOILT for name in parameters.values[1]}  # type: ignore[attr-defined]
 
-    assert found | {"a_poison_is_parked"} == {invariant.__name__ for invariant in INVARIANTS}
+    assert found | {"a_poison_is_parked", "another_path_is_refused"} == {invariant.__name__ for invariant in INVARIANTS}
 
 
 # -- what faults explain -----------------------------------------------------------------------------------------------
