@@ -151,9 +151,15 @@ class Run:
 
     @cached_property
     def hits(self) -> Counter[str]:
-        """How many attempts were cut short in each step."""
-        hit = (attempt.unfinished_step for attempt in self.attempts if attempt.cut_short)
-        return Counter(step for step in hit if step)
+        """How many executions of each step were cut short, or lost, with their attempts."""
+        hits: Counter[str] = Counter()
+        for attempt in self.attempts:
+            step = attempt.unfinished_step
+            if attempt.cut_short and step:
+                executions = sum(line.event == "begins" and line.step == step for line in attempt.lines)
+                # What is retried inside an attempt is counted by entries that nobody waits for.
+                hits[step] += max(1, executions) if self.lost_its_journal(attempt.number) else 1
+        return hits
 
     # -- what it came to
 
