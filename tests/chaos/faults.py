@@ -134,8 +134,8 @@ def cut_connection(stage: Stage, rng: Random) -> Iterator[Harm]:
 WEIGHTS: dict[Fault, int] = {
     kill_child: 8,
     kill_worker: 3,
-    freeze_child: 3,
-    freeze_worker: 1,
+    freeze_child: 7,
+    freeze_worker: 2,
     shut_down_worker: 1,
     skew_clock: 1,
     duplicate_message: 8,
@@ -159,6 +159,8 @@ def possible() -> dict[Fault, int]:
 # -- the injector ------------------------------------------------------------------------------------------------------
 
 
+PAUSES = (0.1, 1.0)
+"""Seconds between two faults."""
 TICK = 0.05
 """Seconds between two looks at what is to strike or to heal."""
 
@@ -188,7 +190,7 @@ class Injector:
         """Strike, if it is time to; heal what is due."""
         now = time.monotonic()
         if now >= self._next:
-            self._next = now + self._rng.uniform(0.1, 1.5)
+            self._next = now + self._rng.uniform(*PAUSES)
             faults = possible()
             [fault] = self._rng.choices(list(faults), list(faults.values()))
             self._strike(fault, Random(self._rng.random()))
@@ -226,8 +228,10 @@ class Injector:
 
 
 def _child(stage: Stage, rng: Random) -> int | None:
+    """Return a process of a pool, one that executes a task if there is any."""
     children = [child for worker in stage.workers for child in worker.process.children()]
-    return rng.choice(children) if children else None
+    candidates = [child for child in children if child in stage.executing] or children
+    return rng.choice(candidates) if candidates else None
 
 
 def _end(stage: Stage, worker: Worker, skew: int = 0) -> None:

@@ -139,6 +139,10 @@ class Round:
         for line in stage.reader.new():
             self._runs[line.run].lines.append(line)
             self._meet_child(line)
+            if line.event == "leaves":
+                stage.executing.discard(line.pid)
+            else:
+                stage.executing.add(line.pid)
         self._pending -= stage.ended(self._pending)
         self._send_again_what_began_nothing(stage)
 

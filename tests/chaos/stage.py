@@ -91,6 +91,8 @@ class Stage:
         self.broker = RedisServer(appendonly=True)
         self.journal = JournalServer(appendonly=True)
         self.workers: list[Worker] = []
+        self.executing: set[int] = set()
+        """The processes that are in the body of a task, as far as their lines tell."""
         self._processes: list[Process] = []
         self._rng = rng
         self._started = 0
