@@ -45,7 +45,7 @@ def freeze_child(stage: Stage, rng: Random) -> Iterator[Harm]:
     """SIGSTOP of one process for longer than its lease, then SIGCONT."""
     if child := _child(stage, rng):
         signal_all([child], signal.SIGSTOP)
-        yield Harm(stage.terms.lease * rng.uniform(1.2, 2.5), frozenset([child]))
+        yield Harm(stage.terms.lease * rng.uniform(1.2, 3.5), frozenset([child]))
         signal_all([child], signal.SIGCONT)
 
 
@@ -53,7 +53,7 @@ def freeze_worker(stage: Stage, rng: Random) -> Iterator[Harm]:
     """The same with all processes of a worker, as when a virtual machine is paused."""
     pids = rng.choice(stage.workers).pids()
     signal_all(pids, signal.SIGSTOP)
-    yield Harm(stage.terms.lease * rng.uniform(1.2, 2.5), pids)
+    yield Harm(stage.terms.lease * rng.uniform(1.2, 3.5), pids)
     signal_all(pids, signal.SIGCONT)
 
 

@@ -121,7 +121,7 @@ class _Author:
             "by": by,
             "attempts": attempts,
             "interval": rng.choice([0.01, 0.05, 0.2]),
-            "seconds": rng.choice([0, 0, 0, 0.05, 0.3]),
+            "seconds": rng.choice([0, 0, 0, 0.05, 0.3, 0.6]),
             "async": rng.random() < 0.3,
         }
 
