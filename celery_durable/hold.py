@@ -81,28 +81,27 @@ class Hold:
             self.let_go()
 
     def prove_lease(self) -> None:
-        """Before something is said elsewhere: no other attempt has taken over, as far as can be known."""
-        if self.attempt is not None and self.journal.lease_in_doubt:
+        """Before something is said elsewhere: the run is still ours."""
+        if self.attempt is not None and not self.ended:
             self._tell(self.attempt, self.journal.prove_lease)
 
-    def give_up(self) -> None:
+    def give_up(self, *, orderly: bool) -> None:
         """This process is about to die: the run is another's at once."""
         if self.attempt is not None and not self.ended:
             self.let_go()
             try:
-                self.journal.release()
+                self.journal.release(orderly=orderly)
             except (JournalUnavailableError, JournalUnreadableError) as error:
                 logger.warning("task %s: its lease lapses by itself: %s", self.attempt.about.task_id, error)
 
     def finish(self, status: str, outcome: str | None) -> None:
         """The run has ended; its outcome is to be delivered."""
         if self.attempt is not None and not self.ended:
-            keep = self._retention(status)
             words = self.attempt.last_words()
             if outcome is not None:
                 words["outcome"] = outcome
             try:
-                self._tell(self.attempt, lambda: self.journal.finish(status, keep, words))
+                self._tell(self.attempt, lambda: self.journal.finish(status, words))
             except JournalLost as lost:
                 if not isinstance(lost.error, JournalGone):
                     raise

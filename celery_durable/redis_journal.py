@@ -25,13 +25,17 @@ from .wire import Wire, Wires, call, pack, pack_parts, script
 SHARDS = 16
 SHORT_PATIENCE = 1.0
 """Seconds that a process with others to serve, or about to die, waits for Redis."""
-_UNDELIVERED_MS = 24 * 3600 * 1000
 _PAIRS_PER_WRITE = 1000
 
 
 def shard_prefix(prefix: str, shard: int) -> str:
     """What the keys of a shard begin with."""
     return f"{prefix}{{{shard}}}:"
+
+
+def new_fence() -> str:
+    """A token that no other attempt has."""
+    return os.urandom(6).hex()
 
 
 def owner_name(pid: int) -> str:
@@ -90,7 +94,7 @@ class RedisJournal:
     def open(self, delivery: Delivery) -> Verdict:
         keys = self._keys
         opening = time.monotonic()
-        fence = os.urandom(6).hex()
+        fence = new_fence()
         begin = call(
             "open", keys.all, keys.task_id, fence, ms(self._lease), LAYOUT,
             delivery.task, delivery.fingerprint, delivery.call, new_seed(),
@@ -128,10 +132,8 @@ class RedisJournal:
     def suspend(self, delay: float, fields: Mapping[str, str], slack: float = 0.0) -> None:
         self._end("suspend", [ms(delay), ms(slack)], fields)
 
-    def finish(self, status: str, keep: float, fields: Mapping[str, str]) -> None:
-        # A broker may deliver a message again for a day; without an outcome all would be done again.
-        ttl = max(ms(keep), _UNDELIVERED_MS)
-        self._end("finish", [status, ttl, ms(self._lease)], fields)
+    def finish(self, status: str, fields: Mapping[str, str]) -> None:
+        self._end("finish", [status, ms(self._lease)], fields)
 
     def _end(self, script_name: str, facts: list[Any], fields: Mapping[str, str]) -> None:
         pairs = [part for pair in fields.items() for part in pair]
@@ -142,8 +144,8 @@ class RedisJournal:
         keys = self._keys
         self.wire.send(call("deliver", keys.all, self._fence, keys.task_id, ms(keep)), wanted=False)
 
-    def release(self) -> None:
-        self.wire.send(self.handover())
+    def release(self, *, orderly: bool) -> None:
+        self.wire.send(self.handover(orderly=orderly))
         self.wire.replies(SHORT_PATIENCE)
 
     def close(self) -> None:
@@ -209,9 +211,9 @@ class RedisJournal:
         """The command that renews the lease, for this connection or for another one."""
         return call("renew", self._keys.all, self._fence, self._keys.task_id, ms(self._lease))
 
-    def handover(self) -> bytes:
+    def handover(self, *, orderly: bool) -> bytes:
         """The command that gives the lease back, for this connection or for another one."""
-        return call("release", self._keys.all, self._keys.task_id, "fence", self._fence)
+        return call("release", self._keys.all, self._keys.task_id, "fence", self._fence, int(orderly))
 
     def renewed(self, reply: int, sent: float) -> None:
         """What Redis said to a renewal that was sent at monotonic time *sent*."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from .redis_journal import (
 )
 from .wire import Wires, call, pack
 
-_MOST_AT_ONCE = 100
+_MOST_AT_ONCE = 200
 _UNSENT_PAUSE = 5.0
 
 
@@ -70,20 +71,21 @@ class Runs:
         return fields
 
     def condemn(self, task_id: str, status: str, keep: float, outcome: str) -> bool:
-        """End a live run; False if it is not live."""
+        """End a live run; False if it is not live, unless this process has ended it."""
         keys = self.keys(task_id)
-        condemned = call("condemn", keys.all, task_id, status, ms(keep), "outcome", outcome)
+        fence = f"{owner_name(os.getpid())}:{status}"
+        condemned = call("condemn", keys.all, task_id, fence, status, ms(keep), "outcome", outcome)
         return self._ask(condemned, patience=SHORT_PATIENCE) == [1]
 
     def release(self, task_id: str, pid: int) -> bool:
-        """Give back what a dead process of this machine held; False if there is no such run."""
+        """Give back what a dead process of this machine held; False if the journal has nothing to do with it."""
         keys = self.keys(task_id)
-        released = call("release", keys.all, task_id, "owner", owner_name(pid))
+        released = call("release", keys.all, task_id, "owner", owner_name(pid), 0)
         return self._ask(released, patience=SHORT_PATIENCE) == [1]
 
     def cancel(self, task_id: str) -> tuple[str, int]:
         """Ask a live run to end by ``TaskCancelled``; the status that it has, and when it ended if it did."""
-        [[status, ended]] = self._ask(call("cancel", self.keys(task_id).all, task_id))
+        [[status, ended]] = self._ask(call("cancel", self.keys(task_id).all, task_id), patience=SHORT_PATIENCE)
         return status.decode(), int(ended or 0)
 
     def is_known(self, task_id: str) -> bool:
@@ -103,7 +105,7 @@ class Runs:
             keys = (f"{base}leases", f"{base}due")
             facts = (f"{base}run:", _MOST_AT_ONCE, *skip, ms(self._lease), LAYOUT)
             commands.append(call("claim", keys, *facts, *names))
-        return [_claims(reply) for reply in self._ask(*commands)]
+        return [_claims(reply) for reply in self._ask(*commands, patience=SHORT_PATIENCE)]
 
     def unclaim(self, claimed: Iterable[Claimed]) -> None:
         """These could not be sent: they are to be found again."""

@@ -52,6 +52,7 @@ class _NotNow(RedisConnectionError):
 
 
 _LONGEST_PAUSE = 1.0
+_LONG_IDLE = 1.0
 _HOLD = getattr(socket, "MSG_MORE", 0)
 
 
@@ -88,6 +89,7 @@ class Wire:
         self._sendall: Any = None
         self._receive: Any = None
         self._unread: list[tuple[bytes, bool]] = []
+        self.idle_since = 0.0
 
     @property
     def owed(self) -> int:
@@ -156,6 +158,18 @@ class Wire:
                 # A time limit's signal, say: the protocol is out of step, what was sent will be sent again.
                 self._drop()
                 raise
+
+    def try_again(self) -> None:
+        """Read what is owed, or send it again, once; nothing is forgotten where that fails."""
+        try:
+            if self._sendall is None:
+                self._resume()
+            self._read()
+        except _PASSING:
+            self._drop()
+        except ResponseError as error:
+            self._drop()
+            raise self._refused(error) from error
 
     def _read(self) -> list[Any]:
         # Nothing is forgotten before all is read: a connection lost half-way sends everything again. What a sibling
@@ -240,7 +254,17 @@ class Wires:
     def give_back(self, wire: Wire) -> None:
         """Keep a connection for the next attempt, which is not to see replies of this one."""
         wire.disown()
+        wire.idle_since = time.monotonic()
         self._idle.append(wire)
+
+    def settle_idle(self) -> None:
+        """Read what connections are owed that nobody uses: what was lost on its way is sent again."""
+        for wire in list(self._idle):
+            if wire.owed and time.monotonic() - wire.idle_since > _LONG_IDLE:
+                with suppress(ValueError):  # taken just now
+                    self._idle.remove(wire)
+                    wire.try_again()
+                    self._idle.insert(0, wire)
 
     def forget(self) -> None:
         """In a forked child: the parent's sockets are not ours."""
