@@ -129,6 +129,10 @@ class Player:
         slept = yield "sleep", (sleep["seconds"], sleep["at"])
         self._sees(sleep["at"], told(slept))
 
+    def _think(self, think: Operation) -> Generator[Call, Any, None]:
+        time.sleep(think["seconds"])
+        yield from ()
+
     def _send(self, send: Operation) -> Generator[Call, Any, None]:
         child = str((yield "uuid", ()))
         self._sees(f"{send['at']}.id", child)

@@ -79,6 +79,9 @@ class _Oracle:
         self.says.steps.append(PlannedStep(sleep["at"], 0, "sleeping", None))
         self.says.seen.append((sleep["at"], "None"))
 
+    def _think(self, _think: Operation) -> None:
+        """Nothing comes of it."""
+
     def _send(self, send: Operation) -> None:
         self.says.seen.append((f"{send['at']}.id", UNKNOWN))
         self._returns(send["at"], 1, None, told(value_of(self._run, send["at"])))

@@ -4,7 +4,8 @@
             "seconds": 0.2, "async": false}
            fails so often, then returns its value or fails terminally; `by` says whose policy retries it
     draw   {"kind": "uuid" | "random" | "time" | "now"}
-    sleep  {"seconds": 1.2}
+    sleep  {"seconds": 1.2}                                    the run, without a worker
+    think  {"seconds": 0.2}                                    the body itself, outside of steps
     send   {"task": "sync" | "async", "program": [...]}       a task of its own, which nobody waits for
     try    {"body": [...], "rescue": [...]}                   rescue is what follows a TerminalError of the body
     saga   {"parts": [{"step": ..., "undo": ...}, ...]}       a TerminalError undoes what was done, in reverse
@@ -28,7 +29,7 @@ Program = list[Operation]
 MOST_OPERATIONS = 20
 DEEPEST = 3
 
-KINDS = {"step": 10, "draw": 4, "sleep": 2, "send": 1, "try": 3, "saga": 2}
+KINDS = {"step": 10, "draw": 4, "sleep": 2, "think": 2, "send": 1, "try": 3, "saga": 2}
 NESTING = {"send", "try", "saga"}
 
 MAX_RECOVERIES_OF_A_POISON = 2
@@ -134,6 +135,9 @@ class _Author:
 
     def _sleep(self, _depth: int) -> Operation:
         return {"seconds": round(self._rng.uniform(0.1, 1.5), 2)}
+
+    def _think(self, _depth: int) -> Operation:
+        return {"seconds": self._rng.choice([0.05, 0.2, 0.4])}
 
     def _send(self, depth: int) -> Operation:
         # A step that is done again sends the task again, which reopens one that has failed. This one never fails.
