@@ -18,6 +18,7 @@ from .driver import answer
 from .exceptions import JournalUnavailableError, JournalUnreadableError
 from .interrupts import Interrupt, JournalLost, NotNow
 from .journal import Busy, Delivery, Journal, JournalGone, Opened
+from .progress import watcher
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -89,10 +90,20 @@ class Hold:
         """This process is about to die: the run is another's at once."""
         if self.attempt is not None and not self.ended:
             self.let_go()
-            try:
-                self.journal.release(orderly=orderly)
-            except (JournalUnavailableError, JournalUnreadableError) as error:
-                logger.warning("task %s: its lease lapses by itself: %s", self.attempt.about.task_id, error)
+            self._release(self.attempt, orderly=orderly)
+
+    def hand_over(self) -> None:
+        """The outcome is written, and another process is to deliver it."""
+        self.not_delivered()
+        self.let_go()
+        if self.attempt is not None:
+            self._release(self.attempt, orderly=True)
+
+    def _release(self, attempt: Attempt, *, orderly: bool) -> None:
+        try:
+            self.journal.release(orderly=orderly)
+        except (JournalUnavailableError, JournalUnreadableError) as error:
+            logger.warning("task %s: its lease lapses by itself: %s", attempt.about.task_id, error)
 
     def finish(self, status: str, outcome: str | None) -> None:
         """The run has ended; its outcome is to be delivered."""
@@ -111,9 +122,9 @@ class Hold:
             self.ended = self.attempt.closed = True
             self.will_deliver(status)
 
-    def outcome_is(self, state: str | None) -> bool:
-        """Whether Celery's *state* is that of the outcome: not SUCCESS, say, because a callback could not be sent."""
-        return state is not None and (self._status != "succeeded" or state != states.FAILURE)
+    def contradicts(self, state: str | None) -> bool:
+        """Whether Celery has made a failure of a success: because a callback could not be sent, say."""
+        return self._status == "succeeded" and state == states.FAILURE
 
     def will_deliver(self, status: str) -> None:
         """When this delivery is over, the run's outcome has been delivered; until then nobody else is to do it."""
@@ -123,7 +134,7 @@ class Hold:
             self._lease.keep()
 
     def not_delivered(self) -> None:
-        """The outcome did not arrive: a worker tries again when the lease has lapsed."""
+        """The outcome did not arrive: a worker tries again, after pauses that grow."""
         self._keep = None
 
     def let_go(self) -> None:
@@ -131,13 +142,25 @@ class Hold:
         self.ended = True
         if self.attempt is not None:
             self.attempt.closed = True
+            watcher.forget(self.attempt)
         if self._lease is not None:
             self._lease.drop()
 
-    def close(self, *, delivered: bool) -> None:
+    def lapse(self) -> None:
+        """Let the lease lapse, as if this process had died: nobody knows when its code ends."""
+        if self._lease is not None:
+            self._lease.drop()
+
+    def never_delivered(self) -> None:
+        """What hangs on the outcome can never be sent; a Retry tries it all the same."""
+        if self._keep is not None:
+            self.journal.deliver(self.settings.failure_retention, arrived=False)
+            self._keep = None
+
+    def close(self) -> None:
         """The delivery is over: give back what it used."""
         try:
-            if delivered and self._keep is not None:
+            if self._keep is not None:
                 self.journal.deliver(self._keep)
         except (JournalUnavailableError, Interrupt) as error:
             logger.error("the delivery of an outcome could not be journaled: %r", error)

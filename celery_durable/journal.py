@@ -154,8 +154,8 @@ class Journal(Protocol):
         """Write the outcome, to be kept until it is delivered."""
         ...
 
-    def deliver(self, keep: float) -> None:
-        """The outcome has arrived, and is kept for *keep* seconds; sent without waiting."""
+    def deliver(self, keep: float, *, arrived: bool = True) -> None:
+        """The outcome has *arrived*, or never can, and is kept for *keep* seconds; sent without waiting."""
         ...
 
     def close(self) -> None:
@@ -297,7 +297,7 @@ class MemoryJournal:
     def finish(self, status: str, fields: Mapping[str, str]) -> None:
         self.send({**fields, "status": status})
 
-    def deliver(self, keep: float) -> None: ...
+    def deliver(self, keep: float, *, arrived: bool = True) -> None: ...
 
     def release(self, *, orderly: bool) -> None: ...
 

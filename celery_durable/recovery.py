@@ -12,15 +12,11 @@ import threading
 from collections import deque
 from typing import Any
 
-from celery.app.task import Context
-from celery.exceptions import TaskRevokedError
-from celery.worker import state as worker_state
-
-from . import outcome
 from .call import Call
 from .exceptions import DurableError
 from .forks import undisturbed
 from .message import BROKER_AWAY
+from .revocation import Revocations
 from .runs import Claimed, Claims
 from .store import store_of
 from .task import DurableTask
@@ -34,6 +30,10 @@ _SHORT_INTERVAL = 0.05
 """Where the last look has not seen all there is."""
 
 
+_REASONS = {"running": "its worker died", "suspended": "its wait is over"}
+_REASONS |= dict.fromkeys(("succeeded", "failed", "revoked", "ignored"), "its outcome was not delivered")
+
+
 class Recovery:
     """What one process does for the runs of an app that nobody carries on."""
 
@@ -43,8 +43,6 @@ class Recovery:
         self._tasks = sorted(name for name, task in app.tasks.items() if isinstance(task, DurableTask))
         self._accept = frozenset(app.conf.accept_content)
         self._found: list[Claims] | None = None
-        self._revoked: set[str] = set()
-        self._ended: set[str] = set()
 
     def recover(self) -> tuple[int, int]:
         """Send what nobody carries on; how many runs were sent, and how many could not be."""
@@ -99,35 +97,8 @@ class Recovery:
             # Its pause doubles: a run that cannot be sent does not hold up the others.
             logger.exception("task %s: cannot be sent again", run.task_id)
             return False
-        logger.info("task %s: sent again, nobody carried it on", run.task_id)
+        logger.info("task %s: sent again, %s", run.task_id, _REASONS[run.status])
         return True
-
-    # -- runs that were revoked while no message of theirs was about
-
-    def end_revoked(self) -> None:
-        """End the runs that somebody has revoked: nothing else would before their next message comes."""
-        # One look late: a request that is being terminated comes first.
-        for task_id in self._revoked - self._ended:
-            try:
-                with undisturbed:
-                    self._end(task_id)
-            except Exception:
-                logger.exception("task %s: was revoked, which could not be said everywhere; tried again", task_id)
-            else:
-                self._ended.add(task_id)
-        self._revoked = set(worker_state.revoked)
-        self._ended &= self._revoked
-
-    def _end(self, task_id: str) -> None:
-        runs = self.store.runs
-        error = TaskRevokedError("revoked")
-        if runs.condemn(task_id, "revoked", self.store.settings.failure_retention, outcome.of_error(error)):
-            options = Call.load(runs.load(task_id)[b"call"], self._accept).options
-            request = Context({**options, "id": task_id, "group": options.get("group_id")})
-            logger.info("task %s: revoked while no message of it was about", task_id)
-            self.app.backend.mark_as_revoked(
-                task_id, "revoked", request=request, store_result=not options.get("ignore_result")
-            )
 
 
 class RecoveryThread:
@@ -135,14 +106,19 @@ class RecoveryThread:
 
     def __init__(self, app: Any) -> None:
         self._recovery = Recovery(app)
+        self._revocations = Revocations(app)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="celery-durable-recovery", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
+    def end(self) -> None:
+        """Look no more: what this worker gives back is for others to find."""
         self._stopped.set()
+
+    def join(self) -> None:
+        """Wait until it looks no more, so that what it has claimed is sent."""
         self._thread.join(timeout=_LONGEST_STOP)
 
     def _run(self) -> None:
@@ -153,7 +129,7 @@ class RecoveryThread:
     def _round(self) -> float:
         try:
             self._recovery.recover()
-            self._recovery.end_revoked()
+            self._revocations.carry_out()
         except DurableError as error:
             logger.warning("cannot look for runs to recover: %s", error)
         except Exception:

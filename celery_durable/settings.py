@@ -13,6 +13,7 @@ from .retry import RetryPolicy
 from .serializers import ACCEPT_ANY, check_serializer
 
 PREFIX = "durable_"
+SYNCS = ("memory", "replicas", "disk")
 
 _VISIBILITY = 3600
 """Seconds: kombu's default where brokers have such a thing."""
@@ -27,12 +28,15 @@ class Settings:
     task_retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     inline_retry_limit: float = 0.0
     max_broker_delay: float = 60.0
+    inactivity_timeout: float = 60.0
+    abort_timeout: float = 600.0
     lease: float = 30.0
     max_recoveries: int = 10
     retention: float = timedelta(hours=24).total_seconds()
     failure_retention: float = timedelta(days=7).total_seconds()
     max_entry_size: int = 32 * 2**20
     serializer: Any = "json"
+    journal_sync: str = "memory"
 
     @classmethod
     def read(cls, conf: Mapping[str, Any], namespace: str | None = None) -> Settings:
@@ -83,6 +87,10 @@ def _policy(name: str, value: Any) -> RetryPolicy:
     return value
 
 
+def _above_zero(name: str, value: Any) -> float:
+    return seconds(name, value, zero=False)
+
+
 def _lease(name: str, value: Any) -> float:
     if (lease := seconds(name, value)) < 1:
         raise ConfigurationError(f"{name} must be 1 second or more (it is renewed three times in it), got {value!r}")
@@ -92,6 +100,12 @@ def _lease(name: str, value: Any) -> float:
 def _serializer(_name: str, value: Any) -> Any:
     check_serializer(value, ACCEPT_ANY)
     return value
+
+
+def _sync(name: str, value: Any) -> str:
+    if value not in SYNCS:
+        raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, SYNCS))}, got {value!r}")
+    return str(value)
 
 
 def _prefix(name: str, value: Any) -> str:
@@ -106,21 +120,27 @@ _CHECKS: dict[str, Any] = {
     "task_retry_policy": _policy,
     "inline_retry_limit": seconds,
     "max_broker_delay": seconds,
+    "inactivity_timeout": _above_zero,
+    "abort_timeout": _above_zero,
     "lease": _lease,
     "max_recoveries": lambda name, value: whole(name, value, least=0),
     "retention": seconds,
     "failure_retention": seconds,
     "max_entry_size": lambda name, value: whole(name, value, least=1),
     "serializer": _serializer,
+    "journal_sync": _sync,
 }
 
 # What a decorator may set; ``serializer`` is Celery's name for that of the message, so ours keeps its prefix there.
 TASK_OPTIONS = {
     "task_retry_policy": "task_retry_policy",
     "inline_retry_limit": "inline_retry_limit",
+    "inactivity_timeout": "inactivity_timeout",
+    "abort_timeout": "abort_timeout",
     "max_recoveries": "max_recoveries",
     "retention": "retention",
     "failure_retention": "failure_retention",
     "max_entry_size": "max_entry_size",
+    "journal_sync": "journal_sync",
     "durable_serializer": "serializer",
 }

@@ -6,6 +6,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 from celery import Task, signals
@@ -19,6 +20,7 @@ from .execution import Execution, current, execution_of, opened_by
 from .message import BROKER_AWAY, HEADER, header_of, lasting, library_retries, seconds_until, step_retries, unsent
 from .retry import TaskRetryRules
 from .settings import TASK_OPTIONS, Settings
+from .strike import door
 
 if TYPE_CHECKING:
     from .context import AsyncDurableContext, DurableContext
@@ -35,8 +37,8 @@ class DurableTask(Task[P, R]):
     step without ends the attempt with its own exception, and Celery's ``autoretry_for`` and ``max_retries`` decide.
 
     Class attributes (also options of ``@app.task`` and ``@durable_task``; default: the app's ``durable_*`` setting):
-    ``inline_retry_limit``, ``max_recoveries``, ``retention``, ``failure_retention``, ``max_entry_size``,
-    ``durable_serializer``.
+    ``inline_retry_limit``, ``inactivity_timeout``, ``abort_timeout``, ``max_recoveries``, ``retention``,
+    ``failure_retention``, ``max_entry_size``, ``journal_sync``, ``durable_serializer``.
     """
 
     abstract = True
@@ -49,10 +51,13 @@ class DurableTask(Task[P, R]):
 
     task_retry_policy: Any = None
     inline_retry_limit: Any = None
+    inactivity_timeout: Any = None
+    abort_timeout: Any = None
     max_recoveries: Any = None
     retention: Any = None
     failure_retention: Any = None
     max_entry_size: Any = None
+    journal_sync: Any = None
     durable_serializer: Any = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -99,6 +104,8 @@ class DurableTask(Task[P, R]):
             conf, settings = self.app.conf, self.durable_settings
             self.__dict__["_durable_terms"] = terms = Terms(
                 inline_retry_limit=settings.inline_retry_limit,
+                inactivity_timeout=settings.inactivity_timeout,
+                abort_timeout=inf if self._has_time_limit else settings.abort_timeout,
                 max_entry_size=settings.max_entry_size,
                 serializer=settings.serializer,
                 # What the app reads of serialized content, in messages or in results.
@@ -107,6 +114,13 @@ class DurableTask(Task[P, R]):
                 result_serializer=conf.result_serializer,
             )
             return terms
+
+    @property
+    def _has_time_limit(self) -> bool:
+        """Whether a time limit of Celery's takes the place of the abort timeout that the task does not set itself."""
+        conf = self.app.conf
+        limits = (self.time_limit, self.soft_time_limit, conf.task_time_limit, conf.task_soft_time_limit)
+        return self.abort_timeout is None and any(limits)
 
     @property
     def request(self) -> Any:
@@ -223,6 +237,7 @@ def _wrap_run(cls: type[DurableTask[Any, Any]], declared: Any) -> None:
     original = inspect.unwrap(function)
 
     @functools.wraps(function)
+    @door
     def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
         if type(self).run is not run:
             # Called by the run() of a subclass, which has an execution already.
@@ -241,6 +256,7 @@ def _wrap_run(cls: type[DurableTask[Any, Any]], declared: Any) -> None:
 
 
 def _without_self(function: Callable[..., Any]) -> Callable[..., Any]:
+    @door
     def body(_task: Any, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 

@@ -34,11 +34,17 @@ class RecoveryStep(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:  # noqa: ARG002
         if self._thread is not None:
+            signals.worker_shutting_down.connect(self._end, weak=False)
             self._thread.start()
+
+    def _end(self, **_: Any) -> None:
+        if self._thread is not None:
+            self._thread.end()
 
     def stop(self, parent: Any) -> None:  # noqa: ARG002
         if self._thread is not None:
-            self._thread.stop()
+            self._thread.end()
+            self._thread.join()
 
     terminate = stop
 

@@ -1,7 +1,7 @@
 -- Find runs of a shard that nobody carries on: the lease has lapsed, the wait is over, the outcome was not delivered.
 -- To find one is to claim it: of many workers that look, one sends it, and none again before a pause, which grows.
 -- KEYS leases, due   ARGV prefix of the keys of runs, most, two skips, pause ms, layout, task, ...
--- Replies {ms until the next wait is over or '', two skips for the next look, {id, task, call, resume}, ...}
+-- Replies {ms until the next wait is over or '', two skips for the next look, {id, status, task, call, resume}, ...}
 -- A skip passes over runs that are not ours, so that those behind them are seen.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -36,7 +36,7 @@ local function claim(id)
     redis.call('HSET', key, 'resent', resent + 1)
     redis.call('ZREM', KEYS[1], id)
     redis.call('ZADD', KEYS[2], now + math.min(pause * 4 ^ math.min(resent, 20), longest), id)
-    found[#found + 1] = {id, run[4], run[5], run[6] or ''}
+    found[#found + 1] = {id, run[1], run[4], run[5], run[6] or ''}
   end
 end
 

@@ -107,13 +107,13 @@ def test_a_certificate_that_nobody_vouches_for_is_refused() -> None:
 def test_the_result_backend_serves_without_a_url_of_its_own(redis_url: str) -> None:
     app = app_for(redis_url)
     app.conf.update(durable_redis_url=None, result_backend=redis_url, broker_url="memory://")
-    assert store_of(app).url == redis_url
+    assert store_of(app).address.url == redis_url
 
 
 def test_the_broker_serves_where_the_result_backend_is_no_redis(redis_url: str) -> None:
     app = app_for(redis_url)
     app.conf.update(durable_redis_url=None, result_backend="cache+memory://", broker_url=redis_url)
-    assert store_of(app).url == redis_url
+    assert store_of(app).address.url == redis_url
 
 
 def test_without_a_redis_the_error_says_what_was_found_and_hides_passwords() -> None:
