@@ -4,8 +4,8 @@
             "seconds": 0.2, "async": false}
            fails so often, then returns its value or fails terminally; `by` says whose policy retries it
     draw   {"kind": "uuid" | "random" | "time" | "now"}
-    sleep  {"seconds": 1.2}                                    the run, without a worker
-    think  {"seconds": 0.2}                                    the body itself, outside of steps
+    sleep  {"seconds": 1.2}                                     of the run, which needs no worker meanwhile
+    think  {"seconds": 0.2}                                     of the body, outside of any step
     send   {"task": "sync" | "async", "program": [...]}       a task of its own, which nobody waits for
     try    {"body": [...], "rescue": [...]}                   rescue is what follows a TerminalError of the body
     saga   {"parts": [{"step": ..., "undo": ...}, ...]}       a TerminalError undoes what was done, in reverse
