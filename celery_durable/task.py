@@ -186,13 +186,13 @@ class DurableTask(Task[P, R]):
         options = self._retry_options(request, options, changed_now, begun=execution is not None)
         if execution is None:
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+        changes = execution.retry_changes = changed_by_retry(self, request, args, kwargs, options)
         # Expiry was honoured until the first attempt began.
         options.setdefault("expires", None)
         delay = seconds_until(self, eta or (self.default_retry_delay if countdown is None else countdown))
         if (possible := sendable_delay(self.app, delay)) != delay:
             eta, countdown, delay = None, possible, possible
         send = functools.partial(super().retry, args, kwargs, exc, throw, eta, countdown, max_retries, **options)
-        changes = execution.retry_changes = changed_by_retry(self, request, args, kwargs, options)
         if throw and execution.before_user_retry(delay, limit, changes):
             # The journal carries the wait: nothing is to be published.
             execution.said = Retry(exc=exc, when=delay)  # type: ignore[arg-type]
