@@ -74,12 +74,13 @@ class Call(NamedTuple):
         """Send it again, with *header* as what the message says to us."""
         headers = dict(self.options.get("headers") or {})
         headers[HEADER] = {**headers.get(HEADER, {}), **header}
-        options = {**self.options, **options, "headers": headers}
+        # Expiry is honoured until the first attempt begins, and that has.
+        options = {**self.options, **options, "headers": headers, "expires": None}
         if (task := app.tasks.get(name)) is not None:
             # The task's own: its serializer, say.
             options = {**task._get_exec_options(), **options, "task_type": task}  # noqa: SLF001
         with tracing.continued(headers):
-            app.send_task(name, self.args, self.kwargs, **options)
+            app.send_task(name, tuple(self.args), self.kwargs, **options)
 
 
 def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:

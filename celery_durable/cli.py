@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from . import control  # noqa: F401  `celery control durable_cancel` is to know it
+
 
 @click.group(name="durable", help="Runs of durable tasks.")
 def durable() -> None:

@@ -85,12 +85,12 @@ class Hold:
         if self.attempt is not None and not self.ended:
             self._tell(self.attempt, self.journal.prove_lease)
 
-    def give_up(self) -> None:
+    def give_up(self, *, orderly: bool) -> None:
         """This process is about to die: the run is another's at once."""
         if self.attempt is not None and not self.ended:
             self.let_go()
             try:
-                self.journal.release()
+                self.journal.release(orderly=orderly)
             except (JournalUnavailableError, JournalUnreadableError) as error:
                 logger.warning("task %s: its lease lapses by itself: %s", self.attempt.about.task_id, error)
 
@@ -111,9 +111,9 @@ class Hold:
             self.ended = self.attempt.closed = True
             self.will_deliver(status)
 
-    def outcome_is(self, state: str | None) -> bool:
-        """Whether Celery's *state* is that of the outcome: not SUCCESS, say, because a callback could not be sent."""
-        return state is not None and (self._status != "succeeded" or state != states.FAILURE)
+    def contradicts(self, state: str | None) -> bool:
+        """Whether Celery has made a failure of a success: because a callback could not be sent, say."""
+        return self._status == "succeeded" and state == states.FAILURE
 
     def will_deliver(self, status: str) -> None:
         """When this delivery is over, the run's outcome has been delivered; until then nobody else is to do it."""
@@ -123,7 +123,7 @@ class Hold:
             self._lease.keep()
 
     def not_delivered(self) -> None:
-        """The outcome did not arrive: a worker tries again when the lease has lapsed."""
+        """The outcome did not arrive: a worker tries again, after pauses that grow."""
         self._keep = None
 
     def let_go(self) -> None:
@@ -134,10 +134,16 @@ class Hold:
         if self._lease is not None:
             self._lease.drop()
 
-    def close(self, *, delivered: bool) -> None:
+    def never_delivered(self) -> None:
+        """What hangs on the outcome can never be sent; a Retry tries it all the same."""
+        if self._keep is not None:
+            self.journal.deliver(self.settings.failure_retention, arrived=False)
+            self._keep = None
+
+    def close(self) -> None:
         """The delivery is over: give back what it used."""
         try:
-            if delivered and self._keep is not None:
+            if self._keep is not None:
                 self.journal.deliver(self._keep)
         except (JournalUnavailableError, Interrupt) as error:
             logger.error("the delivery of an outcome could not be journaled: %r", error)

@@ -60,7 +60,7 @@ class LeaseKeeper:
         held, self._held = self._held, set()
         if held:
             wire = self._wires.take()
-            wire.send(*(journal.handover() for journal in held))
+            wire.send(*(journal.handover(orderly=True) for journal in held))
             try:
                 wire.replies(SHORT_PATIENCE)
             except JournalUnavailableError as error:

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 from collections import deque
 from typing import Any
 
-from celery.app.task import Context
-from celery.exceptions import TaskRevokedError
-from celery.worker import state as worker_state
-
-from . import outcome
 from .call import Call
 from .exceptions import DurableError
+from .forks import undisturbed
 from .message import BROKER_AWAY
+from .revocation import Revocations
 from .runs import Claimed, Claims
 from .store import store_of
 from .task import DurableTask
@@ -29,8 +25,13 @@ logger = logging.getLogger("celery_durable")
 
 INTERVAL = 1.0
 """Seconds between two looks; a wait that is over sooner shortens it."""
+_LONGEST_STOP = 2.0
 _SHORT_INTERVAL = 0.05
 """Where the last look has not seen all there is."""
+
+
+_REASONS = {"running": "its worker died", "suspended": "its wait is over"}
+_REASONS |= dict.fromkeys(("succeeded", "failed", "revoked", "ignored"), "its outcome was not delivered")
 
 
 class Recovery:
@@ -42,12 +43,11 @@ class Recovery:
         self._tasks = sorted(name for name, task in app.tasks.items() if isinstance(task, DurableTask))
         self._accept = frozenset(app.conf.accept_content)
         self._found: list[Claims] | None = None
-        self._revoked: set[str] = set()
-        self._ended: set[str] = set()
 
     def recover(self) -> tuple[int, int]:
         """Send what nobody carries on; how many runs were sent, and how many could not be."""
-        self._found = self.store.runs.claim(self._tasks, self._found)
+        with undisturbed:
+            self._found = self.store.runs.claim(self._tasks, self._found)
         claimed = [run for each in self._found for run in each.runs]
         sent = self._send(claimed)
         return sent, len(claimed) - sent
@@ -69,15 +69,20 @@ class Recovery:
         if not claimed:
             return 0
         sent, waiting = 0, deque(claimed)
+        connection = self.app.connection_for_write()
         try:
-            # A connection of its own: this thread may be in the middle of it when the pool forks.
-            with self.app.connection_for_write() as connection, self.app.amqp.Producer(connection) as producer:
-                while waiting:
+            with undisturbed:
+                producer = self.app.amqp.Producer(connection)
+            while waiting:
+                with undisturbed:
                     sent += self._send_one(waiting[0], producer)
-                    waiting.popleft()
+                waiting.popleft()
         except BROKER_AWAY as error:
             logger.warning("%d runs cannot be sent now, the broker is away: %r", len(waiting), error)
             self.store.runs.unclaim(waiting)
+        finally:
+            with undisturbed:
+                connection.release()
         return sent
 
     def _send_one(self, run: Claimed, producer: Any) -> bool:
@@ -92,68 +97,8 @@ class Recovery:
             # Its pause doubles: a run that cannot be sent does not hold up the others.
             logger.exception("task %s: cannot be sent again", run.task_id)
             return False
-        logger.info("task %s: sent again, nobody carried it on", run.task_id)
+        logger.info("task %s: sent again, %s", run.task_id, _REASONS[run.status])
         return True
-
-    # -- runs that were revoked while no message of theirs was about
-
-    def end_revoked(self) -> None:
-        """End the runs that somebody has revoked: nothing else would before their next message comes."""
-        # One look late: a request that is being terminated comes first.
-        for task_id in self._revoked - self._ended:
-            try:
-                self._end(task_id)
-            except Exception:
-                logger.exception("task %s: was revoked, which could not be said everywhere; tried again", task_id)
-            else:
-                self._ended.add(task_id)
-        if not len(self._revoked) == len(worker_state.revoked) < worker_state.REVOKES_MAX:
-            self._revoked = set(worker_state.revoked)
-            self._ended &= self._revoked
-
-    def _end(self, task_id: str) -> None:
-        runs = self.store.runs
-        error = TaskRevokedError("revoked")
-        if runs.condemn(task_id, "revoked", self.store.settings.failure_retention, outcome.of_error(error)):
-            options = Call.load(runs.load(task_id)[b"call"], self._accept).options
-            request = Context({**options, "id": task_id, "group": options.get("group_id")})
-            logger.info("task %s: revoked while no message of it was about", task_id)
-            self.app.backend.mark_as_revoked(
-                task_id, "revoked", request=request, store_result=not options.get("ignore_result")
-            )
-
-
-class _ForkLock:
-    """Keeps a process from forking while a thread of it is amid something that others of its locks protect.
-
-    A child that inherits a lock which no thread of its own holds waits for ever: redis-py's and kombu's are such locks.
-    """
-
-    _LONGEST = 5.0
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held_by_fork = False
-        os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._renew)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._lock.release()
-
-    def _before(self) -> None:
-        self._held_by_fork = self._lock.acquire(timeout=self._LONGEST)
-
-    def _after(self) -> None:
-        if self._held_by_fork:
-            self._lock.release()
-
-    def _renew(self) -> None:
-        self._lock = threading.Lock()
-
-
-_not_amid_a_fork = _ForkLock()
 
 
 class RecoveryThread:
@@ -161,25 +106,30 @@ class RecoveryThread:
 
     def __init__(self, app: Any) -> None:
         self._recovery = Recovery(app)
+        self._revocations = Revocations(app)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="celery-durable-recovery", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
+    def end(self) -> None:
+        """Look no more: what this worker gives back is for others to find."""
         self._stopped.set()
+
+    def join(self) -> None:
+        """Wait until it looks no more, so that what it has claimed is sent."""
+        self._thread.join(timeout=_LONGEST_STOP)
 
     def _run(self) -> None:
         pause = 0.0
         while not self._stopped.wait(pause):
-            with _not_amid_a_fork:
-                pause = self._round()
+            pause = self._round()
 
     def _round(self) -> float:
         try:
             self._recovery.recover()
-            self._recovery.end_revoked()
+            self._revocations.carry_out()
         except DurableError as error:
             logger.warning("cannot look for runs to recover: %s", error)
         except Exception:

@@ -155,12 +155,12 @@ class RedisJournal:
         self.wire.send(ending, confirmed=self._confirmed)
         self.settle()
 
-    def deliver(self, keep: float) -> None:
+    def deliver(self, keep: float, *, arrived: bool = True) -> None:
         keys = self._keys
-        self.wire.send(call("deliver", keys.all, self._fence, keys.task_id, ms(keep)), wanted=False)
+        self.wire.send(call("deliver", keys.all, self._fence, keys.task_id, ms(keep), int(arrived)), wanted=False)
 
-    def release(self) -> None:
-        self.wire.send(self.handover())
+    def release(self, *, orderly: bool) -> None:
+        self.wire.send(self.handover(orderly=orderly))
         self.wire.replies(SHORT_PATIENCE)
 
     def close(self) -> None:
@@ -237,9 +237,9 @@ class RedisJournal:
         """The command that renews the lease, for this connection or for another one."""
         return call("renew", self._keys.all, self._fence, self._keys.task_id, ms(self._lease))
 
-    def handover(self) -> bytes:
+    def handover(self, *, orderly: bool) -> bytes:
         """The command that gives the lease back, for this connection or for another one."""
-        return call("release", self._keys.all, self._keys.task_id, "fence", self._fence)
+        return call("release", self._keys.all, self._keys.task_id, "fence", self._fence, int(orderly))
 
     def renewed(self, reply: int, sent: float) -> None:
         """What Redis said to a renewal that was sent at monotonic time *sent*."""

@@ -54,6 +54,18 @@ class DurableRequest(Request):
         if not soft:
             self._condemn("failed", TimeLimitExceeded(timeout))
 
+    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
+        """A cold shutdown, or a lost connection to the broker, stops the task; not every pool can."""
+        try:
+            super().cancel(pool, signal, emit_retry)
+        except NotImplementedError:
+            logger.warning("task %s: its pool cannot stop it, it ends by itself", self.id)
+
+    def _announce_cancelled(self, emit_retry: bool = True) -> None:
+        # A run that has begun goes on: that is no retry.
+        known = emit_retry and self._ask(lambda runs: runs.is_known(self.id), "whether it has begun is not known")
+        super()._announce_cancelled(emit_retry and not known)  # type: ignore[misc]
+
     # -- revoked, expired
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:

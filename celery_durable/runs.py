@@ -32,6 +32,7 @@ class Claimed(NamedTuple):
     """A run that is ours to send again."""
 
     task_id: str
+    status: str
     task: str
     call: bytes
     resume: bytes
@@ -82,12 +83,13 @@ class Runs:
     def release(self, task_id: str, pid: int) -> bool:
         """Give back what a dead process of this machine held; False if the journal has nothing to do with it."""
         keys = self.keys(task_id)
-        released = call("release", keys.all, task_id, "owner", owner_name(pid))
+        released = call("release", keys.all, task_id, "owner", owner_name(pid), 0)
         return self._ask(task_id, released, patience=SHORT_PATIENCE) == [1]
 
     def cancel(self, task_id: str) -> tuple[str, int]:
         """Ask a live run to end by ``TaskCancelled``; the status that it has, and when it ended if it did."""
-        [[status, ended]] = self._ask(task_id, call("cancel", self.keys(task_id).all, task_id))
+        cancelled = call("cancel", self.keys(task_id).all, task_id)
+        [[status, ended]] = self._ask(task_id, cancelled, patience=SHORT_PATIENCE)
         return status.decode(), int(ended or 0)
 
     def is_known(self, task_id: str) -> bool:
@@ -144,5 +146,8 @@ def ask(wires: Wires, *commands: bytes, patience: float | None = None) -> list[A
 
 def _claims(reply: list[Any]) -> Claims:
     next_due, in_leases, in_due, *runs = reply
-    claimed = [Claimed(task_id.decode(), task.decode(), call, resume) for task_id, task, call, resume in runs]
+    claimed = [
+        Claimed(task_id.decode(), status.decode(), task.decode(), call, resume)
+        for task_id, status, task, call, resume in runs
+    ]
     return Claims(claimed, int(next_due) / 1000 if next_due else None, (in_leases, in_due))

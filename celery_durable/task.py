@@ -159,14 +159,15 @@ class DurableTask(Task[P, R]):
         if limit is not None and (ours := self._uncounted_retries(request)):
             limit = max_retries = limit + ours
         changed = execution.attempt.changes if execution is not None and execution.attempt is not None else 0
-        options = self._retry_options(request, options, changed if args is not None or kwargs is not None else None)
+        changed_now = changed if args is not None or kwargs is not None else None
+        options = self._retry_options(request, options, changed_now, begun=execution is not None)
         send = functools.partial(super().retry, args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         if execution is None:
             return send()
         # Expiry was honoured until the first attempt began.
         send.keywords.setdefault("expires", None)
         delay = seconds_until(self, eta or (self.default_retry_delay if countdown is None else countdown))
-        changes = changed_by_retry(self, request, args, kwargs, options)
+        changes = execution.retry_changes = changed_by_retry(self, request, args, kwargs, options)
         if throw and execution.before_user_retry(delay, limit, changes):
             # The journal carries the wait: nothing is to be published.
             execution.said = Retry(exc=exc, when=delay)  # type: ignore[arg-type]
@@ -174,9 +175,12 @@ class DurableTask(Task[P, R]):
         return self._send_retry(execution, send)
 
     @staticmethod
-    def _retry_options(request: Any, options: dict[str, Any], changed: int | None) -> dict[str, Any]:
+    def _retry_options(request: Any, options: dict[str, Any], changed: int | None, *, begun: bool) -> dict[str, Any]:
         """The options of a retry, with our header brought up to date; *changed*: how often, if it changes arguments."""
         header = lasting(header_of(request))
+        if begun:
+            # It says that there is a run.
+            header.setdefault("retries", 0)
         if changed is not None:
             header["changed"] = max(header.get("changed", 0), changed) + 1
         if not header:
