@@ -479,7 +479,8 @@ class Execution:
         attempt, step, hold = overrun.attempt, overrun.step, self.hold
         assert step is not None  # noqa: S101
         assert hold is not None  # noqa: S101
-        with attempt.handover:
+        step.handover = threading.Lock()
+        with step.handover:
             try:
                 attempt.running.remove(step)
             except KeyError:
