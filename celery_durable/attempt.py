@@ -111,7 +111,8 @@ class Attempt:
         self._warned = self._entries > MANY_ENTRIES or self._bytes > MANY_BYTES
         self._home = threading.get_ident()
         self._flying = 0
-        self._landings: set[asyncio.Event] = set()
+        self._landings: list[asyncio.Future[None]] = []
+        self.body_is_over = False
         self.waits = 0
         """Waits in flight."""
 
@@ -346,24 +347,27 @@ class Attempt:
             return await step
         finally:
             self._flying -= 1
-            for landing in self._landings:
-                landing.set()
+            self._announce_landing()
+
+    def _announce_landing(self) -> None:
+        landings, self._landings = self._landings, []
+        for landing in landings:
+            if not landing.done():
+                landing.set_result(None)
 
     async def landed(self) -> None:
-        """Until no step is in flight: what siblings of a failed step do is recorded, too."""
+        """After the body: until no step is in flight, whose result is recorded, too; waits are given up."""
+        self.body_is_over = True
+        self._announce_landing()
         while self._flying:
             await self.landing(None)
 
     async def landing(self, seconds: float | None) -> None:
-        """Until a step or a wait that is in flight has ended, for some seconds at most."""
-        landing = asyncio.Event()
-        self._landings.add(landing)
-        try:
-            await asyncio.wait_for(landing.wait(), seconds)
-        except asyncio.TimeoutError:
-            pass
-        finally:
-            self._landings.discard(landing)
+        """Until something that is in flight has ended, or the body has, for some seconds at most."""
+        landing = asyncio.get_running_loop().create_future()
+        self._landings.append(landing)
+        # Not wait_for(), which may swallow a cancellation before Python 3.12.
+        await asyncio.wait({landing}, timeout=seconds)
 
     @property
     def is_busy(self) -> bool:

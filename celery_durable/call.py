@@ -67,18 +67,20 @@ class Call(NamedTuple):
         except Exception:
             for serializer in task.app.conf.accept_content:
                 with suppress(Exception):  # the message itself may have been sent by another one
-                    return _text(facts, serializer)
+                    return _text({**facts, "options": {**self.options, "serializer": serializer}}, serializer)
             raise
 
     def send(self, app: Any, name: str, header: Mapping[str, Any], **options: Any) -> None:
         """Send it again, with *header* as what the message says to us."""
         headers = dict(self.options.get("headers") or {})
         headers[HEADER] = {**headers.get(HEADER, {}), **header}
-        options = {**self.options, **options, "headers": headers}
+        # Expiry is honoured until the first attempt begins, and that has.
+        options = {**self.options, **options, "headers": headers, "expires": None}
         if (task := app.tasks.get(name)) is not None:
-            options["task_type"] = task
+            # The task's own: its serializer, say.
+            options = {**task._get_exec_options(), **options, "task_type": task}  # noqa: SLF001
         with tracing.continued(headers):
-            app.send_task(name, self.args, self.kwargs, **options)
+            app.send_task(name, tuple(self.args), self.kwargs, **options)
 
 
 def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from . import control  # noqa: F401  `celery control durable_cancel` is to know it
+
 
 @click.group(name="durable", help="Runs of durable tasks.")
 def durable() -> None:
@@ -21,5 +23,7 @@ def recover(ctx: Any) -> None:
     app = ctx.obj.app
     app.loader.import_default_modules()
     app.finalize()
-    sent = send_again(app)
+    sent, unsent = send_again(app)
     click.echo(f"{sent} runs sent again")
+    if unsent:
+        raise click.ClickException(f"{unsent} runs could not be sent; the log says why, and they are tried again")

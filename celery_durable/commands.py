@@ -29,6 +29,8 @@ def cancel(task_id: str, app: Any = None) -> None:
     from .store import store_of  # a process that only sends tasks does without it
 
     app = current_app._get_current_object() if app is None else app  # type: ignore[attr-defined]  # noqa: SLF001  no proxy
+    if not (isinstance(task_id, str) and task_id):  # type: ignore[redundant-expr]
+        raise RunNotCancellableError(f"the id of a task is a text, got {task_id!r}")
     status, ended = store_of(app).runs.cancel(task_id)
     if status == "unknown":
         raise RunNotCancellableError(

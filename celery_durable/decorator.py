@@ -75,6 +75,8 @@ def durable_task(*args: Any, **options: Any) -> Any:
         max_recoveries: attempts in a row that may die without progress. Default 10.
         retention, failure_retention: how long the journal is kept after SUCCESS (24 h) and FAILURE (7 days).
         max_entry_size: bytes of one result. Default 32 MiB.
+        journal_sync: where a step's result is to be before it counts as recorded: in the server's ``"memory"`` (the
+            default), on one of its ``"replicas"`` too, or on its ``"disk"``.
         durable_serializer: of step results. (``serializer`` is Celery's, of the message.)
         **options: all of Celery's task options. Its retry options (``max_retries``, ``retry_backoff``, ...) become the
             task retry policy and keep their meaning.

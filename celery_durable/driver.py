@@ -49,7 +49,12 @@ class Driver(Protocol):
         """For a while."""
 
     async def is_alone(self, attempt: Attempt, seconds: float) -> bool:
-        """Until nothing of the attempt goes on but waits; False if the seconds have passed before."""
+        """Until nothing of the attempt goes on but waits; False if the seconds have passed before.
+
+        Raises:
+            CancelledError: the body is over, and the wait with it.
+        """
+        ...
 
 
 class InThread:
@@ -119,9 +124,12 @@ class OnLoop:
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         attempt.waits += 1
+        attempt.tell()
         try:
             turns = 0
             while turns < _TURNS_TO_BE_SURE and loop.time() < end:
+                if attempt.body_is_over:
+                    raise asyncio.CancelledError
                 if attempt.is_busy:
                     turns = 0
                     await attempt.landing(end - loop.time())

@@ -7,6 +7,7 @@ The seam: with :mod:`task`, :mod:`message`, :mod:`outcome`, :mod:`hold`, :mod:`d
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from asyncio import CancelledError
 from collections.abc import Callable, Coroutine, Mapping
@@ -19,7 +20,7 @@ from uuid import uuid4
 
 from celery import states
 from celery.app.task import get_actual_ignore_result  # type: ignore[attr-defined]
-from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, WorkerShutdown, WorkerTerminate
 from celery.utils.log import get_task_logger
 
 from . import call, message, outcome, report, silence
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("celery_durable")
 
+_EXIT_BY_SIGNAL = -(256 - signal.SIGTERM)
+"""How a child of the pool exits when the worker ends it."""
+
 JOURNAL_LOST_DELAY = 5.0
 """Seconds until Celery tries an attempt again that could not reach its journal."""
 
@@ -80,6 +84,8 @@ class Execution:
         self._refused: Interrupt | None = None
         self.said: Retry | None = None
         """What ``self.retry()`` raised: it is sent, whatever user code makes of the exception."""
+        self.retry_changes: Mapping[str, str] = {}
+        """What the journal is to know of a retry that ``self.retry()`` has sent."""
         self.gave_up: BaseException | None = None
         """What ``self.retry()`` raised because its limit is spent: no policy retries that."""
         self.decided: BaseException | None = None
@@ -144,8 +150,8 @@ class Execution:
 
     @door
     def _call(self, body: Callable[..., Any]) -> Any:
-        if self.task.opinionated or self.task.is_async:
-            # Not on the event loop, which an opening would hold up.
+        if self.task.opinionated or self.task.is_async or self._has_begun():
+            # Of an async task not on the event loop, which an opening would hold up.
             self.open()
         value = body(self.task, *self.args, **self.kwargs)
         if type(value) is not CoroutineType:
@@ -155,6 +161,22 @@ class Execution:
             self._awaited = True
             return self._awaitable(value)
         return wait_for(self._on_loop(value), self._struck)
+
+    def _has_begun(self) -> bool:
+        """Whether an earlier attempt has opened the run, so that this one cannot end without it, either."""
+        request = self.request
+        if self.direct or self.eager:
+            return False
+        if message.header_of(request):
+            return True
+        if not (request.delivery_info or {}).get("redelivered"):
+            return False
+        from .store import store_of
+
+        try:
+            return store_of(self.task.app).runs.is_known(request.id)
+        except DurableError:
+            return False  # of a task without a journal, as far as can be known
 
     async def _awaitable(self, body: Coroutine[Any, Any, Any]) -> Any:
         token = current.set(self)
@@ -295,7 +317,7 @@ class Execution:
             case _ if isinstance(error, NOT_A_FAILURE):
                 # The process is going down: another one is to go on at once.
                 if self.hold is not None:
-                    self.hold.give_up()
+                    self.hold.give_up(orderly=_is_shutdown(error))
                 raise error
         raise self._failed_attempt(leading(error))
 
@@ -332,9 +354,13 @@ class Execution:
                 self.hold.finish("ignored", None)
             case Reject() if not said.requeue:  # type: ignore[attr-defined]
                 return self._fail(said)
+            case Retry():
+                # It was sent: by ``self.retry(throw=False)``, say.
+                wait = message.seconds_until(self.task, said.when)
+                self.hold.suspend(wait, self.retry_changes, slack=self.hold.settings.lease)
             case _:
                 # The message goes back to the broker, which brings it again.
-                self.hold.suspend(0.0, {}, slack=self.hold.settings.lease)
+                self.hold.suspend(0.0, message.resume_as_is(self.request), slack=self.hold.settings.lease)
         return said
 
     def _failed_attempt(self, error: BaseException) -> BaseException:
@@ -411,8 +437,21 @@ class Execution:
         self.hold.prove_lease()
         report.suspended(self.task, self.request, sleep.until_text)
         wait = max(0.0, (sleep.until - self.attempt.now()) / 1000)
-        self.hold.suspend(wait, message.resume_as_is(self.request))
+        try:
+            self.hold.suspend(wait, message.resume_as_is(self.request))
+        except Fenced:
+            # Somebody has ended the run meanwhile: what was said over it is to be taken back.
+            self._report_if_over()
+            raise
         return Ignore("the run sleeps")
+
+    def _report_if_over(self) -> None:
+        from .store import store_of
+
+        fields = store_of(self.task.app).runs.load(self.request.id)
+        ended = outcome.read(fields, self.task.durable_terms.accept)
+        if ended.delivered:
+            report.again(self.task, self.request, ended)
 
     def _retry(
         self, error: BaseException, delay: float, fields: dict[str, str], *, by_policy: bool = False
@@ -540,11 +579,22 @@ class Execution:
         except Interrupt as error:
             logger.error("task %s: its end could not be journaled: %s", self.request.id, error)
         finally:
-            self.hold.close(delivered=delivered and self.hold.outcome_is(state))
+            self._note_delivery(self.hold, state, result, delivered=delivered)
+            self.hold.close()
             # They hold each other: unless they are parted, all of the run waits for the garbage collector.
             self.request.__dict__.pop(_OPENED, None)
             if state != states.RETRY:
                 self._forget_eager()
+
+    @staticmethod
+    def _note_delivery(hold: Hold, state: str | None, result: Any, *, delivered: bool) -> None:
+        if not delivered or state is None:
+            hold.not_delivered()
+        elif hold.contradicts(state):
+            if isinstance(result, message.BROKER_AWAY):
+                hold.not_delivered()
+            else:
+                hold.never_delivered()
 
     # -- the user's own retry
 
@@ -579,6 +629,12 @@ def _shown_as_retry(error: BaseException, delay: float, **options: Any) -> BaseE
 def _aside(work: Callable[..., None], *args: Any) -> None:
     """Do what may take a while in a thread of its own."""
     threading.Thread(target=work, args=args, name=f"celery-durable-{work.__name__.strip('_')}", daemon=True).start()
+
+
+def _is_shutdown(error: BaseException) -> bool:
+    """Whether the worker ends the process, and not the task itself."""
+    by_signal = isinstance(error, SystemExit) and error.code == _EXIT_BY_SIGNAL
+    return by_signal or isinstance(error, (WorkerShutdown, WorkerTerminate))
 
 
 def _misfit(error: BaseException) -> BaseException:

@@ -82,38 +82,37 @@ class Hold:
             self.let_go()
 
     def prove_lease(self) -> None:
-        """Before something is said elsewhere: no other attempt has taken over, as far as can be known."""
-        if self.attempt is not None and self.journal.lease_in_doubt:
+        """Before something is said elsewhere: the run is still ours."""
+        if self.attempt is not None and not self.ended:
             self._tell(self.attempt, self.journal.prove_lease)
 
-    def give_up(self) -> None:
+    def give_up(self, *, orderly: bool) -> None:
         """This process is about to die: the run is another's at once."""
         if self.attempt is not None and not self.ended:
             self.let_go()
-            self._release(self.attempt)
+            self._release(self.attempt, orderly=orderly)
 
     def hand_over(self) -> None:
         """The outcome is written, and another process is to deliver it."""
         self.not_delivered()
         self.let_go()
         if self.attempt is not None:
-            self._release(self.attempt)
+            self._release(self.attempt, orderly=True)
 
-    def _release(self, attempt: Attempt) -> None:
+    def _release(self, attempt: Attempt, *, orderly: bool) -> None:
         try:
-            self.journal.release()
+            self.journal.release(orderly=orderly)
         except (JournalUnavailableError, JournalUnreadableError) as error:
             logger.warning("task %s: its lease lapses by itself: %s", attempt.about.task_id, error)
 
     def finish(self, status: str, outcome: str | None) -> None:
         """The run has ended; its outcome is to be delivered."""
         if self.attempt is not None and not self.ended:
-            keep = self._retention(status)
             words = self.attempt.last_words()
             if outcome is not None:
                 words["outcome"] = outcome
             try:
-                self._tell(self.attempt, lambda: self.journal.finish(status, keep, words))
+                self._tell(self.attempt, lambda: self.journal.finish(status, words))
             except JournalLost as lost:
                 if not isinstance(lost.error, JournalGone):
                     raise
@@ -123,9 +122,9 @@ class Hold:
             self.ended = self.attempt.closed = True
             self.will_deliver(status)
 
-    def outcome_is(self, state: str | None) -> bool:
-        """Whether Celery's *state* is that of the outcome: not SUCCESS, say, because a callback could not be sent."""
-        return state is not None and (self._status != "succeeded" or state != states.FAILURE)
+    def contradicts(self, state: str | None) -> bool:
+        """Whether Celery has made a failure of a success: because a callback could not be sent, say."""
+        return self._status == "succeeded" and state == states.FAILURE
 
     def will_deliver(self, status: str) -> None:
         """When this delivery is over, the run's outcome has been delivered; until then nobody else is to do it."""
@@ -135,7 +134,7 @@ class Hold:
             self._lease.keep()
 
     def not_delivered(self) -> None:
-        """The outcome did not arrive: a worker tries again when the lease has lapsed."""
+        """The outcome did not arrive: a worker tries again, after pauses that grow."""
         self._keep = None
 
     def let_go(self) -> None:
@@ -152,10 +151,16 @@ class Hold:
         if self._lease is not None:
             self._lease.drop()
 
-    def close(self, *, delivered: bool) -> None:
+    def never_delivered(self) -> None:
+        """What hangs on the outcome can never be sent; a Retry tries it all the same."""
+        if self._keep is not None:
+            self.journal.deliver(self.settings.failure_retention, arrived=False)
+            self._keep = None
+
+    def close(self) -> None:
         """The delivery is over: give back what it used."""
         try:
-            if delivered and self._keep is not None:
+            if self._keep is not None:
                 self.journal.deliver(self._keep)
         except (JournalUnavailableError, Interrupt) as error:
             logger.error("the delivery of an outcome could not be journaled: %r", error)

@@ -146,16 +146,16 @@ class Journal(Protocol):
         """
         ...
 
-    def release(self) -> None:
-        """Give the lease back at once: this process is about to die."""
+    def release(self, *, orderly: bool) -> None:
+        """Give the lease back at once: this process is about to die, *orderly* or by what the attempt did to it."""
         ...
 
-    def finish(self, status: str, keep: float, fields: Mapping[str, str]) -> None:
-        """Write the outcome, to be kept for *keep* seconds."""
+    def finish(self, status: str, fields: Mapping[str, str]) -> None:
+        """Write the outcome, to be kept until it is delivered."""
         ...
 
-    def deliver(self, keep: float) -> None:
-        """The outcome has arrived, and is kept for *keep* seconds more; sent without waiting."""
+    def deliver(self, keep: float, *, arrived: bool = True) -> None:
+        """The outcome has *arrived*, or never can, and is kept for *keep* seconds; sent without waiting."""
         ...
 
     def close(self) -> None:
@@ -294,11 +294,11 @@ class MemoryJournal:
     def suspend(self, delay: float, fields: Mapping[str, str], slack: float = 0.0) -> None:  # noqa: ARG002
         self.send({**fields, "status": "suspended"})
 
-    def finish(self, status: str, keep: float, fields: Mapping[str, str]) -> None:  # noqa: ARG002
+    def finish(self, status: str, fields: Mapping[str, str]) -> None:
         self.send({**fields, "status": status})
 
-    def deliver(self, keep: float) -> None: ...
+    def deliver(self, keep: float, *, arrived: bool = True) -> None: ...
 
-    def release(self) -> None: ...
+    def release(self, *, orderly: bool) -> None: ...
 
     def close(self) -> None: ...

@@ -15,8 +15,6 @@ from .wire import Wires
 logger = logging.getLogger("celery_durable")
 
 RENEWALS_PER_LEASE = 3
-_LONGEST_PERIOD = 1.0
-"""Seconds: a renewal also tells a long step that its run is to be cancelled."""
 
 
 class Lease:
@@ -36,11 +34,11 @@ class Lease:
 
 
 class LeaseKeeper:
-    """Renews the leases of live attempts: three times a lease, and each second."""
+    """Renews the leases of live attempts, three times a lease."""
 
     def __init__(self, wires: Wires, lease: float) -> None:
         self._wires = wires
-        self._period = min(lease / RENEWALS_PER_LEASE, _LONGEST_PERIOD)
+        self._period = lease / RENEWALS_PER_LEASE
         self._held: set[RedisJournal] = set()
         self._thread: threading.Thread | None = None
         _everywhere.add(self)
@@ -62,7 +60,7 @@ class LeaseKeeper:
         held, self._held = self._held, set()
         if held:
             wire = self._wires.take()
-            wire.send(*(journal.handover() for journal in held))
+            wire.send(*(journal.handover(orderly=True) for journal in held))
             try:
                 wire.replies(SHORT_PATIENCE)
             except JournalUnavailableError as error:
@@ -79,6 +77,8 @@ class LeaseKeeper:
             try:
                 if held := list(self._held):
                     self._renew(held)
+                # That an outcome was delivered is said without waiting for the reply.
+                self._wires.settle_idle()
             except Exception:
                 # Whatever it was: without this thread all leases of the process lapse.
                 logger.exception("leases could not be renewed")

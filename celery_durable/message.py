@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import datetime
 from typing import Any
 
 from celery.exceptions import Reject
@@ -115,6 +116,14 @@ def _send(task: Any, request: Any, delay: float, header: dict[str, Any], retries
             pause = min(pause * 2, 30.0)
         else:
             return signature
+
+
+def seconds_until(task: Any, when: Any) -> float:
+    """*when* as Celery has it, an ``eta`` or a number of seconds, in seconds from now."""
+    if isinstance(when, datetime):
+        now = task.app.now()
+        return float(max(0.0, (when - (now if when.tzinfo else now.replace(tzinfo=None))).total_seconds()))
+    return float(when or 0)
 
 
 def unsent(request: Any, error: Exception) -> Reject:

@@ -17,7 +17,8 @@ from itertools import chain
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from .exceptions import JournalUnreadableError
+from .confirmation import vet_for
+from .exceptions import ConfigurationError, JournalUnavailableError, JournalUnreadableError
 from .interrupts import Fenced
 from .journal import LAYOUT, Busy, Delivery, Fields, Finished, Foreign, JournalGone, Opened, Verdict, new_seed
 from .wire import Wire, Wires, call, pack, pack_parts, script
@@ -25,13 +26,22 @@ from .wire import Wire, Wires, call, pack, pack_parts, script
 SHARDS = 16
 SHORT_PATIENCE = 1.0
 """Seconds that a process with others to serve, or about to die, waits for Redis."""
-_UNDELIVERED_MS = 24 * 3600 * 1000
 _PAIRS_PER_WRITE = 1000
+
+
+def shard_of(task_id: str) -> int:
+    """The number of a run's shard."""
+    return crc32(task_id.encode()) % SHARDS
 
 
 def shard_prefix(prefix: str, shard: int) -> str:
     """What the keys of a shard begin with."""
     return f"{prefix}{{{shard}}}:"
+
+
+def new_fence() -> str:
+    """A token that no other attempt has."""
+    return os.urandom(6).hex()
 
 
 def owner_name(pid: int) -> str:
@@ -49,7 +59,11 @@ class Keys(NamedTuple):
 
     @classmethod
     def of(cls, prefix: str, task_id: str) -> Keys:
-        shard = shard_prefix(prefix, crc32(task_id.encode()) % SHARDS)
+        return cls.under(shard_prefix(prefix, shard_of(task_id)), task_id)
+
+    @classmethod
+    def under(cls, shard: str, task_id: str) -> Keys:
+        """Those that begin with the prefix of the run's shard."""
         return cls(task_id, f"{shard}run:{task_id}", f"{shard}leases", f"{shard}due")
 
     @property
@@ -69,8 +83,10 @@ _REASONS = {
 class RedisJournal:
     """One attempt's hold on a run. The connection is taken when it opens and given back when it closes."""
 
-    def __init__(self, wires: Wires, keys: Keys, lease: float) -> None:
+    def __init__(self, wires: Wires, keys: Keys, lease: float, sync: str = "memory") -> None:
         self._wires = wires
+        self._vet = vet_for(sync)
+        self._confirmed = self._vet is not None
         self._wire: Wire | None = None
         self._keys = keys
         self._lease = lease
@@ -90,13 +106,15 @@ class RedisJournal:
     def open(self, delivery: Delivery) -> Verdict:
         keys = self._keys
         opening = time.monotonic()
-        fence = os.urandom(6).hex()
+        fence = new_fence()
         begin = call(
             "open", keys.all, keys.task_id, fence, ms(self._lease), LAYOUT,
             delivery.task, delivery.fingerprint, delivery.call, new_seed(),
             delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.hint),
             owner_name(os.getpid()), delivery.reopen,
         )  # fmt: skip
+        if self._vet is not None:
+            self.wire.confirm_by(self._vet)
         self.wire.send(begin, pack("HGETALL", keys.run))
         try:
             opened, loaded = self._replies()
@@ -128,22 +146,21 @@ class RedisJournal:
     def suspend(self, delay: float, fields: Mapping[str, str], slack: float = 0.0) -> None:
         self._end("suspend", [ms(delay), ms(slack)], fields)
 
-    def finish(self, status: str, keep: float, fields: Mapping[str, str]) -> None:
-        # A broker may deliver a message again for a day; without an outcome all would be done again.
-        ttl = max(ms(keep), _UNDELIVERED_MS)
-        self._end("finish", [status, ttl, ms(self._lease)], fields)
+    def finish(self, status: str, fields: Mapping[str, str]) -> None:
+        self._end("finish", [status, ms(self._lease)], fields)
 
     def _end(self, script_name: str, facts: list[Any], fields: Mapping[str, str]) -> None:
         pairs = [part for pair in fields.items() for part in pair]
-        self.wire.send(call(script_name, self._keys.all, self._fence, self._keys.task_id, *facts, *pairs))
+        ending = call(script_name, self._keys.all, self._fence, self._keys.task_id, *facts, *pairs)
+        self.wire.send(ending, confirmed=self._confirmed)
         self.settle()
 
-    def deliver(self, keep: float) -> None:
+    def deliver(self, keep: float, *, arrived: bool = True) -> None:
         keys = self._keys
-        self.wire.send(call("deliver", keys.all, self._fence, keys.task_id, ms(keep)), wanted=False)
+        self.wire.send(call("deliver", keys.all, self._fence, keys.task_id, ms(keep), int(arrived)), wanted=False)
 
-    def release(self) -> None:
-        self.wire.send(self.handover())
+    def release(self, *, orderly: bool) -> None:
+        self.wire.send(self.handover(orderly=orderly))
         self.wire.replies(SHORT_PATIENCE)
 
     def close(self) -> None:
@@ -160,7 +177,11 @@ class RedisJournal:
                 self.send(dict(items[start : start + _PAIRS_PER_WRITE]))
             return
         pairs = pack_parts(chain.from_iterable(fields.items()))
-        self.wire.send(b"*%d\r\n" % (5 + 2 * len(fields)) + self._record + pairs, with_next=with_next)
+        command = b"*%d\r\n" % (5 + 2 * len(fields)) + self._record + pairs
+        if self._confirmed and not with_next:
+            self.wire.send(command, confirmed=True)
+        else:
+            self.wire.send(command, with_next=with_next)
 
     @property
     def owes(self) -> bool:
@@ -188,8 +209,15 @@ class RedisJournal:
             return self.wire.replies()
         except JournalUnreadableError as error:
             raise not_a_journal(self._keys) from error
+        except ConfigurationError as error:
+            if not self._fence:
+                raise
+            # Amid an attempt another server has taken over, which cannot confirm its writes: the next attempt is told.
+            raise JournalUnavailableError(str(error)) from error
 
     def fileno(self) -> int | None:
+        if self._confirmed:
+            return None  # the first reply comes long before the confirmation: a thread waits for both
         fd = self.wire.fileno()
         return fd if fd >= 0 else None
 
@@ -209,9 +237,9 @@ class RedisJournal:
         """The command that renews the lease, for this connection or for another one."""
         return call("renew", self._keys.all, self._fence, self._keys.task_id, ms(self._lease))
 
-    def handover(self) -> bytes:
+    def handover(self, *, orderly: bool) -> bytes:
         """The command that gives the lease back, for this connection or for another one."""
-        return call("release", self._keys.all, self._keys.task_id, "fence", self._fence)
+        return call("release", self._keys.all, self._keys.task_id, "fence", self._fence, int(orderly))
 
     def renewed(self, reply: int, sent: float) -> None:
         """What Redis said to a renewal that was sent at monotonic time *sent*."""

@@ -21,18 +21,16 @@ _ENDED = {"succeeded": states.SUCCESS, "failed": states.FAILURE, "revoked": stat
 
 def suspended(task: Any, request: Any, until: str) -> None:
     """The run sleeps, and holds no worker. Nothing depends on that being known."""
-    if not get_actual_ignore_result(task, request):
-        try:
-            task.backend.store_result(request.id, {"until": until}, SUSPENDED, request=request)
-        except Exception as error:
-            logger.warning("task %s: its state %s could not be stored: %r", request.id, SUSPENDED, error)
+    try:
+        _store(task, request, {"until": until}, SUSPENDED)
+    except Exception as error:
+        logger.warning("task %s: its state %s could not be stored: %r", request.id, SUSPENDED, error)
 
 
 def revoked(task: Any, request: Any, error: BaseException) -> bool:
     """The run was cancelled; a chord that waits for it is told. Whether that worked."""
     try:
-        if not get_actual_ignore_result(task, request):
-            task.backend.store_result(request.id, error, states.REVOKED, request=request)
+        _store(task, request, error, states.REVOKED)
         if request.chord:
             task.backend.on_chord_part_return(request, states.REVOKED, error)
     except Exception:
@@ -43,9 +41,11 @@ def revoked(task: Any, request: Any, error: BaseException) -> bool:
 
 def again(task: Any, request: Any, ended: Outcome) -> None:
     """The recorded outcome, once more; nothing else hangs on that."""
-    if ended.status not in _ENDED or get_actual_ignore_result(task, request):
-        return
-    result = ended.value if ended.error is None else ended.error
-    task.backend.store_result(
-        request.id, result, _ENDED[ended.status], traceback=ended.traceback or None, request=request
-    )
+    if ended.status in _ENDED:
+        result = ended.value if ended.error is None else ended.error
+        _store(task, request, result, _ENDED[ended.status], traceback=ended.traceback or None)
+
+
+def _store(task: Any, request: Any, result: Any, state: str, **facts: Any) -> None:
+    if not get_actual_ignore_result(task, request):
+        task.backend.store_result(request.id, result, state, request=request, **facts)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Literal
 
-from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
+from billiard.exceptions import Terminated
+from celery.exceptions import TaskPredicate, TaskRevokedError, TimeLimitExceeded
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
@@ -25,31 +26,45 @@ class DurableRequest(Request):
     # -- the process of the task is gone
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
-        """A lost child is no failure of a run that has begun: it goes on from its journal."""
-        if self._is_lost(exc_info.exception) and self._has_run(self.worker_pid):
-            logger.warning("task %s: its process died, it goes on from its journal", self.id)
+        """What befell the worker, not the task, is no failure of a run that has begun: the journal says how it goes on.
+
+        A lost child, or Celery itself in what follows a task: its result backend was away, say.
+        """
+        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        if not return_ok and self._befell_the_worker(error) and self._has_run(self.worker_pid):
+            logger.warning("task %s: its worker failed it, it goes on from its journal: %r", self.id, error)
             task_ready(self)
             if self.task.acks_late:
                 self.acknowledge()
             return
         super().on_failure(exc_info, send_failed_event, return_ok)
 
-    def _is_lost(self, error: Any) -> bool:
-        error = getattr(error, "exc", error)
-        if isinstance(error, (SystemExit, KeyboardInterrupt)):
-            # Whoever stopped the task has said what becomes of it.
-            return not (self._already_cancelled or self._already_revoked)  # type: ignore[attr-defined]
-        return isinstance(error, WorkerLostError)
+    def _befell_the_worker(self, error: BaseException) -> bool:
+        # Whoever stopped the task has said what becomes of it.
+        stopped = self._already_cancelled or self._already_revoked  # type: ignore[attr-defined]
+        return not stopped and not isinstance(error, (Terminated, TimeLimitExceeded, MemoryError, TaskPredicate))
 
     def _has_run(self, pid: Any) -> bool:
-        """Whether the journal knows the run; the process that carried it on is dead."""
-        return bool(pid and self._ask(lambda runs: runs.release(self.id, pid), "its dead process is not journaled"))
+        """Whether the journal knows how the run goes on; what that process held of it is given back."""
+        return bool(pid and self._ask(lambda runs: runs.release(self.id, pid), "its lost process is not journaled"))
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A hard time limit ends the run: FAILURE, journal kept."""
         super().on_timeout(soft, timeout)
         if not soft:
             self._condemn("failed", TimeLimitExceeded(timeout))
+
+    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
+        """A cold shutdown, or a lost connection to the broker, stops the task; not every pool can."""
+        try:
+            super().cancel(pool, signal, emit_retry)
+        except NotImplementedError:
+            logger.warning("task %s: its pool cannot stop it, it ends by itself", self.id)
+
+    def _announce_cancelled(self, emit_retry: bool = True) -> None:
+        # A run that has begun goes on: that is no retry.
+        known = emit_retry and self._ask(lambda runs: runs.is_known(self.id), "whether it has begun is not known")
+        super()._announce_cancelled(emit_retry and not known)  # type: ignore[misc]
 
     # -- revoked, expired
 

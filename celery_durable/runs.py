@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from .exceptions import JournalUnreadableError
+from .exceptions import JournalUnavailableError, JournalUnreadableError
 from .journal import LAYOUT, Fields
 from .redis_journal import (
     SHARDS,
@@ -16,11 +18,13 @@ from .redis_journal import (
     ms,
     not_a_journal,
     owner_name,
-    shard_prefix,
 )
+from .shards import Shard, Shards
 from .wire import Wires, call, pack
 
-_MOST_AT_ONCE = 100
+logger = logging.getLogger("celery_durable")
+
+_MOST_AT_ONCE = 200
 _UNSENT_PAUSE = 5.0
 
 
@@ -28,6 +32,7 @@ class Claimed(NamedTuple):
     """A run that is ours to send again."""
 
     task_id: str
+    status: str
     task: str
     call: bytes
     resume: bytes
@@ -46,13 +51,12 @@ class Claims(NamedTuple):
 class Runs:
     """All runs of an app."""
 
-    def __init__(self, wires: Wires, prefix: str, lease: float) -> None:
-        self._wires = wires
-        self._prefix = prefix
+    def __init__(self, shards: Shards, lease: float) -> None:
+        self._shards = shards
         self._lease = lease
 
     def keys(self, task_id: str) -> Keys:
-        return Keys.of(self._prefix, task_id)
+        return self._shards.of(task_id).keys(task_id)
 
     def load(self, task_id: str) -> Fields:
         """The journal as it stands; empty if there is none.
@@ -62,7 +66,7 @@ class Runs:
         """
         keys = self.keys(task_id)
         try:
-            [loaded] = self._ask(pack("HGETALL", keys.run))
+            [loaded] = self._ask(task_id, pack("HGETALL", keys.run))
         except JournalUnreadableError as error:
             raise not_a_journal(keys) from error
         fields = fields_of(loaded)
@@ -70,56 +74,80 @@ class Runs:
         return fields
 
     def condemn(self, task_id: str, status: str, keep: float, outcome: str) -> bool:
-        """End a live run; False if it is not live."""
+        """End a live run; False if it is not live, unless this process has ended it."""
         keys = self.keys(task_id)
-        condemned = call("condemn", keys.all, task_id, status, ms(keep), "outcome", outcome)
-        return self._ask(condemned, patience=SHORT_PATIENCE) == [1]
+        fence = f"{owner_name(os.getpid())}:{status}"
+        condemned = call("condemn", keys.all, task_id, fence, status, ms(keep), "outcome", outcome)
+        return self._ask(task_id, condemned, patience=SHORT_PATIENCE) == [1]
 
     def release(self, task_id: str, pid: int) -> bool:
-        """Give back what a dead process of this machine held; False if there is no such run."""
+        """Give back what a dead process of this machine held; False if the journal has nothing to do with it."""
         keys = self.keys(task_id)
-        released = call("release", keys.all, task_id, "owner", owner_name(pid))
-        return self._ask(released, patience=SHORT_PATIENCE) == [1]
+        released = call("release", keys.all, task_id, "owner", owner_name(pid), 0)
+        return self._ask(task_id, released, patience=SHORT_PATIENCE) == [1]
 
     def cancel(self, task_id: str) -> tuple[str, int]:
         """Ask a live run to end by ``TaskCancelled``; the status that it has, and when it ended if it did."""
-        [[status, ended]] = self._ask(call("cancel", self.keys(task_id).all, task_id))
+        cancelled = call("cancel", self.keys(task_id).all, task_id)
+        [[status, ended]] = self._ask(task_id, cancelled, patience=SHORT_PATIENCE)
         return status.decode(), int(ended or 0)
 
     def is_known(self, task_id: str) -> bool:
         """Whether an attempt of the run has begun, and its journal is still there."""
-        return self._ask(pack("EXISTS", self.keys(task_id).run), patience=SHORT_PATIENCE) == [1]
+        return self._ask(task_id, pack("EXISTS", self.keys(task_id).run), patience=SHORT_PATIENCE) == [1]
 
     def claim(self, tasks: Iterable[str], before: list[Claims] | None = None) -> list[Claims]:
-        """Claim runs of these tasks that nobody carries on: one script per shard, sent together.
+        """Claim runs of these tasks that nobody carries on: one script per shard, sent together to one Redis.
 
         *before*: what the last look found, which this one continues.
         """
         names = list(tasks)
         skips = [claims.skips for claims in before] if before else [(0, 0)] * SHARDS
-        commands = []
-        for shard, skip in enumerate(skips):
-            base = shard_prefix(self._prefix, shard)
-            keys = (f"{base}leases", f"{base}due")
-            facts = (f"{base}run:", _MOST_AT_ONCE, *skip, ms(self._lease), LAYOUT)
-            commands.append(call("claim", keys, *facts, *names))
-        return [_claims(reply) for reply in self._ask(*commands)]
+        found, silent = [], []
+        groups = self._shards.by_wires()
+        for wires, shards in groups.items():
+            commands = [self._claiming(shard, skips[shard.number], names) for shard in shards]
+            try:
+                replies = ask(wires, *commands, patience=SHORT_PATIENCE)
+                found += [_claims(reply) for reply in replies]
+            except JournalUnavailableError as error:
+                # What the other nodes of a Cluster have claimed is to be sent.
+                silent.append(error)
+                found += [Claims([], None, skips[shard.number]) for shard in shards]
+        if len(silent) == len(groups):
+            raise silent[0]
+        if silent:
+            logger.warning("cannot look for runs in %d of %d shards: %s", len(silent), SHARDS, silent[0])
+        return found
+
+    def _claiming(self, shard: Shard, skip: tuple[int, int], names: list[str]) -> bytes:
+        keys = (f"{shard.prefix}leases", f"{shard.prefix}due")
+        facts = (f"{shard.prefix}run:", _MOST_AT_ONCE, *skip, ms(self._lease), LAYOUT)
+        return call("claim", keys, *facts, *names)
 
     def unclaim(self, claimed: Iterable[Claimed]) -> None:
         """These could not be sent: they are to be found again."""
         for run in claimed:
-            self._ask(call("unclaim", self.keys(run.task_id).all, run.task_id, ms(_UNSENT_PAUSE)))
+            self._ask(run.task_id, call("unclaim", self.keys(run.task_id).all, run.task_id, ms(_UNSENT_PAUSE)))
 
-    def _ask(self, *commands: bytes, patience: float | None = None) -> list[Any]:
-        wire = self._wires.take()
-        try:
-            wire.send(*commands)
-            return wire.replies(patience)
-        finally:
-            self._wires.give_back(wire)
+    def _ask(self, task_id: str, *commands: bytes, patience: float | None = None) -> list[Any]:
+        return ask(self._shards.of(task_id).wires, *commands, patience=patience)
+
+
+def ask(wires: Wires, *commands: bytes, patience: float | None = None) -> list[Any]:
+    """The replies to these commands."""
+    wire = wires.take()
+    try:
+        wire.send(*commands)
+        return wire.replies(patience)
+    finally:
+        wires.give_back(wire)
 
 
 def _claims(reply: list[Any]) -> Claims:
     next_due, in_leases, in_due, *runs = reply
-    claimed = [Claimed(task_id.decode(), task.decode(), call, resume) for task_id, task, call, resume in runs]
+    claimed = [
+        Claimed(task_id.decode(), status.decode(), task.decode(), call, resume)
+        for task_id, status, task, call, resume in runs
+    ]
     return Claims(claimed, int(next_due) / 1000 if next_due else None, (in_leases, in_due))

@@ -13,6 +13,7 @@ from .retry import RetryPolicy
 from .serializers import ACCEPT_ANY, check_serializer
 
 PREFIX = "durable_"
+SYNCS = ("memory", "replicas", "disk")
 
 _VISIBILITY = 3600
 """Seconds: kombu's default where brokers have such a thing."""
@@ -35,6 +36,7 @@ class Settings:
     failure_retention: float = timedelta(days=7).total_seconds()
     max_entry_size: int = 32 * 2**20
     serializer: Any = "json"
+    journal_sync: str = "memory"
 
     @classmethod
     def read(cls, conf: Mapping[str, Any], namespace: str | None = None) -> Settings:
@@ -100,6 +102,12 @@ def _serializer(_name: str, value: Any) -> Any:
     return value
 
 
+def _sync(name: str, value: Any) -> str:
+    if value not in SYNCS:
+        raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, SYNCS))}, got {value!r}")
+    return str(value)
+
+
 def _prefix(name: str, value: Any) -> str:
     if "{" in _text(name, value) or "}" in value:
         raise ConfigurationError(f"{name} must not contain braces, which mark the Cluster hash tag, got {value!r}")
@@ -120,6 +128,7 @@ _CHECKS: dict[str, Any] = {
     "failure_retention": seconds,
     "max_entry_size": lambda name, value: whole(name, value, least=1),
     "serializer": _serializer,
+    "journal_sync": _sync,
 }
 
 # What a decorator may set; ``serializer`` is Celery's name for that of the message, so ours keeps its prefix there.
@@ -132,5 +141,6 @@ TASK_OPTIONS = {
     "retention": "retention",
     "failure_retention": "failure_retention",
     "max_entry_size": "max_entry_size",
+    "journal_sync": "journal_sync",
     "durable_serializer": "serializer",
 }

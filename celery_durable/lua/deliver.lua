@@ -1,12 +1,13 @@
--- The outcome has reached the result backend, and what hangs on it has been sent.
--- KEYS run, leases, due   ARGV fence, id, ttl ms (0: delete the journal now)   Replies 1, or 0 to a stale attempt
+-- Nothing more is to be done for this outcome: it has reached the result backend, and what hangs on it has been sent.
+-- KEYS run, leases, due   ARGV fence, id, ttl ms (0: delete the journal now), 1 (0: it can never be delivered)
+-- Replies 1, or 0 to a stale attempt
 if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[1] then return 0 end
 redis.call('ZREM', KEYS[2], ARGV[2])
 redis.call('ZREM', KEYS[3], ARGV[2])
 if ARGV[3] == '0' then
   redis.call('DEL', KEYS[1])
 else
-  redis.call('HSET', KEYS[1], 'delivered', 1)
+  if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'delivered', 1) end
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
 end
 return 1

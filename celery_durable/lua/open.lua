@@ -103,6 +103,5 @@ if redis.call('HEXISTS', run, 'delivered') == 0 then
   -- Whoever delivers the outcome holds the lease: what hangs on it is to be sent once.
   if expiry and tonumber(expiry) > now then return {'busy', tonumber(expiry) - now} end
   redis.call('ZADD', leases, now + lease, id)
-  redis.call('ZREM', due, id)
 end
 return {'finished'}

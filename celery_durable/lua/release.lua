@@ -1,12 +1,15 @@
--- Give back the lease of an attempt that died, or is about to: a worker sends the run again at once.
--- KEYS run, leases, due   ARGV id, 'fence' or 'owner', its value
--- Replies 1, 0 where there is no journal; a run that another attempt carries on is left alone
-local run = redis.call('HMGET', KEYS[1], 'status', 'delivered', ARGV[2])
+-- Give back what a process held of a run that dies, or is about to: a worker sends the run again at once.
+-- KEYS run, leases, due   ARGV id, 'fence' or 'owner', its value, 1 if that is no sign of a poison pill
+-- Replies 1 where the run is the journal's affair: it goes on, or that process has ended it; else 0
+local run = redis.call('HMGET', KEYS[1], 'status', 'delivered', ARGV[2], 'attempt')
 if not run[1] then return 0 end
-local over = run[1] ~= 'running' and run[2]
-if run[3] == ARGV[3] and run[1] ~= 'suspended' and not over then
+local own, live = run[3] == ARGV[3], run[1] == 'running' or run[1] == 'suspended' or not run[2]
+if own and live and run[1] ~= 'suspended' then
+  -- Without a fence no renewal that is under way takes the lease again.
+  redis.call('HSET', KEYS[1], 'fence', '')
+  if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'progress', run[4]) end
   local time = redis.call('TIME')
   redis.call('ZREM', KEYS[2], ARGV[1])
   redis.call('ZADD', KEYS[3], time[1] * 1000 + math.floor(time[2] / 1000), ARGV[1])
 end
-return 1
+return (own or live) and 1 or 0

@@ -6,6 +6,6 @@ if run[1] ~= ARGV[1] then return run[1] and 0 or -1 end
 if run[2] ~= 'suspended' and not run[4] then
   local time = redis.call('TIME')
   redis.call('ZADD', KEYS[2], time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[3]), ARGV[2])
-  redis.call('ZREM', KEYS[3], ARGV[2])
+  if run[2] == 'running' then redis.call('ZREM', KEYS[3], ARGV[2]) end
 end
 return run[3] == 'requested' and 2 or 1

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 from uuid import uuid4
 
 import redis
@@ -10,6 +11,7 @@ from celery import Celery
 from celery.app.trace import build_tracer
 
 from celery_durable import DurableTask
+from celery_durable.address import Address
 from celery_durable.journal import Delivery, Fields, Opened
 from celery_durable.redis_journal import RedisJournal
 from celery_durable.store import Store, store_of
@@ -28,18 +30,18 @@ def app_for(url: str, **conf: Any) -> Celery:
 def app_at(url: str, **conf: Any) -> Iterator[Celery]:
     """Yield such an app; afterwards close its connections to the journals, also those of attempts that never ended."""
     app = app_for(url, **conf)
-    wires = store_of(app).wires
     connections: list[Any] = []
-    make_pool = wires._make_pool  # noqa: SLF001  the only place where all connections come from
+    make_pool = Address.pool
 
-    def make_watched_pool() -> Any:
-        pool = make_pool()
+    def make_watched_pool(address: Address, owner: Celery | None) -> Any:
+        pool = make_pool(address, owner)
         make_connection = pool.make_connection
-        pool.make_connection = lambda: connections.append(made := make_connection()) or made
+        if owner is app:
+            pool.make_connection = lambda: connections.append(made := make_connection()) or made
         return pool
 
-    wires._make_pool = make_watched_pool  # noqa: SLF001
-    yield app
+    with mock.patch.object(Address, "pool", make_watched_pool):
+        yield app
     for connection in connections:
         connection.disconnect()
 

@@ -105,7 +105,7 @@ def test_a_renewal_that_comes_late_gives_no_lease_to_a_run_that_has_none(
     if ending == "suspended":
         journal.suspend(60, {})
     else:
-        journal.finish("succeeded", 3600, {})
+        journal.finish("succeeded", {})
         journal.deliver(60)
 
     journal.prove_lease()

@@ -70,7 +70,7 @@ def finished(store: Store, status: str = "succeeded", keep: float = DAY, **field
     """Make a run that has ended, delivered; return its id."""
     journal = opened(store, task_id := new_id())
     written(journal, **fields) if fields else None
-    journal.finish(status, keep, {"outcome": '{"value":1}'})
+    journal.finish(status, {"outcome": '{"value":1}'})
     journal.deliver(keep)
     journal.prove_lease() if keep > 0 else None  # reads the replies
     journal.close()
@@ -163,7 +163,7 @@ def test_an_id_that_belongs_to_another_run_is_refused(
     if status == "suspended":
         journal.suspend(0, {})
     elif status != "running":
-        journal.finish(status, DAY, {})
+        journal.finish(status, {})
     before = state(redis_client, store, task_id)
 
     verdict = store.journal(task_id).open(delivery(task_id, **facts))
@@ -216,7 +216,7 @@ def test_a_journal_of_another_layout_is_left_alone(store: Store, redis_client: r
 ENDINGS: dict[str, Callable[[RedisJournal], None]] = {
     "record": lambda journal: written(journal, **{"step:1": "stale", "progress": "1"}),
     "suspend": lambda journal: journal.suspend(5, {"step:1": "stale"}),
-    "finish": lambda journal: journal.finish("failed", 1, {"outcome": "stale"}),
+    "finish": lambda journal: journal.finish("failed", {"outcome": "stale"}),
     "prove_lease": lambda journal: journal.prove_lease(),
 }
 
@@ -233,7 +233,7 @@ def test_a_stale_attempt_is_refused_and_changes_nothing(
     if later == "suspended":
         newer.suspend(60, {})
     elif later == "succeeded":
-        newer.finish("succeeded", DAY, {"outcome": '{"value":1}'})
+        newer.finish("succeeded", {"outcome": '{"value":1}'})
     before = state(redis_client, store, task_id)
 
     with pytest.raises(Fenced):
@@ -248,7 +248,7 @@ def test_a_stale_attempt_cannot_mark_or_delete_the_outcome_of_another(
 ) -> None:
     stale = opened(store, task_id := new_id())
     lapse(redis_client, store, task_id)
-    opened(store, task_id).finish("succeeded", DAY, {"outcome": '{"value":1}'})
+    opened(store, task_id).finish("succeeded", {"outcome": '{"value":1}'})
     before = state(redis_client, store, task_id)
 
     stale.deliver(60 if keep else 0)
@@ -443,7 +443,7 @@ def test_an_end_whose_reply_was_lost_is_recognised(
     journal = opened(far_store, task_id := new_id())
     proxy.lose_replies()
 
-    journal.finish(status, DAY, {"outcome": '{"value":1}'})
+    journal.finish(status, {"outcome": '{"value":1}'})
     journal.deliver(60)
     journal.prove_lease()
 
@@ -462,7 +462,7 @@ def test_every_reply_of_a_run_may_be_lost(proxy: Proxy, far_store: Store, redis_
         proxy.lose_replies()
         written(journal, **{f"step:{position}": done_entry("a", 1, 1, 1, {}, str(position))})
     proxy.lose_replies()
-    journal.finish("succeeded", DAY, {})
+    journal.finish("succeeded", {})
 
     assert proxy.lost == 7
     fields = redis_client.hgetall(far_store.keys(task_id).run)
@@ -500,7 +500,7 @@ def test_retry_forgets_what_the_budgets_counted_and_reopens_the_last_failure(
     }
     journal = opened(store, task_id := new_id())
     written(journal, **kept, **{"step:3": open_entry("charge", "failed", 6, error={"message": "away"})})
-    journal.finish("failed", DAY, {"outcome": "{}", "failures": "70", "failing_since": "1"})
+    journal.finish("failed", {"outcome": "{}", "failures": "70", "failing_since": "1"})
     seed = redis_client.hget(store.keys(task_id).run, "seed")
 
     verdict = store.journal(task_id).open(delivery(task_id))
@@ -566,7 +566,7 @@ def test_a_retry_that_asks_to_reopen_does_so_once_whoever_delivers_it_again(stor
         verdicts.append(journal.open(delivery(task_id, reopen=nonce)))
         if isinstance(verdicts[-1], Opened):
             assert verdicts[-1].reopened
-            journal.finish("failed", DAY, {"outcome": "{}"})
+            journal.finish("failed", {"outcome": "{}"})
             journal.deliver(DAY)
             journal.prove_lease()
         journal.close()
@@ -621,7 +621,7 @@ def test_only_the_clock_of_redis_counts(
     lease = redis_client.zscore(key(task_id).leases, task_id)
     journal.suspend(60, {})
     due = redis_client.zscore(key(task_id).due, task_id)
-    journal.finish("succeeded", DAY, {})
+    journal.finish("succeeded", {})
 
     after = server_ms(redis_client)
     fields = redis_client.hgetall(key(task_id).run)
@@ -654,10 +654,10 @@ def test_a_live_journal_has_no_ttl(store: Store, redis_client: redis.Redis) -> N
 
 def test_an_outcome_that_is_not_to_be_kept_lives_until_it_is_delivered(store: Store, redis_client: redis.Redis) -> None:
     journal = opened(store, task_id := new_id())
-    journal.finish("succeeded", 0, {"outcome": '{"value":1}'})
+    journal.finish("succeeded", {"outcome": '{"value":1}'})
     before = state(redis_client, store, task_id)
     assert before["lease"] is not None
-    assert DAY - 10 < redis_client.ttl(store.keys(task_id).run) <= DAY
+    assert redis_client.ttl(store.keys(task_id).run) == -1
 
     journal.deliver(0)
 
@@ -672,11 +672,11 @@ def test_a_run_that_ended_undelivered_is_not_begun_anew_though_its_retention_is_
     store: Store, redis_client: redis.Redis, keep: float
 ) -> None:
     journal = opened(store, task_id := new_id())
-    journal.finish("succeeded", keep, {"outcome": '{"value":1}'})
+    journal.finish("succeeded", {"outcome": '{"value":1}'})
     journal.close()
     lapse(redis_client, store, task_id)
 
-    assert DAY - 10 < redis_client.ttl(store.keys(task_id).run) <= DAY
+    assert redis_client.ttl(store.keys(task_id).run) == -1
     redelivered = store.journal(task_id)
     verdict = redelivered.open(delivery(task_id, fresh=False))
 
@@ -690,7 +690,7 @@ def test_an_outcome_that_is_not_delivered_can_be_found_when_its_lease_lapses(
 ) -> None:
     journal = opened(store, task_id := new_id())
     lapse(redis_client, store, task_id)
-    journal.finish("succeeded", DAY, {})
+    journal.finish("succeeded", {})
 
     after = state(redis_client, store, task_id)
 

@@ -57,7 +57,7 @@ def test_a_frozen_server_answers_again_when_it_is_thawed(redis_server: RedisServ
 def test_the_journal_of_a_finished_run_needs_a_ttl(
     redis_server: RedisServer, redis_client: redis.Redis, status: str
 ) -> None:
-    redis_client.hset("durable:{7}:run:some-task", "status", status)
+    redis_client.hset("durable:{7}:run:some-task", mapping={"status": status, "delivered": 1})
     with pytest.raises(AssertionError, match="run:some-task"):
         leftovers.check_journals(redis_server)
 

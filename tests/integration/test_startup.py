@@ -1,5 +1,6 @@
 """What a worker says when it starts: each risk for its durable tasks is one line in the log."""
 
+import logging
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from celery import Celery, signals
 
 from celery_durable import DurableTask
-from celery_durable.startup import risks_of
+from celery_durable.startup import Risk, risks_of
 from tests.integration.runs import app_at, task_of
 from tests.servers import RedisServer
 
@@ -31,8 +32,17 @@ def app(server: RedisServer) -> Iterator[Celery]:
 
 
 def risks(app: Celery, **options: Any) -> list[str]:
-    task = task_of(app, work, **options)
-    return list(risks_of(app, [task]))
+    """Return what is logged as a warning."""
+    return [risk.text for risk in found(app, **options) if risk.level == logging.WARNING]
+
+
+def notes(app: Celery, **options: Any) -> list[str]:
+    """Return what is logged as mere information."""
+    return [risk.text for risk in found(app, **options) if risk.level == logging.INFO]
+
+
+def found(app: Celery, **options: Any) -> list[Risk]:
+    return list(risks_of(app, [task_of(app, work, **options)]))
 
 
 def test_a_server_as_it_should_be_needs_no_word(app: Celery) -> None:
@@ -48,6 +58,23 @@ def test_no_append_only_file(server: RedisServer, app: Celery) -> None:
     assert server.url() in risk
     assert "no append-only file" in risk
     assert "appendonly yes" in risk
+
+
+@pytest.mark.parametrize(("fsync", "lost"), [("everysec", "about a second"), ("no", "half a minute")])
+def test_what_the_death_of_the_machine_may_lose_is_information(
+    server: RedisServer, app: Celery, fsync: str, lost: str
+) -> None:
+    with server.client() as admin:
+        admin.config_set("appendfsync", fsync)
+
+    (note,) = notes(app)
+
+    assert f"appendfsync {fsync}: if the machine dies, {lost} of acknowledged steps" in note
+    assert risks(app) == []
+
+
+def test_with_appendfsync_always_there_is_nothing_to_say(app: Celery) -> None:
+    assert found(app) == []
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random", "volatile-ttl"])
@@ -124,7 +151,7 @@ def test_a_wrong_setting_is_one_line_that_says_that_durable_tasks_will_fail() ->
     app = Celery("startup", broker="memory://", set_as_current=False)
     app.conf.durable_retension = 5
 
-    (risk,) = risks_of(app, [])
+    ((risk, _),) = risks_of(app, [])
 
     assert "durable_retension" in risk
     assert "durable_retention" in risk
@@ -134,7 +161,7 @@ def test_a_wrong_setting_is_one_line_that_says_that_durable_tasks_will_fail() ->
 def test_a_missing_redis_is_one_line_that_says_that_durable_tasks_will_fail() -> None:
     app = Celery("startup", broker="memory://", set_as_current=False)
 
-    (risk,) = risks_of(app, [])
+    ((risk, _),) = risks_of(app, [])
 
     assert "no Redis for the journal" in risk
     assert "durable tasks will fail until" in risk
@@ -187,6 +214,20 @@ def test_a_worker_logs_the_risks_when_it_starts(
     (record,) = (record for record in caplog.records if "append-only" in record.getMessage())
     assert record.levelname == "WARNING"
     assert record.getMessage().startswith("celery-durable: ")
+
+
+def test_what_is_given_up_knowingly_is_logged_as_information(
+    server: RedisServer, app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    with server.client() as admin:
+        admin.config_set("appendfsync", "everysec")
+    task_of(app, work)
+    caplog.set_level(logging.INFO)
+
+    signals.celeryd_after_setup.send(sender="worker@host", instance=SimpleNamespace(app=app))
+
+    (record,) = (record for record in caplog.records if "appendfsync" in record.getMessage())
+    assert record.levelname == "INFO"
 
 
 def test_a_worker_without_durable_tasks_asks_nothing(

@@ -35,7 +35,7 @@ def run_to_its_end(store: Store, task_id: str) -> None:
     journal = opened(store, task_id)
     journal.send({"step:1": done_entry("charge", 1, 1, 1, {}, "1"), "progress": "1"})
     journal.settle()
-    journal.finish("succeeded", DAY, {"outcome": '{"value":1}'})
+    journal.finish("succeeded", {"outcome": '{"value":1}'})
     journal.deliver(60)
     journal.prove_lease()
     journal.close()
@@ -107,13 +107,13 @@ def test_a_certificate_that_nobody_vouches_for_is_refused() -> None:
 def test_the_result_backend_serves_without_a_url_of_its_own(redis_url: str) -> None:
     app = app_for(redis_url)
     app.conf.update(durable_redis_url=None, result_backend=redis_url, broker_url="memory://")
-    assert store_of(app).url == redis_url
+    assert store_of(app).address.url == redis_url
 
 
 def test_the_broker_serves_where_the_result_backend_is_no_redis(redis_url: str) -> None:
     app = app_for(redis_url)
     app.conf.update(durable_redis_url=None, result_backend="cache+memory://", broker_url=redis_url)
-    assert store_of(app).url == redis_url
+    assert store_of(app).address.url == redis_url
 
 
 def test_without_a_redis_the_error_says_what_was_found_and_hides_passwords() -> None:
@@ -157,7 +157,7 @@ def test_a_user_who_may_touch_the_prefix_only(guarded: RedisServer) -> None:
     with store_at(url) as store, guarded.client() as admin:
         run_to_its_end(store, task_id := new_id())
         failed = opened(store, new_id())
-        failed.finish("failed", DAY, {"outcome": "{}"})
+        failed.finish("failed", {"outcome": "{}"})
         suspended = opened(store, again := new_id())
         suspended.suspend(0, {})
         reopened = store.journal(again).open(delivery(again, fresh=False))
@@ -227,7 +227,7 @@ def test_scripts_that_the_server_has_forgotten_are_loaded_again(redis_url: str, 
             journal.send({f"step:{position}": "{}"})
             journal.settle()
         redis_client.script_flush()
-        journal.finish("succeeded", DAY, {})
+        journal.finish("succeeded", {})
 
         fields = redis_client.hgetall(store.keys(task_id).run)
     assert [name for name in fields if name.startswith("step:")] == ["step:1", "step:2", "step:3"]
@@ -261,7 +261,7 @@ def test_a_restart_of_the_server_between_two_writes_goes_unnoticed(how: str) -> 
 
         journal.send({"step:2": "{}"})
         journal.settle()
-        journal.finish("succeeded", DAY, {})
+        journal.finish("succeeded", {})
 
         with server.client() as client:
             fields = client.hgetall(store.keys(task_id).run)
@@ -425,7 +425,7 @@ def test_an_opening_that_was_interrupted_is_not_sent_again_by_the_next_attempt()
 
     with RedisServer() as server, store_at(server.url()) as store, server.client() as client:
         failed = opened(store, task_id := new_id())
-        failed.finish("failed", DAY, {"outcome": "{}"})
+        failed.finish("failed", {"outcome": "{}"})
         failed.deliver(DAY)
         failed.prove_lease()
         failed.close()

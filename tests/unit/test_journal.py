@@ -99,7 +99,7 @@ def test_attempts_are_numbered_and_see_what_the_last_one_wrote() -> None:
 def test_a_finished_run_opens_no_attempt(status: str) -> None:
     journal = MemoryJournal()
     journal.open(DELIVERY)
-    journal.finish(status, 5.0, {"outcome": "{}"})
+    journal.finish(status, {"outcome": "{}"})
     finished = journal.open(DELIVERY)
     assert isinstance(finished, Finished)
     assert finished.fields[b"outcome"] == b"{}"

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from redis.connection import SSLConnection
 
 from celery_durable import ConfigurationError, DurableTask, RetryPolicy
+from celery_durable.address import Address, without_password
 from celery_durable.settings import TASK_OPTIONS, Settings
-from celery_durable.store import redis_url, without_password
 
 
 def nothing() -> None:
@@ -32,6 +33,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert settings.retention == 24 * 60 * 60
     assert settings.failure_retention == 7 * 24 * 60 * 60
     assert settings.max_entry_size == 32 * 1024 * 1024
+    assert settings.journal_sync == "memory"
     assert settings.serializer == "json"
 
 
@@ -72,6 +74,8 @@ def test_durations_are_seconds_or_a_timedelta(name: str, given: Any) -> None:
         ("durable_retention", timedelta(seconds=-1)),
         ("durable_failure_retention", "1 week"),
         ("durable_max_entry_size", 0),
+        ("durable_journal_sync", "everywhere"),
+        ("durable_journal_sync", True),
         ("durable_max_entry_size", 1e6),
     ],
     ids=repr,
@@ -139,6 +143,7 @@ TASK_VALUES: dict[str, tuple[Any, Any]] = {
     "retention": (5, 6),
     "failure_retention": (5, 6),
     "max_entry_size": (5, 6),
+    "journal_sync": ("replicas", "memory"),
     "durable_serializer": ("pickle", "json"),
 }
 
@@ -171,18 +176,88 @@ def test_a_wrong_option_of_a_task_is_named_without_the_prefix(app: Celery) -> No
         ({"result_backend": "redis://b/1", "broker_url": "redis://c/2"}, "redis://b/1"),
         ({"result_backend": "db+sqlite:///x", "broker_url": "redis://c/2"}, "redis://c/2"),
         ({"broker_url": "redis+socket:///run/redis.sock"}, "redis+socket:///run/redis.sock"),
+        ({"durable_redis_url": "redis://one/0;redis://two/0"}, "redis://one/0"),
+        ({"durable_redis_url": "redis+cluster://one;redis+cluster://two"}, "redis+cluster://one;redis+cluster://two"),
+        ({"durable_redis_url": "rediss+cluster://one:7000;two:7001"}, "rediss+cluster://one:7000;two:7001"),
+        (
+            {"broker_url": "sentinel://one;sentinel://two", "broker_transport_options": {"master_name": "m"}},
+            "sentinel://one;sentinel://two",
+        ),
+        (
+            {"result_backend": "sentinel://one", "result_backend_transport_options": {"master_name": "m"}},
+            "sentinel://one",
+        ),
+        ({"durable_redis_url": "sentinel://one/0?master_name=m"}, "sentinel://one/0?master_name=m"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_the_journal_is_in_the_first_redis_that_is_configured(app: Celery, conf: dict[str, Any], url: str) -> None:
     app.conf.update(conf)
-    assert redis_url(app.conf, Settings.read(app.conf)) == url
+    assert Address.of(app.conf, Settings.read(app.conf)).url == url
+
+
+@pytest.mark.parametrize(
+    ("conf", "option"),
+    [
+        ({"durable_redis_url": "sentinel://one"}, "result_backend_transport_options"),
+        ({"result_backend": "sentinel://one"}, "result_backend_transport_options"),
+        (
+            {"durable_redis_url": "sentinel://one", "broker_transport_options": {"master_name": "m"}},
+            "result_backend_transport_options",
+        ),
+        (
+            {"broker_url": "sentinel://one", "result_backend_transport_options": {"master_name": "m"}},
+            "broker_transport_options",
+        ),
+    ],
+)
+def test_sentinels_without_the_name_of_their_master_are_refused(app: Celery, conf: dict[str, Any], option: str) -> None:
+    app.conf.update(conf)
+    with pytest.raises(ConfigurationError, match=rf"not their master: set {option} = "):
+        Address.of(app.conf, Settings.read(app.conf))
+
+
+def test_a_cluster_s_nodes_are_read_from_its_url() -> None:
+    address = Address("rediss+cluster://shop:secret@one:7000/0?ssl_cert_reqs=none;two:7001;rediss+cluster://three")
+    assert address.nodes == [("one", 7000), ("two", 7001), ("three", 6379)]
+    assert str(address).startswith("rediss+cluster://shop:***@one:7000")
+
+
+@pytest.mark.parametrize(
+    ("address", "wanted"),
+    [
+        (Address("redis+cluster://shop:secret@one:7000;two"), {"username": "shop", "password": "secret"}),
+        (Address("rediss+cluster://one:7000?ssl_cert_reqs=none;two"), {"connection_class": SSLConnection}),
+        (
+            Address("sentinel://shop:secret@one/2;sentinel://two", {"master_name": "m"}),
+            {"username": "shop", "password": "secret", "db": 2},
+        ),
+    ],
+)
+def test_user_and_tls_of_the_first_url_hold_for_all(app: Celery, address: Address, wanted: dict[str, Any]) -> None:
+    pool = address.pool(app)
+    found = pool.connection_kwargs | {"connection_class": pool.connection_class}
+    assert {name: found.get(name) for name in wanted} == wanted
+
+
+def test_a_sentinel_is_given_a_second_unless_it_is_said_otherwise(app: Celery) -> None:
+    options = {"master_name": "m", "min_other_sentinels": 2, "sentinel_kwargs": {"socket_timeout": 3, "password": "p"}}
+    usual = Address("sentinel://one", {"master_name": "m"}).pool(app).sentinel_manager
+    special = Address("sentinel://one", options).pool(app).sentinel_manager
+    assert usual.sentinel_kwargs["socket_timeout"] == usual.sentinel_kwargs["socket_connect_timeout"] == 1
+    assert (special.sentinel_kwargs["socket_timeout"], special.sentinel_kwargs["password"]) == (3, "p")
+    assert (usual.min_other_sentinels, special.min_other_sentinels) == (0, 2)
+
+
+def test_a_process_may_have_more_attempts_than_redis_py_allows_connections(app: Celery) -> None:
+    pool = Address("redis://one").pool(app)
+    assert len({pool.make_connection() for _ in range(101)}) == 101
 
 
 def test_without_a_redis_the_error_says_what_was_found_and_what_to_set(app: Celery) -> None:
     app.conf.broker_url = "amqp://shop:secret@rabbit//"
     with pytest.raises(ConfigurationError) as refused:
-        redis_url(app.conf, Settings.read(app.conf))
+        Address.of(app.conf, Settings.read(app.conf))
     assert "set durable_redis_url" in str(refused.value)
     assert "amqp://shop:***@rabbit" in str(refused.value)
     assert "secret" not in str(refused.value)
@@ -191,7 +266,7 @@ def test_without_a_redis_the_error_says_what_was_found_and_what_to_set(app: Cele
 def test_a_url_that_is_no_redis_is_refused_without_showing_its_password(app: Celery) -> None:
     app.conf.update(durable_redis_url="postgres://shop:secret@db/0", result_backend="redis://b/1")
     with pytest.raises(ConfigurationError) as refused:
-        redis_url(app.conf, Settings.read(app.conf))
+        Address.of(app.conf, Settings.read(app.conf))
     assert "durable_redis_url must be" in str(refused.value)
     assert "secret" not in str(refused.value)
 
@@ -199,3 +274,4 @@ def test_a_url_that_is_no_redis_is_refused_without_showing_its_password(app: Cel
 def test_a_password_is_never_shown() -> None:
     assert without_password("redis://:secret@host:6379/0") == "redis://:***@host:6379/0"
     assert without_password("redis://host:6379/0") == "redis://host:6379/0"
+    assert without_password("sentinel://:one@a;sentinel://:two@b") == "sentinel://:***@a;sentinel://:***@b"

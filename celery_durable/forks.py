@@ -1,0 +1,39 @@
+"""What a thread does undisturbed by forks of its process.
+
+A child that inherits a lock which no thread of its own holds waits for ever; redis-py and kombu have such locks.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+_LONGEST = 2.0
+"""Seconds that a fork waits at most."""
+
+
+class _Undisturbed:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held_by_fork = False
+        os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._renew)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+
+    def _before(self) -> None:
+        self._held_by_fork = self._lock.acquire(timeout=_LONGEST)
+
+    def _after(self) -> None:
+        if self._held_by_fork:
+            self._lock.release()
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+
+
+undisturbed = _Undisturbed()
+"""``with undisturbed:`` the process does not fork."""

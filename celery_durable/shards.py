@@ -1,0 +1,44 @@
+"""The shards of the journal, and the connections that lead to each: of one Redis the same for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from .redis_journal import SHARDS, Keys, shard_of, shard_prefix
+from .wire import Wires
+
+
+class Shard(NamedTuple):
+    """A part of all runs, whose keys share one slot of a Cluster."""
+
+    number: int
+    prefix: str
+    """What each of its keys begins with."""
+    wires: Wires
+
+    def keys(self, task_id: str) -> Keys:
+        """Of one of its runs."""
+        return Keys.under(self.prefix, task_id)
+
+
+class Shards:
+    """All of them."""
+
+    def __init__(self, prefix: str, wires_to: Callable[[str], Wires]) -> None:
+        prefixes = [shard_prefix(prefix, number) for number in range(SHARDS)]
+        self._all = tuple(Shard(number, base, wires_to(base)) for number, base in enumerate(prefixes))
+
+    def of(self, task_id: str) -> Shard:
+        """The shard of a run."""
+        return self._all[shard_of(task_id)]
+
+    def __iter__(self) -> Iterator[Shard]:
+        return iter(self._all)
+
+    def by_wires(self) -> dict[Wires, list[Shard]]:
+        """Those that can be asked in one send, by the connections to ask them over."""
+        grouped: dict[Wires, list[Shard]] = {}
+        for shard in self._all:
+            grouped.setdefault(shard.wires, []).append(shard)
+        return grouped

@@ -1,0 +1,102 @@
+"""A server whose memory is full refuses to write: the attempt is made again later, and nothing is lost."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from celery_durable import DurableContext, JournalUnavailableError, durable_task
+from celery_durable.store import store_of
+from tests.integration.runs import app_at, execute, new_id, opened
+from tests.servers import RedisServer
+
+executed: list[int] = []
+amid: list[Any] = []
+"""What happens while the second step runs."""
+
+
+def act(number: int) -> int:
+    executed.append(number)
+    if number == 2 and amid:
+        amid.pop()()
+    return number
+
+
+@durable_task(name="full.steps")
+def steps(ctx: DurableContext) -> None:
+    for number in range(1, 4):
+        ctx.run("act", act, number)
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def app(server: RedisServer) -> Iterator[Celery]:
+    executed.clear()
+    with app_at(server.url(), durable_lease=1) as app:
+        yield app
+
+
+def fill(server: RedisServer) -> None:
+    """Allow less memory than is in use; nothing may be evicted."""
+    with server.client() as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", "1mb")
+
+
+def free(server: RedisServer) -> None:
+    with server.client() as client:
+        client.config_set("maxmemory", "0")
+
+
+def test_the_error_says_that_memory_is_full(server: RedisServer, app: Celery) -> None:
+    journal = opened(store_of(app), new_id())
+    fill(server)
+    journal.send({"step:1": "x"})
+
+    with pytest.raises(JournalUnavailableError, match=r"OutOfMemoryError: .*maxmemory"):
+        journal.settle()
+
+    journal.close()
+
+
+def test_an_attempt_is_made_again_and_goes_on_when_there_is_memory(server: RedisServer, app: Celery) -> None:
+    task_id, store = new_id(), store_of(app)
+    amid.append(lambda: fill(server))
+
+    assert execute(app.tasks["full.steps"], task_id=task_id) == "RETRY"
+    assert execute(app.tasks["full.steps"], task_id=task_id, retries=1) == "RETRY"
+    assert executed == [1, 2]
+    free(server)
+    with server.client() as client:
+        client.zadd(store.keys(task_id).leases, {task_id: 0}, xx=True)
+
+    assert execute(app.tasks["full.steps"], task_id=task_id, retries=2) == "SUCCESS"
+    assert executed == [1, 2, 2, 3], "the second step had not been recorded"
+    with server.client() as client:
+        fields = client.hgetall(store.keys(task_id).run)
+    assert (fields["status"], fields["attempt"]) == ("succeeded", "2")
+
+
+def test_memory_that_is_free_again_within_the_lease_is_not_noticed(server: RedisServer) -> None:
+    executed.clear()
+    with app_at(server.url(), durable_lease=30) as app:
+        journal = opened(store_of(app), new_id())
+        fill(server)
+        journal.send({"step:1": "x"})
+        usual = journal.wire._drop  # noqa: SLF001
+
+        def drop_and_free() -> None:
+            usual()
+            free(server)
+
+        journal.wire._drop = drop_and_free  # noqa: SLF001
+        journal.settle()
+
+        journal.wire._drop = usual  # noqa: SLF001
+        journal.close()
