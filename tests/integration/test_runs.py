@@ -14,7 +14,7 @@ import redis
 from celery_durable.interrupts import Fenced
 from celery_durable.journal import Busy, Finished, Opened
 from celery_durable.redis_journal import SHARDS, RedisJournal, owner_name
-from celery_durable.runs import Claimed, Claims
+from celery_durable.runs import Claimed, Claims, Whose
 from celery_durable.store import Store
 from tests.integration.network import Waits
 from tests.integration.runs import TASK, delivery, lapse, new_id, opened, state, store_at
@@ -393,7 +393,7 @@ def give_back(store: Store, journal: RedisJournal, by: str) -> None:
         journal.release(orderly=True)
     else:
         _, _, pid = owner_of(store, id_of(journal)).partition(":")
-        assert store.runs.release(id_of(journal), int(pid))
+        assert store.runs.release(id_of(journal), int(pid)) is Whose.JOURNALS
 
 
 def owner_of(store: Store, task_id: str) -> str:
@@ -412,7 +412,7 @@ def test_only_the_present_attempt_gives_its_lease_back(store: Store, redis_clien
     before = state(redis_client, store, task_id)
 
     stale.release(orderly=True)
-    assert store.runs.release(task_id, 1), "there is a run, of another process"
+    assert store.runs.release(task_id, 1) is Whose.JOURNALS, "there is a run, of another process"
 
     assert state(redis_client, store, task_id) == before
 
@@ -489,7 +489,7 @@ def test_an_outcome_that_can_never_be_delivered_is_kept_and_not_sent_again(
 
 
 def test_there_is_nothing_to_give_back_of_a_run_that_has_not_begun(store: Store, redis_client: redis.Redis) -> None:
-    assert not store.runs.release(new_id(), 1)
+    assert store.runs.release(new_id(), 1) is Whose.CELERYS
     assert redis_client.dbsize() == 0
 
 
