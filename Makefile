@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+MINUTES ?= 10
 venv := .venv
 bin := $(venv)/bin
 # One stamp per set of extras: an installation runs again only when pyproject.toml has changed.
@@ -10,7 +11,7 @@ installed := $(venv)/installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv check fix test demo bench clean
+.PHONY: help venv check fix test chaos demo bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +30,9 @@ fix: $(installed)-test ## let the linter and the formatter correct what they can
 
 test: $(installed)-test ## run the whole test suite
 	$(bin)/python -m pytest $(ARGS)
+
+chaos: $(installed)-test ## kill, freeze and cut off everything for MINUTES=10, from SEED=... on
+	@$(bin)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(PROGRAMS),--programs $(PROGRAMS)) $(ARGS)
 
 demo: $(installed)-embedded ## kill a worker amid 20 orders, and see each charged exactly once
 	@$(bin)/python -m example_app.demo $(ARGS)

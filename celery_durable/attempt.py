@@ -15,7 +15,8 @@ from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from datetime import datetime, timezone
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from math import inf
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from .exceptions import (
@@ -29,6 +30,9 @@ from .exceptions import (
 from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, RetryStep, Sleep
 from .journal import Entry, Journal, Opened, read_entry, step_field
 
+if TYPE_CHECKING:
+    from .step import Step
+
 logger = logging.getLogger("celery_durable")
 
 T = TypeVar("T")
@@ -36,6 +40,8 @@ T = TypeVar("T")
 MANY_ENTRIES = 10_000
 MANY_BYTES = 64 * 2**20
 _PAIRS_AT_AN_END = 500
+LONGEST_SILENCE = 1.0
+"""Seconds since a step was recorded, after which Redis is asked before an action starts."""
 _OUT_OF_TOUCH = (Fenced, JournalLost)
 
 
@@ -47,6 +53,8 @@ class Terms(NamedTuple):
     """The settings that the attempts of a task and their steps work by."""
 
     inline_retry_limit: float = 0.0
+    inactivity_timeout: float = inf
+    abort_timeout: float = inf
     max_entry_size: int = 32 * 2**20
     serializer: Any = "json"
     accept: frozenset[str] = frozenset({"json"})
@@ -87,7 +95,12 @@ class Attempt:
         self.struck_by: BaseException | None = None
         """What cancelled the body of an async task (a time limit): the error of the step that it hits."""
         self.closed = False
-        self.steps_running = 0
+        self.running: set[Step] = set()
+        """Steps whose action runs; whoever takes one out decides how that execution has ended."""
+        self.progressed_at = self.heard_at = time.monotonic()
+        """When it gave its last sign of life."""
+        self.handover = threading.Lock()
+        """Held while the run goes on without the code of this attempt."""
         self._clock_zero = time.monotonic() - opened.now / 1000
         self._fields = opened.fields
         self._recorded = sum(name.startswith(b"step:") for name in opened.fields)
@@ -116,7 +129,7 @@ class Attempt:
     def check_usable(self) -> None:
         """Refuse a verb after the attempt, after an interrupt was swallowed, and inside a step."""
         inside = running_step.get()
-        if inside is None and self.interrupt is None and not (self.steps_running or self.closed):
+        if inside is None and self.interrupt is None and not (self.running or self.closed):
             return
         if self.closed:
             raise ContextClosedError(
@@ -125,7 +138,7 @@ class Attempt:
             )
         if self.interrupt is not None:
             raise self.interrupt
-        if inside is not None or (self.steps_running and threading.get_ident() != self._home):
+        if inside is not None or (self.running and threading.get_ident() != self._home):
             attempt = self if inside is None else inside.attempt
             name = "another thread" if inside is None else f"step {inside.name!r}"
             error = ContextInStepError(
@@ -155,6 +168,12 @@ class Attempt:
 
     def end_run(self, error: DurableError) -> Interrupt:
         return self.stop(EndRun(error))
+
+    def leave_behind(self) -> None:
+        """The run goes on without this code; what its step still returns is progress after the failure."""
+        self.interrupt = Fenced()
+        self._progressed = False
+        self._fields[b"failures"] = b"1"
 
     # -- time
 
@@ -260,6 +279,18 @@ class Attempt:
     def cancel_requested(self) -> bool:
         """Whether the run is to be cancelled, and its code does not know yet."""
         return self.journal.cancel_requested and not self._cancelled
+
+    def hears_of_cancellation(self) -> bool:
+        """As :attr:`cancel_requested`, by asking Redis if it was not asked for a second."""
+        if not self.cancel_requested and time.monotonic() - self.heard_at > LONGEST_SILENCE:
+            self.heard_at = time.monotonic()
+            self.journal.look_for_cancellation()
+        return self.cancel_requested
+
+    @property
+    def is_out_of_touch(self) -> bool:
+        """Whether Redis is to be asked before an action starts: for the lease, or whether the run is cancelled."""
+        return time.monotonic() - self.heard_at > LONGEST_SILENCE or self.journal.lease_in_doubt
 
     def take_cancellation(self) -> None:
         """The run's code is being told that it is cancelled, once."""

@@ -19,6 +19,7 @@ from .options import suggestion
 from .retry import CELERY_RETRY_OPTIONS, RetryPolicy, TaskRetryRules, rules_from_celery
 from .settings import TASK_OPTIONS, Settings
 from .step import fits_at_a_glance
+from .strike import door
 from .tagged import is_model
 from .task import DurableTask
 
@@ -67,6 +68,10 @@ def durable_task(*args: Any, **options: Any) -> Any:
         *args: the function, where the decorator is bare.
         task_retry_policy: a :class:`~celery_durable.RetryPolicy`. Default: ``durable_task_retry_policy``.
         inline_retry_limit: retry delays of steps up to this (seconds or ``timedelta``) are waited for in the worker.
+        inactivity_timeout: an attempt without a new entry and without ``current_step().heartbeat()`` for this long is
+            reported, once per silence. Default 60 s.
+        abort_timeout: this much later the attempt is aborted; that counts as a failed execution of its step. Default
+            600 s, or never where the task or the message has a time limit of Celery's.
         max_recoveries: attempts in a row that may die without progress. Default 10.
         retention, failure_retention: how long the journal is kept after SUCCESS (24 h) and FAILURE (7 days).
         max_entry_size: bytes of one result. Default 32 MiB.
@@ -155,6 +160,7 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
     as_written = not (hasattr(fun, "__wrapped__") or hasattr(fun, "__signature__"))
 
     @functools.wraps(fun)
+    @door
     def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
         execution = current.get()
         assert execution is not None  # noqa: S101

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .exceptions import InvalidStepError, JournalUnavailableError, JournalUnreadableError
 from .interrupts import Fenced, JournalLost
+from .progress import timed_out, watcher
+from .strike import door
 
 if TYPE_CHECKING:
     from .attempt import Attempt
+    from .step import Step
 
 T = TypeVar("T")
 
@@ -33,8 +36,8 @@ _STEPS_IN_THREADS = 64
 class Driver(Protocol):
     """What a step has to wait for."""
 
-    async def call(self, action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The action's result; an awaitable is awaited."""
+    async def call(self, step: Step) -> Any:
+        """The result of the step's action; an awaitable is awaited."""
 
     async def settle(self, attempt: Attempt) -> None:
         """Until the journal has acknowledged all that was sent."""
@@ -57,8 +60,11 @@ class Driver(Protocol):
 class InThread:
     """Of a ``def`` task: nothing is ever suspended, so its coroutines end in the call that starts them."""
 
-    async def call(self, action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = action(*args, **kwargs)
+    @door
+    async def call(self, step: Step) -> Any:
+        if step.options.timeout is not None:
+            limit(step)
+        result = step.action(*step.args, **step.kwargs)
         return wait_for(result) if isinstance(result, Awaitable) else result
 
     async def settle(self, attempt: Attempt) -> None:
@@ -80,10 +86,17 @@ class OnLoop:
     def __init__(self) -> None:
         self._reading = asyncio.Lock()
 
-    async def call(self, action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def call(self, step: Step) -> Any:
+        if step.options.timeout is None:
+            return await self._call(step)
+        async with _Limit(step) as limit:
+            return await self._call(step, limit)
+
+    async def _call(self, step: Step, limit: _Limit | None = None) -> Any:
+        action, args, kwargs = step.action, step.args, step.kwargs
         if is_async(action):
             return await action(*args, **kwargs)
-        result = await _to_its_end(in_worker_thread(partial(copy_context().run, action, *args, **kwargs)))
+        result = await _to_its_end(in_worker_thread(partial(copy_context().run, action, *args, **kwargs)), limit)
         return await result if isinstance(result, Awaitable) else result
 
     async def settle(self, attempt: Attempt) -> None:
@@ -169,12 +182,48 @@ async def in_worker_thread(work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(None, worked)
 
 
-async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await what cannot be stopped: a cancellation comes when it has ended, so that what it did can be recorded."""
+def limit(step: Step) -> None:
+    """Have the step's execution in this thread ended when it has run too long."""
+    step.deadline = time.monotonic() + step.options.longest_execution
+    watcher.expect(step.deadline)
+
+
+class _Limit:
+    """How long one task of the loop may take for the execution of a step; after that it is cancelled."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self.over = False
+
+    async def __aenter__(self) -> _Limit:  # noqa: PYI034  typing has Self from Python 3.11 on
+        self._task: Any = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(self._step.options.longest_execution, self._strike)
+        return self
+
+    def _strike(self) -> None:
+        self.over = True
+        self._task.cancel()
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._timer.cancel()
+        if self.over:
+            # Python 3.11 counts cancellations: another one goes on.
+            others = self._task.uncancel() if hasattr(self._task, "uncancel") else 0
+            if kind is asyncio.CancelledError and not others:
+                raise timed_out(self._step)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T], limit: _Limit | None = None) -> T:
+    """Await what cannot be stopped: a cancellation comes when it has ended, so that what it did can be recorded.
+
+    Only a *limit* that is over does not wait for it.
+    """
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
+        if limit is not None and limit.over:
+            raise
         await asyncio.wait([task])
         _cancel_again()
         return task.result()
@@ -273,7 +322,7 @@ def wait_for(awaitable: Awaitable[T], interrupted: Callable[[BaseException], Non
 
     loop.call_soon_threadsafe(lambda: tasks.append(loop.create_task(awaited())))
     try:
-        return outcome.result()
+        return _result(outcome)
     except BaseException as stop:
         if not outcome.done():
             if interrupted is not None:
@@ -281,3 +330,8 @@ def wait_for(awaitable: Awaitable[T], interrupted: Callable[[BaseException], Non
             loop.call_soon_threadsafe(tasks[0].cancel)
             wait([outcome])
         raise
+
+
+@door
+def _result(outcome: Future[T]) -> T:
+    return outcome.result()

@@ -5,6 +5,7 @@
     │   ├── RetriesExhausted     a step's retry options are spent
     │   └── TaskCancelled        somebody cancelled the run
     ├── RetryableError           raised by user code: retry, perhaps after a given time
+    ├── DurableTimeoutError      a step, or an attempt, took too long; retried like any other failure
     ├── ConfigurationError       an option or a setting is wrong
     ├── InvalidStepError         a step was called in a way that can never work
     ├── ContextInStepError       the context was used inside a step
@@ -30,6 +31,7 @@ __all__ = [
     "ContextClosedError",
     "ContextInStepError",
     "DurableError",
+    "DurableTimeoutError",
     "EntryNotRecordableError",
     "InvalidStepError",
     "JournalMismatchError",
@@ -160,6 +162,12 @@ class RetryableError(DurableError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class DurableTimeoutError(DurableError, TimeoutError):
+    """An execution of a step ran longer than ``RunOptions(timeout=...)``, or an attempt made no progress for
+    ``inactivity_timeout`` and ``abort_timeout``. A failure like any other: the retry options decide what follows.
+    """
 
 
 class ConfigurationError(DurableError, ValueError, TypeError):

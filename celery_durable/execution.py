@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
+from asyncio import CancelledError
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from functools import cache
+from math import inf
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -20,13 +23,14 @@ from celery.app.task import get_actual_ignore_result  # type: ignore[attr-define
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, WorkerShutdown, WorkerTerminate
 from celery.utils.log import get_task_logger
 
-from . import call, message, outcome, report
+from . import call, message, outcome, report, silence
 from .attempt import Attempt, Surroundings, running_step
 from .context import AsyncDurableContext, DurableContext
-from .driver import on_loop, wait_for
+from .driver import IN_THREAD, on_loop, run_to_end, wait_for
 from .exceptions import (
     ConfigurationError,
     DurableError,
+    DurableTimeoutError,
     EntryNotRecordableError,
     JournalUnavailableError,
     RecoveryLimitExceeded,
@@ -36,10 +40,12 @@ from .exceptions import (
 )
 from .failure import leading, portable, shown
 from .hold import Hold
-from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, NotNow, RetryStep, Sleep
+from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, NotNow, Overrun, RetryStep, Sleep
 from .journal import Delivery, MemoryJournal
+from .progress import Watch, watcher
 from .redelivery import turn_away
-from .step import NOT_A_FAILURE
+from .step import NOT_A_FAILURE, Step
+from .strike import AsyncBody, Place, door, here
 
 if TYPE_CHECKING:
     from .task import DurableTask
@@ -142,6 +148,7 @@ class Execution:
             self.context = AsyncDurableContext(attempt) if self.task.is_async else DurableContext(attempt)
         return self.context
 
+    @door
     def _call(self, body: Callable[..., Any]) -> Any:
         if self.task.opinionated or self.task.is_async or self._has_begun():
             # Of an async task not on the event loop, which an opening would hold up.
@@ -184,6 +191,7 @@ class Execution:
     async def _on_loop(self, body: Coroutine[Any, Any, Any]) -> Any:
         if self.attempt is not None:
             self.attempt.begin_here()
+            self._watch(self.attempt, AsyncBody())
         try:
             return await body
         finally:
@@ -207,7 +215,19 @@ class Execution:
         if attempt.reopened:
             logger.info("task %s: the failed run is reopened, with fresh budgets", delivery.task_id)
         self._check_recoveries(attempt, self.hold.settings.max_recoveries)
+        if not task.is_async:
+            self._watch(attempt, here())
         return attempt
+
+    def _watch(self, attempt: Attempt, place: Place | None) -> None:
+        if self.direct or self.eager:
+            watcher.watch(Watch(attempt, self, place))
+        else:
+            terms = attempt.terms
+            own_limit = any(self.request.timelimit or ()) and self.task.abort_timeout is None
+            watcher.watch(
+                Watch(attempt, self, place, terms.inactivity_timeout, inf if own_limit else terms.abort_timeout)
+            )
 
     def _in_redis(self) -> Delivery:
         from .store import store_of  # a process that only sends tasks does without it
@@ -274,7 +294,7 @@ class Execution:
         """Turn what ended the body into what Celery is to do."""
         try:
             try:
-                return self._settle(self._interrupt or self.said or error)
+                return self._settle(self._interrupt or self.said or self._reason(error))
             except Interrupt as late:
                 # The end itself met a fence, a lost journal, or steps that were left over.
                 return self._settle(late)
@@ -282,6 +302,11 @@ class Execution:
             if not self._undecided:
                 self.decided = decided
             raise
+
+    def _reason(self, error: BaseException) -> BaseException:
+        """Why the body of an async task was cancelled, if it was by us."""
+        struck_by = self.attempt.struck_by if self.attempt is not None else None
+        return struck_by if isinstance(error, CancelledError) and isinstance(struck_by, Overrun) else error
 
     def _settle(self, error: BaseException) -> Any:
         match error:
@@ -304,9 +329,12 @@ class Execution:
                 return turn_away(verdict, self.task, self.request, self.hold, fresh=fresh)
             case RetryStep():
                 raise self._retry(interrupt.error, interrupt.delay, {})
+            case Overrun() if interrupt.attempt is not self.attempt:
+                # Of a step that called this task as a function.
+                raise interrupt
             case Sleep():
                 raise self._sleep(interrupt)
-            case FailAttempt():
+            case FailAttempt() | Overrun():
                 raise self._failed_attempt(interrupt.error)
             case EndRun():
                 raise self._fail(interrupt.error)
@@ -348,7 +376,7 @@ class Execution:
             return self._fail(_misfit(error))
         if isinstance(error, TerminalError):
             attempt.check_nothing_left()
-        final = isinstance(error, DurableError) and not isinstance(error, RetryableError)
+        final = isinstance(error, DurableError) and not isinstance(error, (RetryableError, DurableTimeoutError))
         if final or error is self.gave_up:
             return self._fail(error)
         return self._by_policy(attempt, error) if self.task.opinionated else self._as_celery_decides(error)
@@ -466,6 +494,74 @@ class Execution:
         if self.eager:
             _eager_journals.pop(self.request.id, None)
 
+    # -- asked by the thread that watches the attempt
+
+    def silent(self, seconds: float) -> None:
+        assert self.attempt is not None  # noqa: S101
+        _aside(silence.report, self.task, self.attempt, seconds, self.request.hostname)
+
+    def go_on_without(self, overrun: Overrun) -> None:
+        """The code of this attempt cannot be interrupted: the run goes on, whenever that ends."""
+        if not (self.direct or self.eager):
+            _aside(self._abandon if overrun.step is not None and not self.task.is_async else self._leave, overrun)
+
+    def _leave(self, overrun: Overrun) -> None:
+        """Nobody knows what the body does next: its run is taken over as that of a dead process is."""
+        attempt, hold = overrun.attempt, self.hold
+        assert hold is not None  # noqa: S101
+        logger.error("task %s: %s, and its code does not end; its lease lapses", attempt.about.task_id, overrun.error)
+        attempt.stop(overrun)
+        hold.lapse()
+
+    def _abandon(self, overrun: Overrun) -> None:
+        """Fail the execution of a step in the place of its thread, which does nothing else until its action ends."""
+        attempt, step, hold = overrun.attempt, overrun.step, self.hold
+        assert step is not None  # noqa: S101
+        assert hold is not None  # noqa: S101
+        with attempt.handover:
+            try:
+                attempt.running.remove(step)
+            except KeyError:
+                return  # it has ended just now
+            logger.error(
+                "task %s: step %r cannot be interrupted; the run goes on without it",
+                attempt.about.task_id, step.name,
+            )  # fmt: skip
+            try:
+                self._end(self._failure(step, overrun.error))
+            except Interrupt as error:
+                logger.error("task %s: its abandoned step could not be journaled: %s", self.request.id, error)
+            except BaseException as said:
+                if self._undecided:
+                    said = self._as_autoretry_decides(said)
+                if not isinstance(said, (Retry, Ignore, Reject)):
+                    hold.hand_over()
+            attempt.leave_behind()
+
+    @staticmethod
+    def _failure(step: Step, error: BaseException) -> BaseException:
+        """How the attempt ends by this failure of a step."""
+        try:
+            delay = run_to_end(step.fail(error, IN_THREAD))
+        except TerminalError:
+            # Recorded: the next attempt finds it at once.
+            return RetryStep(step.name, error, 0.0)
+        except Interrupt as ended:
+            return ended
+        return RetryStep(step.name, error, delay)
+
+    def _as_autoretry_decides(self, error: BaseException) -> BaseException:
+        """What Celery's ``autoretry_for`` makes of what the body raises."""
+        task = self.task
+        task.request_stack.push(self.request)
+        try:
+            task.retry(exc=error, **getattr(task, "retry_kwargs", {}))
+        except BaseException as said:
+            return said if isinstance(said, (Retry, Ignore, Reject)) else self._fail(said)
+        finally:
+            task.request_stack.pop()
+        return error
+
     # -- after Celery has stored the result
 
     def after(self, state: str | None, result: Any, *, delivered: bool) -> None:
@@ -533,6 +629,11 @@ def _is_shutdown(error: BaseException) -> bool:
     """Whether the worker ends the process, and not the task itself."""
     by_signal = isinstance(error, SystemExit) and error.code == _EXIT_BY_SIGNAL
     return by_signal or isinstance(error, (WorkerShutdown, WorkerTerminate))
+
+
+def _aside(work: Callable[..., None], *args: Any) -> None:
+    """Do what may take a while in a thread of its own."""
+    threading.Thread(target=work, args=args, name=f"celery-durable-{work.__name__.strip('_')}", daemon=True).start()
 
 
 def _misfit(error: BaseException) -> BaseException:

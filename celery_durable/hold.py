@@ -18,6 +18,7 @@ from .driver import answer
 from .exceptions import JournalUnavailableError, JournalUnreadableError
 from .interrupts import Interrupt, JournalLost, NotNow
 from .journal import Busy, Delivery, Journal, JournalGone, Opened
+from .progress import watcher
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -89,10 +90,20 @@ class Hold:
         """This process is about to die: the run is another's at once."""
         if self.attempt is not None and not self.ended:
             self.let_go()
-            try:
-                self.journal.release(orderly=orderly)
-            except (JournalUnavailableError, JournalUnreadableError) as error:
-                logger.warning("task %s: its lease lapses by itself: %s", self.attempt.about.task_id, error)
+            self._release(self.attempt, orderly=orderly)
+
+    def hand_over(self) -> None:
+        """The outcome is written, and another process is to deliver it."""
+        self.not_delivered()
+        self.let_go()
+        if self.attempt is not None:
+            self._release(self.attempt, orderly=True)
+
+    def _release(self, attempt: Attempt, *, orderly: bool) -> None:
+        try:
+            self.journal.release(orderly=orderly)
+        except (JournalUnavailableError, JournalUnreadableError) as error:
+            logger.warning("task %s: its lease lapses by itself: %s", attempt.about.task_id, error)
 
     def finish(self, status: str, outcome: str | None) -> None:
         """The run has ended; its outcome is to be delivered."""
@@ -131,6 +142,12 @@ class Hold:
         self.ended = True
         if self.attempt is not None:
             self.attempt.closed = True
+            watcher.forget(self.attempt)
+        if self._lease is not None:
+            self._lease.drop()
+
+    def lapse(self) -> None:
+        """Let the lease lapse, as if this process had died: nobody knows when its code ends."""
         if self._lease is not None:
             self._lease.drop()
 

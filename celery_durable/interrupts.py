@@ -7,9 +7,14 @@ caught at the edge of the task, nowhere else.
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from typing import TYPE_CHECKING
 
-from .exceptions import DurableError
+from .exceptions import DurableError, DurableTimeoutError
 from .journal import Verdict
+
+if TYPE_CHECKING:
+    from .attempt import Attempt
+    from .step import Step
 
 
 class Interrupt(BaseException):
@@ -43,6 +48,17 @@ class FailAttempt(Interrupt):
     def __init__(self, step: str, error: BaseException) -> None:
         super().__init__(f"step {step!r} failed with {type(error).__qualname__}")
         self.error = error
+
+
+class Overrun(Interrupt):
+    """User code has run too long; raised in its midst, wherever it is."""
+
+    def __init__(self, attempt: Attempt, error: DurableTimeoutError, step: Step | None = None) -> None:
+        super().__init__(str(error))
+        self.attempt = attempt
+        self.error = error
+        self.step = step
+        """None: no step was running."""
 
 
 class EndRun(Interrupt):

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from math import inf
 from typing import Any, NamedTuple
 
 from .exceptions import ConfigurationError, RetryableError
@@ -82,6 +83,8 @@ class RunOptions(metaclass=KeywordOptions):
             whatever happens, until somebody retries the failed run.
         max_retry_duration: an alias of ``max_duration``.
         jitter: wait a random time between 0 and the computed delay, as Celery's ``retry_jitter``. Default False.
+        timeout: how long one execution may run (``timedelta`` or seconds, more than 0); one that runs longer has failed
+            with :class:`DurableTimeoutError`. Not a retry option: without those the task's policy retries it.
         non_retryable: exception classes that are never retried; they become a ``TerminalError``.
         serializer: a name of kombu's registry, or an object with ``serialize(obj) -> bytes`` and ``deserialize``.
         compression: a name of kombu's compression registry (``"zlib"``, ...).
@@ -98,6 +101,7 @@ class RunOptions(metaclass=KeywordOptions):
     max_attempts: int | None = None
     max_retry_duration: Duration | None = field(default=None, compare=False)
     jitter: bool = False
+    timeout: Duration | None = None
     non_retryable: tuple[type[BaseException], ...] = ()
     serializer: Any = None
     compression: str | None = None
@@ -113,12 +117,19 @@ class RunOptions(metaclass=KeywordOptions):
                 )
             object.__setattr__(self, "max_duration", self.max_retry_duration)
         _check_retry_fields(self)
+        if self.timeout is not None:
+            seconds("timeout", self.timeout, zero=False)
         object.__setattr__(self, "non_retryable", _classes("non_retryable", self.non_retryable))
         if self.serializer is not None:
             check_serializer(self.serializer, ACCEPT_ANY)
         if self.compression is not None:
             check_compression(self.compression)
         object.__setattr__(self, "_backoff", self._make_backoff())
+
+    @property
+    def longest_execution(self) -> float:
+        """How long one execution may run, in seconds."""
+        return inf if self.timeout is None else seconds("timeout", self.timeout)
 
     @property
     def backoff(self) -> Backoff | None:

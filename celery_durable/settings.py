@@ -28,6 +28,8 @@ class Settings:
     task_retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     inline_retry_limit: float = 0.0
     max_broker_delay: float = 60.0
+    inactivity_timeout: float = 60.0
+    abort_timeout: float = 600.0
     lease: float = 30.0
     max_recoveries: int = 10
     retention: float = timedelta(hours=24).total_seconds()
@@ -85,6 +87,10 @@ def _policy(name: str, value: Any) -> RetryPolicy:
     return value
 
 
+def _above_zero(name: str, value: Any) -> float:
+    return seconds(name, value, zero=False)
+
+
 def _lease(name: str, value: Any) -> float:
     if (lease := seconds(name, value)) < 1:
         raise ConfigurationError(f"{name} must be 1 second or more (it is renewed three times in it), got {value!r}")
@@ -114,6 +120,8 @@ _CHECKS: dict[str, Any] = {
     "task_retry_policy": _policy,
     "inline_retry_limit": seconds,
     "max_broker_delay": seconds,
+    "inactivity_timeout": _above_zero,
+    "abort_timeout": _above_zero,
     "lease": _lease,
     "max_recoveries": lambda name, value: whole(name, value, least=0),
     "retention": seconds,
@@ -127,6 +135,8 @@ _CHECKS: dict[str, Any] = {
 TASK_OPTIONS = {
     "task_retry_policy": "task_retry_policy",
     "inline_retry_limit": "inline_retry_limit",
+    "inactivity_timeout": "inactivity_timeout",
+    "abort_timeout": "abort_timeout",
     "max_recoveries": "max_recoveries",
     "retention": "retention",
     "failure_retention": "failure_retention",

@@ -28,6 +28,9 @@ _LONGEST_LOOK = 1.0
 def _check(instance: Any = None, **_: Any) -> None:
     tasks = [task for task in instance.app.tasks.values() if isinstance(task, DurableTask)]
     if tasks:
+        if getattr(instance, "task_events", False):
+            # Asked for by an option of the worker, which the processes of its pool do not see.
+            instance.app.conf.worker_send_task_events = True
         for risk in risks_of(instance.app, tasks):
             logger.log(risk.level, "celery-durable: %s", risk.text)
 

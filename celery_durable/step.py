@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from math import inf
 from types import FunctionType
 from typing import Any
 from uuid import UUID
@@ -30,7 +31,7 @@ from .exceptions import (
     TerminalError,
 )
 from .failure import describe, failure_of, shown, text_of, traceback_of
-from .interrupts import FailAttempt, Interrupt, RetryStep
+from .interrupts import FailAttempt, Interrupt, Overrun, RetryStep
 from .journal import Entry, done_entry, open_entry, started_entry
 from .retry import RunOptions
 from .serializers import check_serializer
@@ -93,13 +94,20 @@ class StepInfo:
     @property
     def is_cancelled(self) -> bool:
         """Whether the run is to be cancelled: a long step may end early. Known within about a second."""
-        return self._step.attempt.cancel_requested
+        return self._step.attempt.hears_of_cancellation()
 
     @property
     def idempotency_key(self) -> UUID:
         """The same for every execution of this step of this run, also after Retry, and for no other."""
         step = self._step
         return derived_uuid(step.attempt.seed, step.attempt.about.task_id, "step", step.position)
+
+    def heartbeat(self) -> None:
+        """Say that the step is getting on: its silence begins anew. For the attempt's ``inactivity_timeout`` only.
+
+        It costs nothing and tells nobody; ``RunOptions(timeout=...)`` goes on counting.
+        """
+        self._step.attempt.progressed_at = time.monotonic()
 
 
 def current_step() -> StepInfo:
@@ -120,8 +128,8 @@ class Step:
     """A step of one attempt."""
 
     __slots__ = (
-        "action", "args", "attempt", "entry", "executions", "first", "kwargs", "name", "options", "position",
-        "violation",
+        "action", "args", "attempt", "deadline", "entry", "executions", "first", "kwargs", "name", "options",
+        "position", "violation",
     )  # fmt: skip
 
     def __init__(
@@ -146,6 +154,8 @@ class Step:
         self.position, self.entry = attempt.claim(name)
         self.executions = self.entry.attempts if self.entry else 0
         self.first = self.entry.first if self.entry else None
+        self.deadline = inf
+        """When an execution in a thread has run too long, by the monotonic clock."""
 
     # -- the main path
 
@@ -179,21 +189,25 @@ class Step:
         if self.entry is not None and not attempt.cancel_requested:
             await self._count_the_dead(self.entry, driver)
         while True:
+            if attempt.is_out_of_touch:
+                await driver.ask(attempt, attempt.journal.prove_lease)
             if attempt.cancel_requested:
                 await cancel(attempt, self.position, driver, self.name, self.executions)
-            if attempt.journal.lease_in_doubt:
-                await driver.ask(attempt, attempt.journal.prove_lease)
             if self._announce():
                 await driver.settle(attempt)
-            began = time.monotonic()
+            attempt.progressed_at = began = time.monotonic()
             try:
                 value = await self._act(driver)
             except BaseException as raised:
-                struck = isinstance(raised, asyncio.CancelledError) and attempt.struck_by
-                error = struck or raised
+                error = self._meaning(raised)
                 if isinstance(error, NOT_A_FAILURE):
                     raise error from None
-                await driver.pause(await self._fail(error, driver))
+                delay = await self.fail(error, driver)
+                # What has failed is to count, though Redis should go away meanwhile.
+                attempt.tell()
+                await driver.settle(attempt)
+                attempt.progressed_at = time.monotonic() + delay
+                await driver.pause(delay)
             else:
                 return await self._record(value, began, driver)
 
@@ -215,24 +229,45 @@ class Step:
     async def _act(self, driver: Driver) -> Any:
         attempt = self.attempt
         token = running_step.set(self)
-        attempt.steps_running += 1
+        attempt.running.add(self)
         try:
             if tracing.is_recording():
                 with tracing.span(self.name, attempt.about.task_id, self.executions):
-                    return await driver.call(self.action, self.args, self.kwargs)
-            return await driver.call(self.action, self.args, self.kwargs)
+                    return await driver.call(self)
+            return await driver.call(self)
         finally:
-            attempt.steps_running -= 1
             running_step.reset(token)
+            try:
+                attempt.running.remove(self)
+            except KeyError:
+                # The run goes on without it: what is being said of it comes first.
+                with attempt.handover:
+                    pass
+
+    def _meaning(self, raised: BaseException) -> BaseException:
+        """The failure behind what ended the action."""
+        attempt = self.attempt
+        if attempt.closed and attempt.interrupt is not None:
+            return attempt.interrupt
+        cause = raised
+        if isinstance(raised, asyncio.CancelledError) and attempt.struck_by is not None:
+            cause = attempt.struck_by
+        if isinstance(cause, Overrun) and cause.attempt is attempt:
+            # Which line it was at when its time was over.
+            return cause.error.with_traceback(raised.__traceback__)
+        return cause
 
     async def _record(self, value: Any, began: float, driver: Driver) -> Any:
         attempt = self.attempt
         self._check_violation()
         encoded = self._encode(value)
-        ms = int((time.monotonic() - began) * 1000)
+        attempt.progressed_at = attempt.heard_at = ended = time.monotonic()
+        ms = int((ended - began) * 1000)
         entry = done_entry(self.name, self.executions, attempt.now(), ms, encoded.marks, encoded.text)
         await self._commit(entry, driver)
         logger.info("task %s: step %r recorded (%d ms)", attempt.about.task_id, self.name, ms)
+        if attempt.closed and attempt.interrupt is not None:
+            raise attempt.interrupt
         return encoded.value
 
     async def _commit(self, entry: str, driver: Driver) -> None:
@@ -250,7 +285,7 @@ class Step:
 
     # -- failures
 
-    async def _fail(self, error: BaseException, driver: Driver) -> float:
+    async def fail(self, error: BaseException, driver: Driver) -> float:
         """Seconds to wait inside this attempt before the next execution; raises in every other case."""
         attempt, options = self.attempt, self.options
         self._check_violation()

@@ -6,6 +6,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 from celery import Task, signals
@@ -16,9 +17,20 @@ from .attempt import Terms
 from .call import changed_by_retry
 from .exceptions import ConfigurationError
 from .execution import Execution, current, execution_of, opened_by
-from .message import BROKER_AWAY, HEADER, header_of, lasting, library_retries, seconds_until, step_retries, unsent
+from .message import (
+    BROKER_AWAY,
+    HEADER,
+    header_of,
+    lasting,
+    library_retries,
+    seconds_until,
+    sendable_delay,
+    step_retries,
+    unsent,
+)
 from .retry import TaskRetryRules
 from .settings import TASK_OPTIONS, Settings
+from .strike import door
 
 if TYPE_CHECKING:
     from .context import AsyncDurableContext, DurableContext
@@ -35,8 +47,8 @@ class DurableTask(Task[P, R]):
     step without ends the attempt with its own exception, and Celery's ``autoretry_for`` and ``max_retries`` decide.
 
     Class attributes (also options of ``@app.task`` and ``@durable_task``; default: the app's ``durable_*`` setting):
-    ``inline_retry_limit``, ``max_recoveries``, ``retention``, ``failure_retention``, ``max_entry_size``,
-    ``journal_sync``, ``durable_serializer``.
+    ``inline_retry_limit``, ``inactivity_timeout``, ``abort_timeout``, ``max_recoveries``, ``retention``,
+    ``failure_retention``, ``max_entry_size``, ``journal_sync``, ``durable_serializer``.
     """
 
     abstract = True
@@ -49,6 +61,8 @@ class DurableTask(Task[P, R]):
 
     task_retry_policy: Any = None
     inline_retry_limit: Any = None
+    inactivity_timeout: Any = None
+    abort_timeout: Any = None
     max_recoveries: Any = None
     retention: Any = None
     failure_retention: Any = None
@@ -100,6 +114,8 @@ class DurableTask(Task[P, R]):
             conf, settings = self.app.conf, self.durable_settings
             self.__dict__["_durable_terms"] = terms = Terms(
                 inline_retry_limit=settings.inline_retry_limit,
+                inactivity_timeout=settings.inactivity_timeout,
+                abort_timeout=inf if self._has_time_limit else settings.abort_timeout,
                 max_entry_size=settings.max_entry_size,
                 serializer=settings.serializer,
                 # What the app reads of serialized content, in messages or in results.
@@ -108,6 +124,13 @@ class DurableTask(Task[P, R]):
                 result_serializer=conf.result_serializer,
             )
             return terms
+
+    @property
+    def _has_time_limit(self) -> bool:
+        """Whether a time limit of Celery's takes the place of the abort timeout that the task does not set itself."""
+        conf = self.app.conf
+        limits = (self.time_limit, self.soft_time_limit, conf.task_time_limit, conf.task_soft_time_limit)
+        return self.abort_timeout is None and any(limits)
 
     @property
     def request(self) -> Any:
@@ -161,13 +184,15 @@ class DurableTask(Task[P, R]):
         changed = execution.attempt.changes if execution is not None and execution.attempt is not None else 0
         changed_now = changed if args is not None or kwargs is not None else None
         options = self._retry_options(request, options, changed_now, begun=execution is not None)
-        send = functools.partial(super().retry, args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         if execution is None:
-            return send()
-        # Expiry was honoured until the first attempt began.
-        send.keywords.setdefault("expires", None)
-        delay = seconds_until(self, eta or (self.default_retry_delay if countdown is None else countdown))
+            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         changes = execution.retry_changes = changed_by_retry(self, request, args, kwargs, options)
+        # Expiry was honoured until the first attempt began.
+        options.setdefault("expires", None)
+        delay = seconds_until(self, eta or (self.default_retry_delay if countdown is None else countdown))
+        if (possible := sendable_delay(self.app, delay)) != delay:
+            eta, countdown, delay = None, possible, possible
+        send = functools.partial(super().retry, args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         if throw and execution.before_user_retry(delay, limit, changes):
             # The journal carries the wait: nothing is to be published.
             execution.said = Retry(exc=exc, when=delay)  # type: ignore[arg-type]
@@ -224,6 +249,7 @@ def _wrap_run(cls: type[DurableTask[Any, Any]], declared: Any) -> None:
     original = inspect.unwrap(function)
 
     @functools.wraps(function)
+    @door
     def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
         if type(self).run is not run:
             # Called by the run() of a subclass, which has an execution already.
@@ -242,6 +268,7 @@ def _wrap_run(cls: type[DurableTask[Any, Any]], declared: Any) -> None:
 
 
 def _without_self(function: Callable[..., Any]) -> Callable[..., Any]:
+    @door
     def body(_task: Any, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Steps in OpenTelemetry traces, where the process has it loaded and a trace is being recorded; nothing otherwise."""
+"""Steps in OpenTelemetry traces, where the process has it loaded and a trace is being recorded, and its metric."""
 
 from __future__ import annotations
 
@@ -44,3 +44,13 @@ class _Attached:
         from opentelemetry import context
 
         context.detach(self._token)
+
+
+def count_silence(task: str) -> None:
+    """Count an attempt without progress, where the process has OpenTelemetry's metrics loaded."""
+    metrics = sys.modules.get("opentelemetry.metrics")
+    if metrics is not None:
+        counter = metrics.get_meter("celery_durable").create_counter(
+            "celery_durable.inactive", description="attempts that made no progress for their inactivity_timeout"
+        )
+        counter.add(1, {"celery_durable.task": task})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from asyncio import CancelledError
 from datetime import timedelta
 
@@ -47,6 +48,7 @@ class Wait:
         if attempt.about.direct or left <= attempt.terms.inline_retry_limit:
             attempt.tell()
             await driver.settle(attempt)
+            attempt.progressed_at = time.monotonic() + left
             await driver.pause(left)
         elif await self._until_alone(driver, until, left):
             raise attempt.stop(Sleep(until))

@@ -73,6 +73,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
         self._to_lose = 0
+        self._losing = threading.Lock()
         self.lost = 0
         """Replies that were lost so far, each with its connection."""
         self._open: set[socket.socket] = set()
@@ -110,11 +111,12 @@ class Proxy:
                         other_side[side].sendall(data)
 
     def _loses(self) -> bool:
-        if not self._to_lose:
-            return False
-        self._to_lose -= 1
-        self.lost += 1
-        return True
+        with self._losing:
+            if not self._to_lose:
+                return False
+            self._to_lose -= 1
+            self.lost += 1
+            return True
 
     def __enter__(self) -> Self:
         return self

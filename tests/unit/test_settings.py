@@ -26,6 +26,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert settings.key_prefix == "durable:"
     assert settings.task_retry_policy == RetryPolicy()
     assert settings.inline_retry_limit == 0
+    assert settings.inactivity_timeout == 60
+    assert settings.abort_timeout == 10 * 60
     assert settings.lease == 30
     assert settings.max_recoveries == 10
     assert settings.retention == 24 * 60 * 60
@@ -41,7 +43,10 @@ def test_settings_are_frozen() -> None:
 
 
 @pytest.mark.parametrize("given", [90, 90.0, timedelta(minutes=1, seconds=30)], ids=repr)
-@pytest.mark.parametrize("name", ["inline_retry_limit", "lease", "retention", "failure_retention"])
+@pytest.mark.parametrize(
+    "name",
+    ["inline_retry_limit", "inactivity_timeout", "abort_timeout", "lease", "retention", "failure_retention"],
+)
 def test_durations_are_seconds_or_a_timedelta(name: str, given: Any) -> None:
     assert getattr(Settings.read({f"durable_{name}": given}), name) == 90.0
 
@@ -56,6 +61,11 @@ def test_durations_are_seconds_or_a_timedelta(name: str, given: Any) -> None:
         ("durable_task_retry_policy", {"max_attempts": 3}),
         ("durable_inline_retry_limit", -1),
         ("durable_inline_retry_limit", "5"),
+        ("durable_inactivity_timeout", 0),
+        ("durable_inactivity_timeout", float("inf")),
+        ("durable_abort_timeout", -1),
+        ("durable_abort_timeout", timedelta(0)),
+        ("durable_abort_timeout", "never"),
         ("durable_lease", 0),
         ("durable_lease", 0.5),
         ("durable_max_recoveries", -1),
@@ -127,6 +137,8 @@ def test_an_unknown_namespaced_key_is_refused(app: Celery) -> None:
 TASK_VALUES: dict[str, tuple[Any, Any]] = {
     "task_retry_policy": (RetryPolicy(max_attempts=5), RetryPolicy(max_attempts=6)),
     "inline_retry_limit": (5, 6),
+    "inactivity_timeout": (5, 6),
+    "abort_timeout": (5, 6),
     "max_recoveries": (5, 6),
     "retention": (5, 6),
     "failure_retention": (5, 6),

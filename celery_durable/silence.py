@@ -1,0 +1,32 @@
+"""The silence of an attempt, as operators see it: a line in the log, an event of Celery's, a metric."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from . import tracing
+
+if TYPE_CHECKING:
+    from .attempt import Attempt
+    from .task import DurableTask
+
+logger = logging.getLogger("celery_durable")
+
+EVENT = "durable-inactive"
+"""Not of the group ``task``: monitors take those for states of the task."""
+
+
+def report(task: DurableTask[Any, Any], attempt: Attempt, seconds: float, hostname: str | None) -> None:
+    """Say that an attempt has made no progress for so long. A broker that is slow holds up its caller."""
+    about = attempt.about
+    steps = [step.name for step in tuple(attempt.running)]
+    where = f"step {', '.join(map(repr, steps))}" if steps else "the code between its steps"
+    logger.warning(
+        "task %s: %s has made no progress for %.3g s (inactivity_timeout); in a long step call "
+        "current_step().heartbeat() now and then", about.task_id, where, seconds,
+    )  # fmt: skip
+    tracing.count_silence(about.task)
+    if task.send_events and task.app.conf.worker_send_task_events:
+        with task.app.events.default_dispatcher(hostname=hostname) as events:
+            events.send(EVENT, uuid=about.task_id, name=about.task, steps=steps, seconds=seconds)

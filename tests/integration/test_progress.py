@@ -1,0 +1,193 @@
+"""Strikes at any moment, and executions that end while they are being given up: the journal stays right."""
+
+import json
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+from celery_durable import DurableContext, DurableTimeoutError, RetryPolicy, RunOptions, durable_task
+from celery_durable.attempt import Attempt
+from celery_durable.execution import execution_of
+from celery_durable.interrupts import Overrun
+from celery_durable.progress import watcher
+from celery_durable.store import store_of
+from celery_durable.strike import in_user_code
+from tests.integration.runs import app_at, execute, new_id, state
+from tests.waiting import eventually
+
+STRIKES = 400
+
+
+@pytest.fixture
+def app(redis_url: str) -> Iterator[Celery]:
+    with app_at(redis_url) as app:
+        app.set_current()
+        yield app
+
+
+def task_in(app: Celery, body: Any, **options: Any) -> Any:
+    """A durable task of this app."""
+    name = f"progress.{new_id()}"  # such tasks go to every app there will be
+    durable_task(name=name, shared=False, **options)(body)
+    app.finalize()
+    return app.tasks[name]
+
+
+def entries(client: redis.Redis, app: Celery, task_id: str) -> list[tuple[str, str, int, Any]]:
+    """Name, state, executions and value of each step, in program order."""
+    fields = state(client, store_of(app), task_id)["fields"]
+    positions = sorted(int(name[5:]) for name in fields if name.startswith("step:"))
+    found = [json.loads(fields[f"step:{position}"]) for position in positions]
+    return [(entry["name"], entry["state"], entry["attempts"], entry.get("value")) for entry in found]
+
+
+class Blow:
+    """A strike at whatever action of an attempt runs when it arrives."""
+
+    def __init__(self, attempt: Attempt, landed: list["Blow"]) -> None:
+        self._landed = landed
+        self.overrun = Overrun(attempt, DurableTimeoutError("a blow"))
+
+    def lands(self) -> bool:
+        lands = bool(self.overrun.attempt.running)
+        if lands:
+            self._landed.append(self)
+        return lands
+
+
+def test_strikes_at_any_moment_hit_actions_only(app: Celery, redis_client: redis.Redis) -> None:
+    """Each one that lands costs exactly one execution; between actions, amid reads and writes, none does."""
+    starts: Counter[int] = Counter()
+    sent, landed = 0, list[Blow]()
+    dice = random.Random(3)
+
+    def act(number: int) -> int:
+        starts[number] += 1
+        for _ in range(200):
+            number += 1
+        return number - 200
+
+    def body(ctx: DurableContext) -> int:
+        def strike(_: int, frame: Any) -> None:
+            nonlocal sent
+            sent += 1
+            signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0001, 0.001))
+            blow = Blow(ctx._attempt, landed)  # noqa: SLF001
+            if in_user_code(frame) and blow.lands():
+                raise blow.overrun
+
+        options = RunOptions(initial_retry_interval=0.00001, max_retry_interval=0.00001)
+        number = 0
+        # A timer hits any line of this thread; a thread would hit those where this one waits.
+        before = signal.signal(signal.SIGALRM, strike)
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        try:
+            while len(landed) < STRIKES:
+                number += 1
+                assert ctx.run(f"step {number}", act, options, number) == number
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        return number
+
+    task = task_in(app, body, inline_retry_limit=1)
+    task_id = new_id()
+    assert execute(task, task_id=task_id) == "SUCCESS"
+
+    recorded = entries(redis_client, app, task_id)
+    assert sent > 2 * len(landed)
+    numbers = range(1, len(recorded) + 1)
+    assert [(name, state, value) for name, state, _, value in recorded] == [
+        (f"step {number}", "done", number) for number in numbers
+    ]
+    executions = [attempts for _, _, attempts, _ in recorded]
+    assert sum(executions) == len(recorded) + len(landed)
+    # One that is struck before its first line has begun for the journal only.
+    assert all(starts[number] <= times for number, times in zip(numbers, executions, strict=True))
+
+
+def test_an_execution_that_ends_while_it_is_given_up_is_recorded_all_the_same(
+    app: Celery, redis_client: redis.Redis
+) -> None:
+    """In a thread, where nothing can be struck: in time or late, the value counts, and there is one verdict."""
+    dice = random.Random(5)
+    ends: Counter[tuple[Any, str]] = Counter()
+
+    def body(ctx: DurableContext, seconds: float) -> str:
+        options = RunOptions(timeout=0.02, initial_retry_interval=50)
+        return ctx.run("work", lambda: time.sleep(seconds) or "worked", options)
+
+    task = task_in(app, body)
+    for _ in range(60):
+        task_id = new_id()
+        with ThreadPoolExecutor(1) as thread:
+            ended = thread.submit(execute, task, dice.uniform(0.015, 0.025), task_id=task_id).result()
+        after = state(redis_client, store_of(app), task_id)
+        ends[ended, after["fields"]["status"]] += 1
+        assert entries(redis_client, app, task_id) == [("work", "done", 1, "worked")]
+        assert (after["due"] is None) == (ended == "SUCCESS")
+    assert set(ends) == {("SUCCESS", "succeeded"), ("IGNORED", "suspended")}
+
+
+def test_an_execution_that_has_ended_is_not_given_up(app: Celery, redis_client: redis.Redis) -> None:
+    steps: list[Any] = []
+
+    def body(ctx: DurableContext) -> str:
+        attempt = ctx._attempt  # noqa: SLF001
+        ctx.run("first", lambda: steps.extend(attempt.running))
+        late = Overrun(attempt, DurableTimeoutError("too late"), *steps)
+        execution_of(task)._abandon(late)  # noqa: SLF001
+        return ctx.run("second", lambda: "done")
+
+    task = task_in(app, body)
+    task_id = new_id()
+    assert execute(task, task_id=task_id) == "SUCCESS"
+    assert [entry[:3] for entry in entries(redis_client, app, task_id)] == [("first", "done", 1), ("second", "done", 1)]
+
+
+def test_a_late_record_forgives_the_failure_that_was_counted(app: Celery, redis_client: redis.Redis) -> None:
+    gate = threading.Event()
+
+    def body(ctx: DurableContext) -> None:
+        ctx.run("before", lambda: 1)
+        ctx.run("held", gate.wait, RunOptions(timeout=0.05), 30)
+
+    task = task_in(app, body, task_retry_policy=RetryPolicy(initial_retry_interval=30))
+    task_id = new_id()
+    run = threading.Thread(target=execute, args=[task], kwargs={"task_id": task_id})
+    run.start()
+
+    def failures() -> str | None:
+        return state(redis_client, store_of(app), task_id)["fields"].get("failures")
+
+    eventually(lambda: failures() == "1")
+    assert entries(redis_client, app, task_id)[1][:3] == ("held", "retrying", 1)
+    gate.set()
+    run.join()
+    assert failures() == "0"
+    assert entries(redis_client, app, task_id)[1][:3] == ("held", "done", 1)
+
+
+def test_an_attempt_that_has_ended_is_watched_no_more(app: Celery) -> None:
+    seen: list[int] = []
+
+    def body(ctx: DurableContext, fails: bool) -> None:
+        seen.append(len(watcher._watches))  # noqa: SLF001
+        ctx.run("step", lambda: 1 // (not fails))
+
+    task = task_in(app, body)
+    before = len(watcher._watches)  # noqa: SLF001
+    for fails in (False, True):
+        execute(task, fails, task_id=new_id())
+        task(False)
+    assert seen == [before + 1] * 4
+    assert len(watcher._watches) == before  # noqa: SLF001

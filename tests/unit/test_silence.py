@@ -1,0 +1,79 @@
+"""The silence of an attempt is a line of the log, an event where somebody listens, and a count of OpenTelemetry's."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from celery_durable import DurableTask, silence
+from celery_durable.context import DurableContext
+from tests.unit.conftest import Run
+
+
+def nothing() -> None:
+    """The body of a task."""
+
+
+class Events:
+    """Stands for the dispatcher of the app."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+
+    @contextmanager
+    def default_dispatcher(self, hostname: str | None) -> Any:
+        yield self
+
+    def send(self, kind: str, **facts: Any) -> None:
+        self.sent.append((kind, facts))
+
+
+@pytest.fixture
+def events(app: Celery) -> Events:
+    app.events = events = Events()  # type: ignore[assignment]
+    return events
+
+
+def report(app: Celery, ctx: DurableContext, *, listened_to: bool = False) -> None:
+    app.conf.worker_send_task_events = listened_to
+    task = app.task(base=DurableTask, name="silence.task")(nothing)
+    silence.report(task, ctx._attempt, 61.2, "worker@shop")  # noqa: SLF001
+
+
+def test_the_log_names_the_step(app: Celery, run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    ctx = run.attempt()
+    ctx.run("charge", lambda: report(app, ctx))
+    report(app, ctx)
+    found = [record.getMessage() for record in caplog.records if "no progress" in record.getMessage()]
+    assert [text.partition(" has ")[0] for text in found] == [
+        "task task-1: step 'charge'",
+        "task task-1: the code between its steps",
+    ]
+    assert "61.2 s" in found[0]
+
+
+def test_an_event_is_sent_where_task_events_are(app: Celery, run: Run, events: Events) -> None:
+    ctx = run.attempt()
+    report(app, ctx)
+    assert events.sent == []
+    report(app, ctx, listened_to=True)
+    facts = {"uuid": "task-1", "name": "shop.checkout", "steps": [], "seconds": 61.2}
+    assert events.sent == [("durable-inactive", facts)]
+
+
+def test_it_is_counted(app: Celery, run: Run) -> None:
+    metrics = pytest.importorskip("opentelemetry.metrics")
+    sdk = pytest.importorskip("opentelemetry.sdk.metrics")
+    export = pytest.importorskip("opentelemetry.sdk.metrics.export")
+    reader = export.InMemoryMetricReader()
+    metrics.set_meter_provider(sdk.MeterProvider([reader]))
+    for _ in range(2):
+        report(app, run.attempt())
+    (metric,) = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+    (point,) = metric.data.data_points
+    assert (metric.name, point.value, dict(point.attributes)) == (
+        "celery_durable.inactive", 2, {"celery_durable.task": "shop.checkout"},
+    )  # fmt: skip
