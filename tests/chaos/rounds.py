@@ -52,6 +52,9 @@ class Report:
         self.attempts += other.attempts
         self.cut_short += other.cut_short
 
+    def summary(self) -> str:
+        return f"{self.runs} programs, {self.faults.total()} faults, {len(self.violations)} violations"
+
     def __str__(self) -> str:
         faults = ", ".join(f"{count} x {kind}" for kind, count in self.faults.most_common())
         lines = [
