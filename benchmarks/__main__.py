@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import chain, durable, importing, loading, plain, report, step, task, trip
+from benchmarks import chain, durable, importing, loading, plain, recovery, report, step, task, trip
 from benchmarks.report import Row
 from benchmarks.stand import Stand
 from benchmarks.worker import worker
@@ -56,6 +56,7 @@ def _parts(server: RedisServer, directory: Path, *, quick: bool) -> Iterator[tup
     yield "import", lambda: importing.measure(3 if quick else 15)
     yield "step", lambda: step.measure(stand, pid, 5 if quick else 30)
     yield "replay", lambda: loading.measure(stand, url, quick=quick)
+    yield "recovery", lambda: recovery.measure(stand, url, directory, quick=quick)
     yield "task", lambda: _with_workers(url, pid, directory, quick=quick)
 
 
@@ -88,7 +89,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         action="append",
-        choices=["trip", "import", "step", "replay", "task"],
+        choices=["trip", "import", "step", "replay", "recovery", "task"],
         help="this part; may be repeated",
     )
     return parser.parse_args()

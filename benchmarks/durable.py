@@ -1,6 +1,10 @@
 """An app with durable tasks, as `celery -A benchmarks.durable worker` loads it."""
 
+import json
+import os
+import time
 from os import environ
+from pathlib import Path
 
 from celery import Celery
 
@@ -21,6 +25,20 @@ def steps(ctx: DurableContext, count: int) -> int:
     for number in range(count):
         ctx.run("charge", charge, number)
     return count
+
+
+@durable_task(name="benchmarks.held")
+def held(ctx: DurableContext, witness: str) -> None:
+    """A step that notes who begins it and when, and that lasts in the first attempt until its worker is killed."""
+    ctx.run("hold", hold, Path(witness))
+
+
+def hold(witness: Path) -> None:
+    """Write a line; wait if it is the first one."""
+    with witness.open("a") as lines:
+        lines.write(json.dumps([os.getpid(), time.monotonic()]) + "\n")
+    if len(witness.read_text().splitlines()) == 1:
+        time.sleep(600)
 
 
 def make(url: str, queue: str) -> Celery:

@@ -12,10 +12,13 @@ from tests.waiting import eventually
 
 
 @contextmanager
-def worker(module: str, app: Celery, url: str, directory: Path) -> Iterator[int]:
-    """Start a worker for the queue of *app*; its process id. It is ended with all its children."""
+def worker(module: str, app: Celery, url: str, directory: Path, *, name: str = "", **conf: str) -> Iterator[int]:
+    """Start a worker for the queue of *app*; its process id. It is ended with all its children.
+
+    *name*: what tells it from other workers for that queue; *conf*: Celery settings of its own, as JSON.
+    """
     queue = app.conf.task_default_queue
-    name = f"{queue}@localhost"
+    name = f"{name or queue}@localhost"
     command = [
         sys.executable,
         "-m",
@@ -31,10 +34,12 @@ def worker(module: str, app: Celery, url: str, directory: Path) -> Iterator[int]
         name,
         "-l",
         "WARNING",
+        "--",
+        *(f"{key}=(json){value}" for key, value in conf.items()),
     ]
     # The same hash seed for all: dictionaries must not make one worker faster than the other.
     environ = {"BENCHMARK_URL": url, "BENCHMARK_QUEUE": queue, "PYTHONHASHSEED": "0"}
-    log = directory / f"{queue}.log"
+    log = directory / f"{name}.log"
     process = Process(command, log, environ)
 
     def ready() -> bool:

@@ -40,6 +40,8 @@ T = TypeVar("T")
 MANY_ENTRIES = 10_000
 MANY_BYTES = 64 * 2**20
 _PAIRS_AT_AN_END = 500
+LONGEST_SILENCE = 1.0
+"""Seconds since a step was recorded, after which Redis is asked before an action starts."""
 _OUT_OF_TOUCH = (Fenced, JournalLost)
 
 
@@ -95,7 +97,7 @@ class Attempt:
         self.closed = False
         self.running: set[Step] = set()
         """Steps whose action runs; whoever takes one out decides how that execution has ended."""
-        self.progressed_at = time.monotonic()
+        self.progressed_at = self.heard_at = time.monotonic()
         """When it gave its last sign of life."""
         self.handover = threading.Lock()
         """Held while the run goes on without the code of this attempt."""
@@ -277,6 +279,18 @@ class Attempt:
     def cancel_requested(self) -> bool:
         """Whether the run is to be cancelled, and its code does not know yet."""
         return self.journal.cancel_requested and not self._cancelled
+
+    def hears_of_cancellation(self) -> bool:
+        """As :attr:`cancel_requested`, by asking Redis if it was not asked for a second."""
+        if not self.cancel_requested and time.monotonic() - self.heard_at > LONGEST_SILENCE:
+            self.heard_at = time.monotonic()
+            self.journal.look_for_cancellation()
+        return self.cancel_requested
+
+    @property
+    def is_out_of_touch(self) -> bool:
+        """Whether Redis is to be asked before an action starts: for the lease, or whether the run is cancelled."""
+        return time.monotonic() - self.heard_at > LONGEST_SILENCE or self.journal.lease_in_doubt
 
     def take_cancellation(self) -> None:
         """The run's code is being told that it is cancelled, once."""

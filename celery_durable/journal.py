@@ -139,6 +139,10 @@ class Journal(Protocol):
         """Whether somebody has asked to cancel the run."""
         ...
 
+    def look_for_cancellation(self) -> None:
+        """Ask whether somebody has, beside what this journal sends and waits for."""
+        ...
+
     def suspend(self, delay: float, fields: Mapping[str, str], slack: float = 0.0) -> None:
         """Give the lease back until *delay* seconds from now.
 
@@ -290,6 +294,8 @@ class MemoryJournal:
         return None
 
     def prove_lease(self) -> None: ...
+
+    def look_for_cancellation(self) -> None: ...
 
     def suspend(self, delay: float, fields: Mapping[str, str], slack: float = 0.0) -> None:  # noqa: ARG002
         self.send({**fields, "status": "suspended"})

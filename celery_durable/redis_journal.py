@@ -233,6 +233,17 @@ class RedisJournal:
         self.settle()
         self._renewed = asked
 
+    def look_for_cancellation(self) -> None:
+        # Another connection: the attempt's own may be amid a write of a sibling.
+        wire = self._wires.take()
+        try:
+            wire.send(pack("HGET", self._keys.run, "cancel"))
+            self.cancel_requested |= wire.replies(SHORT_PATIENCE) == [b"requested"]
+        except JournalUnavailableError:
+            pass
+        finally:
+            self._wires.give_back(wire)
+
     def renewal(self) -> bytes:
         """The command that renews the lease, for this connection or for another one."""
         return call("renew", self._keys.all, self._fence, self._keys.task_id, ms(self._lease))

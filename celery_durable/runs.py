@@ -103,22 +103,23 @@ class Runs:
         """
         names = list(tasks)
         skips = [claims.skips for claims in before] if before else [(0, 0)] * SHARDS
-        found, silent = [], []
+        found: dict[int, Claims] = {}
+        silent = []
         groups = self._shards.by_wires()
         for wires, shards in groups.items():
             commands = [self._claiming(shard, skips[shard.number], names) for shard in shards]
             try:
                 replies = ask(wires, *commands, patience=SHORT_PATIENCE)
-                found += [_claims(reply) for reply in replies]
+                found |= {shard.number: _claims(reply) for shard, reply in zip(shards, replies, strict=True)}
             except JournalUnavailableError as error:
                 # What the other nodes of a Cluster have claimed is to be sent.
                 silent.append(error)
-                found += [Claims([], None, skips[shard.number]) for shard in shards]
+                found |= {shard.number: Claims([], None, skips[shard.number]) for shard in shards}
         if len(silent) == len(groups):
             raise silent[0]
         if silent:
             logger.warning("cannot look for runs in %d of %d shards: %s", len(silent), SHARDS, silent[0])
-        return found
+        return [found[number] for number in range(SHARDS)]
 
     def _claiming(self, shard: Shard, skip: tuple[int, int], names: list[str]) -> bytes:
         keys = (f"{shard.prefix}leases", f"{shard.prefix}due")

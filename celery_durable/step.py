@@ -94,7 +94,7 @@ class StepInfo:
     @property
     def is_cancelled(self) -> bool:
         """Whether the run is to be cancelled: a long step may end early. Known within about a second."""
-        return self._step.attempt.cancel_requested
+        return self._step.attempt.hears_of_cancellation()
 
     @property
     def idempotency_key(self) -> UUID:
@@ -189,10 +189,10 @@ class Step:
         if self.entry is not None and not attempt.cancel_requested:
             await self._count_the_dead(self.entry, driver)
         while True:
+            if attempt.is_out_of_touch:
+                await driver.ask(attempt, attempt.journal.prove_lease)
             if attempt.cancel_requested:
                 await cancel(attempt, self.position, driver, self.name, self.executions)
-            if attempt.journal.lease_in_doubt:
-                await driver.ask(attempt, attempt.journal.prove_lease)
             if self._announce():
                 await driver.settle(attempt)
             attempt.progressed_at = began = time.monotonic()
@@ -203,6 +203,9 @@ class Step:
                 if isinstance(error, NOT_A_FAILURE):
                     raise error from None
                 delay = await self.fail(error, driver)
+                # What has failed is to count, though Redis should go away meanwhile.
+                attempt.tell()
+                await driver.settle(attempt)
                 attempt.progressed_at = time.monotonic() + delay
                 await driver.pause(delay)
             else:
@@ -258,7 +261,7 @@ class Step:
         attempt = self.attempt
         self._check_violation()
         encoded = self._encode(value)
-        attempt.progressed_at = ended = time.monotonic()
+        attempt.progressed_at = attempt.heard_at = ended = time.monotonic()
         ms = int((ended - began) * 1000)
         entry = done_entry(self.name, self.executions, attempt.now(), ms, encoded.marks, encoded.text)
         await self._commit(entry, driver)

@@ -17,7 +17,17 @@ from .attempt import Terms
 from .call import changed_by_retry
 from .exceptions import ConfigurationError
 from .execution import Execution, current, execution_of, opened_by
-from .message import BROKER_AWAY, HEADER, header_of, lasting, library_retries, seconds_until, step_retries, unsent
+from .message import (
+    BROKER_AWAY,
+    HEADER,
+    header_of,
+    lasting,
+    library_retries,
+    seconds_until,
+    sendable_delay,
+    step_retries,
+    unsent,
+)
 from .retry import TaskRetryRules
 from .settings import TASK_OPTIONS, Settings
 from .strike import door
@@ -174,13 +184,15 @@ class DurableTask(Task[P, R]):
         changed = execution.attempt.changes if execution is not None and execution.attempt is not None else 0
         changed_now = changed if args is not None or kwargs is not None else None
         options = self._retry_options(request, options, changed_now, begun=execution is not None)
-        send = functools.partial(super().retry, args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         if execution is None:
-            return send()
-        # Expiry was honoured until the first attempt began.
-        send.keywords.setdefault("expires", None)
-        delay = seconds_until(self, eta or (self.default_retry_delay if countdown is None else countdown))
+            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         changes = execution.retry_changes = changed_by_retry(self, request, args, kwargs, options)
+        # Expiry was honoured until the first attempt began.
+        options.setdefault("expires", None)
+        delay = seconds_until(self, eta or (self.default_retry_delay if countdown is None else countdown))
+        if (possible := sendable_delay(self.app, delay)) != delay:
+            eta, countdown, delay = None, possible, possible
+        send = functools.partial(super().retry, args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         if throw and execution.before_user_retry(delay, limit, changes):
             # The journal carries the wait: nothing is to be published.
             execution.said = Retry(exc=exc, when=delay)  # type: ignore[arg-type]

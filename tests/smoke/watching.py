@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import datetime, timezone
 from typing import Any
 
 import redis
@@ -12,19 +13,61 @@ from tests.waiting import eventually
 QUEUE = "celery"
 
 
+def run_key(client: redis.Redis, task_id: str) -> str:
+    """Return the key of a run's journal, "" if there is none."""
+    return next(client.scan_iter(match=f"*:run:{task_id}", count=1000), "")
+
+
+def due_set(client: redis.Redis, task_id: str) -> str:
+    """Return the key of the set that says when the run is to go on."""
+    return run_key(client, task_id).removesuffix(f"run:{task_id}") + "due"
+
+
 def journal(client: redis.Redis, task_id: str) -> dict[str, str]:
     """Return the journal of a run, empty if there is none."""
-    for key in client.scan_iter(match=f"*:run:{task_id}", count=1000):
-        return client.hgetall(key)
-    return {}
+    return client.hgetall(run_key(client, task_id))
+
+
+def entries(client: redis.Redis, task_id: str) -> list[dict[str, Any]]:
+    """Return the steps and waits in the journal, in program order."""
+    fields = journal(client, task_id)
+    positions = sorted(int(field[5:]) for field in fields if field.startswith("step:"))
+    return [json.loads(fields[f"step:{position}"]) for position in positions]
 
 
 def steps(client: redis.Redis, task_id: str) -> list[tuple[str, str, int]]:
     """Return name, state and number of executions of each step in the journal, in program order."""
-    fields = journal(client, task_id)
-    positions = sorted(int(field[5:]) for field in fields if field.startswith("step:"))
-    entries = [json.loads(fields[f"step:{position}"]) for position in positions]
-    return [(entry["name"], entry["state"], entry["attempts"]) for entry in entries]
+    return [(entry["name"], entry["state"], entry["attempts"]) for entry in entries(client, task_id)]
+
+
+def due(durable: DurableSetup, task_id: str) -> datetime:
+    """Return when a suspended run is to go on."""
+    return datetime.fromtimestamp(int(journal(durable.redis, task_id)["due"]) / 1000, timezone.utc)
+
+
+def wait_until_suspended(durable: DurableSetup, task_id: str, deadline: float = 15) -> None:
+    def suspended() -> bool:
+        return journal(durable.redis, task_id).get("status") == "suspended"
+
+    eventually(suspended, deadline, what=f"run {task_id} to be suspended")
+
+
+def elapse(durable: DurableSetup, task_id: str) -> None:
+    """Let all the time that a suspended run waits for be over: rewrite its journal as if it had begun long ago."""
+    client = durable.redis
+    key, ended = run_key(client, task_id), 1
+    with client.pipeline() as together:
+        for field, text in client.hgetall(key).items():
+            if field.startswith("step:") and '"until"' in text:
+                together.hset(key, field, json.dumps({**json.loads(text), "until": ended}, separators=(",", ":")))
+        together.hset(key, "due", ended)
+        together.zadd(due_set(client, task_id), {task_id: ended}, xx=True)
+        together.execute()
+
+
+def received(worker: Worker, task_id: str) -> int:
+    """Return how many messages of a task the worker has taken."""
+    return worker.log().count(f"[{task_id}] received")
 
 
 def countdowns(worker: Worker, task_id: str) -> list[float]:

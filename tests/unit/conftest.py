@@ -49,10 +49,15 @@ class Run:
         """The process of the attempt dies: what it has not sent is lost."""
         self._last = None
 
+    @property
+    def last(self) -> Attempt:
+        """The attempt under way."""
+        assert self._last is not None
+        return self._last
+
     def reach_the_end(self) -> None:
         """The body returns, and the journal is compared with what it did."""
-        assert self._last is not None
-        self._last.check_nothing_left()
+        self.last.check_nothing_left()
 
     def entry(self, field: str) -> Any:
         """A field of the journal, as it reads."""

@@ -1,0 +1,191 @@
+"""Shutdowns of every kind: tasks end, or their leases are given back at once; no run is lost, and none waits."""
+
+from typing import Any
+
+import pytest
+
+from tests.smoke import effects
+from tests.smoke.apps import recovery
+from tests.smoke.nodes import DurableSetup, Worker
+from tests.smoke.runs import end_waits, journals, messages, wait_until_suspended, waiting
+from tests.smoke.test_pools import POOLS, why_not
+from tests.smoke.watching import journal, wait_until_idle
+from tests.waiting import eventually
+
+LEASE = 60
+SOON = 15
+"""Seconds within which the next worker goes on; a lease that had to lapse, or a message to come back, takes longer."""
+STEPS = ("first", "second", "third")
+
+COLD: dict[str, dict[str, Any]] = {
+    "cold": {"signal": "SIGQUIT"},
+    "soft": {"signal": "SIGQUIT", "conf": {"worker_soft_shutdown_timeout": 0.5}},
+    "remapped": {"signal": "SIGTERM", "env": {"REMAP_SIGTERM": "SIGQUIT"}},
+    "remapped and soft": {
+        "signal": "SIGTERM",
+        "env": {"REMAP_SIGTERM": "SIGQUIT"},
+        "conf": {"worker_soft_shutdown_timeout": 0.5},
+    },
+}
+
+
+@pytest.fixture
+def worker_app() -> str:
+    return "tests.smoke.apps.recovery"
+
+
+@pytest.fixture(params=["early", "late"])
+def acks(request: pytest.FixtureRequest) -> str:
+    """When messages are acknowledged."""
+    return request.param
+
+
+@pytest.fixture(params=["prefork", "solo", "threads", "gevent"])
+def pool(request: pytest.FixtureRequest) -> str:
+    if request.param == "gevent" and (reason := why_not(request.param)):
+        pytest.skip(f"{request.param} does not work here: {reason}")
+    return request.param
+
+
+def start(durable: DurableSetup, pool: str = "prefork", **options: Any) -> Worker:
+    chosen = {**POOLS[pool], **options}
+    chosen["env"] = {"DURABLE_TEST_LEASE": str(LEASE), **chosen.get("env", {})}
+    return durable.start_worker(**chosen)
+
+
+def counts(*names: str) -> list[int]:
+    return [effects.count(name) for name in names]
+
+
+def end_by(worker: Worker, signal: str) -> None:
+    worker.kill(signal)
+    eventually(lambda: not worker.running, 20, what="the end of the worker")
+
+
+# -- tasks that end before
+
+
+def test_a_warm_shutdown_lets_a_task_end_and_keeps_the_waits(durable: DurableSetup, pool: str, acks: str) -> None:
+    worker = start(durable, pool)
+    asleep = recovery.sleeps.delay()
+    wait_until_suspended(durable.redis, asleep.id)
+    result = getattr(recovery, acks).delay(held_at="second")
+    pid = effects.wait_until_blocked("second").pid
+    worker.kill("SIGTERM")
+    eventually(lambda: "Warm shutdown" in worker.log())
+    effects.release("second")
+    worker.wait()
+
+    assert result.get(timeout=5) == [pid] * 3
+    assert counts(*STEPS) == [1, 1, 1]
+    assert waiting(durable.redis) == [asleep.id]
+    assert journal(durable.redis, asleep.id)["status"] == "suspended"
+    assert messages(durable) == (0, 0)
+
+
+def test_a_soft_shutdown_lets_a_task_end_that_takes_no_longer(durable: DurableSetup, acks: str) -> None:
+    worker = start(durable, conf={"worker_soft_shutdown_timeout": 20})
+    result = getattr(recovery, acks).delay(held_at="second")
+    pid = effects.wait_until_blocked("second").pid
+    worker.kill("SIGQUIT")
+    eventually(lambda: "Initiating Soft Shutdown" in worker.log())
+    effects.release("second")
+
+    assert result.get(timeout=SOON) == [pid] * 3
+    eventually(lambda: not worker.running, 30)
+    assert counts(*STEPS) == [1, 1, 1]
+    assert journal(durable.redis, result.id)["attempt"] == "1"
+
+
+# -- tasks that do not
+
+
+@pytest.mark.parametrize("way", COLD)
+def test_a_cold_shutdown_gives_the_lease_back_at_once(durable: DurableSetup, way: str, acks: str) -> None:
+    options = dict(COLD[way])
+    signal = options.pop("signal")
+    goes_on_elsewhere(durable, "prefork", acks, signal, **options)
+
+
+def test_a_cold_shutdown_of_greenlets_gives_the_lease_back_too(durable: DurableSetup, acks: str) -> None:
+    if reason := why_not("gevent"):
+        pytest.skip(f"gevent does not work here: {reason}")
+    goes_on_elsewhere(durable, "gevent", acks, "SIGQUIT")
+
+
+@pytest.mark.parametrize("others", ["threads", "solo"])
+def test_a_cold_shutdown_of_a_pool_that_cannot_kill_lets_the_task_end(
+    durable: DurableSetup, others: str, acks: str
+) -> None:
+    worker = start(durable, others)
+    result = getattr(recovery, acks).delay(held_at="second")
+    pid = effects.wait_until_blocked("second").pid
+    worker.kill("SIGQUIT")
+    eventually(lambda: "Hitting Ctrl+C again will terminate" in worker.log())
+    start(durable)
+    effects.release("second")
+    eventually(lambda: not worker.running, 20, what="the end of the worker")
+
+    assert result.get(timeout=SOON) == [pid] * 3
+    assert counts(*STEPS, "failures") == [1, 1, 1, 0]
+    assert journal(durable.redis, result.id)["attempt"] == "1"
+
+
+def goes_on_elsewhere(durable: DurableSetup, pool: str, acks: str, signal: str, **options: Any) -> None:
+    """End a worker amid a step: the next one begins that step anew, though lease and message would last for long."""
+    worker = start(durable, pool, **options)
+    result = getattr(recovery, acks).delay(held_at="second")
+    first = effects.wait_until_blocked("second").pid
+    end_by(worker, signal)
+    assert waiting(durable.redis, "leases") == []
+    assert waiting(durable.redis, "due") == [result.id]
+    heir = start(durable)
+    effects.wait_until_blocked("second", times=2, deadline=SOON)
+    effects.release("second")
+
+    assert result.get(timeout=SOON) == [first, *[effects.hits("second")[1].pid] * 2]
+    assert effects.hits("second")[1].pid in heir.children()
+    wait_until_idle(durable)
+    assert counts(*STEPS) == [1, 2, 1]
+    assert journal(durable.redis, result.id)["attempt"] == "2"
+    assert counts("failures") == [0]
+
+
+def test_many_runs_survive_a_cold_shutdown(durable: DurableSetup) -> None:
+    """Amid a step, waiting for a retry, asleep, and received but not begun."""
+    worker = start(durable, concurrency=4)
+    asleep = [recovery.sleeps.delay() for _ in range(3)]
+    waiting_for_retry = [recovery.backs_off.delay(delay) for delay in (4, 3000)]
+    ids = [result.id for result in (*asleep, *waiting_for_retry)]
+    wait_until_suspended(durable.redis, *ids)
+    amid = [getattr(recovery, acks).delay(held_at="second") for acks in ("early", "late") * 2]
+    effects.wait_until_blocked("second", times=4)
+    unbegun = [recovery.quick.delay() for _ in range(3)]
+    end_by(worker, "SIGQUIT")
+    effects.release("second")
+    end_waits(durable.redis)
+    start(durable, concurrency=4)
+
+    assert [len(result.get(timeout=SOON)) for result in amid] == [3] * 4
+    assert [result.get(timeout=SOON) for result in asleep] == ["awake"] * 3
+    assert [result.get(timeout=SOON) for result in waiting_for_retry] == [2, 2]
+    assert [result.get(timeout=SOON) for result in unbegun] == ["done"] * 3
+    wait_until_idle(durable)
+    assert counts(*STEPS) == [4, 8, 4]
+    assert counts("before", "after", "flaky") == [5, 3, 4]
+    assert {run["attempt"] for run in journals(durable.redis).values()} == {"2"}
+    eventually(lambda: waiting(durable.redis) == [])
+
+
+def test_children_that_are_replaced_after_each_task_lose_nothing(durable: DurableSetup) -> None:
+    start(durable, conf={"worker_max_tasks_per_child": 1})
+    results = [recovery.backs_off.delay(0.05) for _ in range(5)]
+
+    assert [result.get(timeout=30) for result in results] == [2] * 5
+    wait_until_idle(durable)
+    assert counts("before", "flaky") == [5, 10]
+    runs = journals(durable.redis)
+    assert {(run["attempt"], run["recoveries"]) for run in runs.values()} == {("2", "0")}
+    pids = [hit.pid for hit in effects.hits("flaky")]
+    assert len(set(pids)) == 10, "each attempt in a child of its own"
+    assert len(runs) == 5
