@@ -2,7 +2,8 @@
 
 redis-py makes the connection and reads the protocol; what is ours is that a connection stays with its attempt (to
 check one out and in costs as much as the write itself), and that commands whose replies were lost are sent again. That
-is safe because every script of the journal may be applied twice. With :mod:`redis_journal`, alone in knowing Redis.
+is safe because every script of the journal may be applied twice. With :mod:`redis_journal`, :mod:`runs`,
+:mod:`address`, :mod:`cluster`, :mod:`confirmation` and :mod:`server`, alone in knowing Redis.
 """
 
 from __future__ import annotations

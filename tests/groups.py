@@ -98,8 +98,7 @@ class Watched:
         """Wait until each Sentinel knows this master with its replica, and the other Sentinels."""
 
         def knows(sentinel: Sentinel) -> bool:
-            with sentinel.client() as client:
-                state = client.sentinel_master(MASTER_NAME)
+            state = state_of_master(sentinel)
             others = len(self.sentinels) - 1
             return (state["port"], state["num-other-sentinels"]) == (master.port, others) and state["num-slaves"] >= 1
 
@@ -241,8 +240,13 @@ class RedisCluster:
 
 def named_master(sentinel: Sentinel) -> int:
     """The port of the master, as a Sentinel says it."""
+    return int(state_of_master(sentinel)["port"])
+
+
+def state_of_master(sentinel: Sentinel) -> dict[str, Any]:
+    """What a Sentinel says of the master."""
     with sentinel.client() as client:
-        return int(client.sentinel_get_master_addr_by_name(MASTER_NAME)[1])
+        return client.sentinel_masters()[MASTER_NAME]
 
 
 def role(server: RedisServer) -> str | None:

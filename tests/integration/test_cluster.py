@@ -367,6 +367,22 @@ def test_what_was_lost_with_its_connection_is_sent_to_its_own_slot(cluster: Redi
     assert fields_of(cluster, store, first)["delivered"] == "1"
 
 
+def test_a_delivery_that_was_lost_is_made_known_though_no_run_comes(cluster: RedisCluster, app: Celery) -> None:
+    store, task_id = store_of(app), new_id()
+    journal = opened(store, task_id)
+    journal.finish("succeeded", {})
+    wire = journal.wire
+    wire._lose()  # noqa: SLF001
+    journal.deliver(60)
+    journal.close()
+    assert "delivered" not in fields_of(cluster, store, task_id)
+    wire.idle_since -= 60
+
+    store.shards.of(task_id).wires.settle_idle()
+
+    assert fields_of(cluster, store, task_id)["delivered"] == "1"
+
+
 def shards_of_one_node(cluster: RedisCluster, store: Store) -> list[int]:
     """Return two shards that are on the same node."""
     by_port: dict[int, list[int]] = {}
