@@ -95,7 +95,7 @@ def _renewals(store: Store, count: int, seconds: float) -> list[Row]:
         server_shares.append((meter.seconds - own) / took * 100)
     for journal in journals:
         store.leases.drop(journal)
-        journal.finish("ignored", 0, {})
+        journal.finish("ignored", {})
         journal.deliver(0)
         journal.close()
     what = f"renewal of {count} leases in a process"

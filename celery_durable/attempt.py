@@ -99,8 +99,6 @@ class Attempt:
         """Steps whose action runs; whoever takes one out decides how that execution has ended."""
         self.progressed_at = self.heard_at = time.monotonic()
         """When it gave its last sign of life."""
-        self.handover = threading.Lock()
-        """Held while the run goes on without the code of this attempt."""
         self._clock_zero = time.monotonic() - opened.now / 1000
         self._fields = opened.fields
         self._recorded = sum(name.startswith(b"step:") for name in opened.fields)

@@ -475,7 +475,11 @@ class Execution:
         logger.error("task %s: %s; the task is retried in %g s", self.request.id, error, JOURNAL_LOST_DELAY)
         # What was to reopen the run still is.
         fresh = self.attempt is None and self._delivery is not None and self._delivery.fresh
-        return self._publish(error, JOURNAL_LOST_DELAY, reopen=str(uuid4()) if fresh else "")
+        retry = self._publish(error, JOURNAL_LOST_DELAY, reopen=str(uuid4()) if fresh else "")
+        if self.attempt is not None and self.attempt.journal.lease_in_doubt:
+            # Another attempt may have ended the run: no state is to be stored over its own.
+            return Ignore("the journal is lost, and perhaps the run")
+        return retry
 
     def _publish(
         self, error: BaseException, delay: float, *, by_policy: bool = False, reopen: str = ""
@@ -518,7 +522,8 @@ class Execution:
         attempt, step, hold = overrun.attempt, overrun.step, self.hold
         assert step is not None  # noqa: S101
         assert hold is not None  # noqa: S101
-        with attempt.handover:
+        step.handover = threading.Lock()
+        with step.handover:
             try:
                 attempt.running.remove(step)
             except KeyError:
@@ -625,15 +630,15 @@ def _shown_as_retry(error: BaseException, delay: float, **options: Any) -> BaseE
     return retry
 
 
+def _aside(work: Callable[..., None], *args: Any) -> None:
+    """Do what may take a while in a thread of its own."""
+    threading.Thread(target=work, args=args, name=f"celery-durable-{work.__name__.strip('_')}", daemon=True).start()
+
+
 def _is_shutdown(error: BaseException) -> bool:
     """Whether the worker ends the process, and not the task itself."""
     by_signal = isinstance(error, SystemExit) and error.code == _EXIT_BY_SIGNAL
     return by_signal or isinstance(error, (WorkerShutdown, WorkerTerminate))
-
-
-def _aside(work: Callable[..., None], *args: Any) -> None:
-    """Do what may take a while in a thread of its own."""
-    threading.Thread(target=work, args=args, name=f"celery-durable-{work.__name__.strip('_')}", daemon=True).start()
 
 
 def _misfit(error: BaseException) -> BaseException:

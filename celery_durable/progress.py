@@ -56,13 +56,12 @@ class Watch:
         self._place = place
         self._inactivity = inactivity_timeout
         self._abort = inactivity_timeout + abort_timeout
+        self.first_due = attempt.progressed_at + inactivity_timeout
         self._reported = -inf
         self._strike: _Strike | None = None
 
-    def due(self) -> float:
+    def _due(self) -> float:
         """When to look next, by the monotonic clock."""
-        if self.attempt.closed:
-            return inf
         since = self.attempt.progressed_at
         silence = since + (self._abort if self._reported == since else self._inactivity)
         return min([silence, *(step.deadline for step in tuple(self.attempt.running))])
@@ -77,7 +76,7 @@ class Watch:
             self._owner.silent(now - since)
         if self._strike is None or not self._strike.stands():
             self._strike = self._needed(now)
-        return self.due() if self._strike is None else self._end(self._strike, now)
+        return self._due() if self._strike is None else self._end(self._strike, now)
 
     def _needed(self, now: float) -> _Strike | None:
         attempt = self.attempt
@@ -92,8 +91,10 @@ class Watch:
         return None
 
     def _end(self, strike: _Strike, now: float) -> float:
+        if strike.given_up:
+            return inf
         if self._place is None or now - strike.began >= _GRACE:
-            watcher.forget(self.attempt)
+            strike.given_up = True
             self._owner.go_on_without(strike.overrun)
             return inf
         if strike.landed:
@@ -116,6 +117,7 @@ class _Strike:
         self.overrun = Overrun(attempt, error, step)
         self.began = began
         self.landed = False
+        self.given_up = False
         self._execution = step.executions if step is not None else 0
         self._silent_since = silent_since
 
@@ -159,18 +161,19 @@ class Watcher:
     def watch(self, watch: Watch) -> None:
         """Look at an attempt until :meth:`forget`."""
         self._watches[watch.attempt] = watch
-        self.expect(watch.due())
+        self.expect(watch.first_due)
 
     def forget(self, attempt: Attempt) -> None:
         self._watches.pop(attempt, None)
 
     def expect(self, when: float) -> None:
         """Something may be due at this monotonic time."""
-        if when < inf and (self._thread is None or not self._thread.is_alive()):
+        if when >= self._sleeps_until:
+            return
+        if self._thread is None:
             self._thread = threading.Thread(target=self._keep_looking, name="celery-durable-progress", daemon=True)
             self._thread.start()
-        elif when < self._sleeps_until:
-            self._bell.set()
+        self._bell.set()
 
     def _keep_looking(self) -> None:
         while True:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from billiard.exceptions import Terminated
-from celery.exceptions import TaskPredicate, TaskRevokedError, TimeLimitExceeded
+from celery.exceptions import TaskPredicate, TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from . import outcome
 from .exceptions import ConfigurationError
-from .runs import Runs
+from .runs import Runs, Whose
 from .store import store_of
+
+T = TypeVar("T")
 
 logger = logging.getLogger("celery_durable")
 
@@ -31,7 +33,7 @@ class DurableRequest(Request):
         A lost child, or Celery itself in what follows a task: its result backend was away, say.
         """
         error = getattr(exc_info.exception, "exc", exc_info.exception)
-        if not return_ok and self._befell_the_worker(error) and self._has_run(self.worker_pid):
+        if not return_ok and self._befell_the_worker(error) and self._is_for_the_journal(error):
             logger.warning("task %s: its worker failed it, it goes on from its journal: %r", self.id, error)
             task_ready(self)
             if self.task.acks_late:
@@ -44,9 +46,12 @@ class DurableRequest(Request):
         stopped = self._already_cancelled or self._already_revoked  # type: ignore[attr-defined]
         return not stopped and not isinstance(error, (Terminated, TimeLimitExceeded, MemoryError, TaskPredicate))
 
-    def _has_run(self, pid: Any) -> bool:
-        """Whether the journal knows how the run goes on; what that process held of it is given back."""
-        return bool(pid and self._ask(lambda runs: runs.release(self.id, pid), "its lost process is not journaled"))
+    def _is_for_the_journal(self, error: BaseException) -> bool:
+        """Whether the journal says how the run goes on; what the process held of it is given back."""
+        pid: Any = self.worker_pid
+        whose = pid and self._ask(lambda runs: runs.release(self.id, pid), "its lost process is not journaled")
+        # A message may have been about to reopen a run that is over, when its process died.
+        return whose is Whose.JOURNALS or (whose is Whose.OVER and not isinstance(error, WorkerLostError))
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A hard time limit ends the run: FAILURE, journal kept."""
@@ -87,7 +92,7 @@ class DurableRequest(Request):
         ended = outcome.of_error(error)
         self._ask(lambda runs: runs.condemn(self.id, status, keep, ended), "its end could not be journaled")
 
-    def _ask(self, question: Callable[[Runs], bool], otherwise: str) -> bool | None:
+    def _ask(self, question: Callable[[Runs], T], otherwise: str) -> T | None:
         try:
             return question(store_of(self.app).runs)
         except ConfigurationError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from enum import Enum
 from typing import Any, NamedTuple
 
 from .exceptions import JournalUnavailableError, JournalUnreadableError
@@ -26,6 +27,15 @@ logger = logging.getLogger("celery_durable")
 
 _MOST_AT_ONCE = 200
 _UNSENT_PAUSE = 5.0
+
+
+class Whose(Enum):
+    """Whose affair a run is whose process was lost."""
+
+    CELERYS = 0
+    JOURNALS = 1
+    OVER = 2
+    """Another process has ended it."""
 
 
 class Claimed(NamedTuple):
@@ -80,11 +90,12 @@ class Runs:
         condemned = call("condemn", keys.all, task_id, fence, status, ms(keep), "outcome", outcome)
         return self._ask(task_id, condemned, patience=SHORT_PATIENCE) == [1]
 
-    def release(self, task_id: str, pid: int) -> bool:
-        """Give back what a dead process of this machine held; False if the journal has nothing to do with it."""
+    def release(self, task_id: str, pid: int) -> Whose:
+        """Give back what a process of this machine held that has lost the run; whose affair the run is now."""
         keys = self.keys(task_id)
         released = call("release", keys.all, task_id, "owner", owner_name(pid), 0)
-        return self._ask(task_id, released, patience=SHORT_PATIENCE) == [1]
+        [reply] = self._ask(task_id, released, patience=SHORT_PATIENCE)
+        return Whose(reply)
 
     def cancel(self, task_id: str) -> tuple[str, int]:
         """Ask a live run to end by ``TaskCancelled``; the status that it has, and when it ended if it did."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from math import inf
+from threading import Lock
 from types import FunctionType
 from typing import Any
 from uuid import UUID
@@ -128,9 +129,12 @@ class Step:
     """A step of one attempt."""
 
     __slots__ = (
-        "action", "args", "attempt", "deadline", "entry", "executions", "first", "kwargs", "name", "options",
-        "position", "violation",
+        "action", "args", "attempt", "deadline", "entry", "executions", "first", "handover", "kwargs", "name",
+        "options", "position", "violation",
     )  # fmt: skip
+
+    handover: Lock
+    """Of an execution that is given up: held while the run is made to go on without it."""
 
     def __init__(
         self,
@@ -241,7 +245,7 @@ class Step:
                 attempt.running.remove(self)
             except KeyError:
                 # The run goes on without it: what is being said of it comes first.
-                with attempt.handover:
+                with self.handover:
                     pass
 
     def _meaning(self, raised: BaseException) -> BaseException:

@@ -14,15 +14,14 @@ import redis
 from celery_durable.interrupts import Fenced
 from celery_durable.journal import Busy, Finished, Opened
 from celery_durable.redis_journal import SHARDS, RedisJournal, owner_name
-from celery_durable.runs import Claimed, Claims
+from celery_durable.runs import Claimed, Claims, Whose
 from celery_durable.store import Store
 from tests.integration.network import Waits
 from tests.integration.runs import TASK, delivery, lapse, new_id, opened, state, store_at
 
 DAY = 24 * 3600.0
 LEASE = 30_000
-HOUR = 3_600_000
-MOST = 100
+MOST = 200
 """Runs that one look at a shard goes through."""
 
 
@@ -71,7 +70,7 @@ def server_ms(client: redis.Redis) -> int:
 
 def finished(store: Store, status: str = "succeeded", *, delivered: bool) -> RedisJournal:
     journal = opened(store, new_id())
-    journal.finish(status, DAY, {"outcome": '{"value":1}'})
+    journal.finish(status, {"outcome": '{"value":1}'})
     if delivered:
         journal.deliver(DAY)
         journal.prove_lease()  # reads the replies
@@ -89,7 +88,7 @@ def test_a_run_whose_lease_has_lapsed_is_claimed_once(store: Store, redis_client
     died(redis_client, store, task_id := new_id(), call='{"args":[1]}')
     before = server_ms(redis_client)
 
-    assert claimed(store) == [Claimed(task_id, TASK, b'{"args":[1]}', b"")]
+    assert claimed(store) == [Claimed(task_id, "running", TASK, b'{"args":[1]}', b"")]
     assert claimed(store) == []
 
     after = state(redis_client, store, task_id)
@@ -103,7 +102,7 @@ def test_a_run_whose_wait_is_over_is_claimed_with_what_its_message_is_to_say(
 ) -> None:
     opened(store, task_id := new_id()).suspend(0, {"resume": '{"retries":3}'})
 
-    assert claimed(store) == [Claimed(task_id, TASK, b"{}", b'{"retries":3}')]
+    assert claimed(store) == [Claimed(task_id, "suspended", TASK, b"{}", b'{"retries":3}')]
     assert claimed(store) == []
     assert state(redis_client, store, task_id)["fields"]["status"] == "suspended"
 
@@ -140,17 +139,17 @@ def test_a_live_run_is_left_alone(store: Store, redis_client: redis.Redis) -> No
     assert state(redis_client, store, task_id) == before
 
 
-def test_the_time_until_a_run_is_sent_again_doubles_up_to_an_hour(store: Store, redis_client: redis.Redis) -> None:
+def test_the_time_until_a_run_is_sent_again_grows_up_to_a_day(store: Store, redis_client: redis.Redis) -> None:
     died(redis_client, store, task_id := new_id())
     pauses = []
-    for _ in range(9):
+    for _ in range(8):
         before = server_ms(redis_client)
         assert ids(store) == [task_id]
         pauses.append(state(redis_client, store, task_id)["due"] - before)
         overdue(redis_client, store, task_id)
 
-    assert pauses == pytest.approx([*(LEASE * 2**n for n in range(7)), HOUR, HOUR], abs=5_000)
-    assert state(redis_client, store, task_id)["fields"]["resent"] == "9"
+    assert pauses == pytest.approx([*(LEASE * 4**n for n in range(6)), DAY * 1000, DAY * 1000], abs=5_000)
+    assert state(redis_client, store, task_id)["fields"]["resent"] == "8"
 
 
 def test_the_pause_begins_anew_with_each_attempt(store: Store, redis_client: redis.Redis) -> None:
@@ -177,7 +176,7 @@ def test_a_finished_run_that_was_not_delivered_is_claimed(store: Store, redis_cl
 
     assert ids(store) == [task_id]
     after = state(redis_client, store, task_id)
-    assert (after["fields"]["status"], after["expires"]) == ("succeeded", True)
+    assert (after["fields"]["status"], after["expires"]) == ("succeeded", False)
 
 
 @pytest.mark.parametrize("status", ["succeeded", "failed", "revoked"])
@@ -208,7 +207,7 @@ def test_a_run_of_a_task_that_is_not_known_is_left_alone(store: Store, redis_cli
     if status == "suspended":
         journal.suspend(0, {})
     elif status == "succeeded":
-        journal.finish(status, DAY, {})
+        journal.finish(status, {})
         lapse(redis_client, store, task_id)
     before = state(redis_client, store, task_id)
 
@@ -242,7 +241,7 @@ def test_runs_behind_many_of_other_tasks_are_found(
 def test_runs_behind_many_of_other_tasks_are_found_whichever_sets_these_are_in(
     store: Store, redis_client: redis.Redis, shard: Iterator[str]
 ) -> None:
-    """Some have lapsed, some are overdue; ours is among the second hundred of those that have lapsed."""
+    """Some have lapsed, some are overdue; ours is behind the first two hundred of those that have lapsed."""
     for _ in range(60):
         journal = opened(store, next(shard), task="another.task")
         journal.suspend(0, {})
@@ -265,7 +264,7 @@ def found_in_time(store: Store, looks: int) -> list[str]:
     return sorted(found)
 
 
-def test_one_look_takes_a_hundred_runs_of_a_shard_and_the_next_one_goes_on(
+def test_one_look_takes_two_hundred_runs_of_a_shard_and_the_next_one_goes_on(
     store: Store, redis_client: redis.Redis, shard: Iterator[str]
 ) -> None:
     waiting = {next(shard) for _ in range(2 * MOST + 50)}
@@ -391,10 +390,10 @@ def test_a_lease_that_is_given_back_lets_others_go_on_at_once(store: Store, redi
 
 def give_back(store: Store, journal: RedisJournal, by: str) -> None:
     if by == "fence":
-        journal.release()
+        journal.release(orderly=True)
     else:
         _, _, pid = owner_of(store, id_of(journal)).partition(":")
-        assert store.runs.release(id_of(journal), int(pid))
+        assert store.runs.release(id_of(journal), int(pid)) is Whose.JOURNALS
 
 
 def owner_of(store: Store, task_id: str) -> str:
@@ -412,8 +411,8 @@ def test_only_the_present_attempt_gives_its_lease_back(store: Store, redis_clien
     opened(store, task_id)
     before = state(redis_client, store, task_id)
 
-    stale.release()
-    assert store.runs.release(task_id, 1), "there is a run, of another process"
+    stale.release(orderly=True)
+    assert store.runs.release(task_id, 1) is Whose.JOURNALS, "there is a run, of another process"
 
     assert state(redis_client, store, task_id) == before
 
@@ -452,8 +451,45 @@ def test_a_delivered_outcome_is_not_given_back(store: Store, redis_client: redis
     assert state(redis_client, store, id_of(journal)) == before
 
 
+def test_an_attempt_that_has_given_its_lease_back_does_not_take_it_again(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    """A renewal may be under way."""
+    journal = opened(store, task_id := new_id())
+    journal.release(orderly=True)
+    before = state(redis_client, store, task_id)
+
+    with pytest.raises(Fenced):
+        journal.prove_lease()
+
+    assert state(redis_client, store, task_id) == before
+
+
+@pytest.mark.parametrize(("orderly", "recoveries"), [(True, 0), (False, 1)])
+def test_an_orderly_end_of_a_process_is_no_death(store: Store, orderly: bool, recoveries: int) -> None:
+    opened(store, task_id := new_id()).release(orderly=orderly)
+
+    verdict = store.journal(task_id).open(delivery(task_id, hint=True))
+
+    assert isinstance(verdict, Opened)
+    assert verdict.recoveries == recoveries
+
+
+def test_an_outcome_that_can_never_be_delivered_is_kept_and_not_sent_again(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    journal = finished(store, delivered=False)
+    journal.deliver(DAY, arrived=False)
+    journal.prove_lease()  # reads the replies
+
+    after = state(redis_client, store, id_of(journal))
+    assert after["expires"]
+    assert "delivered" not in after["fields"]
+    assert ids(store) == []
+
+
 def test_there_is_nothing_to_give_back_of_a_run_that_has_not_begun(store: Store, redis_client: redis.Redis) -> None:
-    assert not store.runs.release(new_id(), 1)
+    assert store.runs.release(new_id(), 1) is Whose.CELERYS
     assert redis_client.dbsize() == 0
 
 
@@ -502,13 +538,13 @@ def test_an_attempt_of_a_run_that_was_ended_from_outside_writes_nothing_more(
 
     for write in (
         lambda: journal.suspend(0, {}),
-        lambda: journal.finish("succeeded", DAY, {"outcome": "late"}),
+        lambda: journal.finish("succeeded", {"outcome": "late"}),
         journal.prove_lease,
         lambda: (journal.send({"step:1": "late"}), journal.settle()),
     ):
         with pytest.raises(Fenced):
             write()
-    journal.release()
+    journal.release(orderly=True)
     journal.deliver(DAY)
     with pytest.raises(Fenced):
         journal.prove_lease()

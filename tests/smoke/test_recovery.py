@@ -336,7 +336,7 @@ def test_runs_of_tasks_that_an_app_does_not_know_are_left_alone_and_in_nobodys_w
     """More of them than a worker goes through at a time, and all before the one that it knows."""
     worker = durable.start_worker()
     ids = (one for one in iter(lambda: str(uuid4()), "") if crc32(one.encode()) % SHARDS == 0)
-    unknown = [recovery.known_to_some.apply_async(task_id=next(ids)) for _ in range(120)]
+    unknown = [recovery.known_to_some.apply_async(task_id=next(ids)) for _ in range(220)]
     known = recovery.sleeps.apply_async(task_id=next(ids))
     wait_until_suspended(durable.redis, known.id, *(result.id for result in unknown))
     worker.stop()
@@ -355,7 +355,7 @@ def test_runs_of_tasks_that_an_app_does_not_know_are_left_alone_and_in_nobodys_w
     assert effects.count("sent") == len(unknown) + 2
     other.stop()
     worker.restart()
-    assert [result.get(timeout=LONG) for result in unknown] == ["awake"] * 120
+    assert [result.get(timeout=LONG) for result in unknown] == ["awake"] * 220
     assert effects.count("sent") == 2 * len(unknown) + 2
 
 

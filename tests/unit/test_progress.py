@@ -209,6 +209,19 @@ def test_what_cannot_be_struck_is_left_at_once(run: Run) -> None:
     assert [overrun.step for overrun in one.owner.left] == [step]
 
 
+def test_what_ends_just_then_is_left_once_and_its_attempt_watched_on(run: Run) -> None:
+    one = watched(run)
+    first = one.begin_step(timeout=5)
+    one.look(6)
+    one.look(7)
+    assert len(one.owner.left) == 1
+    one.attempt.running.remove(first)
+    second = one.begin_step(timeout=9)
+    assert one.look(8) == pytest.approx(9)
+    one.look(10)
+    assert [overrun.step for overrun in one.owner.left] == [first, second]
+
+
 @pytest.mark.parametrize("ending", ["the step ends", "it is executed again", "the attempt ends", "a heartbeat"])
 def test_a_strike_for_what_has_ended_does_not_land(run: Run, place: Nowhere, ending: str) -> None:
     one = watched(run, place)
@@ -224,13 +237,11 @@ def test_a_strike_for_what_has_ended_does_not_land(run: Run, place: Nowhere, end
         case "a heartbeat":
             one.attempt.progressed_at += 660
     assert not place.sent[0].lands()
-    one.look(661.1)
-    assert len(place.sent) == (1 if ending == "a heartbeat" else 2 if ending == "the step ends" else len(place.sent))
 
 
 def test_without_timeouts_nothing_is_ever_due(run: Run) -> None:
     one = watched(run, None, math.inf, math.inf)
-    assert one.watch.due() == math.inf
+    assert one.watch.first_due == math.inf
     assert one.look(1e9) == math.inf
     assert one.owner.silences == one.owner.left == []
 
