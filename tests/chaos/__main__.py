@@ -4,6 +4,8 @@ import argparse
 import random
 import sys
 import time
+from contextlib import suppress
+from itertools import count
 
 from tests.chaos.rounds import Report, Round
 
@@ -12,29 +14,29 @@ SECONDS_PER_ROUND = 90
 
 
 def main() -> int:
-    options = _options()
-    total, began, seed = Report(), time.monotonic(), options.seed
-    print(f"chaos from seed {seed} on")
-    while True:
-        round_ = Round(seed, options.programs, SECONDS_PER_ROUND)
-        print(f"seed {seed}: {round_.terms}", flush=True)
-        report = round_.play()
-        total.add(report)
-        minutes = (time.monotonic() - began) / 60
-        print(
-            f"  {minutes:5.1f} min: {total.runs} programs, {total.faults.total()} faults, "
-            f"{len(total.violations)} violations",
-            flush=True,
-        )
-        if report.violations:
-            _complain(seed, options.programs, report)
-            if not options.go_on:
+    options, total = _options(), Report()
+    end = time.monotonic() + 60 * options.minutes
+    with suppress(KeyboardInterrupt):
+        for seed in count(options.seed):
+            report = _play(seed, options.programs)
+            total.add(report)
+            print(f"  so far: {total.summary()}", flush=True)
+            if time.monotonic() >= end or (report.violations and not options.go_on):
                 break
-        if minutes >= options.minutes:
-            break
-        seed += 1
     print(total)
     return 1 if total.violations else 0
+
+
+def _play(seed: int, programs: int) -> Report:
+    round_ = Round(seed, programs, SECONDS_PER_ROUND)
+    print(f"seed {seed}: {round_.terms}", flush=True)
+    report = round_.play()
+    for violation in report.violations:
+        print(f"  !! {str(violation)[:500]}")
+    if report.violations:
+        print(f"  seed {seed} failed, see {report.dump}")
+        print(f"  again: make chaos SEED={seed} MINUTES=0 PROGRAMS={programs}")
+    return report
 
 
 def _options() -> argparse.Namespace:
@@ -44,13 +46,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--programs", type=int, default=PROGRAMS_PER_ROUND, help="per round")
     parser.add_argument("--go-on", action="store_true", help="also after a violation")
     return parser.parse_args()
-
-
-def _complain(seed: int, programs: int, report: Report) -> None:
-    for violation in report.violations:
-        print(f"  !! {str(violation)[:500]}")
-    print(f"  seed {seed} failed, see {report.dump}")
-    print(f"  again: make chaos SEED={seed} MINUTES=0 PROGRAMS={programs}", flush=True)
 
 
 if __name__ == "__main__":

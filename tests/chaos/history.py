@@ -85,9 +85,9 @@ def _commands(text: bytes) -> Iterator[list[str]]:
                 continue
             words = []
             for _ in range(int(head[1:])):
-                size = int(line()[1:])
-                words.append(text[position : position + size].decode(errors="replace"))
-                position += size + 2
+                end = int(line()[1:]) + position
+                words.append(text[position:end].decode(errors="replace"))
+                position = text.index(b"\r\n", end) + 2
         except ValueError:
             return
         yield words

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
@@ -26,6 +27,16 @@ PROPORTIONS = (94, 3, 3)
 """Of programs that are random, that stray from their path, and that are poisoned."""
 LONGEST_END = 90
 """Seconds after the last fault is healed, within which every run ends: leases lapse, retries and sleeps come due."""
+DELAYING = {
+    "kill journal",
+    "kill both",
+    "kill broker",
+    "kill worker",
+    "freeze worker",
+    "skew clock",
+    "shut down worker",
+}
+"""What delays a takeover: a server is away, or there is no other worker."""
 UNDELIVERED = 5
 """Seconds after which a message that began nothing is sent again."""
 
@@ -51,6 +62,9 @@ class Report:
         self.violations += other.violations
         self.attempts += other.attempts
         self.cut_short += other.cut_short
+
+    def summary(self) -> str:
+        return f"{self.runs} programs, {self.faults.total()} faults, {len(self.violations)} violations"
 
     def __str__(self) -> str:
         faults = ", ".join(f"{count} x {kind}" for kind, count in self.faults.most_common())
@@ -224,13 +238,13 @@ def _operation(run: Run, at: str) -> Operation:
 
 
 def _takeovers(run: Run) -> Iterator[float]:
-    """Yield how long it took from each SIGKILL of a worker amid an attempt to the next attempt."""
-    for fault in run.faults:
-        if fault.kind != "kill worker":
-            continue
-        for attempt in run.attempts:
-            lines = attempt.lines
-            amid = lines and lines[0].at < fault.began and lines[-1].event != "leaves" and lines[-1].at < fault.ended
-            if amid and attempt.cut_short and attempt.pid in fault.pids:
-                later = [line.at for line in run.of("starts") if line.attempt > attempt.number]
-                yield from (at - fault.began for at in later[:1])
+    """Yield how long a SIGKILL of a worker kept a run from its next attempt, where nothing else delayed it."""
+    for death in run.faults:
+        for attempt, successor in pairwise(run.attempts):
+            if death.kind != "kill worker" or death.pids.isdisjoint({attempt.pid}) or not successor.lines:
+                continue
+            begun, goes_on = attempt.lines[0].at if attempt.lines else death.began, successor.lines[0].at
+            others = (fault for fault in run.faults if fault is not death and fault.kind in DELAYING)
+            calm = not any(fault.began <= goes_on and fault.ended >= death.began for fault in others)
+            if attempt.cut_short and begun < death.began < goes_on and calm:
+                yield goes_on - death.began
