@@ -15,6 +15,7 @@ from celery.exceptions import Reject, Retry
 from . import retry_task  # noqa: F401  registers celery_durable.retry with every app
 from .attempt import Terms
 from .call import changed_by_retry
+from .ending import Ending
 from .exceptions import ConfigurationError
 from .execution import Execution, current, execution_of, opened_by
 from .message import (
@@ -224,7 +225,7 @@ class DurableTask(Task[P, R]):
             reason: Any = rejected.reason  # type: ignore[attr-defined]
             if self.acks_late and isinstance(reason, BROKER_AWAY):
                 raise unsent(execution.request, reason) from rejected
-            execution.fail_after_all(rejected)
+            Ending(execution).fail_after_all(rejected)
             raise
         except Exception as error:
             execution.gave_up = error

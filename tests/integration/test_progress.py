@@ -15,6 +15,7 @@ import redis
 from celery import Celery
 
 from celery_durable import DurableContext, DurableTimeoutError, RetryPolicy, RunOptions, durable_task
+from celery_durable.abandonment import Abandonment
 from celery_durable.attempt import Attempt
 from celery_durable.execution import execution_of
 from celery_durable.interrupts import Overrun
@@ -145,7 +146,7 @@ def test_an_execution_that_has_ended_is_not_given_up(app: Celery, redis_client: 
         attempt = ctx._attempt  # noqa: SLF001
         ctx.run("first", lambda: steps.extend(attempt.running))
         late = Overrun(attempt, DurableTimeoutError("too late"), *steps)
-        execution_of(task)._abandon(late)  # noqa: SLF001
+        Abandonment(execution_of(task))._abandon(late)  # noqa: SLF001
         return ctx.run("second", lambda: "done")
 
     task = task_in(app, body)

@@ -110,22 +110,25 @@ def test_a_step_that_fails_after_the_cancellation_is_not_retried(durable: Durabl
     assert result.state == "REVOKED"
 
 
-@pytest.mark.parametrize("place", WAITS)
-def test_a_run_that_waits_wakes_for_its_cancellation(durable: DurableSetup, place: str) -> None:
+def test_runs_that_wait_wake_for_their_cancellation(durable: DurableSetup) -> None:
     worker = durable.start_worker(concurrency=1)
-    result = orders.order.delay(place)
-    wait_until_suspended(durable, result.id)
-    before = journal(durable.redis, result.id)
+    runs = {place: orders.order.delay(place) for place in WAITS}
+    due = {}
+    for place, result in runs.items():
+        wait_until_suspended(durable, result.id)
+        due[place] = int(journal(durable.redis, result.id)["due"])
 
-    cancel(result.id, app=durable.app)
+    for result in runs.values():
+        cancel(result.id, app=durable.app)
 
-    is_cancelled(result)
-    assert int(journal(durable.redis, result.id)["opened"]) < int(before["due"])
-    assert len(told(result.id)) == 1
-    assert counts(result.id, "reserve", "ship", "release", "notify") == [1, 0, 1, 1]
-    assert counts(result.id, "flaky") == [int("backing off" in place)]
-    ended(durable, result.id, "revoked")
-    assert received(worker, result.id) == (3 if "broker" in place else 2)
+    for place, result in runs.items():
+        is_cancelled(result)
+        assert int(journal(durable.redis, result.id)["opened"]) < due[place]
+        assert len(told(result.id)) == 1
+        assert counts(result.id, "reserve", "ship", "release", "notify") == [1, 0, 1, 1]
+        assert counts(result.id, "flaky") == [int("backing off" in place)]
+        ended(durable, result.id, "revoked")
+        assert received(worker, result.id) == (3 if "broker" in place else 2)
 
 
 def test_a_step_that_fails_for_ever_inside_the_worker_is_cancelled(durable: DurableSetup) -> None:
@@ -138,21 +141,6 @@ def test_a_step_that_fails_for_ever_inside_the_worker_is_cancelled(durable: Dura
     is_cancelled(result)
     assert steps(durable.redis, result.id) == [("flaky", "cancelled", effects.count("flaky", result.id))]
     ended(durable, result.id, "revoked")
-
-
-def test_a_sleeping_run_wakes_at_once(durable: DurableSetup) -> None:
-    """That is within seconds: the workers look for it once a second."""
-    durable.start_worker()
-    result = orders.order.delay("asleep")
-    wait_until_suspended(durable, result.id)
-    wait_until_idle(durable)
-    began = time.monotonic()
-
-    cancel(result.id, app=durable.app)
-
-    is_cancelled(result)
-    assert time.monotonic() - began < 5
-    assert [entry["state"] for entry in entries(durable.redis, result.id)] == ["done", "cancelled", "done", "done"]
 
 
 def test_a_run_that_sleeps_while_no_worker_lives_is_cancelled_by_the_next_one(durable: DurableSetup) -> None:
@@ -185,22 +173,21 @@ def test_a_run_that_waits_with_other_arguments_is_cancelled_with_them(durable: D
 # -- how it ends -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["in a step", "asleep"])
-def test_a_cancellation_that_is_caught_is_a_success(durable: DurableSetup, place: str) -> None:
+def test_a_cancellation_that_is_caught_is_a_success(durable: DurableSetup) -> None:
     durable.start_worker()
-    result = orders.order.delay(place, "return")
-    if place == "in a step":
-        effects.wait_until_blocked("charge")
-    else:
-        wait_until_suspended(durable, result.id)
+    results = [orders.order.delay(place, "return") for place in ("in a step", "asleep")]
+    effects.wait_until_blocked("charge")
+    wait_until_suspended(durable, results[1].id)
 
-    cancel(result.id, app=durable.app)
+    for result in results:
+        cancel(result.id, app=durable.app)
     effects.release("charge")
 
-    assert result.get(timeout=15) == "compensated"
-    assert result.state == "SUCCESS"
-    assert counts(result.id, "ship", "release", "notify") == [0, 1, 1]
-    ended(durable, result.id, "succeeded")
+    for result in results:
+        assert result.get(timeout=15) == "compensated"
+        assert result.state == "SUCCESS"
+        assert counts(result.id, "ship", "release", "notify") == [0, 1, 1]
+        ended(durable, result.id, "succeeded")
 
 
 def test_a_run_that_ignores_its_result_is_cancelled_unseen(durable: DurableSetup) -> None:
@@ -238,21 +225,21 @@ def test_compensations_run_once_though_the_worker_dies_amid_them(durable: Durabl
     ended(durable, result.id, "revoked")
 
 
-@pytest.mark.parametrize(
-    ("task", "seen"), [(orders.base_class_order, 1), (orders.retried_by_celery, 0)], ids=["plain", "autoretry_for"]
-)
-def test_a_task_of_the_base_class_is_cancelled(durable: DurableSetup, task: Any, seen: int) -> None:
+def test_tasks_of_the_base_class_are_cancelled(durable: DurableSetup) -> None:
     durable.start_worker()
-    result = task.delay()
-    wait_until_suspended(durable, result.id)
+    results = [orders.base_class_order.delay(), orders.retried_by_celery.delay()]
+    for result in results:
+        wait_until_suspended(durable, result.id)
 
-    cancel(result.id, app=durable.app)
+    for result in results:
+        cancel(result.id, app=durable.app)
 
-    is_cancelled(result)
-    assert len(told(result.id)) == seen
-    assert counts(result.id, "reserve", "release") == [seen, seen]
-    ended(durable, result.id, "revoked")
-    assert journal(durable.redis, result.id)["attempt"] == "2"
+    for result, seen in zip(results, (1, 0), strict=True):
+        is_cancelled(result)
+        assert len(told(result.id)) == seen
+        assert counts(result.id, "reserve", "release") == [seen, seen]
+        ended(durable, result.id, "revoked")
+        assert journal(durable.redis, result.id)["attempt"] == "2"
 
 
 def test_one_of_a_gather_is_cancelled_and_all_the_others_go_on(durable: DurableSetup) -> None:
@@ -282,19 +269,19 @@ def test_of_several_sleeps_one_is_cancelled(durable: DurableSetup) -> None:
     ended(durable, result.id, "revoked")
 
 
-@pytest.mark.parametrize("task", [orders.watches, orders.watches_async], ids=["def", "async def"])
-def test_a_running_step_can_know(durable: DurableSetup, task: Any) -> None:
-    durable.start_worker()
-    result = task.delay()
-    eventually(lambda: effects.count("watching", result.id))
+def test_a_running_step_can_know(durable: DurableSetup) -> None:
+    durable.start_worker(concurrency=2)
+    results = [orders.watches.delay(), orders.watches_async.delay()]
+    eventually(lambda: effects.count("watching") == 2)
     began = time.monotonic()
 
-    cancel(result.id, app=durable.app)
+    for result in results:
+        cancel(result.id, app=durable.app)
 
     # Nothing else of the context was asked for, so there was nothing to cancel.
-    assert result.get(timeout=15) == "stopped early"
+    assert [result.get(timeout=15) for result in results] == ["stopped early"] * 2
     assert time.monotonic() - began < 8
-    assert result.state == "SUCCESS"
+    assert {result.state for result in results} == {"SUCCESS"}
 
 
 # -- canvas ------------------------------------------------------------------------------------------------------------

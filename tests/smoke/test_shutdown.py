@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from celery.result import AsyncResult
 
 from tests.smoke import effects
 from tests.smoke.apps import recovery
@@ -34,12 +35,6 @@ def worker_app() -> str:
     return "tests.smoke.apps.recovery"
 
 
-@pytest.fixture(params=["early", "late"])
-def acks(request: pytest.FixtureRequest) -> str:
-    """When messages are acknowledged."""
-    return request.param
-
-
 @pytest.fixture(params=["prefork", "solo", "threads", "gevent"])
 def pool(request: pytest.FixtureRequest) -> str:
     if request.param == "gevent" and (reason := why_not(request.param)):
@@ -57,98 +52,101 @@ def counts(*names: str) -> list[int]:
     return [effects.count(name) for name in names]
 
 
-def end_by(worker: Worker, signal: str) -> None:
-    worker.kill(signal)
-    eventually(lambda: not worker.running, 20, what="the end of the worker")
+def start_held(pool: str = "prefork") -> list[AsyncResult]:
+    """Start tasks that are held in their second step: one that was acknowledged early, one that is not, if both fit."""
+    tasks = [recovery.early, recovery.late][: POOLS[pool]["concurrency"]]
+    held = [task.delay(held_at="second") for task in tasks]
+    effects.wait_until_blocked("second", times=len(held))
+    return held
+
+
+def pid_of(result: AsyncResult, execution: int = 1) -> int:
+    """Return the process of the second step."""
+    return effects.hits("second", result.id)[execution - 1].pid
 
 
 # -- tasks that end before
 
 
-def test_a_warm_shutdown_lets_a_task_end_and_keeps_the_waits(durable: DurableSetup, pool: str, acks: str) -> None:
+def test_a_warm_shutdown_lets_tasks_end_and_keeps_the_waits(durable: DurableSetup, pool: str) -> None:
     worker = start(durable, pool)
     asleep = recovery.sleeps.delay()
     wait_until_suspended(durable.redis, asleep.id)
-    result = getattr(recovery, acks).delay(held_at="second")
-    pid = effects.wait_until_blocked("second").pid
+    held = start_held(pool)
     worker.kill("SIGTERM")
     eventually(lambda: "Warm shutdown" in worker.log())
     effects.release("second")
     worker.wait()
 
-    assert result.get(timeout=5) == [pid] * 3
-    assert counts(*STEPS) == [1, 1, 1]
+    assert [result.get(timeout=5) for result in held] == [[pid_of(result)] * 3 for result in held]
+    assert counts(*STEPS) == [len(held)] * 3
     assert waiting(durable.redis) == [asleep.id]
     assert journal(durable.redis, asleep.id)["status"] == "suspended"
     assert messages(durable) == (0, 0)
 
 
-def test_a_soft_shutdown_lets_a_task_end_that_takes_no_longer(durable: DurableSetup, acks: str) -> None:
-    worker = start(durable, conf={"worker_soft_shutdown_timeout": 20})
-    result = getattr(recovery, acks).delay(held_at="second")
-    pid = effects.wait_until_blocked("second").pid
+def test_a_soft_shutdown_lets_tasks_end_that_take_no_longer(durable: DurableSetup) -> None:
+    worker = start(durable, conf={"worker_soft_shutdown_timeout": 8})
+    held = start_held()
     worker.kill("SIGQUIT")
     eventually(lambda: "Initiating Soft Shutdown" in worker.log())
     effects.release("second")
 
-    assert result.get(timeout=SOON) == [pid] * 3
-    eventually(lambda: not worker.running, 30)
-    assert counts(*STEPS) == [1, 1, 1]
-    assert journal(durable.redis, result.id)["attempt"] == "1"
-
-
-# -- tasks that do not
-
-
-@pytest.mark.parametrize("way", COLD)
-def test_a_cold_shutdown_gives_the_lease_back_at_once(durable: DurableSetup, way: str, acks: str) -> None:
-    options = dict(COLD[way])
-    signal = options.pop("signal")
-    goes_on_elsewhere(durable, "prefork", acks, signal, **options)
-
-
-def test_a_cold_shutdown_of_greenlets_gives_the_lease_back_too(durable: DurableSetup, acks: str) -> None:
-    if reason := why_not("gevent"):
-        pytest.skip(f"gevent does not work here: {reason}")
-    goes_on_elsewhere(durable, "gevent", acks, "SIGQUIT")
+    assert [result.get(timeout=SOON) for result in held] == [[pid_of(result)] * 3 for result in held]
+    assert counts(*STEPS) == [2, 2, 2]
+    assert {run["attempt"] for run in journals(durable.redis).values()} == {"1"}
 
 
 @pytest.mark.parametrize("others", ["threads", "solo"])
-def test_a_cold_shutdown_of_a_pool_that_cannot_kill_lets_the_task_end(
-    durable: DurableSetup, others: str, acks: str
-) -> None:
+def test_a_cold_shutdown_of_a_pool_that_cannot_kill_lets_tasks_end(durable: DurableSetup, others: str) -> None:
     worker = start(durable, others)
-    result = getattr(recovery, acks).delay(held_at="second")
-    pid = effects.wait_until_blocked("second").pid
+    held = start_held(others)
     worker.kill("SIGQUIT")
     eventually(lambda: "Hitting Ctrl+C again will terminate" in worker.log())
     start(durable)
     effects.release("second")
     eventually(lambda: not worker.running, 20, what="the end of the worker")
 
-    assert result.get(timeout=SOON) == [pid] * 3
-    assert counts(*STEPS, "failures") == [1, 1, 1, 0]
-    assert journal(durable.redis, result.id)["attempt"] == "1"
+    assert [result.get(timeout=SOON) for result in held] == [[pid_of(result)] * 3 for result in held]
+    assert counts(*STEPS, "failures") == [len(held)] * 3 + [0]
+    assert {run["attempt"] for run in journals(durable.redis).values()} == {"1"}
 
 
-def goes_on_elsewhere(durable: DurableSetup, pool: str, acks: str, signal: str, **options: Any) -> None:
-    """End a worker amid a step: the next one begins that step anew, though lease and message would last for long."""
+# -- tasks that do not
+
+
+@pytest.mark.parametrize("way", COLD)
+def test_a_cold_shutdown_gives_leases_back_at_once(durable: DurableSetup, way: str) -> None:
+    options = dict(COLD[way])
+    signal = options.pop("signal")
+    go_on_elsewhere(durable, "prefork", signal, **options)
+
+
+def test_a_cold_shutdown_of_greenlets_gives_leases_back_too(durable: DurableSetup) -> None:
+    if reason := why_not("gevent"):
+        pytest.skip(f"gevent does not work here: {reason}")
+    go_on_elsewhere(durable, "gevent", "SIGQUIT")
+
+
+def go_on_elsewhere(durable: DurableSetup, pool: str, signal: str, **options: Any) -> None:
+    """End a worker amid steps: the next one begins those anew, though leases and messages would last for long."""
     worker = start(durable, pool, **options)
-    result = getattr(recovery, acks).delay(held_at="second")
-    first = effects.wait_until_blocked("second").pid
-    end_by(worker, signal)
+    held = start_held(pool)
+    worker.kill(signal)
+    eventually(lambda: not worker.running, 20, what="the end of the worker")
     assert waiting(durable.redis, "leases") == []
-    assert waiting(durable.redis, "due") == [result.id]
+    assert waiting(durable.redis, "due") == sorted(result.id for result in held)
     heir = start(durable)
-    effects.wait_until_blocked("second", times=2, deadline=SOON)
+    effects.wait_until_blocked("second", times=4, deadline=SOON)
     effects.release("second")
 
-    assert result.get(timeout=SOON) == [first, *[effects.hits("second")[1].pid] * 2]
-    assert effects.hits("second")[1].pid in heir.children()
+    for result in held:
+        assert result.get(timeout=SOON) == [pid_of(result), *[pid_of(result, execution=2)] * 2]
+        assert pid_of(result, execution=2) in heir.children()
     wait_until_idle(durable)
-    assert counts(*STEPS) == [1, 2, 1]
-    assert journal(durable.redis, result.id)["attempt"] == "2"
-    assert counts("failures") == [0]
+    assert counts(*STEPS, "failures") == [2, 4, 2, 0]
+    runs = journals(durable.redis).values()
+    assert {(run["attempt"], run["recoveries"]) for run in runs} == {("2", "0")}, "to be shut down is not to die"
 
 
 def test_many_runs_survive_a_cold_shutdown(durable: DurableSetup) -> None:
@@ -161,7 +159,8 @@ def test_many_runs_survive_a_cold_shutdown(durable: DurableSetup) -> None:
     amid = [getattr(recovery, acks).delay(held_at="second") for acks in ("early", "late") * 2]
     effects.wait_until_blocked("second", times=4)
     unbegun = [recovery.quick.delay() for _ in range(3)]
-    end_by(worker, "SIGQUIT")
+    worker.kill("SIGQUIT")
+    eventually(lambda: not worker.running, 20, what="the end of the worker")
     effects.release("second")
     end_waits(durable.redis)
     start(durable, concurrency=4)

@@ -67,31 +67,30 @@ def waits_in_broker(durable: DurableSetup) -> bool:
 # -- asleep ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "task", [waits.sleeps, waits.base_class_sleeps, waits.sleeps_async], ids=["def", "base class", "async def"]
-)
-def test_a_sleeping_run_holds_no_message_and_no_worker_and_wakes_once(durable: DurableSetup, task: Any) -> None:
+def test_sleeping_runs_hold_no_message_and_no_worker_and_wake_once(durable: DurableSetup) -> None:
     worker = durable.start_worker(concurrency=1)
-    result = task.delay(1.5)
-    wait_until_suspended(durable, result.id)
-    until = asleep_until(durable, result.id)
-
+    results = [task.delay(2) for task in (waits.sleeps, waits.base_class_sleeps, waits.sleeps_async)]
+    for result in results:
+        wait_until_suspended(durable, result.id)
     wait_until_idle(durable)
-    assert result.state == "SUSPENDED"
-    assert datetime.fromisoformat(result.info["until"]).timestamp() * 1000 == pytest.approx(until, abs=1)
+    until = {result.id: asleep_until(durable, result.id) for result in results}
+
+    for result in results:
+        assert result.state == "SUSPENDED"
+        assert datetime.fromisoformat(result.info["until"]).timestamp() * 1000 == pytest.approx(until[result.id], abs=1)
     assert waits.quick.delay().get(timeout=10) == "done"
-    assert journal(durable.redis, result.id)["status"] == "suspended"
+    assert {journal(durable.redis, result.id)["status"] for result in results} == {"suspended"}
 
-    assert result.get(timeout=10) == 2
+    assert [result.get(timeout=10) for result in results] == [2] * 3
     wait_until_idle(durable)
-    run = journal(durable.redis, result.id)
-    assert run["attempt"] == "2"
-    assert int(run["opened"]) >= until
-    assert received(worker, result.id) == 2
-    assert counts(result.id) == [1, 1]
-    assert result.state == "SUCCESS"
-    assert "due" not in run
-    assert "resent" not in run
+    for result in results:
+        run = journal(durable.redis, result.id)
+        assert run["attempt"] == "2"
+        assert int(run["opened"]) >= until[result.id]
+        assert received(worker, result.id) == 2
+        assert counts(result.id) == [1, 1]
+        assert result.state == "SUCCESS"
+        assert run.keys().isdisjoint({"due", "resent"})
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo", "gevent", "eventlet"])
@@ -262,25 +261,29 @@ def asleep(client: redis.Redis) -> set[str]:
 
 
 @pytest.mark.parametrize("restart_redis", [False, True], ids=["workers", "workers and Redis"])
-def test_a_run_whose_worker_is_killed_while_it_sleeps_wakes_after_the_restart(
+def test_runs_whose_worker_is_killed_while_they_wait_go_on_after_the_restart(
     durable: DurableSetup, restart_redis: bool
 ) -> None:
-    worker = durable.start_worker()
-    result = waits.sleeps.delay(2)
-    wait_until_suspended(durable, result.id)
-    until = due(durable, result.id)
+    worker = durable.start_worker(conf=BY_REDIS)
+    sleeper = waits.sleeps.delay(1.5)
+    retried = waits.flaky.delay(2, initial_retry_interval=1.5, retry_interval_factor=1, max_attempts=3)
+    for result in (sleeper, retried):
+        wait_until_suspended(durable, result.id)
+    last = max(due(durable, result.id) for result in (sleeper, retried))
     wait_until_idle(durable)
     worker.kill()
     if restart_redis:
         durable.broker_server.kill()
         durable.broker_server.start()
-    eventually(lambda: time.time() > until.timestamp(), what="the end of the sleep")
+    eventually(lambda: time.time() > last.timestamp(), what="the end of the waits")
     worker.restart()
 
-    assert durable.app.AsyncResult(result.id).get(timeout=LONG) == 2
+    assert durable.app.AsyncResult(sleeper.id).get(timeout=LONG) == 2
+    assert durable.app.AsyncResult(retried.id).get(timeout=LONG) == [3, 2]
     wait_until_idle(durable)
-    assert received(worker, result.id) == 2
-    assert counts(result.id) == [1, 1]
+    assert [received(worker, result.id) for result in (sleeper, retried)] == [2, 3]
+    assert counts(sleeper.id) == [1, 1]
+    assert [effects.count(name, retried.id) for name in ("before", "flaky")] == [1, 3]
 
 
 def test_of_many_workers_one_wakes_the_run(durable: DurableSetup) -> None:
@@ -342,35 +345,30 @@ def test_a_far_retry_of_a_step_waits_in_redis(durable: DurableSetup) -> None:
     assert [effects.count(name, result.id) for name in ("before", "flaky")] == [1, 2]
 
 
-def test_far_retries_of_a_step_are_counted(durable: DurableSetup) -> None:
+def test_far_retries_are_counted(durable: DurableSetup) -> None:
     worker = durable.start_worker(conf=BY_REDIS)
-    policy = {"initial_retry_interval": 0.3, "retry_interval_factor": 1, "max_attempts": 4}
-    result = waits.flaky.delay(3, **policy)
-    exhausted = waits.flaky.delay(99, **policy)
+    options = {"initial_retry_interval": 0.3, "retry_interval_factor": 1, "max_attempts": 4}
+    steps_of = [waits.flaky.delay(3, **options), waits.flaky.delay(99, **options)]
+    policy_of = [waits.fails.delay(2), waits.fails.delay(99)]
+    own = [waits.retries_itself.delay("word", 2, countdown=0.3), waits.retries_itself.delay("word", 99, countdown=0.3)]
 
-    assert result.get(timeout=15) == [4, 3]
+    assert steps_of[0].get(timeout=15) == [4, 3]
+    assert policy_of[0].get(timeout=15) == 3
+    assert own[0].get(timeout=15)["retries"] == 2
     with pytest.raises(RetriesExhausted) as raised:
-        exhausted.get(timeout=15)
+        steps_of[1].get(timeout=15)
+    with pytest.raises(ConnectionError, match="no route"):
+        policy_of[1].get(timeout=15)
+    with pytest.raises(MaxRetriesExceededError):
+        own[1].get(timeout=15)
 
     wait_until_idle(durable)
     assert raised.value.attempts == 4
-    assert [effects.count("flaky", one.id) for one in (result, exhausted)] == [4, 4]
-    assert [received(worker, one.id) for one in (result, exhausted)] == [4, 4]
-    assert countdowns(worker, result.id) == [0.3] * 3
-
-
-def test_a_far_retry_survives_a_kill_of_all(durable: DurableSetup) -> None:
-    worker = durable.start_worker(conf=BY_REDIS)
-    result = waits.flaky.delay(2, initial_retry_interval=1.5, retry_interval_factor=1, max_attempts=3)
-    wait_until_suspended(durable, result.id)
-    wait_until_idle(durable)
-    worker.kill()
-    durable.broker_server.kill()
-    durable.broker_server.start()
-    worker.restart()
-
-    assert durable.app.AsyncResult(result.id).get(timeout=LONG) == [3, 2]
-    assert effects.count("flaky", result.id) == 3
+    for results, counted, times in ((steps_of, "flaky", 4), (policy_of, "bodies", 3), (own, "bodies", 3)):
+        assert [effects.count(counted, result.id) for result in results] == [times] * 2
+        assert [received(worker, result.id) for result in results] == [times] * 2
+        assert [effects.count("before", result.id) for result in results] == [1, 1]
+    assert countdowns(worker, steps_of[0].id) == [0.3] * 3
 
 
 @pytest.mark.parametrize(
@@ -397,71 +395,42 @@ def test_a_near_retry_waits_in_the_broker_and_a_far_one_in_redis(
     assert journal(durable.redis, result.id)["status"] == "suspended"
 
 
-def test_the_policy_of_a_task_waits_in_redis(durable: DurableSetup) -> None:
-    worker = durable.start_worker(conf=BY_REDIS)
-    result = waits.fails.delay(2)
-    failed = waits.fails.delay(99)
-
-    assert result.get(timeout=15) == 3
-    with pytest.raises(ConnectionError, match="no route"):
-        failed.get(timeout=15)
-
-    wait_until_idle(durable)
-    assert [effects.count("bodies", one.id) for one in (result, failed)] == [3, 3]
-    assert [received(worker, one.id) for one in (result, failed)] == [3, 3]
-    assert [effects.count("before", one.id) for one in (result, failed)] == [1, 1]
-
-
 # -- self.retry() ------------------------------------------------------------------------------------------------------
 
-ITSELF = pytest.mark.parametrize(
-    "task", [waits.retries_itself, waits.base_class_retries_itself], ids=["decorator", "base class"]
-)
+ITSELF = (waits.retries_itself, waits.base_class_retries_itself)
 
 
-def retried(durable: DurableSetup, result: AsyncResult, worker: Worker) -> dict[str, Any]:
-    """Let the time of a far retry come; return what the next attempt sees."""
-    wait_until_suspended(durable, result.id)
+def retried(durable: DurableSetup, results: list[AsyncResult], worker: Worker) -> list[dict[str, Any]]:
+    """Let the time of far retries come; return what the next attempts see."""
+    for result in results:
+        wait_until_suspended(durable, result.id)
     wait_until_idle(durable)
-    eventually(lambda: result.state == "RETRY")
-    assert received(worker, result.id) == 1
-    elapse(durable, result.id)
-    seen = result.get(timeout=10)
+    for result in results:
+        eventually(lambda result=result: result.state == "RETRY")
+        assert received(worker, result.id) == 1
+        elapse(durable, result.id)
+    seen = [result.get(timeout=10) for result in results]
     wait_until_idle(durable)
-    assert received(worker, result.id) == 2
-    assert [effects.count(name, result.id) for name in ("before", "bodies")] == [1, 2]
+    assert [received(worker, result.id) for result in results] == [2] * len(results)
+    for result in results:
+        assert [effects.count(name, result.id) for name in ("before", "bodies")] == [1, 2]
     return seen
 
 
-@ITSELF
-def test_a_retry_of_ones_own_waits_in_redis(durable: DurableSetup, task: Any) -> None:
+def test_a_retry_of_ones_own_waits_in_redis(durable: DurableSetup) -> None:
     worker = durable.start_worker()
-    result = task.delay("first", 1, countdown=HOUR)
+    results = [task.delay("first", 1, countdown=HOUR) for task in ITSELF]
 
-    seen = retried(durable, result, worker)
+    seen = retried(durable, results, worker)
 
-    assert seen == {"word": "first", "retries": 1, "queue": "celery", "colour": None}
+    assert seen == [{"word": "first", "retries": 1, "queue": "celery", "colour": None}] * 2
 
 
-@ITSELF
-def test_a_retry_of_ones_own_goes_on_with_other_arguments_queue_and_headers(durable: DurableSetup, task: Any) -> None:
+def test_a_retry_of_ones_own_goes_on_with_other_arguments_queue_and_headers(durable: DurableSetup) -> None:
     worker = durable.start_worker(queues=["celery", "other"])
     changes = {"args": ("second", 1), "queue": "other", "headers": {"colour": "red"}}
-    result = task.delay("first", 1, countdown=HOUR, **changes)
+    results = [task.delay("first", 1, countdown=HOUR, **changes) for task in ITSELF]
 
-    seen = retried(durable, result, worker)
+    seen = retried(durable, results, worker)
 
-    assert seen == {"word": "second", "retries": 1, "queue": "other", "colour": "red"}
-
-
-def test_far_retries_of_ones_own_are_counted(durable: DurableSetup) -> None:
-    worker = durable.start_worker(conf=BY_REDIS)
-    result = waits.retries_itself.delay("word", 2, countdown=0.3)
-    exhausted = waits.retries_itself.delay("word", 99, countdown=0.3)
-
-    assert result.get(timeout=15)["retries"] == 2
-    with pytest.raises(MaxRetriesExceededError):
-        exhausted.get(timeout=15)
-
-    assert [effects.count("bodies", one.id) for one in (result, exhausted)] == [3, 3]
-    assert [received(worker, one.id) for one in (result, exhausted)] == [3, 3]
+    assert seen == [{"word": "second", "retries": 1, "queue": "other", "colour": "red"}] * 2

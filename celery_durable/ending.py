@@ -1,0 +1,277 @@
+"""What the end of a body becomes: what the journal is told, and what Celery is to do.
+
+What is raised here is Celery's to handle. A good end is :mod:`execution`'s own.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from asyncio import CancelledError
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, WorkerShutdown, WorkerTerminate
+
+from . import message, outcome, report
+from .attempt import Attempt
+from .exceptions import (
+    DurableError,
+    DurableTimeoutError,
+    JournalUnavailableError,
+    RetryableError,
+    TaskCancelled,
+    TerminalError,
+)
+from .failure import leading, portable, shown
+from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, NotNow, Overrun, RetryStep, Sleep
+from .redelivery import turn_away
+from .step import NOT_A_FAILURE
+
+if TYPE_CHECKING:
+    from .execution import Execution
+
+logger = logging.getLogger("celery_durable")
+
+JOURNAL_LOST_DELAY = 5.0
+"""Seconds until Celery tries an attempt again that could not reach its journal."""
+
+_EXIT_BY_SIGNAL = -(256 - signal.SIGTERM)
+"""How a child of the pool exits when the worker ends it."""
+
+
+class Ending:
+    """The end of one call of a task's body."""
+
+    def __init__(self, execution: Execution) -> None:
+        self.execution = execution
+        self.task = execution.task
+        self.request = execution.request
+        self.hold = execution.hold
+        self.attempt = execution.attempt
+
+    def settle(self, error: BaseException) -> Any:
+        """Turn what ended the body into what Celery is to do."""
+        try:
+            try:
+                return self._settle(self.execution.interrupt or self.execution.said or self._reason(error))
+            except Interrupt as late:
+                # The end itself met a fence, a lost journal, or steps that were left over.
+                return self._settle(late)
+        except BaseException as decided:
+            if not self.execution.undecided:
+                self.execution.decided = decided
+            raise
+
+    def _reason(self, error: BaseException) -> BaseException:
+        """Why the body of an async task was cancelled, if it was by us."""
+        struck_by = self.attempt.struck_by if self.attempt is not None else None
+        return struck_by if isinstance(error, CancelledError) and isinstance(struck_by, Overrun) else error
+
+    def _settle(self, error: BaseException) -> Any:
+        match error:
+            case Interrupt():
+                return self._interrupted(error)
+            case Retry() | Ignore() | Reject():
+                raise self._celery_said(error)
+            case _ if isinstance(error, NOT_A_FAILURE):
+                # The process is going down: another one is to go on at once.
+                if self.hold is not None:
+                    self.hold.give_up(orderly=_is_shutdown(error))
+                raise error
+        raise self._failed_attempt(leading(error))
+
+    def _interrupted(self, interrupt: Interrupt) -> Any:
+        match interrupt:
+            case NotNow(verdict=verdict):
+                assert self.hold is not None  # noqa: S101
+                fresh = self.execution.delivery is not None and self.execution.delivery.fresh
+                return turn_away(verdict, self.task, self.request, self.hold, fresh=fresh)
+            case RetryStep():
+                raise self._retry(interrupt.error, interrupt.delay, {})
+            case Overrun() if interrupt.attempt is not self.attempt:
+                # Of a step that called this task as a function.
+                raise interrupt
+            case Sleep():
+                raise self._sleep(interrupt)
+            case FailAttempt() | Overrun():
+                raise self._failed_attempt(interrupt.error)
+            case EndRun():
+                raise self.fail(interrupt.error)
+            case JournalLost():
+                raise self._lost(interrupt.error)
+        logger.warning("task %s: another attempt has taken over, this one ends", self.request.id)
+        if self.hold is not None:
+            self.hold.let_go()
+        raise Ignore("another attempt has taken over") from interrupt
+
+    def _celery_said(self, said: BaseException) -> BaseException:
+        """User code used Celery's own means: ``self.retry()``, ``Ignore``, ``Reject``."""
+        if self.hold is None or self.execution.direct:
+            return said
+        match said:
+            case Ignore():
+                self.hold.finish("ignored", None)
+            case Reject() if not said.requeue:  # type: ignore[attr-defined]
+                return self.fail(said)
+            case Retry():
+                # It was sent: by ``self.retry(throw=False)``, say.
+                wait = message.seconds_until(self.task, said.when)
+                self.hold.suspend(wait, self.execution.retry_changes, slack=self.hold.settings.lease)
+            case _:
+                # The message goes back to the broker, which brings it again.
+                self.hold.suspend(0.0, message.resume_as_is(self.request), slack=self.hold.settings.lease)
+        return said
+
+    def _failed_attempt(self, error: BaseException) -> BaseException:
+        """An exception of the body, or of a step without retry options; the exception for Celery."""
+        attempt = self.attempt
+        if self.execution.direct:
+            return error
+        if attempt is None:
+            if self.hold is not None and isinstance(error, SoftTimeLimitExceeded):
+                return self._lost(JournalUnavailableError("a time limit struck before the journal was open"))
+            return error
+        if self.task.opinionated and not self.execution.began:
+            return self.fail(_misfit(error))
+        if isinstance(error, TerminalError):
+            attempt.check_nothing_left()
+        final = isinstance(error, DurableError) and not isinstance(error, (RetryableError, DurableTimeoutError))
+        if final or error is self.execution.gave_up:
+            return self.fail(error)
+        return self._by_policy(attempt, error) if self.task.opinionated else self._as_celery_decides(error)
+
+    def _by_policy(self, attempt: Attempt, error: BaseException) -> BaseException:
+        """The task retry policy: another attempt, or FAILURE."""
+        rules = self.task.retry_rules
+        failures = attempt.failures_now()
+        if not rules.resets_on_progress:
+            # Celery's max_retries: all retries but those of steps share it.
+            failures += message.own_retries(self.request)
+        since = attempt.failing_since(failures)
+        delay = rules.next(failures, (attempt.now() - since) / 1000, error)
+        if delay is None:
+            logger.error("task %s: attempt %d failed for good: %s", self.request.id, failures, shown(error))
+            return self.fail(error)
+        logger.warning(
+            "task %s: attempt %d of %s failed: %s; next try in %g s",
+            self.request.id, failures, rules.backoff.max_attempts or "any number", shown(error), delay,
+        )  # fmt: skip
+        counts = {"failures": str(attempt.failures_now()), "failing_since": str(since)}
+        return self._retry(error, delay, counts, by_policy=True)
+
+    def _as_celery_decides(self, error: BaseException) -> BaseException:
+        """Plain Celery's rules: ``autoretry_for``, or FAILURE."""
+        if isinstance(error, tuple(getattr(self.task, "autoretry_for", None) or ())):
+            # Celery's autoretry wraps us: it calls retry(), or gives up (see :meth:`after`).
+            self.execution.undecided = True
+            return error
+        return self.fail(error)
+
+    def fail(self, error: BaseException) -> BaseException:
+        """End the run as failed; the exception for Celery."""
+        error = portable(error)
+        if self.hold is None or self.execution.direct:
+            return error
+        cancelled = isinstance(error, TaskCancelled) and not self.execution.eager
+        self.hold.finish("revoked" if cancelled else "failed", outcome.of_error(error))
+        self.execution.forget_eager()
+        if not cancelled:
+            return error
+        logger.info("task %s: cancelled", self.request.id)
+        if not report.revoked(self.task, self.request, error):
+            self.hold.not_delivered()
+        return Ignore("the run was cancelled")
+
+    def fail_after_all(self, error: BaseException) -> BaseException:
+        """A retry was announced to the journal, and cannot be sent."""
+        if self.hold is not None:
+            self.hold.ended = False
+        return self.fail(error)
+
+    def _sleep(self, sleep: Sleep) -> BaseException:
+        """Suspend the run until it is to wake up; the journal alone keeps that wait."""
+        assert self.hold is not None  # noqa: S101
+        assert self.attempt is not None  # noqa: S101
+        # Said first: once the lease is given back the run may go on, and end, before this process says another word.
+        self.hold.prove_lease()
+        report.suspended(self.task, self.request, sleep.until_text)
+        wait = max(0.0, (sleep.until - self.attempt.now()) / 1000)
+        try:
+            self.hold.suspend(wait, message.resume_as_is(self.request))
+        except Fenced:
+            # Somebody has ended the run meanwhile: what was said over it is to be taken back.
+            self._report_if_over()
+            raise
+        return Ignore("the run sleeps")
+
+    def _report_if_over(self) -> None:
+        from .store import store_of
+
+        fields = store_of(self.task.app).runs.load(self.request.id)
+        ended = outcome.read(fields, self.task.durable_terms.accept)
+        if ended.delivered:
+            report.again(self.task, self.request, ended)
+
+    def _retry(
+        self, error: BaseException, delay: float, fields: dict[str, str], *, by_policy: bool = False
+    ) -> BaseException:
+        """Suspend the run until its next attempt; the exception that shows it as RETRY.
+
+        The broker carries the wait if it is short, else the journal.
+        """
+        assert self.hold is not None  # noqa: S101
+        delay = 0.0 if self.execution.eager else message.sendable_delay(self.task.app, delay)
+        fields = {**fields, **message.resume_of_retry(self.request, by_policy=by_policy)}
+        if delay > self.hold.settings.max_broker_delay:
+            self.hold.suspend(delay, fields)
+            return _shown_as_retry(error, delay)
+        self.hold.suspend(delay, fields, slack=self.hold.settings.lease)
+        return self._publish(error, delay, by_policy=by_policy)
+
+    def _lost(self, error: DurableError) -> BaseException:
+        if self.hold is not None:
+            self.hold.let_go()
+        logger.error("task %s: %s; the task is retried in %g s", self.request.id, error, JOURNAL_LOST_DELAY)
+        # What was to reopen the run still is.
+        fresh = self.attempt is None and self.execution.delivery is not None and self.execution.delivery.fresh
+        retry = self._publish(error, JOURNAL_LOST_DELAY, reopen=str(uuid4()) if fresh else "")
+        if self.attempt is not None and self.attempt.journal.lease_in_doubt:
+            # Another attempt may have ended the run: no state is to be stored over its own.
+            return Ignore("the journal is lost, and perhaps the run")
+        return retry
+
+    def _publish(
+        self, error: BaseException, delay: float, *, by_policy: bool = False, reopen: str = ""
+    ) -> BaseException:
+        send = message.eager_signature if self.execution.eager else message.send_retry
+        try:
+            signature = send(self.task, self.request, delay, by_policy=by_policy, reopen=reopen)
+        except Reject:
+            raise
+        except Exception as unsendable:
+            # No broker that is away, which passes, but a message that cannot be.
+            return self.fail_after_all(unsendable)
+        return _shown_as_retry(error, delay, is_eager=self.execution.eager, sig=signature)
+
+
+def _shown_as_retry(error: BaseException, delay: float, **options: Any) -> BaseException:
+    retry: BaseException = Retry(exc=error, when=delay, **options)  # type: ignore[arg-type]
+    retry.__cause__ = error
+    return retry
+
+
+def _is_shutdown(error: BaseException) -> bool:
+    """Whether the worker ends the process, and not the task itself."""
+    by_signal = isinstance(error, SystemExit) and error.code == _EXIT_BY_SIGNAL
+    return by_signal or isinstance(error, (WorkerShutdown, WorkerTerminate))
+
+
+def _misfit(error: BaseException) -> BaseException:
+    """Arguments that do not fit the task, as an error that a caller in another process can read."""
+    if type(error).__name__ != "ValidationError":
+        return error
+    refused = TerminalError(str(error), 400)
+    refused.error_type = "ValidationError"
+    refused.__cause__ = error
+    return refused
