@@ -18,13 +18,12 @@ from benchmarks.report import Row
 from benchmarks.stand import Stand
 from benchmarks.worker import worker
 from celery_durable.journal import LAYOUT, Delivery
+from celery_durable.lease import RENEWALS_PER_LEASE
 from celery_durable.store import Store, store_of
 from tests.waiting import eventually
 
 GROUP = "Recovery"
 _TASK = "benchmarks.held"
-_TICK = 1.0
-"""Seconds between two looks of a worker."""
 
 
 def measure(stand: Stand, url: str, directory: Path, *, quick: bool) -> list[Row]:
@@ -33,7 +32,7 @@ def measure(stand: Stand, url: str, directory: Path, *, quick: bool) -> list[Row
     rows = [
         _looks(stand, store, "suspended", 100_000, at_most=5),
         _looks(stand, store, "running", 10_000),
-        *_renewals(store, 100, 3 if quick else 10),
+        *_renewals(store, 100, rounds=1 if quick else 3),
         _takeover(url, directory, 2, rounds=1 if quick else 5),
     ]
     return rows if quick else [*rows, _takeover(url, directory, 30, rounds=1)]
@@ -74,7 +73,7 @@ def _write(stand: Stand, store: Store, ids: list[str], status: str | None) -> No
                 commands.execute()
 
 
-def _renewals(store: Store, count: int, seconds: float) -> list[Row]:
+def _renewals(store: Store, count: int, rounds: int) -> list[Row]:
     """CPU time of a process that does nothing but renew the leases of so many attempts, and of the server."""
     server = psutil.Process(_server_pid(store))
     journals = []
@@ -84,11 +83,11 @@ def _renewals(store: Store, count: int, seconds: float) -> list[Row]:
         journal.open(Delivery(task_id, _TASK, "", "{}"))
         store.leases.keep(journal)
     shares, server_shares = [], []
-    for _ in range(3):
+    for _ in range(rounds):
         meter = Meter([server.pid])
         own, began = time.process_time(), time.perf_counter()
         with meter:
-            time.sleep(seconds)
+            time.sleep(store.settings.lease / RENEWALS_PER_LEASE)  # each lease is renewed once
         took = time.perf_counter() - began
         own = time.process_time() - own
         shares.append(own / took * 100)
@@ -98,7 +97,7 @@ def _renewals(store: Store, count: int, seconds: float) -> list[Row]:
         journal.finish("ignored", {})
         journal.deliver(0)
         journal.close()
-    what = f"renewal of {count} leases in a process"
+    what = f"renewal of {count} leases of {store.settings.lease:g} s in a process"
     return [
         Row.of(GROUP, f"{what}: share of a core", shares, "%", at_most=1),
         Row.of(GROUP, f"{what}: share of the server's core", server_shares, "%"),

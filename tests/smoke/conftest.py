@@ -138,4 +138,8 @@ def forget_connections(app: Celery) -> None:
     """Let the app connect anew: the next test's server has the same address, but none of this one's queues."""
     kombu.pools.reset()
     app._after_fork()  # noqa: SLF001  (the only call that drops an app's connections and keeps the app)
-    app._local.backend = None  # noqa: SLF001  (with its subscriptions to results)
+    backend, app._local.backend = getattr(app._local, "backend", None), None  # noqa: SLF001
+    if backend is not None:
+        # Explicitly: left to the garbage collector, a socket may be found before the connection that would close it.
+        backend.result_consumer.stop()
+        backend.client.connection_pool.disconnect()
