@@ -306,6 +306,11 @@ class Attempt:
         return int(self._fields.get(b"changed", 0))
 
     @property
+    def resume(self) -> bytes | None:
+        """What a message is to say that brings the run back."""
+        return self._fields.get(b"resume")
+
+    @property
     def failures(self) -> int:
         """Failed attempts since the run last recorded a step."""
         return int(self._fields.get(b"failures", 0))
