@@ -78,9 +78,8 @@ class DurableRequest(Request):
             logger.warning("task %s: its pool cannot stop it, it ends by itself", self.id)
 
     def _announce_cancelled(self, emit_retry: bool = True) -> None:
-        # A run that has begun goes on: that is no retry.
-        known = emit_retry and self._ask(lambda runs: runs.is_known(self.id), "whether it has begun is not known")
-        super()._announce_cancelled(emit_retry and not known)  # type: ignore[misc]
+        # A durable run goes on: that is no retry. (The journal cannot be asked: gevent calls this where nothing may wait.)
+        super()._announce_cancelled(emit_retry and not self.task.opinionated)  # type: ignore[attr-defined, misc]
 
     # -- revoked, expired
 

@@ -84,7 +84,7 @@ class Runs:
         return fields
 
     def condemn(self, task_id: str, status: str, keep: float, outcome: str, pid: int | None = None) -> bool:
-        """End a live run, or one that process *pid* carries on; False if it is not, unless this process has ended it."""
+        """End a live run, or one that process *pid* carries on; False if it is not, unless ended here before."""
         keys = self.keys(task_id)
         fence = f"{owner_name(os.getpid())}:{status}"
         owner = "" if pid is None else owner_name(pid)
