@@ -78,7 +78,7 @@ class DurableRequest(Request):
             logger.warning("task %s: its pool cannot stop it, it ends by itself", self.id)
 
     def _announce_cancelled(self, emit_retry: bool = True) -> None:
-        # A durable run goes on: that is no retry. (The journal cannot be asked: gevent calls this where nothing may wait.)
+        # A durable run goes on: that is no retry. (To ask the journal is to wait, which gevent forbids here.)
         super()._announce_cancelled(emit_retry and not self.task.opinionated)  # type: ignore[attr-defined, misc]
 
     # -- revoked, expired
