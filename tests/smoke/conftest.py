@@ -1,5 +1,6 @@
 """What smoke tests add: the fixture `durable`, which is pytest-celery's setup on nodes of this machine or of Docker."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,7 @@ def celery_setup_app(worker_app: str, celery_setup_config: dict[str, Any]) -> It
 
 def forget_connections(app: Celery) -> None:
     """Let the app connect anew: the next test's server has the same address, but none of this one's queues."""
+    gc.collect()  # a result unsubscribes when it is deleted, which is not to happen amid what the next test does
     kombu.pools.reset()
     app._after_fork()  # noqa: SLF001  (the only call that drops an app's connections and keeps the app)
     backend, app._local.backend = getattr(app._local, "backend", None), None  # noqa: SLF001
