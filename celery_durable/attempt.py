@@ -29,6 +29,7 @@ from .exceptions import (
 )
 from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, RetryStep, Sleep
 from .journal import Entry, Journal, Opened, read_entry, step_field
+from .places import Places, in_order
 
 if TYPE_CHECKING:
     from .step import Step
@@ -102,9 +103,9 @@ class Attempt:
         self._clock_zero = time.monotonic() - opened.now / 1000
         self._fields = opened.fields
         self._recorded = sum(name.startswith(b"step:") for name in opened.fields)
-        self._position = 0
+        self._places = Places()
         self._draws: dict[str, int] = {}
-        self._randoms: dict[str | None, random.Random] = {}
+        self._randoms: dict[tuple[str, str | None], random.Random] = {}
         self._unsent: dict[str, str] = {}
         self._progressed = False
         self._cancelled = False
@@ -119,8 +120,9 @@ class Attempt:
         """Waits in flight."""
 
     def begin_here(self) -> None:
-        """The body runs in this thread."""
+        """The body is this asyncio task, in this thread."""
         self._home = threading.get_ident()
+        self._places.begin_in_task()
 
     # -- who may use it
 
@@ -196,12 +198,13 @@ class Attempt:
         """Whether steps recorded by earlier attempts are still ahead."""
         return self._recorded > 0
 
-    def claim(self, name: str, kind: str = "step") -> tuple[int, Entry | None]:
+    def claim(self, name: str, kind: str = "step") -> tuple[str, Entry | None]:
         """The next position in program order, with what the journal holds for it."""
-        self._position = position = self._position + 1
+        position = self._places.next()
         if not self._recorded:
             return position, None
-        raw = self._fields.pop(b"step:%d" % position, None)
+        field = step_field(position).encode()
+        raw = self._fields.pop(field, None)
         if raw is None:
             return position, None
         self._recorded -= 1
@@ -210,7 +213,7 @@ class Attempt:
         except JournalUnreadableError as damaged:
             raise self.end_run(JournalUnreadableError(f"task {self.about.task_id}: {damaged}")) from None
         if entry.name != name or entry.kind != kind:
-            self._fields[b"step:%d" % position] = raw
+            self._fields[field] = raw
             self._recorded += 1
             raise self.end_run(self._mismatch(position, f"{entry.kind} {entry.name!r}", f"{kind} {name!r}"))
         return position, entry
@@ -218,12 +221,12 @@ class Attempt:
     def check_nothing_left(self) -> None:
         """After the body: steps of the journal that the code did not reach mean that it took another path."""
         if self._recorded and self.interrupt is None:
-            left = sorted(int(name[5:]) for name in self._fields if name.startswith(b"step:"))
-            position = left[0]
-            entry = read_entry(step_field(position), self._fields[b"step:%d" % position])
+            left = [name.decode()[5:] for name in self._fields if name.startswith(b"step:")]
+            position = min(left, key=in_order)
+            entry = read_entry(step_field(position), self._fields[step_field(position).encode()])
             raise self.end_run(self._mismatch(position, f"{entry.kind} {entry.name!r}", "the end of the task"))
 
-    def _mismatch(self, position: int, recorded: str, asked: str) -> JournalMismatchError:
+    def _mismatch(self, position: str, recorded: str, asked: str) -> JournalMismatchError:
         self._unsent.clear()  # the journal is to stay as it is
         return JournalMismatchError(
             f"task {self.about.task_id} took another path than the journal recorded.\n"
@@ -237,7 +240,7 @@ class Attempt:
 
     # -- what the journal has to be told
 
-    def note(self, position: int, entry: str) -> None:
+    def note(self, position: str, entry: str) -> None:
         """Keep an entry for the next write."""
         self._unsent[step_field(position)] = entry
 
@@ -247,7 +250,7 @@ class Attempt:
             self.journal.send(self._unsent, with_next=with_next)
             self._unsent = {}
 
-    def record(self, position: int, entry: str) -> None:
+    def record(self, position: str, entry: str) -> None:
         """Send the final entry of a step, with all that is unsent; it counts when its reply has been read."""
         self._unsent[step_field(position)] = entry
         if not self._progressed:
@@ -303,6 +306,11 @@ class Attempt:
         return int(self._fields.get(b"changed", 0))
 
     @property
+    def resume(self) -> bytes | None:
+        """What a message is to say that brings the run back."""
+        return self._fields.get(b"resume")
+
+    @property
     def failures(self) -> int:
         """Failed attempts since the run last recorded a step."""
         return int(self._fields.get(b"failures", 0))
@@ -319,35 +327,38 @@ class Attempt:
 
     def random(self, name: str | None = None) -> random.Random:
         self.check_usable()
-        stream = self._randoms.get(name)
+        branch = self._places.path
+        stream = self._randoms.get((branch, name))
         if stream is None:
-            key = f"{self.seed}:random" if name is None else f"{self.seed}:random:{name}"
-            stream = self._randoms[name] = random.Random(key)  # noqa: S311  documented as not for cryptography
+            key = ":".join([self.seed, branch + "random", *([] if name is None else [name])])
+            stream = self._randoms[branch, name] = random.Random(key)  # noqa: S311  documented as not for cryptography
         return stream
 
     def uuid(self) -> UUID:
-        return self._drawn("uuid", lambda: str(derived_uuid(self.seed, "uuid", self._draws["uuid"])), UUID)
+        return self._drawn("uuid", lambda place: str(derived_uuid(self.seed, "uuid", place)), UUID)
 
     def time(self) -> int:
-        return self._drawn("time", lambda: str(time.time_ns() // 1_000_000), int)
+        return self._drawn("time", lambda _: str(time.time_ns() // 1_000_000), int)
 
     def datetime(self) -> datetime:
-        return self._drawn("now", lambda: datetime.now(timezone.utc).isoformat(), datetime.fromisoformat)
+        return self._drawn("now", lambda _: datetime.now(timezone.utc).isoformat(), datetime.fromisoformat)
 
-    def _drawn(self, kind: str, draw: Callable[[], str], read: Callable[[str], T]) -> T:
-        """The next value of its kind: as recorded, or drawn now and recorded with the next write."""
+    def _drawn(self, kind: str, draw: Callable[[str], str], read: Callable[[str], T]) -> T:
+        """The next value of its kind: as recorded, or drawn now, at its place, and recorded with the next write."""
         self.check_usable()
-        self._draws[kind] = number = self._draws.get(kind, 0) + 1
-        recorded = self._fields.get(f"{kind}:{number}".encode())
+        branch = f"{kind}:{self._places.path}"
+        self._draws[branch] = number = self._draws.get(branch, 0) + 1
+        field = f"{branch}{number}"
+        recorded = self._fields.get(field.encode())
         if recorded is None:
-            text = self._unsent[f"{kind}:{number}"] = draw()
+            text = self._unsent[field] = draw(field.removeprefix(f"{kind}:"))
             return read(text)
         try:
             return read(recorded.decode())
         except ValueError:
             raise self.end_run(
                 JournalUnreadableError(
-                    f"task {self.about.task_id}: entry {kind}:{number} is damaged: {recorded[:80]!r}; restore it, or "
+                    f"task {self.about.task_id}: entry {field} is damaged: {recorded[:80]!r}; restore it, or "
                     f"send the task under a new id"
                 )
             ) from None

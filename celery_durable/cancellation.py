@@ -15,7 +15,7 @@ logger = logging.getLogger("celery_durable")
 
 
 async def cancel(
-    attempt: Attempt, position: int, driver: Driver, name: str, executions: int = 0, **facts: Any
+    attempt: Attempt, position: str, driver: Driver, name: str, executions: int = 0, **facts: Any
 ) -> NoReturn:
     """Raise ``TaskCancelled`` in place of an operation that is not recorded yet, once: it is recorded instead."""
     error = TaskCancelled(f"the run was cancelled before {name!r}")

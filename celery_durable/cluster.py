@@ -22,6 +22,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from .exceptions import DurableError, JournalUnavailableError
 from .wire import Passing, Wire, Wires, pack, settle
 
+# Not the one whose state is the user's.
+_SHUFFLED = random.SystemRandom()
 _ASKING = pack("ASKING")
 _LONGEST_QUESTION = 1.0
 _NEVER = float("-inf")
@@ -110,7 +112,7 @@ class Cluster:
         known = [node for one in self._ranges for node in (one.master, *one.replicas)]
         nodes = list({*known, *self._seeds})
         # Not always the same first: its view may be that of a node which was cut off.
-        random.shuffle(nodes)
+        _SHUFFLED.shuffle(nodes)
         silence: Exception | None = None
         for node in nodes:
             try:

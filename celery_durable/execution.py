@@ -198,6 +198,7 @@ class Execution:
         about = Surroundings(delivery.task_id, task.name, self.request, log, direct=self.direct, eager=self.eager)
         self.request.__dict__[_OPENED] = self
         attempt = self.hold.open(delivery, about, task.durable_terms)
+        message.catch_up(self.request, attempt.resume)
         if attempt.reopened:
             logger.info("task %s: the failed run is reopened, with fresh budgets", delivery.task_id)
         self._check_recoveries(attempt, self.hold.settings.max_recoveries)

@@ -16,6 +16,7 @@ A run is one hash; every value is text. Layout 1:
     step:<n>     the n-th step: {"name", "state": started | retrying | done | failed | cancelled, "attempts", ...,
                  "value"}, or wait: {"name", "state": sleeping | cancelled, "until"}
     uuid:<n>     the n-th uuid()                   time:<n>, now:<n>   the n-th time(), now()
+                 (<b>.<n>: the n-th of branch b, a coroutine that runs beside the body)
 
 Imports neither Celery nor Redis.
 """
@@ -255,7 +256,7 @@ def new_seed() -> str:
     return os.urandom(16).hex()
 
 
-def step_field(position: int) -> str:
+def step_field(position: str) -> str:
     return f"step:{position}"
 
 

@@ -76,6 +76,14 @@ def resume_as_is(request: Any) -> dict[str, str]:
     return _resume(request.retries, lasting(header_of(request)))
 
 
+def catch_up(request: Any, resume: bytes | None) -> None:
+    """Let the *request* say what the newest message would: the one that began this attempt may be an older copy."""
+    newest = json.loads(resume) if resume else {}
+    if newest.get("retries", 0) > request.retries:
+        request.retries = newest["retries"]
+        request.headers = {**(request.headers or {}), HEADER: newest["header"]}
+
+
 def _resume(retries: int, header: dict[str, Any]) -> dict[str, str]:
     return {"resume": json.dumps({"retries": retries, "header": header})}
 

@@ -33,31 +33,42 @@ class DurableRequest(Request):
         A lost child, or Celery itself in what follows a task: its result backend was away, say.
         """
         error = getattr(exc_info.exception, "exc", exc_info.exception)
-        if not return_ok and self._befell_the_worker(error) and self._is_for_the_journal(error):
-            logger.warning("task %s: its worker failed it, it goes on from its journal: %r", self.id, error)
+        if return_ok or not self._befell_the_worker(error):
+            return super().on_failure(exc_info, send_failed_event, return_ok)
+        whose = self._given_back()
+        if whose is None and self.task.opinionated and self.task.acks_late:  # type: ignore[attr-defined]
+            # The journal is away: the next worker may find it.
             task_ready(self)
-            if self.task.acks_late:
-                self.acknowledge()
-            return
-        super().on_failure(exc_info, send_failed_event, return_ok)
+            return self.reject(requeue=True)
+        # A message may have been about to reopen a run that is over, when its process died.
+        reopening = whose is Whose.OVER and isinstance(error, WorkerLostError)
+        if whose in (None, Whose.CELERYS) or reopening:
+            return super().on_failure(exc_info, send_failed_event, return_ok)
+        logger.warning("task %s: its worker failed it, it goes on from its journal: %r", self.id, error)
+        task_ready(self)
+        if self.task.acks_late:
+            self.acknowledge()
+        return None
 
     def _befell_the_worker(self, error: BaseException) -> bool:
         # Whoever stopped the task has said what becomes of it.
         stopped = self._already_cancelled or self._already_revoked  # type: ignore[attr-defined]
         return not stopped and not isinstance(error, (Terminated, TimeLimitExceeded, MemoryError, TaskPredicate))
 
-    def _is_for_the_journal(self, error: BaseException) -> bool:
-        """Whether the journal says how the run goes on; what the process held of it is given back."""
+    def _given_back(self) -> Whose | None:
+        """Give back what the process held of the run; whose affair it is now, None if the journal does not answer."""
         pid: Any = self.worker_pid
-        whose = pid and self._ask(lambda runs: runs.release(self.id, pid), "its lost process is not journaled")
-        # A message may have been about to reopen a run that is over, when its process died.
-        return whose is Whose.JOURNALS or (whose is Whose.OVER and not isinstance(error, WorkerLostError))
+        if pid is None:
+            return Whose.CELERYS
+        return self._ask(lambda runs: runs.release(self.id, pid), "its lost process is not journaled")
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A hard time limit ends the run: FAILURE, journal kept."""
         super().on_timeout(soft, timeout)
         if not soft:
-            self._condemn("failed", TimeLimitExceeded(timeout))
+            # An attempt that was given up before has no say any more.
+            pid: Any = self.worker_pid
+            self._condemn("failed", TimeLimitExceeded(timeout), pid)
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         """A cold shutdown, or a lost connection to the broker, stops the task; not every pool can."""
@@ -67,9 +78,8 @@ class DurableRequest(Request):
             logger.warning("task %s: its pool cannot stop it, it ends by itself", self.id)
 
     def _announce_cancelled(self, emit_retry: bool = True) -> None:
-        # A run that has begun goes on: that is no retry.
-        known = emit_retry and self._ask(lambda runs: runs.is_known(self.id), "whether it has begun is not known")
-        super()._announce_cancelled(emit_retry and not known)  # type: ignore[misc]
+        # A durable run goes on: that is no retry. (To ask the journal is to wait, which gevent forbids here.)
+        super()._announce_cancelled(emit_retry and not self.task.opinionated)  # type: ignore[attr-defined, misc]
 
     # -- revoked, expired
 
@@ -87,10 +97,10 @@ class DurableRequest(Request):
 
     # -- the journal
 
-    def _condemn(self, status: str, error: BaseException) -> None:
+    def _condemn(self, status: str, error: BaseException, pid: int | None = None) -> None:
         keep = self.task.durable_settings.failure_retention  # type: ignore[attr-defined]
         ended = outcome.of_error(error)
-        self._ask(lambda runs: runs.condemn(self.id, status, keep, ended), "its end could not be journaled")
+        self._ask(lambda runs: runs.condemn(self.id, status, keep, ended, pid), "its end could not be journaled")
 
     def _ask(self, question: Callable[[Runs], T], otherwise: str) -> T | None:
         try:

@@ -10,6 +10,7 @@ from celery import shared_task
 from .call import Call
 from .exceptions import RunNotRetryableError
 from .journal import Fields, read_entry
+from .places import in_order
 
 NAME = "celery_durable.retry"
 
@@ -56,9 +57,11 @@ def _note(fields: Fields) -> str:
     if fields[b"status"] == b"succeeded":
         return "it had succeeded, and what hangs on it was not sent: that is done now"
     steps = {
-        int(field[5:]): read_entry(field.decode(), raw) for field, raw in fields.items() if field.startswith(b"step:")
+        in_order(field.decode()[5:]): read_entry(field.decode(), raw)
+        for field, raw in fields.items()
+        if field.startswith(b"step:")
     }
-    last = max(steps, default=0)
+    last = max(steps, default=None)
     failed = [step.name for position, step in sorted(steps.items()) if step.state == "failed" and position != last]
     if failed:
         return (

@@ -83,11 +83,12 @@ class Runs:
         check_layout(keys, fields)
         return fields
 
-    def condemn(self, task_id: str, status: str, keep: float, outcome: str) -> bool:
-        """End a live run; False if it is not live, unless this process has ended it."""
+    def condemn(self, task_id: str, status: str, keep: float, outcome: str, pid: int | None = None) -> bool:
+        """End a live run, or one that process *pid* carries on; False if it is not, unless ended here before."""
         keys = self.keys(task_id)
         fence = f"{owner_name(os.getpid())}:{status}"
-        condemned = call("condemn", keys.all, task_id, fence, status, ms(keep), "outcome", outcome)
+        owner = "" if pid is None else owner_name(pid)
+        condemned = call("condemn", keys.all, task_id, fence, status, ms(keep), owner, "outcome", outcome)
         return self._ask(task_id, condemned, patience=SHORT_PATIENCE) == [1]
 
     def release(self, task_id: str, pid: int) -> Whose:

@@ -27,17 +27,25 @@ local function create()
 end
 
 -- Retry of a failed run: executions that did not end are forgotten, and a terminal failure that is the last entry is
--- taken back, so that its action runs again. (A quote inside a step's name is escaped: the pattern finds the state only.)
+-- taken back, so that its action runs again. The last of the body is known by its number; among branches, which ran side
+-- by side, the time tells. (A quote inside a step's name is escaped: the patterns find the entry's own facts only.)
 local function renew_budgets()
   local fields = redis.call('HGETALL', run)
-  local last, last_failed = 0, false
+  local trunk, branch = {number = 0, at = -1}, {at = -1}
   for i = 1, #fields, 2 do
-    local position = tonumber(string.match(fields[i], '^step:(%d+)$'))
-    local state = position and string.match(fields[i + 1], '"state":"(%a+)"')
-    if state == 'started' or state == 'retrying' then redis.call('HDEL', run, fields[i]) end
-    if position and position > last then last, last_failed = position, state == 'failed' end
+    local place = string.match(fields[i], '^step:([%d.]+)$')
+    if place then
+      local text = fields[i + 1]
+      local state = string.match(text, '"state":"(%a+)"')
+      local at = tonumber(string.match(text, '"at":(%d+)') or string.match(text, '"until":(%d+)') or 0)
+      local number = tonumber(string.match(place, '^%d+$'))
+      if state == 'started' or state == 'retrying' then redis.call('HDEL', run, fields[i]) end
+      if number and number > trunk.number then trunk = {number = number, at = at, state = state, field = fields[i]} end
+      if not number and at > branch.at then branch = {at = at, state = state, field = fields[i]} end
+    end
   end
-  if last_failed then redis.call('HDEL', run, 'step:' .. string.format('%d', last)) end
+  local last = branch.at > trunk.at and branch or trunk
+  if last.state == 'failed' then redis.call('HDEL', run, last.field) end
   redis.call('HDEL', run, 'outcome', 'ended', 'delivered', 'failures', 'failing_since', 'resume', 'cancel')
   redis.call('PERSIST', run)
 end

@@ -34,6 +34,7 @@ class Line:
     text: str = ""
     mark: str = ""
     pid: int = field(default_factory=os.getpid)
+    parent: int = field(default_factory=os.getppid)
     at: float = field(default_factory=time.monotonic)
 
     def __str__(self) -> str:

@@ -50,6 +50,11 @@ class Attempt:
         return int(self.opened.fields["owner"].rpartition(":")[2])
 
     @property
+    def pids(self) -> set[int]:
+        """Its process, and the worker that this belongs to."""
+        return {self.pid, *(line.parent for line in self.lines[:1])}
+
+    @property
     def cut_short(self) -> bool:
         """Whether the journal was never told how the attempt ended: it died, or lost its lease or its journal."""
         return self.ended is None

@@ -202,11 +202,19 @@ class Injector:
             self.rest()
 
     def rest(self) -> None:
-        """Let time pass, and notice when the machine itself stood still: leases lapse then, too."""
+        """Let time pass, and notice what happens by itself.
+
+        The machine stands still, so that leases lapse; a worker ends, since kombu cannot always restore what it holds
+        of a broker that goes away, and is started again, as supervisors do.
+        """
         began = time.monotonic()
         time.sleep(TICK)
         if (now := time.monotonic()) - began > self._stage.terms.lease / 3:
             self.struck.append(Struck("a machine that stood still", began, now, cuts=True))
+        for worker in [worker for worker in self._stage.workers if not worker.running]:
+            _end(self._stage, worker)
+            pids = frozenset([worker.process.pid])
+            self.struck.append(Struck("a worker that ended by itself", began - 1, now, pids, cuts=True))
 
     def _strike(self, fault: Fault, rng: Random) -> None:
         began = time.monotonic()

@@ -10,7 +10,7 @@ from tests.chaos.history import Write
 from tests.chaos.oracle import PlannedStep, expected
 from tests.chaos.programs import Program, operations
 
-PID = 100
+PID, PARENT = 100, 99
 NAMESPACE = UUID(int=0)
 
 
@@ -133,7 +133,7 @@ class _Author:
 
     def _tell(self, event: str, at: str = "", execution: int = 0, text: str = "", mark: str = "") -> None:
         self._clock += 0.001
-        line = Line(self._run.id, self._attempt, event, at, execution, text, mark, PID, self._clock)
+        line = Line(self._run.id, self._attempt, event, at, execution, text, mark, PID, PARENT, self._clock)
         self._run.lines.append(line)
 
     def _record(self, **fields: str) -> None:

@@ -314,7 +314,7 @@ def every_attempt_that_is_cut_short_has_a_cause(run: Run) -> Iterator[str]:
             fault.cuts
             and fault.began <= until + SLACK
             and fault.ended >= since - SLACK
-            and (not fault.pids or attempt.pid in fault.pids)
+            and (not fault.pids or fault.pids & attempt.pids)
             for fault in run.faults
         ):
             yield f"attempt {attempt.number} of process {attempt.pid} was cut short between {since:.3f} and {until:.3f}"

@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.effects import Line
 from tests.chaos.evidence import Run, Struck
-from tests.chaos.flawless import PID, flawless
+from tests.chaos.flawless import PARENT, PID, flawless
 from tests.chaos.history import Write
 from tests.chaos.invariants import INVARIANTS, violations
 from tests.chaos.programs import Program, number, poisoned_program, random_program, straying_program
@@ -311,6 +311,15 @@ def test_every_invariant_is_broken_by_something() -> None:
 
 
 # -- what faults explain -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pid", [PID, PARENT])
+def test_a_death_is_explained_by_that_of_the_process_or_of_its_worker(pid: int) -> None:
+    run = flawless(saga_program(), dies_in="5.rescue.1")
+    died = run.lines[line_at(run, "begins", "5.rescue.1")].at
+    run.faults = [Struck("a death", died, died, frozenset([pid]), cuts=True)]
+
+    assert broken(run) == set()
 
 
 def test_a_step_that_was_hit_runs_once_more_and_only_a_fault_that_may_cut_it_short_explains_it() -> None:

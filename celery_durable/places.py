@@ -1,0 +1,66 @@
+"""Places in program order, by which the operations of an attempt are known again.
+
+The operations of a body are numbered as it calls them. Coroutines that run beside it, as asyncio tasks of their own,
+are branches: numbered as they begin to use the context, and each counting for itself, since which of them is quicker
+must not matter on replay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from typing import Any
+
+
+class _Branch:
+    __slots__ = ("branches", "operations", "path", "places")
+
+    def __init__(self, places: Places, path: str) -> None:
+        self.places = places
+        self.path = path
+        self.operations = 0
+        self.branches = 0
+
+
+# That of the asyncio task, or of the one that made it.
+_present: ContextVar[_Branch | None] = ContextVar("celery_durable_branch", default=None)
+
+
+class Places:
+    """The places of one attempt: ``3``, or ``2.3`` for the third operation of the second branch."""
+
+    def __init__(self) -> None:
+        self._trunk = _Branch(self, "")
+        self._trunks_task: Any = None
+        self._branches: dict[Any, _Branch] = {}
+
+    def begin_in_task(self) -> None:
+        """The body is an asyncio task: this one."""
+        self._trunks_task = asyncio.current_task()
+
+    def next(self) -> str:
+        """The place of the operation that is being called."""
+        branch = self._branch()
+        branch.operations += 1
+        return f"{branch.path}{branch.operations}"
+
+    @property
+    def path(self) -> str:
+        """What the places of this branch begin with; empty in the body."""
+        return self._branch().path
+
+    def _branch(self) -> _Branch:
+        if self._trunks_task is None or (task := asyncio.current_task()) is self._trunks_task:
+            return self._trunk
+        if task not in self._branches:
+            outer = _present.get()
+            parent = outer if outer is not None and outer.places is self else self._trunk
+            parent.branches += 1
+            branch = self._branches[task] = _Branch(self, f"{parent.path}{parent.branches}.")
+            _present.set(branch)
+        return self._branches[task]
+
+
+def in_order(place: str) -> tuple[int, ...]:
+    """A key to sort places by."""
+    return tuple(map(int, place.split(".")))
