@@ -20,7 +20,7 @@ from celery.app.task import get_actual_ignore_result  # type: ignore[attr-define
 from celery.exceptions import Ignore, Retry
 from celery.utils.log import get_task_logger
 
-from . import call, message, outcome
+from . import call, message, outcome, report
 from .abandonment import Abandonment
 from .attempt import Attempt, Surroundings, running_step
 from .context import AsyncDurableContext, DurableContext
@@ -197,6 +197,8 @@ class Execution:
         log = _task_logger(task.name)
         about = Surroundings(delivery.task_id, task.name, self.request, log, direct=self.direct, eager=self.eager)
         self.request.__dict__[_OPENED] = self
+        report.begun.set(delivery.task_id)
+        report.spared.set(None)
         attempt = self.hold.open(delivery, about, task.durable_terms)
         message.catch_up(self.request, attempt.resume)
         if attempt.reopened:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -15,6 +16,11 @@ logger = logging.getLogger("celery_durable")
 
 SUSPENDED = "SUSPENDED"
 """State of a run that sleeps: ``ctx.sleep``; callers of ``.get()`` keep waiting."""
+
+begun: ContextVar[str | None] = ContextVar("celery_durable_begun", default=None)
+"""The run that this thread has opened last."""
+spared: ContextVar[str | None] = ContextVar("celery_durable_spared", default=None)
+"""The run of which Celery is about to report a failure of its own."""
 
 _ENDED = {"succeeded": states.SUCCESS, "failed": states.FAILURE, "revoked": states.REVOKED}
 
@@ -37,6 +43,26 @@ def revoked(task: Any, request: Any, error: BaseException) -> bool:
         logger.exception("task %s: its cancellation could not be delivered, and will be again", request.id)
         return False
     return True
+
+
+class SparingBackend:
+    """The result backend, for the moment in which Celery itself has failed: that is no failure of the run.
+
+    It could not store what it was told to, say, and would store that as the outcome; the journal knows better.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> Any:
+        if spared.get() != task_id:
+            return self._backend.mark_as_failure(task_id, exc, *args, **kwargs)
+        spared.set(None)
+        logger.warning("task %s: its worker failed it, it goes on from its journal: %r", task_id, exc)
+        return None
 
 
 def again(task: Any, request: Any, ended: Outcome) -> None:

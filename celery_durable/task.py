@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 from celery import Task, signals
 from celery.exceptions import Reject, Retry
 
-from . import retry_task  # noqa: F401  registers celery_durable.retry with every app
+from . import (
+    report,
+    retry_task,  # noqa: F401  registers celery_durable.retry with every app
+)
 from .attempt import Terms
 from .call import changed_by_retry
 from .ending import Ending
-from .exceptions import ConfigurationError
+from .exceptions import ConfigurationError, DurableError
 from .execution import Execution, current, execution_of, opened_by
 from .message import (
     BROKER_AWAY,
@@ -143,6 +146,16 @@ class DurableTask(Task[P, R]):
                 return execution.request
             return super().request
         return request
+
+    @property
+    def backend(self) -> Any:
+        """Celery's result backend."""
+        backend = super().backend
+        return backend if report.spared.get() is None else report.SparingBackend(backend)
+
+    @backend.setter
+    def backend(self, value: Any) -> None:
+        self._backend = value
 
     # Celery keeps the last ``retry(max_retries=...)`` on the task, which all executions share; it is one request's.
     @property
@@ -282,3 +295,18 @@ def _after(task: Any = None, retval: Any = None, state: str | None = None, **_: 
     if execution is not None:
         # Sent while an exception of Celery's own passes, the result may be nowhere.
         execution.after(state, retval, delivered=sys.exc_info()[1] is None)
+
+
+@signals.task_internal_error.connect(weak=False, dispatch_uid="celery_durable")
+def _spare(sender: Any = None, task_id: str | None = None, **_: Any) -> None:
+    if isinstance(sender, DurableTask) and task_id is not None and _has_begun(sender, task_id):
+        report.spared.set(task_id)
+
+
+def _has_begun(task: DurableTask[Any, Any], task_id: str) -> bool:
+    from .store import store_of
+
+    try:
+        return report.begun.get() == task_id or store_of(task.app).runs.is_known(task_id)
+    except DurableError:
+        return False
