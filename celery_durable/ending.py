@@ -236,10 +236,9 @@ class Ending:
         # What was to reopen the run still is.
         fresh = self.attempt is None and self.execution.delivery is not None and self.execution.delivery.fresh
         retry = self._publish(error, JOURNAL_LOST_DELAY, reopen=str(uuid4()) if fresh else "")
-        if self.attempt is not None and self.attempt.journal.lease_in_doubt:
-            # Another attempt may have ended the run: no state is to be stored over its own.
-            return Ignore("the journal is lost, and perhaps the run")
-        return retry
+        ours = fresh if self.attempt is None else not self.attempt.journal.lease_in_doubt
+        # Where another attempt may have ended the run no state is to be stored over its own.
+        return retry if ours or not isinstance(retry, Retry) else Ignore("the journal is lost, and perhaps the run")
 
     def _publish(
         self, error: BaseException, delay: float, *, by_policy: bool = False, reopen: str = ""
