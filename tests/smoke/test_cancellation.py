@@ -349,6 +349,7 @@ def test_runs_that_cannot_be_cancelled_say_why(durable: DurableSetup) -> None:
     cancel(cancelled.id, app=durable.app)
     is_cancelled(cancelled)
     for task_id, status in ((waiting.id, "succeeded"), (cancelled.id, "revoked")):
+        eventually(lambda task_id=task_id: "delivered" in journal(durable.redis, task_id))
         before = journal(durable.redis, task_id)
         with pytest.raises(RunNotCancellableError, match=rf"task {task_id} has ended already, at 2\S+: {status}"):
             cancel(task_id, app=durable.app)
