@@ -15,6 +15,9 @@ executed: list[int] = []
 amid: list[Any] = []
 """What happens while the second step runs."""
 
+SAID = ("RETRY", "IGNORED")
+"""A state is stored only where no other attempt can have taken over: within the lease."""
+
 
 def act(number: int) -> int:
     executed.append(number)
