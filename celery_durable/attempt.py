@@ -97,7 +97,7 @@ class Attempt:
         self.running: set[Step] = set()
         """Steps whose action runs; whoever takes one out decides how that execution has ended."""
         self.progressed_at = self.heard_at = time.monotonic()
-        """When it gave its last sign of life."""
+        """When it gave its last sign of life; when Redis was last heard of by its code."""
         self._clock_zero = time.monotonic() - opened.now / 1000
         self._fields = opened.fields
         self._recorded = sum(name.startswith(b"step:") for name in opened.fields)

@@ -163,7 +163,7 @@ class Ending:
     def _as_celery_decides(self, error: BaseException) -> BaseException:
         """Plain Celery's rules: ``autoretry_for``, or FAILURE."""
         if isinstance(error, tuple(getattr(self.task, "autoretry_for", None) or ())):
-            # Celery's autoretry wraps us: it calls retry(), or gives up (see :meth:`after`).
+            # Celery's autoretry wraps us: it calls retry(), or gives up (see :meth:`Execution.after`).
             self.execution.undecided = True
             return error
         return self.fail(error)
@@ -208,7 +208,11 @@ class Ending:
     def _report_if_over(self) -> None:
         from .store import store_of
 
-        fields = store_of(self.task.app).runs.load(self.request.id)
+        try:
+            fields = store_of(self.task.app).runs.load(self.request.id)
+        except DurableError as error:
+            logger.error("task %s: whether it is over, and not asleep, is not known: %s", self.request.id, error)
+            return
         ended = outcome.read(fields, self.task.durable_terms.accept)
         if ended.delivered:
             report.again(self.task, self.request, ended)
@@ -223,10 +227,8 @@ class Ending:
         assert self.hold is not None  # noqa: S101
         delay = 0.0 if self.execution.eager else message.sendable_delay(self.task.app, delay)
         fields = {**fields, **message.resume_of_retry(self.request, by_policy=by_policy)}
-        if delay > self.hold.settings.max_broker_delay:
-            self.hold.suspend(delay, fields)
+        if self.hold.back_off(delay, fields):
             return _shown_as_retry(error, delay)
-        self.hold.suspend(delay, fields, slack=self.hold.settings.lease)
         return self._publish(error, delay, by_policy=by_policy)
 
     def _lost(self, error: DurableError) -> BaseException:

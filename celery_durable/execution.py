@@ -1,7 +1,6 @@
 """One call of a task's body under Celery: open the run, let the body work, and turn its end into what Celery expects.
 
-The seam: with :mod:`task`, :mod:`message`, :mod:`outcome`, :mod:`hold`, :mod:`decorator`, :mod:`request`,
-:mod:`retry_task`, :mod:`startup` and :mod:`store`, alone in knowing Celery.
+The heart of the seam to Celery; the first block of docs/design.md names what belongs to it.
 """
 
 from __future__ import annotations
@@ -155,14 +154,8 @@ class Execution:
             return False
         if message.header_of(request):
             return True
-        if not (request.delivery_info or {}).get("redelivered"):
-            return False
-        from .store import store_of
-
-        try:
-            return store_of(self.task.app).runs.is_known(request.id)
-        except DurableError:
-            return False  # of a task without a journal, as far as can be known
+        redelivered = bool((request.delivery_info or {}).get("redelivered"))
+        return redelivered and has_journal(self.task, request.id)
 
     async def _awaitable(self, body: Coroutine[Any, Any, Any]) -> Any:
         token = current.set(self)
@@ -323,9 +316,8 @@ class Execution:
         within = limit is None or self.request.retries + 1 <= limit
         if not within or self.hold is None or self.attempt is None:
             return False
-        by_journal = delay > self.hold.settings.max_broker_delay and not self.eager
         try:
-            self.hold.suspend(delay, changes, slack=0.0 if by_journal else self.hold.settings.lease)
+            return self.hold.back_off(0.0 if self.eager else delay, changes)
         except Fenced:
             raise Ignore("another attempt has taken over") from None
         except JournalLost as lost:
@@ -334,7 +326,16 @@ class Execution:
             self.attempt.interrupt = None
             self.hold.let_go()
             return False
-        return by_journal
+
+
+def has_journal(task: DurableTask[Any, Any], task_id: str) -> bool:
+    """Whether a run has begun, as far as can be known."""
+    from .store import store_of
+
+    try:
+        return store_of(task.app).runs.is_known(task_id)
+    except DurableError:
+        return False
 
 
 def execution_of(task: DurableTask[Any, Any]) -> Execution:

@@ -81,6 +81,12 @@ class Hold:
             self._tell(self.attempt, lambda: self.journal.suspend(delay, words, slack))
             self.let_go()
 
+    def back_off(self, delay: float, fields: Mapping[str, str]) -> bool:
+        """As :meth:`suspend`, until a retry; False if a message is to carry that wait, because it is short."""
+        by_journal = delay > self.settings.max_broker_delay
+        self.suspend(delay, fields, slack=0.0 if by_journal else self.settings.lease)
+        return by_journal
+
     def prove_lease(self) -> None:
         """Before something is said elsewhere: the run is still ours."""
         if self.attempt is not None and not self.ended:

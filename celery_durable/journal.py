@@ -79,6 +79,12 @@ class Busy(NamedTuple):
     reason: str
 
 
+class Outdated(NamedTuple):
+    """The delivery is of an older message than one that has begun an attempt since: it never begins one."""
+
+    reason: str
+
+
 class Finished(NamedTuple):
     """The run has ended; its outcome is kept."""
 
@@ -92,7 +98,7 @@ class Foreign(NamedTuple):
     fields: Fields
 
 
-Verdict = Opened | Busy | Finished | Foreign
+Verdict = Opened | Busy | Outdated | Finished | Foreign
 
 
 class Journal(Protocol):

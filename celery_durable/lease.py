@@ -59,11 +59,10 @@ class LeaseKeeper:
         """The process ends amid these attempts: others are to go on at once."""
         held, self._held = self._held, set()
         if held:
-            wire = self._wires.take()
-            wire.send(*(journal.handover(orderly=True) for journal in held))
+            handovers = [journal.handover(orderly=True) for journal in held]
             try:
-                wire.replies(SHORT_PATIENCE)
-            except JournalUnavailableError as error:
+                self._wires.ask(*handovers, patience=SHORT_PATIENCE)
+            except (JournalUnavailableError, JournalUnreadableError) as error:
                 logger.warning("%d leases lapse by themselves: %s", len(held), error)
 
     def forget(self) -> None:

@@ -78,7 +78,7 @@ class Recovery:
                     sent += self._send_one(waiting[0], producer)
                 waiting.popleft()
         except BROKER_AWAY as error:
-            logger.warning("%d runs cannot be sent now, the broker is away: %r", len(waiting), error)
+            logger.warning("%d runs cannot be sent now, the broker is away; tried again soon: %r", len(waiting), error)
             self.store.runs.unclaim(waiting)
         finally:
             with undisturbed:
@@ -94,8 +94,8 @@ class Recovery:
         except BROKER_AWAY:
             raise
         except Exception:
-            # Its pause doubles: a run that cannot be sent does not hold up the others.
-            logger.exception("task %s: cannot be sent again", run.task_id)
+            # A run that cannot be sent does not hold up the others.
+            logger.exception("task %s: cannot be sent again; tried after pauses that grow", run.task_id)
             return False
         logger.info("task %s: sent again, %s", run.task_id, _REASONS[run.status])
         return True

@@ -9,7 +9,7 @@ from celery.exceptions import Ignore
 
 from . import outcome, report
 from .hold import Hold
-from .journal import Busy, Finished, Foreign, Verdict
+from .journal import Busy, Finished, Foreign, Outdated, Verdict
 
 logger = logging.getLogger("celery_durable")
 
@@ -20,7 +20,7 @@ def turn_away(verdict: Verdict, task: Any, request: Any, hold: Hold, *, fresh: b
     *fresh*: the message is no copy of an earlier one, so somebody expects the task to run.
     """
     match verdict:
-        case Busy(reason=reason):
+        case Busy(reason=reason) | Outdated(reason=reason):
             # The journal keeps the run; whatever becomes of it, a worker will send it again.
             logger.info("task %s: %s; this message is forgotten", request.id, reason)
             raise Ignore(reason)

@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import chain
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -20,7 +21,19 @@ from zlib import crc32
 from .confirmation import vet_for
 from .exceptions import ConfigurationError, JournalUnavailableError, JournalUnreadableError
 from .interrupts import Fenced
-from .journal import LAYOUT, Busy, Delivery, Fields, Finished, Foreign, JournalGone, Opened, Verdict, new_seed
+from .journal import (
+    LAYOUT,
+    Busy,
+    Delivery,
+    Fields,
+    Finished,
+    Foreign,
+    JournalGone,
+    Opened,
+    Outdated,
+    Verdict,
+    new_seed,
+)
 from .wire import Wire, Wires, call, pack, pack_parts, script
 
 SHARDS = 16
@@ -76,7 +89,6 @@ _REASONS = {
     "busy": "another attempt holds the lease",
     "replaced": "the task that it replaces has not ended",
     "early": "it is not due yet",
-    "outdated": "a newer message has other arguments",
 }
 
 
@@ -141,6 +153,8 @@ class RedisJournal:
             return Foreign(reply[1].decode(), fields)
         if kind == "unreadable":
             check_layout(self._keys, {b"v": reply[1]})
+        if kind == "outdated":
+            return Outdated("a newer message has other arguments")
         return Busy(reply[1] / 1000, _REASONS[kind])
 
     def suspend(self, delay: float, fields: Mapping[str, str], slack: float = 0.0) -> None:
@@ -235,14 +249,9 @@ class RedisJournal:
 
     def look_for_cancellation(self) -> None:
         # Another connection: the attempt's own may be amid a write of a sibling.
-        wire = self._wires.take()
-        try:
-            wire.send(pack("HGET", self._keys.run, "cancel"))
-            self.cancel_requested |= wire.replies(SHORT_PATIENCE) == [b"requested"]
-        except JournalUnavailableError:
-            pass
-        finally:
-            self._wires.give_back(wire)
+        with suppress(JournalUnavailableError, JournalUnreadableError):
+            said = self._wires.ask(pack("HGET", self._keys.run, "cancel"), patience=SHORT_PATIENCE)
+            self.cancel_requested |= said == [b"requested"]
 
     def renewal(self) -> bytes:
         """The command that renews the lease, for this connection or for another one."""

@@ -21,7 +21,7 @@ from .redis_journal import (
     owner_name,
 )
 from .shards import Shard, Shards
-from .wire import Wires, call, pack
+from .wire import call, pack
 
 logger = logging.getLogger("celery_durable")
 
@@ -121,7 +121,7 @@ class Runs:
         for wires, shards in groups.items():
             commands = [self._claiming(shard, skips[shard.number], names) for shard in shards]
             try:
-                replies = ask(wires, *commands, patience=SHORT_PATIENCE)
+                replies = wires.ask(*commands, patience=SHORT_PATIENCE)
                 found |= {shard.number: _claims(reply) for shard, reply in zip(shards, replies, strict=True)}
             except JournalUnavailableError as error:
                 # What the other nodes of a Cluster have claimed is to be sent.
@@ -134,9 +134,9 @@ class Runs:
         return [found[number] for number in range(SHARDS)]
 
     def _claiming(self, shard: Shard, skip: tuple[int, int], names: list[str]) -> bytes:
-        keys = (f"{shard.prefix}leases", f"{shard.prefix}due")
-        facts = (f"{shard.prefix}run:", _MOST_AT_ONCE, *skip, ms(self._lease), LAYOUT)
-        return call("claim", keys, *facts, *names)
+        every = shard.keys("")  # the keys of all runs begin with that of none
+        facts = (every.run, _MOST_AT_ONCE, *skip, ms(self._lease), LAYOUT)
+        return call("claim", (every.leases, every.due), *facts, *names)
 
     def unclaim(self, claimed: Iterable[Claimed]) -> None:
         """These could not be sent: they are to be found again."""
@@ -144,17 +144,7 @@ class Runs:
             self._ask(run.task_id, call("unclaim", self.keys(run.task_id).all, run.task_id, ms(_UNSENT_PAUSE)))
 
     def _ask(self, task_id: str, *commands: bytes, patience: float | None = None) -> list[Any]:
-        return ask(self._shards.of(task_id).wires, *commands, patience=patience)
-
-
-def ask(wires: Wires, *commands: bytes, patience: float | None = None) -> list[Any]:
-    """The replies to these commands."""
-    wire = wires.take()
-    try:
-        wire.send(*commands)
-        return wire.replies(patience)
-    finally:
-        wires.give_back(wire)
+        return self._shards.of(task_id).wires.ask(*commands, patience=patience)
 
 
 def _claims(reply: list[Any]) -> Claims:

@@ -19,8 +19,8 @@ from . import (
 from .attempt import Terms
 from .call import changed_by_retry
 from .ending import Ending
-from .exceptions import ConfigurationError, DurableError
-from .execution import Execution, current, execution_of, opened_by
+from .exceptions import ConfigurationError
+from .execution import Execution, current, execution_of, has_journal, opened_by
 from .message import (
     BROKER_AWAY,
     HEADER,
@@ -299,14 +299,6 @@ def _after(task: Any = None, retval: Any = None, state: str | None = None, **_: 
 
 @signals.task_internal_error.connect(weak=False, dispatch_uid="celery_durable")
 def _spare(sender: Any = None, task_id: str | None = None, **_: Any) -> None:
-    if isinstance(sender, DurableTask) and task_id is not None and _has_begun(sender, task_id):
-        report.spared.set(task_id)
-
-
-def _has_begun(task: DurableTask[Any, Any], task_id: str) -> bool:
-    from .store import store_of
-
-    try:
-        return report.begun.get() == task_id or store_of(task.app).runs.is_known(task_id)
-    except DurableError:
-        return False
+    if isinstance(sender, DurableTask) and task_id is not None:
+        begun = report.begun.get() == task_id or has_journal(sender, task_id)
+        report.spared.set(task_id if begun else None)

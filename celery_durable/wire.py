@@ -302,6 +302,15 @@ class Wires:
         wire.idle_since = time.monotonic()
         self._idle.append(wire)
 
+    def ask(self, *commands: bytes, patience: float | None = None) -> list[Any]:
+        """The replies to these commands, over a connection of their own; raises what :meth:`Wire.replies` does."""
+        wire = self.take()
+        try:
+            wire.send(*commands)
+            return wire.replies(patience)
+        finally:
+            self.give_back(wire)
+
     def settle_idle(self) -> None:
         """Read what connections are owed that nobody uses: what was lost on its way is sent again."""
         settle(self._idle)
@@ -318,8 +327,10 @@ def settle(idle: list[Any]) -> None:
         if wire.owed and time.monotonic() - wire.idle_since > _LONG_IDLE:
             with suppress(ValueError):  # taken just now
                 idle.remove(wire)
-                wire.try_again()
-                idle.insert(0, wire)
+                try:
+                    wire.try_again()
+                finally:
+                    idle.insert(0, wire)
 
 
 _everywhere: WeakSet[Wires] = WeakSet()

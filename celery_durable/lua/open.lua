@@ -2,7 +2,7 @@
 -- KEYS run, leases, due
 -- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, hint, owner, reopen
 -- Replies {'open', attempt, now, recoveries, reopened} | {'finished'} | {'foreign', task} | {'unreadable', layout}
---       | {'replaced', ms} | {'busy', ms} | {'early', ms} | {'outdated', 0}
+--       | {'replaced', ms} | {'busy', ms} | {'early', ms} | {'outdated'}
 local run, leases, due = KEYS[1], KEYS[2], KEYS[3]
 local id, fence, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local layout, task, fingerprint, call, seed = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
@@ -74,7 +74,7 @@ if nesting < tonumber(known[5]) or known[3] ~= task then return {'foreign', know
 if known[4] ~= fingerprint then
   -- self.retry(args=...) changes the arguments of a run; an older copy of its message begins nothing more.
   local newest = tonumber(known[11] or 0)
-  if changed < newest and not fresh then return {'outdated', 0} end
+  if changed < newest and not fresh then return {'outdated'} end
   -- Without a fingerprint it is the newest change that is waited for.
   if changed < newest or (changed == newest and known[4] ~= '') then return {'foreign', known[3]} end
   redis.call('HSET', run, 'fingerprint', fingerprint, 'call', call, 'changed', ARGV[11])

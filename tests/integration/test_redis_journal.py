@@ -13,7 +13,17 @@ from celery.signals import before_task_publish
 from celery_durable import ConfigurationError, JournalUnreadableError, RunOptions, TerminalError
 from celery_durable.call import Call
 from celery_durable.interrupts import Fenced
-from celery_durable.journal import Busy, Finished, Foreign, JournalGone, Opened, done_entry, open_entry, started_entry
+from celery_durable.journal import (
+    Busy,
+    Finished,
+    Foreign,
+    JournalGone,
+    Opened,
+    Outdated,
+    done_entry,
+    open_entry,
+    started_entry,
+)
 from celery_durable.message import HEADER
 from celery_durable.redis_journal import RedisJournal
 from celery_durable.store import Store, store_of
@@ -188,9 +198,8 @@ def test_arguments_older_than_the_newest_change_are_refused(store: Store, redis_
     before = state(redis_client, store, task_id)
 
     for outdated in ({"fingerprint": "f1"}, {"fingerprint": "f2", "changed": 1}):
-        assert store.journal(task_id).open(delivery(task_id, fresh=False, **outdated)) == Busy(
-            0, "a newer message has other arguments"
-        )
+        verdict = store.journal(task_id).open(delivery(task_id, fresh=False, **outdated))
+        assert verdict == Outdated("a newer message has other arguments")
     for other in ({"fingerprint": "f4", "changed": 2, "fresh": False}, {"fingerprint": "f1"}):
         assert isinstance(store.journal(task_id).open(delivery(task_id, **other)), Foreign)
 

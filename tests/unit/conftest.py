@@ -105,6 +105,7 @@ def app() -> Iterator[Celery]:
     with setup_default_app(app, use_trap=False):
         _state._apps = WeakSet([app])  # noqa: SLF001  shared tasks go to every app; Celery's helper brings the others back
         app.set_current()
+        app.set_default()  # of the threads in which actions of async tasks run
         yield app
 
 
