@@ -15,7 +15,7 @@ from kombu.utils import json as kombu_json
 
 from . import tracing
 from .journal import Delivery
-from .message import HEADER, header_of, resume_of_user_retry
+from .message import HEADER, header_of, received, resume_of_user_retry
 from .serializers import load_content
 
 # To make an encoder, as ``dumps`` does each time, costs as much as to encode a message.
@@ -93,8 +93,9 @@ def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
         fingerprint=fingerprint(args, kwargs),
         call=Call.of(task, request, args, kwargs).text(task),
         nesting=request.replaced_task_nesting or 0,
-        fresh="reopen" in header or not (redelivered or request.retries or header),
+        fresh=not header.keys().isdisjoint(("reopen", "asked")) or not (redelivered or request.retries or header),
         reopen=header.get("reopen", ""),
+        received=received(request),
         changed=int(header.get("changed", 0)),
         hint=bool(header.get("hint")),
     )

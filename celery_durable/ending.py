@@ -9,7 +9,6 @@ import logging
 import signal
 from asyncio import CancelledError
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, WorkerShutdown, WorkerTerminate
 
@@ -237,17 +236,18 @@ class Ending:
         logger.error("task %s: %s; the task is retried in %g s", self.request.id, error, JOURNAL_LOST_DELAY)
         # What was to reopen the run still is.
         fresh = self.attempt is None and self.execution.delivery is not None and self.execution.delivery.fresh
-        retry = self._publish(error, JOURNAL_LOST_DELAY, reopen=str(uuid4()) if fresh else "")
+        asking = message.still_asking(self.request) if fresh else None
+        retry = self._publish(error, JOURNAL_LOST_DELAY, asking=asking)
         ours = fresh if self.attempt is None else not self.attempt.journal.lease_in_doubt
         # Where another attempt may have ended the run no state is to be stored over its own.
         return retry if ours or not isinstance(retry, Retry) else Ignore("the journal is lost, and perhaps the run")
 
     def _publish(
-        self, error: BaseException, delay: float, *, by_policy: bool = False, reopen: str = ""
+        self, error: BaseException, delay: float, *, by_policy: bool = False, asking: dict[str, Any] | None = None
     ) -> BaseException:
         send = message.eager_signature if self.execution.eager else message.send_retry
         try:
-            signature = send(self.task, self.request, delay, by_policy=by_policy, reopen=reopen)
+            signature = send(self.task, self.request, delay, by_policy=by_policy, asking=asking)
         except Reject:
             raise
         except Exception as unsendable:

@@ -30,6 +30,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as quoted
+from math import inf
 from typing import Any, NamedTuple, Protocol
 
 from .exceptions import JournalUnavailableError, JournalUnreadableError
@@ -53,11 +54,13 @@ class Delivery(NamedTuple):
     call: str
     nesting: int = 0
     fresh: bool = True
-    """Reopens a run that failed: neither redelivered nor a retry, or sent for that."""
+    """Reopens a run that had failed when it arrived: neither redelivered nor a retry, or sent for that."""
     reopen: str = ""
     """Names a request to reopen the run, which is then done once, however often its message is delivered."""
     changed: int = 0
     """How often the arguments had been changed on purpose, by ``self.retry(args=...)``; the newest change counts."""
+    received: float = inf
+    """When it arrived, by this machine's monotonic clock; if that is not known: just now."""
     hint: bool = False
     """Sent on behalf of another message, to look at the run again."""
 

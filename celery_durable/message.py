@@ -19,8 +19,12 @@ BROKER_AWAY = (OperationalError, OSError)
 
 HEADER = "celery_durable"
 """Our header on messages that the library sends: ``{"retries": n}``, how many of the retries were the library's own;
-``"by_policy"``: how many of these by the task retry policy;
-``"hint"``: sent on behalf of another message; ``"changed"``: with other arguments than the run began with."""
+``"by_policy"``: how many of these by the task retry policy; ``"hint"``: sent on behalf of another message;
+``"changed"``: how often the arguments were changed; ``"reopen"``: names a request to reopen a failed run;
+``"asked"``: when a message arrived that found no Redis, and may have been to reopen one."""
+
+RECEIVED = "durable_received"
+"""Where Celery's request says when its message arrived, by the machine's monotonic clock."""
 
 
 def header_of(request: Any) -> dict[str, Any]:
@@ -42,18 +46,37 @@ def own_retries(request: Any) -> int:
     return int(request.retries or 0) - library_retries(request)
 
 
+# -- to reopen a run ---------------------------------------------------------------------------------------------------
+
+
+def received(request: Any) -> float:
+    """When the message arrived, or the first one that it repeats, by the monotonic clock."""
+    asked = header_of(request).get("asked")
+    if asked is not None:
+        return time.monotonic() - max(0.0, time.time() - float(asked))
+    return float(request.__dict__.get(RECEIVED) or time.monotonic())
+
+
+def still_asking(request: Any) -> dict[str, Any]:
+    """What the header of a message is to say that repeats a fresh one, of which nobody knows what it was to begin."""
+    header = header_of(request)
+    if "reopen" in header:
+        return {"reopen": header["reopen"]}
+    return {"asked": time.time() - (time.monotonic() - received(request))}
+
+
 # -- sending again -----------------------------------------------------------------------------------------------------
 
 
-def send_retry(task: Any, request: Any, delay: float, *, by_policy: bool = False, reopen: str = "") -> Any:
+def send_retry(
+    task: Any, request: Any, delay: float, *, by_policy: bool = False, asking: dict[str, Any] | None = None
+) -> Any:
     """Publish a Celery retry of the task, the library's own; its signature."""
-    header = _next_header(request, by_policy)
-    if reopen:
-        header["reopen"] = reopen
+    header = {**_next_header(request, by_policy), **(asking or {})}
     return _send(task, request, delay, header, retries=request.retries + 1)
 
 
-def eager_signature(task: Any, request: Any, delay: float, *, by_policy: bool = False, reopen: str = "") -> Any:  # noqa: ARG001
+def eager_signature(task: Any, request: Any, delay: float, *, by_policy: bool = False, **_: Any) -> Any:
     """The signature by which Celery's eager mode runs a retry, at once."""
     return _signature(task, request, delay, _next_header(request, by_policy), request.retries + 1)
 
@@ -90,7 +113,7 @@ def _resume(retries: int, header: dict[str, Any]) -> dict[str, str]:
 
 def lasting(header: dict[str, Any]) -> dict[str, Any]:
     """What of our header is not about one message alone."""
-    return {name: fact for name, fact in header.items() if name not in ("hint", "reopen")}
+    return {name: fact for name, fact in header.items() if name not in ("hint", "reopen", "asked")}
 
 
 def _next_header(request: Any, by_policy: bool) -> dict[str, Any]:

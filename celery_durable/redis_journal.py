@@ -39,6 +39,8 @@ from .wire import Wire, Wires, call, pack, pack_parts, script
 SHARDS = 16
 SHORT_PATIENCE = 1.0
 """Seconds that a process with others to serve, or about to die, waits for Redis."""
+_QUICK = 0.1
+"""Seconds within which a reply comes, unless the connection was lost or one of the processes stood still."""
 _PAIRS_PER_WRITE = 1000
 
 
@@ -55,6 +57,19 @@ def shard_prefix(prefix: str, shard: int) -> str:
 def new_fence() -> str:
     """A token that no other attempt has."""
     return os.urandom(6).hex()
+
+
+def _decided(delivery: Delivery, asked: float, ended: int, now: int) -> Delivery:
+    """The delivery, as one that reopens the run that *ended* in a failure, or as one that does not.
+
+    One that was held up must not reopen a run that its copy has begun and ended meanwhile. *asked*: when Redis was, by the
+    clock of this machine; *now*: when it answered, by its own.
+    """
+    answered = time.monotonic()
+    age = max(0.0, (asked if answered - asked < _QUICK else answered) - delivery.received)
+    if ended <= now - age * 1000:
+        return delivery._replace(reopen=f"failed at {ended}")
+    return delivery._replace(fresh=False)
 
 
 def owner_name(pid: int) -> str:
@@ -134,6 +149,8 @@ class RedisJournal:
             # Unlike every other script this one carries no fence: nobody else is to send it again.
             self.wire.abandon()
             raise
+        if opened[0] == b"failed":
+            return self.open(_decided(delivery, opening, *opened[1:]))
         # Of our writes only an opening and a renewal put the end of the lease off.
         self._renewed = opening
         return self._verdict(opened, fields_of(loaded), fence.encode())

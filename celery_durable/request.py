@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Literal, TypeVar
@@ -14,6 +15,7 @@ from celery.worker.state import task_ready
 
 from . import outcome
 from .exceptions import ConfigurationError
+from .message import RECEIVED
 from .runs import Runs, Whose
 from .store import store_of
 
@@ -24,6 +26,11 @@ logger = logging.getLogger("celery_durable")
 
 class DurableRequest(Request):
     """Runs in the worker's main process."""
+
+    def __init__(self, message: Any, **options: Any) -> None:
+        super().__init__(message, **options)
+        # A process of the pool may get to it much later; on one machine this clock is the same for all.
+        self._request_dict[RECEIVED] = time.monotonic()  # type: ignore[attr-defined]
 
     # -- the process of the task is gone
 

@@ -2,7 +2,7 @@
 -- KEYS run, leases, due
 -- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, hint, owner, reopen
 -- Replies {'open', attempt, now, recoveries, reopened} | {'finished'} | {'foreign', task} | {'unreadable', layout}
---       | {'replaced', ms} | {'busy', ms} | {'early', ms} | {'outdated'}
+--       | {'replaced', ms} | {'busy', ms} | {'early', ms} | {'outdated'} | {'failed', ended, now}
 local run, leases, due = KEYS[1], KEYS[2], KEYS[3]
 local id, fence, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local layout, task, fingerprint, call, seed = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
@@ -101,10 +101,14 @@ if status == 'suspended' then
   return begin(0, 0)
 end
 
-if status == 'failed' and fresh and (ARGV[14] == '' or redis.call('HGET', run, 'reopened') ~= ARGV[14]) then
-  if ARGV[14] ~= '' then redis.call('HSET', run, 'reopened', ARGV[14]) end
-  renew_budgets()
-  return begin(0, 1)
+if status == 'failed' and fresh then
+  -- Only who has the message can tell whether it came after the failure, and then says which one it is to reopen.
+  if ARGV[14] == '' then return {'failed', tonumber(redis.call('HGET', run, 'ended')), now} end
+  if redis.call('HGET', run, 'reopened') ~= ARGV[14] then
+    redis.call('HSET', run, 'reopened', ARGV[14])
+    renew_budgets()
+    return begin(0, 1)
+  end
 end
 
 if redis.call('HEXISTS', run, 'delivered') == 0 then

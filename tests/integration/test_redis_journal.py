@@ -76,9 +76,9 @@ def written(journal: RedisJournal, **fields: str) -> None:
     journal.settle()
 
 
-def finished(store: Store, status: str = "succeeded", keep: float = DAY, **fields: str) -> str:
+def finished(store: Store, status: str = "succeeded", keep: float = DAY, task_id: str = "", **fields: str) -> str:
     """Make a run that has ended, delivered; return its id."""
-    journal = opened(store, task_id := new_id())
+    journal = opened(store, task_id := task_id or new_id())
     written(journal, **fields) if fields else None
     journal.finish(status, {"outcome": '{"value":1}'})
     journal.deliver(keep)
@@ -564,6 +564,41 @@ def test_only_one_of_two_retries_reopens_a_run(store: Store) -> None:
     verdicts = [store.journal(task_id).open(delivery(task_id)) for _ in range(2)]
 
     assert [type(verdict) for verdict in verdicts] == [Opened, Busy]
+
+
+def test_a_message_that_was_here_before_the_failure_reopens_nothing(store: Store, redis_client: redis.Redis) -> None:
+    """It was held up, and delivered again: its copy has begun the run, and ended it."""
+    received = time.monotonic() - 1
+    task_id = finished(store, "failed")
+    before = state(redis_client, store, task_id)
+
+    assert isinstance(store.journal(task_id).open(delivery(task_id, received=received)), Finished)
+
+    assert state(redis_client, store, task_id) == before
+    eventually(lambda: server_ms(redis_client) > int(before["fields"]["ended"]) + 1)
+    assert opened(store, task_id, received=time.monotonic()), "one that has come since"
+
+
+def test_a_message_that_has_waited_for_redis_reopens_no_failure_of_meanwhile(
+    store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = store.journal(task_id := new_id())
+    held_up, ended = journal.wire.send, []
+
+    def send(*commands: bytes, **options: Any) -> None:
+        if not ended:
+            since = time.monotonic()
+            finished(store, "failed", task_id=task_id)
+            ended.append(redis_client.hget(store.keys(task_id).run, "ended"))
+            eventually(lambda: time.monotonic() > since + 0.2, what="what is no quick reply any more")
+        held_up(*commands, **options)
+
+    monkeypatch.setattr(journal.wire, "send", send)
+
+    received = time.monotonic() - 0.01  # Redis counts in milliseconds
+    assert isinstance(journal.open(delivery(task_id, received=received)), Finished)
+
+    assert redis_client.hmget(store.keys(task_id).run, "attempt", "ended") == ["1", *ended]
 
 
 def test_a_retry_that_asks_to_reopen_does_so_once_whoever_delivers_it_again(store: Store) -> None:

@@ -79,6 +79,24 @@ def test_a_duplicate_of_a_failed_run_calls_its_errback_no_second_time(durable: D
     assert effects.count("errbacks") == 1
 
 
+def test_a_first_delivery_that_was_held_up_does_not_reopen_what_the_second_has_ended(durable: DurableSetup) -> None:
+    """Its process stood still for longer than the visibility timeout, before it had opened the run."""
+    worker = durable.start_worker(visibility_timeout=1)
+    result = crashes.held_before_its_run.delay()
+    effects.wait_until_blocked("before its run")
+
+    with pytest.raises(TerminalError):
+        result.get(timeout=20)
+    wait_until_delivered(durable, result.id)
+    effects.release("before its run")
+
+    wait_until_logged(worker, f"task {result.id} {FINISHED}")
+    wait_for_the_end_of_all(durable)
+    assert effects.count("charge") == 1
+    assert journal(durable.redis, result.id)["attempt"] == "1"
+    assert result.state == "FAILURE"
+
+
 def test_a_duplicate_of_a_live_run_changes_nothing(durable: DurableSetup) -> None:
     last = chain(crashes.three_steps.s(held_at="second"), crashes.follow.s()).apply_async()
     message = waiting_message(durable)

@@ -146,6 +146,18 @@ def hold_before_sending(sender: str, **_: Any) -> None:
         effects.block("before the next task")
 
 
+@durable_task
+def held_before_its_run(ctx: DurableContext) -> None:
+    ctx.run("charge", refuse, "order 7")
+
+
+@signals.task_prerun.connect
+def hold_the_first_delivery(sender: Any, task_id: str, **_: Any) -> None:
+    """When its message has been taken, and before its run is opened."""
+    if sender.name == held_before_its_run.name and effects.hit("deliveries", task_id) == 1:
+        effects.block("before its run")
+
+
 @durable_task(max_recoveries=2)
 def poison(ctx: DurableContext) -> None:
     """Kill the process in the second step, each time."""
