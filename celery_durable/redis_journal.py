@@ -62,8 +62,8 @@ def new_fence() -> str:
 def _decided(delivery: Delivery, asked: float, ended: int, now: int) -> Delivery:
     """The delivery, as one that reopens the run that *ended* in a failure, or as one that does not.
 
-    One that was held up must not reopen a run that its copy has begun and ended meanwhile. *asked*: when Redis was, by the
-    clock of this machine; *now*: when it answered, by its own.
+    One that was held up must not reopen a run that its copy has begun and ended meanwhile. *asked*: when Redis was, by
+    the clock of this machine; *now*: when it answered, by its own.
     """
     answered = time.monotonic()
     age = max(0.0, (asked if answered - asked < _QUICK else answered) - delivery.received)
