@@ -1,5 +1,6 @@
 """Servers that stand in for each other: a master with a replica and Sentinels, and a Cluster."""
 
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,37 @@ class Sentinel(RedisServer):
         return Process([self.program, self._file, "--sentinel"], log=self.log)
 
 
-class Watched:
+class Group(ABC):
+    """Servers that are started together, as a context manager, and ended together."""
+
+    @abstractmethod
+    def members(self) -> list[RedisServer]:
+        """Return all of them, in the order in which they are ended."""
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Start them, and wait until they stand in for each other."""
+
+    def start(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        for one in self.members():
+            one.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Watched(Group):
     """A master with one replica, and three Sentinels that promote it when the master is gone."""
 
     def __init__(self, program: Path) -> None:
@@ -74,14 +105,6 @@ class Watched:
     @property
     def replica(self) -> RedisServer:
         return next(one for one in self.servers if role(one) == "slave")
-
-    def start(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
 
     def _start(self) -> None:
         master, replica = self.servers
@@ -116,18 +139,11 @@ class Watched:
         named = lambda: all(named_master(one) == server.port for one in self.sentinels)  # noqa: E731
         eventually(lambda: named() and role(server) == "master", deadline=30, what="a promoted replica")
 
-    def close(self) -> None:
-        for one in [*self.sentinels, *self.servers]:
-            one.close()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def members(self) -> list[RedisServer]:
+        return [*self.sentinels, *self.servers]
 
 
-class RedisCluster:
+class RedisCluster(Group):
     """Three masters with a replica each; the first has slots 0 to 5460, and so on."""
 
     def __init__(self, program: Path, *, tls: bool = False) -> None:
@@ -156,14 +172,6 @@ class RedisCluster:
     @property
     def running(self) -> list[RedisServer]:
         return [one for one in self.servers if one.running]
-
-    def start(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
 
     def _start(self) -> None:
         for one in self.servers:
@@ -227,15 +235,8 @@ class RedisCluster:
         eventually(lambda: role(replica) == "master", deadline=30, what="a promoted replica")
         return replica
 
-    def close(self) -> None:
-        for one in self.servers:
-            one.close()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def members(self) -> list[RedisServer]:
+        return self.servers
 
 
 def named_master(sentinel: Sentinel) -> int:

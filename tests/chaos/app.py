@@ -1,7 +1,7 @@
 """The Celery app under chaos: a sync and an async durable task that play a program against their context.
 
-The player is a generator of calls on the context, written once; each task makes the calls in its own way. It says
-in `effects` what it asks for and what it sees, and its actions say when they begin and end.
+The player is a generator of calls on the context, which are the same for both. It says in `effects` what it asks for
+and what it sees, and its actions say when they begin and end.
 """
 
 import asyncio
@@ -27,6 +27,7 @@ from celery_durable import (
     current_step,
     durable_task,
 )
+from celery_durable.driver import run_to_end
 from tests.chaos import effects
 from tests.chaos.programs import MAX_RECOVERIES_OF_A_POISON, Operation, Program, told, value_of
 
@@ -49,33 +50,22 @@ Call = tuple[str, tuple[Any, ...]]
 @durable_task(name="chaos.sync", task_retry_policy=PATIENTLY, max_recoveries=1000)
 def play(ctx: DurableContext, program: Program) -> list[list[str]]:
     """Play a program; return what was seen of it."""
-    return _play(ctx, program)
+    return run_to_end(_play(ctx, program))
 
 
 @durable_task(name="chaos.poisoned", task_retry_policy=PATIENTLY, max_recoveries=MAX_RECOVERIES_OF_A_POISON)
 def play_poisoned(ctx: DurableContext, program: Program) -> list[list[str]]:
     """Play a program that is expected to kill."""
-    return _play(ctx, program)
-
-
-def _play(ctx: DurableContext, program: Program) -> list[list[str]]:
-    with Player(ctx) as player:
-        calls = player.play(program)
-        proceed: Callable[[], Call] = partial(next, calls)
-        while True:
-            try:
-                verb, arguments = proceed()
-            except StopIteration:
-                return player.seen
-            try:
-                proceed = partial(calls.send, getattr(ctx, verb)(*arguments))
-            except TerminalError as error:
-                proceed = partial(calls.throw, error)
+    return run_to_end(_play(ctx, program))
 
 
 @durable_task(name="chaos.async", task_retry_policy=PATIENTLY, max_recoveries=1000)
 async def play_async(ctx: AsyncDurableContext, program: Program) -> list[list[str]]:
     """Play a program on the loop."""
+    return await _play(ctx, program)
+
+
+async def _play(ctx: DurableContext | AsyncDurableContext, program: Program) -> list[list[str]]:
     with Player(ctx) as player:
         calls = player.play(program)
         proceed: Callable[[], Call] = partial(next, calls)
