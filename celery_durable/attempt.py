@@ -87,7 +87,7 @@ class Attempt:
         self.terms = terms
         # As one: with more than 30 attributes an object's own dict is slower to reach.
         self._opened = opened
-        self.seed = _seed_of(opened, about)
+        self.seed = opened.fields.get(b"seed", b"").decode()
         self.interrupt: Interrupt | None = None
         self.violation: Interrupt | None = None
         """The context was used inside a step, from a thread that does not say which."""
@@ -132,6 +132,16 @@ class Attempt:
     @property
     def reopened(self) -> bool:
         return self._opened.reopened
+
+    def check_whole(self) -> None:
+        """End the run, if something is missing without which it cannot go on."""
+        if not self.seed:
+            raise self.end_run(
+                JournalUnreadableError(
+                    f"task {self.about.task_id}: the journal has lost its field seed, on which every random value "
+                    f"depends; restore it, or send the task under a new id"
+                )
+            )
 
     def begin_here(self) -> None:
         """The body is this asyncio task, in this thread."""
@@ -415,16 +425,6 @@ class Attempt:
 
     def lost(self, error: JournalUnavailableError) -> Interrupt:
         return self.stop(JournalLost(error))
-
-
-def _seed_of(opened: Opened, about: Surroundings) -> str:
-    try:
-        return opened.fields[b"seed"].decode()
-    except KeyError:
-        raise JournalUnreadableError(
-            f"task {about.task_id}: the journal has lost its field seed, on which every random value depends; "
-            f"restore it, or send the task under a new id"
-        ) from None
 
 
 def derived_uuid(seed: str, *path: object) -> UUID:

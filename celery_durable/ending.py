@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 from asyncio import CancelledError
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, WorkerShutdown, WorkerTerminate
@@ -56,11 +57,21 @@ class Ending:
                 return self._settle(self.execution.interrupt or self.execution.said or self._reason(error))
             except Interrupt as late:
                 # The end itself met a fence, a lost journal, or steps that were left over.
-                return self._settle(late)
+                return self._settle_late(late)
         except BaseException as decided:
             if not self.execution.undecided:
                 self.execution.decided = decided
             raise
+
+    def _settle_late(self, late: Interrupt) -> Any:
+        try:
+            return self._settle(late)
+        except (Fenced, JournalLost) as again:
+            # Neither the journal nor the broker takes a word of it: whoever comes next goes on from what they have.
+            if self.hold is not None:
+                self.hold.let_go()
+            logger.error("task %s: its attempt ends without a word: %s", self.request.id, again)
+            raise (Reject(str(again), requeue=True) if self.task.acks_late else Ignore(str(again))) from again
 
     def _reason(self, error: BaseException) -> BaseException:
         """Why the body of an async task was cancelled, if it was by us."""
@@ -234,9 +245,9 @@ class Ending:
         if self.hold is not None:
             self.hold.let_go()
         logger.error("task %s: %s; the task is retried in %g s", self.request.id, error, JOURNAL_LOST_DELAY)
-        # What was to reopen the run still is.
+        # What was to begin, or to reopen, the run still is, and what was not still is not.
         fresh = self.attempt is None and self.execution.delivery is not None and self.execution.delivery.fresh
-        asking = message.still_asking(self.request) if fresh else None
+        asking = message.still_asking(self.request, fresh=fresh) if self.attempt is None else None
         retry = self._publish(error, JOURNAL_LOST_DELAY, asking=asking)
         ours = fresh if self.attempt is None else not self.attempt.journal.lease_in_doubt
         # Where another attempt may have ended the run no state is to be stored over its own.
@@ -246,8 +257,13 @@ class Ending:
         self, error: BaseException, delay: float, *, by_policy: bool = False, asking: dict[str, Any] | None = None
     ) -> BaseException:
         send = message.eager_signature if self.execution.eager else message.send_retry
+        publish = partial(send, self.task, self.request, delay, by_policy=by_policy, asking=asking)
         try:
-            signature = send(self.task, self.request, delay, by_policy=by_policy, asking=asking)
+            try:
+                signature = publish()
+            except SoftTimeLimitExceeded:
+                # It strikes once, and what it was to stop has ended.
+                signature = publish()
         except Reject:
             raise
         except Exception as unsendable:

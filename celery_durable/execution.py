@@ -196,6 +196,7 @@ class Execution:
         message.catch_up(self.request, attempt.resume)
         if attempt.reopened:
             logger.info("task %s: the failed run is reopened, with fresh budgets", delivery.task_id)
+        attempt.check_whole()
         self._check_recoveries(attempt, self.hold.settings.max_recoveries)
         if not task.is_async:
             self._watch(attempt, here())
@@ -298,7 +299,8 @@ class Execution:
 
     @staticmethod
     def _note_delivery(hold: Hold, state: str | None, result: Any, *, delivered: bool) -> None:
-        if not delivered or state is None:
+        # RETRY after an outcome: a time limit struck in between, and Celery has stored nothing of it.
+        if not delivered or state in (None, states.RETRY):
             hold.not_delivered()
         elif hold.contradicts(state):
             if isinstance(result, message.BROKER_AWAY):

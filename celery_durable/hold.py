@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("celery_durable")
 
 _WAIT_HERE = 1.0
-"""A run that is due sooner than this is waited for, not sent around."""
+"""A run that is due sooner than this is waited for, not sent around; a lease that is not renewed any more, too."""
 
 
 class Hold:
@@ -39,6 +39,8 @@ class Hold:
         self.attempt: Attempt | None = None
         self.ended = False
         """The journal has been told how the attempt ended, or is not to be told."""
+        self.suspended = False
+        """The journal knows that and when the run goes on."""
         self._lease = lease
         self._status = ""
         self._keep: float | None = None
@@ -64,7 +66,7 @@ class Hold:
             match verdict:
                 case Opened():
                     return verdict
-                case Busy(wait=wait) if wait <= _WAIT_HERE:
+                case Busy(wait=wait) if wait <= min(_WAIT_HERE, self.settings.lease / 3):
                     time.sleep(wait)
                 case _:
                     raise NotNow(verdict)
@@ -79,6 +81,7 @@ class Hold:
         if self.attempt is not None and not self.ended:
             words = {**self.attempt.last_words(), **fields}
             self._tell(self.attempt, lambda: self.journal.suspend(delay, words, slack))
+            self.suspended = True
             self.let_go()
 
     def back_off(self, delay: float, fields: Mapping[str, str]) -> bool:

@@ -57,12 +57,11 @@ def received(request: Any) -> float:
     return float(request.__dict__.get(RECEIVED) or time.monotonic())
 
 
-def still_asking(request: Any) -> dict[str, Any]:
-    """What the header of a message is to say that repeats a fresh one, of which nobody knows what it was to begin."""
+def still_asking(request: Any, *, fresh: bool) -> dict[str, Any]:
+    """What the header of a message is to say that repeats one of which nobody knows what it was to begin."""
     header = header_of(request)
-    if "reopen" in header:
-        return {"reopen": header["reopen"]}
-    return {"asked": time.time() - (time.monotonic() - received(request))}
+    said = {name: fact for name, fact in header.items() if name in ("hint", "reopen")}
+    return said or ({"asked": time.time() - (time.monotonic() - received(request))} if fresh else {})
 
 
 # -- sending again -----------------------------------------------------------------------------------------------------
@@ -123,11 +122,13 @@ def _next_header(request: Any, by_policy: bool) -> dict[str, Any]:
 
 
 def _signature(task: Any, request: Any, delay: float, header: dict[str, Any], retries: int) -> Any:
+    # Expiry is honoured until the first attempt begins: as long as a message asks for that.
+    expires = request.expires if "asked" in header else None
     return task.signature_from_request(
         request,
         countdown=delay,
         retries=retries,
-        expires=None,
+        expires=expires,
         headers={**(request.headers or {}), HEADER: header},
     )
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import chain
+from math import inf
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -110,13 +111,14 @@ _REASONS = {
 class RedisJournal:
     """One attempt's hold on a run. The connection is taken when it opens and given back when it closes."""
 
-    def __init__(self, wires: Wires, keys: Keys, lease: float, sync: str = "memory") -> None:
+    def __init__(self, wires: Wires, keys: Keys, lease: float, sync: str = "memory", keep: float = inf) -> None:
         self._wires = wires
         self._vet = vet_for(sync)
         self._confirmed = self._vet is not None
         self._wire: Wire | None = None
         self._keys = keys
         self._lease = lease
+        self._keep = keep
         self._fence = b""
         self._record = b""
         self._renewed = 0.0
@@ -233,6 +235,8 @@ class RedisJournal:
             elif reply == 0:
                 raise Fenced
             elif reply == -1:
+                if self._silent_for > self._lease + self._keep:
+                    raise Fenced  # another attempt may have ended the run, and the time of its journal is over
                 raise JournalGone(f"the journal {self._keys.run} is gone: was it evicted, or Redis flushed?")
 
     def _replies(self) -> list[Any]:
@@ -256,7 +260,12 @@ class RedisJournal:
 
     @property
     def lease_in_doubt(self) -> bool:
-        return time.monotonic() - self._renewed > self._lease
+        return self._silent_for > self._lease
+
+    @property
+    def _silent_for(self) -> float:
+        """Seconds since the lease was proved."""
+        return time.monotonic() - self._renewed
 
     def prove_lease(self) -> None:
         asked = time.monotonic()

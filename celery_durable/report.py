@@ -66,10 +66,13 @@ class SparingBackend:
 
 
 def again(task: Any, request: Any, ended: Outcome) -> None:
-    """The recorded outcome, once more; nothing else hangs on that."""
+    """The recorded outcome, once more; nothing else hangs on that, and nothing depends on it."""
     if ended.status in _ENDED:
         result = ended.value if ended.error is None else ended.error
-        _store(task, request, result, _ENDED[ended.status], traceback=ended.traceback or None)
+        try:
+            _store(task, request, result, _ENDED[ended.status], traceback=ended.traceback or None)
+        except Exception as error:
+            logger.warning("task %s: its outcome could not be stored once more: %r", request.id, error)
 
 
 def _store(task: Any, request: Any, result: Any, state: str, **facts: Any) -> None:

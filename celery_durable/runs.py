@@ -88,6 +88,8 @@ class Runs:
         keys = self.keys(task_id)
         fence = f"{owner_name(os.getpid())}:{status}"
         owner = "" if pid is None else owner_name(pid)
+        # Kept for a lease at least: whoever carries the run on is to meet another fence, and not an empty place.
+        keep = max(keep, self._lease)
         condemned = call("condemn", keys.all, task_id, fence, status, ms(keep), owner, "outcome", outcome)
         return self._ask(task_id, condemned, patience=SHORT_PATIENCE) == [1]
 

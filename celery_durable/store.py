@@ -55,7 +55,8 @@ class Store:
     def hold(self, task_id: str, settings: Settings) -> Hold:
         """A hold on a run, not opened yet; *settings* are those of its task."""
         shard = self.shards.of(task_id)
-        journal = RedisJournal(shard.wires, shard.keys(task_id), self.settings.lease, settings.journal_sync)
+        keep = min(settings.retention, settings.failure_retention)
+        journal = RedisJournal(shard.wires, shard.keys(task_id), self.settings.lease, settings.journal_sync, keep)
         return Hold(journal, settings, Lease(self._keepers[shard.wires], journal))
 
 

@@ -10,7 +10,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 from celery import Task, signals
-from celery.exceptions import Reject, Retry
+from celery.exceptions import Reject, Retry, SoftTimeLimitExceeded
 
 from . import (
     report,
@@ -211,7 +211,7 @@ class DurableTask(Task[P, R]):
             # The journal carries the wait: nothing is to be published.
             execution.said = Retry(exc=exc, when=delay)  # type: ignore[arg-type]
             raise execution.said
-        return self._send_retry(execution, send)
+        return self._send_retry(execution, send, delay)
 
     @staticmethod
     def _retry_options(request: Any, options: dict[str, Any], changed: int | None, *, begun: bool) -> dict[str, Any]:
@@ -227,17 +227,27 @@ class DurableTask(Task[P, R]):
         headers = {**(request.headers or {}), **(options.get("headers") or {}), HEADER: header}
         return {**options, "headers": headers}
 
-    def _send_retry(self, execution: Execution, send: Callable[[], Any]) -> Any:
+    def _send_retry(self, execution: Execution, send: Callable[[], Any], delay: float) -> Any:
         """Let Celery publish, and keep what it raises: that stands, whatever user code makes of it."""
         try:
-            return send()
+            try:
+                return send()
+            except Reject as rejected:
+                # A soft time limit strikes once, and what it was to stop has ended.
+                if not isinstance(rejected.reason, SoftTimeLimitExceeded):  # type: ignore[attr-defined]
+                    raise
+                return send()
         except Retry as said:
             execution.said = said
             raise
         except Reject as rejected:
             reason: Any = rejected.reason  # type: ignore[attr-defined]
-            if self.acks_late and isinstance(reason, BROKER_AWAY):
+            if isinstance(reason, BROKER_AWAY) and self.acks_late:
                 raise unsent(execution.request, reason) from rejected
+            if isinstance(reason, BROKER_AWAY) and execution.hold is not None and execution.hold.suspended:
+                # The journal knows of it, and a worker sends it as soon as the broker is back.
+                execution.said = Retry(exc=reason, when=delay)  # type: ignore[arg-type]
+                raise execution.said from rejected
             Ending(execution).fail_after_all(rejected)
             raise
         except Exception as error:

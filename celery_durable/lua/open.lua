@@ -104,8 +104,10 @@ end
 if status == 'failed' and fresh then
   -- Only who has the message can tell whether it came after the failure, and then says which one it is to reopen.
   if ARGV[14] == '' then return {'failed', tonumber(redis.call('HGET', run, 'ended')), now} end
-  if redis.call('HGET', run, 'reopened') ~= ARGV[14] then
-    redis.call('HSET', run, 'reopened', ARGV[14])
+  -- Each request does so once, however often its message is delivered.
+  local reopened = redis.call('HGET', run, 'reopened') or ''
+  if not string.find(reopened, '\n' .. ARGV[14] .. '\n', 1, true) then
+    redis.call('HSET', run, 'reopened', (reopened == '' and '\n' or reopened) .. ARGV[14] .. '\n')
     renew_budgets()
     return begin(0, 1)
   end

@@ -1,17 +1,35 @@
 """An attempt whose journal, or lease, is lost just when it says how it ends."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+from unittest.mock import Mock, create_autospec
 
 import pytest
 import redis
+from celery.canvas import Signature
+from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError
+from kombu.exceptions import EncodeError, OperationalError
 
-from celery_durable import RunOptions
+from celery_durable import RunOptions, outcome
+from celery_durable.attempt import Surroundings, Terms
 from celery_durable.exceptions import JournalUnavailableError
-from celery_durable.interrupts import Fenced
+from celery_durable.execution import Execution
+from celery_durable.interrupts import Fenced, NotNow
+from celery_durable.message import HEADER
 from celery_durable.redis_journal import RedisJournal
 from celery_durable.store import store_of
-from tests.integration.runs import app_at, execute, new_id, task_of
+from tests.integration.runs import app_at, delivery, execute, new_id, opened, store_at, task_of
+
+NOWHERE = "redis://127.0.0.1:1/0"
+REDELIVERED = {"exchange": "", "routing_key": "celery", "redelivered": True}
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
+    """What is sent instead of messages; its side effect says how that ends."""
+    sending = Mock(return_value=None)
+    monkeypatch.setattr(Signature, "apply_async", lambda signature, *_, **__: sending(signature))
+    return sending
 
 
 @pytest.fixture
@@ -38,6 +56,15 @@ def succeeds(self: Any) -> str:
 
 def sleeps(self: Any) -> None:
     self.ctx.sleep(60)
+
+
+def retries_itself(self: Any) -> None:
+    self.ctx.run("charge", lambda: 1)
+    raise self.retry(countdown=1)
+
+
+def fails_for_a_second(self: Any) -> None:
+    self.ctx.run("charge", lambda: 1 / 0, RunOptions(initial_retry_interval=1, max_attempts=3))
 
 
 @pytest.mark.parametrize("body", [fails, sleeps])
@@ -83,3 +110,194 @@ def test_what_celery_could_not_store_is_no_failure_of_the_run(
 
     assert "delivered" not in journal
     assert journal["status"] == ("suspended" if body is fails else "succeeded")
+
+
+# -- a retry that is not published at once -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("acks_late", [True, False])
+@pytest.mark.parametrize("body", [fails_for_a_second, retries_itself])
+def test_a_soft_time_limit_that_strikes_while_a_retry_is_published_fails_nothing(
+    redis_url: str, redis_client: redis.Redis, published: Mock, body: Any, acks_late: bool
+) -> None:
+    published.side_effect = [SoftTimeLimitExceeded(), None]
+    task_id = new_id()
+
+    with app_at(redis_url) as app:
+        assert execute(task_of(app, body, acks_late=acks_late), task_id=task_id) == "RETRY"
+        journal = redis_client.hgetall(store_of(app).keys(task_id).run)
+
+    assert published.call_count == 2
+    assert journal["status"] == "suspended"
+
+
+def test_a_users_retry_that_finds_no_broker_is_left_to_the_journal(
+    redis_url: str, redis_client: redis.Redis, published: Mock
+) -> None:
+    """Its message was acknowledged when the task began, so that no broker brings it back."""
+    published.side_effect = OperationalError("away")
+    task_id = new_id()
+
+    with app_at(redis_url) as app:
+        keys = store_of(app).keys(task_id)
+        assert execute(task_of(app, retries_itself, acks_late=False), task_id=task_id) == "RETRY"
+
+    assert published.call_count == 1
+    assert redis_client.hget(keys.run, "status") == "suspended"
+    assert redis_client.zscore(keys.due, task_id) is not None
+
+
+@pytest.mark.parametrize(("acks_late", "state"), [(True, "REJECTED"), (False, "IGNORED")])
+def test_an_attempt_that_neither_redis_nor_the_broker_listens_to_ends_without_a_word(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, published: Mock,
+    acks_late: bool, state: str,
+) -> None:  # fmt: skip
+    def away(*_: Any, **__: Any) -> None:
+        raise JournalUnavailableError("away")
+
+    monkeypatch.setattr(RedisJournal, "_end", away)
+    published.side_effect = EncodeError("no message")
+    task_id = new_id()
+
+    with app_at(redis_url) as app:
+        assert execute(task_of(app, fails_for_a_second, acks_late=acks_late), task_id=task_id) == state
+        assert redis_client.hget(store_of(app).keys(task_id).run, "status") == "running"
+
+
+def test_a_time_limit_that_strikes_after_the_outcome_does_not_pass_for_its_delivery(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, published: Mock
+) -> None:
+    monkeypatch.setattr(Execution, "forget_eager", Mock(side_effect=SoftTimeLimitExceeded()))
+    task_id = new_id()
+
+    with app_at(redis_url) as app:
+        assert execute(task_of(app, succeeds, autoretry_for=(Exception,)), task_id=task_id) == "RETRY"
+        keys = store_of(app).keys(task_id)
+
+    assert published.call_count == 0
+    assert redis_client.hmget(keys.run, "status", "delivered") == ["succeeded", None]
+    assert redis_client.zscore(keys.leases, task_id) is not None
+
+
+# -- a journal that is not there any more ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at_its_end", [True, False])
+@pytest.mark.parametrize(("retention", "messages"), [(0, 0), (60, 1)])
+def test_an_attempt_that_has_slept_through_its_lease_and_the_retention_says_nothing(
+    redis_url: str, redis_client: redis.Redis, published: Mock, at_its_end: bool, retention: float, messages: int
+) -> None:
+    """Another one may have ended the run, and the journal is gone for that."""
+    task_id = new_id()
+
+    def body(self: Any) -> None:
+        self.ctx.run("charge", lambda: 1)
+        attempt = self.ctx._attempt  # noqa: SLF001
+        attempt.journal._renewed -= 40  # noqa: SLF001  its lease lasts for 30 s
+        redis_client.delete(*store_of(self.app).keys(task_id).all)
+        if not at_its_end:
+            self.ctx.run("ship", lambda: 1)
+
+    with app_at(redis_url, durable_retention=retention) as app:
+        found = execute(task_of(app, body), task_id=task_id)
+
+    if at_its_end and retention:
+        # All is done: to begin anew would do it twice.
+        assert (found, published.call_count) == ("SUCCESS", 0)
+    else:
+        # Of a lost lease no state is stored.
+        assert (found, published.call_count) == ("IGNORED", messages)
+
+
+def test_a_run_that_was_revoked_is_over_for_its_attempt_however_short_its_journal_is_kept(
+    redis_url: str, redis_client: redis.Redis, published: Mock
+) -> None:
+    task_id = new_id()
+
+    def body(self: Any) -> None:
+        self.ctx.run("charge", lambda: 1)
+        assert store_of(self.app).runs.condemn(task_id, "revoked", 0, outcome.of_error(TaskRevokedError("revoked")))
+        self.ctx.run("ship", lambda: 1)
+
+    with app_at(redis_url, durable_lease=2) as app:
+        assert execute(task_of(app, body), task_id=task_id) == "IGNORED"
+        assert 0 < redis_client.pttl(store_of(app).keys(task_id).run) <= 2000
+
+    assert published.call_count == 0
+
+
+def test_a_journal_without_its_seed_fails_the_run_once(redis_url: str, redis_client: redis.Redis) -> None:
+    task_id = new_id()
+
+    with app_at(redis_url, durable_max_broker_delay=10) as app:
+        task = task_of(app, fails)
+        assert execute(task, task_id=task_id) == "RETRY"
+        keys = store_of(app).keys(task_id)
+        redis_client.hdel(keys.run, "seed")
+        redis_client.hset(keys.run, "due", 0)
+
+        assert execute(task, task_id=task_id, delivery_info=REDELIVERED) == "FAILURE"
+        assert redis_client.hmget(keys.run, "status", "delivered") == ["failed", "1"]
+        assert redis_client.zscore(keys.leases, task_id) is None
+        assert execute(task, task_id=task_id, delivery_info=REDELIVERED) == "IGNORED"
+
+
+# -- messages that begin nothing ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "kept"),
+    [
+        ({"headers": {HEADER: {"hint": 1}}}, {"hint": 1}),
+        ({"headers": {HEADER: {"reopen": "again"}}}, {"reopen": "again"}),
+        ({"delivery_info": REDELIVERED}, {}),
+    ],
+    ids=["hint", "reopen", "redelivered"],
+)
+def test_a_message_that_finds_no_redis_is_repeated_as_what_it_was(
+    published: Mock, message: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    with app_at(NOWHERE, durable_lease=1) as app:
+        execute(task_of(app, succeeds), task_id=new_id(), **message)
+
+    [repeated] = published.call_args.args
+    assert repeated.options["headers"][HEADER] == {"retries": 1, "by_policy": 0, **kept}
+
+
+def test_a_first_message_that_finds_no_redis_keeps_its_expiry(published: Mock) -> None:
+    until = "2031-01-01T00:00:00+00:00"
+    with app_at(NOWHERE, durable_lease=1) as app:
+        assert execute(task_of(app, succeeds), task_id=new_id(), expires=until) == "RETRY"
+
+    [repeated] = published.call_args.args
+    assert repeated.options["expires"] == until
+    assert repeated.options["headers"][HEADER].keys() == {"retries", "by_policy", "asked"}
+
+
+def test_an_outcome_that_cannot_be_stored_once_more_is_no_failure(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = new_id()
+    with app_at(redis_url) as app:
+        task = task_of(app, succeeds)
+        assert execute(task, task_id=task_id) == "SUCCESS"
+        asked = Mock(side_effect=ConnectionError("away"))
+        monkeypatch.setattr(app.backend, "store_result", asked)
+
+        assert execute(task, task_id=task_id, delivery_info=REDELIVERED) == "IGNORED"
+
+    assert asked.call_count == 1
+
+
+def test_a_duplicate_of_a_live_run_is_forgotten_at_once_however_short_the_lease(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id, opening = new_id(), create_autospec(RedisJournal.open, side_effect=RedisJournal.open)
+    monkeypatch.setattr(RedisJournal, "open", opening)
+
+    with store_at(redis_url, durable_lease=1) as store:
+        opened(store, task_id)
+        with pytest.raises(NotNow, match="another attempt holds the lease"):
+            store.hold(task_id, store.settings).open(delivery(task_id), Surroundings(task_id, "shop.order"), Terms())
+
+    assert opening.call_count == 2

@@ -615,7 +615,7 @@ def test_a_retry_that_asks_to_reopen_does_so_once_whoever_delivers_it_again(stor
             journal.prove_lease()
         journal.close()
 
-    assert [type(verdict) for verdict in verdicts] == [Opened, Finished, Opened, Opened]
+    assert [type(verdict) for verdict in verdicts] == [Opened, Finished, Opened, Finished]
 
 
 def test_a_retry_that_found_no_redis_reopens_the_run_when_it_is_sent_again() -> None:
