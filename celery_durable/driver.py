@@ -327,7 +327,8 @@ def wait_for(awaitable: Awaitable[T], interrupted: Callable[[BaseException], Non
         if not outcome.done():
             if interrupted is not None:
                 interrupted(stop)
-            loop.call_soon_threadsafe(tasks[0].cancel)
+            # A turn after it was made: a task that is cancelled before its first step never says that it has ended.
+            loop.call_soon_threadsafe(lambda: loop.call_soon(tasks[0].cancel))
             wait([outcome])
         raise
 
