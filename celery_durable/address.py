@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from .exceptions import ConfigurationError
+from .journal import LONGEST_READ
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ _CLUSTER = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 _SCHEMES = _SINGLE | {_SENTINEL} | _CLUSTER.keys()
 _SUPPORTED = "a URL of redis://, rediss://, redis+socket://, sentinel://, redis+cluster:// or rediss+cluster://"
 _SEPARATOR = ";"
-_LONGEST_READ = 5.0
 _LONGEST_SENTINEL = 1.0
 _MANY = 2**31
 
@@ -136,7 +136,7 @@ def _bounded(params: Mapping[str, Any]) -> dict[str, Any]:
     bounded["retry"] = Retry(NoBackoff(), 0)  # the wire tries again, and knows for how long
     for timeout in ("socket_timeout", "socket_connect_timeout"):
         if timeout in params or "path" not in params:
-            bounded[timeout] = min(params.get(timeout) or _LONGEST_READ, _LONGEST_READ)
+            bounded[timeout] = min(params.get(timeout) or LONGEST_READ, LONGEST_READ)
     return bounded
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .exceptions import InvalidStepError, JournalUnavailableError, JournalUnreadableError
 from .interrupts import Fenced, JournalLost
+from .journal import LONGEST_READ
 from .progress import timed_out, watcher
 from .strike import door
 
@@ -107,10 +108,8 @@ class OnLoop:
             if not attempt.journal.owes:
                 return
             fd = attempt.journal.fileno()
-            if fd is not None:
-                await _readable(fd)
-                if answer(attempt, attempt.journal.settle_if_connected):
-                    return
+            if fd is not None and await _readable(fd) and answer(attempt, attempt.journal.settle_if_connected):
+                return
             await in_worker_thread(partial(answer, attempt, attempt.journal.settle))
 
     async def ask(self, attempt: Attempt, question: Callable[[], None]) -> None:
@@ -237,19 +236,22 @@ def _cancel_again() -> None:
     task.cancel()
 
 
-async def _readable(fd: int) -> None:
+async def _readable(fd: int) -> bool:
+    """Wait until something arrives; False if nothing does: a connection may be lost without a word."""
     loop = asyncio.get_running_loop()
-    arrived = loop.create_future()
-    loop.add_reader(fd, _arrive, arrived)
+    arrived: asyncio.Future[bool] = loop.create_future()
+    loop.add_reader(fd, _end, arrived, True)
+    silence = loop.call_later(LONGEST_READ, _end, arrived, False)
     try:
-        await arrived
+        return await arrived
     finally:
+        silence.cancel()
         loop.remove_reader(fd)
 
 
-def _arrive(arrived: asyncio.Future[None]) -> None:
+def _end(arrived: asyncio.Future[bool], has_arrived: bool) -> None:
     if not arrived.done():
-        arrived.set_result(None)
+        arrived.set_result(has_arrived)
 
 
 # -- the process's event loop ------------------------------------------------------------------------------------------
@@ -327,7 +329,8 @@ def wait_for(awaitable: Awaitable[T], interrupted: Callable[[BaseException], Non
         if not outcome.done():
             if interrupted is not None:
                 interrupted(stop)
-            loop.call_soon_threadsafe(tasks[0].cancel)
+            # A turn after it was made: a task that is cancelled before its first step never says that it has ended.
+            loop.call_soon_threadsafe(lambda: loop.call_soon(tasks[0].cancel))
             wait([outcome])
         raise
 

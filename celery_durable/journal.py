@@ -36,6 +36,8 @@ from typing import Any, NamedTuple, Protocol
 from .exceptions import JournalUnavailableError, JournalUnreadableError
 
 LAYOUT = "1"
+LONGEST_READ = 5.0
+"""Seconds that a reply may take; after that the connection is not trusted any more."""
 
 Fields = dict[bytes, bytes]
 """A journal as it was loaded; entries stay bytes until they are reached."""

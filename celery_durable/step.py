@@ -203,6 +203,8 @@ class Step:
             try:
                 value = await self._act(driver)
             except BaseException as raised:
+                # Cleaning up after what was aborted is not to be aborted for it, too.
+                attempt.progressed_at = time.monotonic()
                 error = self._meaning(raised)
                 if isinstance(error, NOT_A_FAILURE):
                     raise error from None

@@ -1,4 +1,4 @@
-"""What lies between a client and its server: counted waits, and a proxy that loses replies."""
+"""What lies between a client and its server: counted waits, and a proxy that loses replies, or falls silent."""
 
 import selectors
 import socket
@@ -66,7 +66,7 @@ class _WatchedSocket:
 
 
 class Proxy:
-    """A TCP proxy before a server: it passes everything on, until it is told to lose replies."""
+    """A TCP proxy before a server: it passes everything on, until it is told to lose replies, or to fall silent."""
 
     def __init__(self, server: RedisServer) -> None:
         self._server = ("127.0.0.1", server.port)
@@ -77,12 +77,17 @@ class Proxy:
         self.lost = 0
         """Replies that were lost so far, each with its connection."""
         self._open: set[socket.socket] = set()
+        self._silent: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._start(self._accept)
 
     def lose_replies(self, count: int = 1) -> None:
         """Cut the connection instead of passing the next reply on: what it answers has been applied."""
         self._to_lose += count
+
+    def fall_silent(self) -> None:
+        """Forget the connections that there are, without a word to either side; new ones are served."""
+        self._silent |= self._open
 
     def _start(self, work: Any, *args: Any) -> None:
         thread = threading.Thread(target=work, args=args, daemon=True)
@@ -108,6 +113,8 @@ class Proxy:
                         data = side.recv(65536)
                         if not data or (side is server and self._loses()):
                             return
+                        if side in self._silent:
+                            continue
                         other_side[side].sendall(data)
 
     def _loses(self) -> bool:

@@ -1,5 +1,6 @@
 """Connections to Redis: every kind of URL, servers that restart or refuse, and what is sent again after a cut."""
 
+import json
 import logging
 import os
 import selectors
@@ -16,12 +17,12 @@ from typing import Any
 import pytest
 import redis
 
-from celery_durable import ConfigurationError, JournalUnavailableError
+from celery_durable import ConfigurationError, JournalUnavailableError, driver
 from celery_durable.journal import Opened, done_entry
 from celery_durable.startup import risks_of
 from celery_durable.store import Store, store_of
 from tests.integration.network import Proxy
-from tests.integration.runs import app_for, delivery, new_id, opened, store_at
+from tests.integration.runs import app_at, app_for, delivery, execute, new_id, opened, state, store_at, task_of
 from tests.servers import RedisServer, ServerUnavailableError
 from tests.waiting import eventually
 
@@ -362,6 +363,33 @@ def test_cut_after_cut_is_survived(redis_server: RedisServer, redis_client: redi
 
         assert proxy.lost == 5
         assert redis_client.hget(store.keys(task_id).run, "step:1") == "{}"
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_an_attempt_whose_connection_falls_silent_goes_on_over_another(
+    redis_server: RedisServer, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A NAT has forgotten it, say: no FIN and no RST, and the lease is renewed over other connections."""
+    monkeypatch.setattr(driver, "LONGEST_READ", 0.2)
+    with Proxy(redis_server) as proxy, app_at(proxy.url, redis_socket_timeout=0.2) as app:
+
+        def body(self: Any) -> int:
+            self.ctx.run("charge", proxy.fall_silent)
+            return self.ctx.run("ship", lambda: 5)
+
+        async def async_body(self: Any) -> int:
+            await self.ctx.run("charge", proxy.fall_silent)
+            return await self.ctx.run("ship", lambda: 5)
+
+        task, task_id = task_of(app, body if kind == "def" else async_body), new_id()
+        run = threading.Thread(target=execute, args=[task], kwargs={"task_id": task_id}, daemon=True)
+        run.start()
+        eventually(lambda: not run.is_alive(), what="the end of the attempt")
+
+        fields = state(redis_client, store_of(app), task_id)["fields"]
+    assert (fields["status"], fields["attempt"]) == ("succeeded", "1")
+    steps = [json.loads(fields[name]) for name in ("step:1", "step:2")]
+    assert [(step["name"], step["attempts"]) for step in steps] == [("charge", 1), ("ship", 1)]
 
 
 class Struck(Exception):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
+from concurrent.futures import wait
+from typing import Any
 
 import pytest
 
+from celery_durable import driver
 from celery_durable.driver import wait_for
 from tests.processes import PROJECT
 
@@ -102,3 +107,36 @@ def test_an_awaitable_is_waited_for_and_its_error_raised() -> None:
     assert wait_for(five()) == 5
     with pytest.raises(KeyError, match="sku"):
         wait_for(fail())
+
+
+class Struck(Exception):
+    """What a soft time limit raises."""
+
+
+def test_a_wait_that_is_interrupted_before_the_loop_has_begun_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    told: list[Any] = []
+
+    async def hang() -> None:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            told.append("cancelled")
+            raise
+
+    def strike(_outcome: Any) -> None:
+        raise Struck
+
+    def wait_until_it_ends(outcomes: Any) -> None:
+        gate.set()
+        assert not wait(outcomes, 5).not_done
+
+    monkeypatch.setattr(driver, "_result", strike)
+    monkeypatch.setattr(driver, "wait", wait_until_it_ends)
+    driver._loop.get().call_soon_threadsafe(gate.wait, 30)  # noqa: SLF001  it is busy until all is said to it
+    try:
+        with pytest.raises(Struck):
+            wait_for(hang(), lambda stop: told.append(type(stop)))
+    finally:
+        gate.set()
+    assert told == [Struck, "cancelled"]

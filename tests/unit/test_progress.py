@@ -169,6 +169,23 @@ def test_a_step_is_struck_when_its_attempt_is_silent(run: Run, place: Nowhere) -
     assert one.attempt.interrupt is None
 
 
+def test_code_that_follows_a_struck_step_has_time_of_its_own(run: Run, place: Nowhere) -> None:
+    """A ``finally``, say: the abort is told from the end of the step, and not from what came before."""
+    ctx = run.attempt()
+    one = Watched(ctx, place, 60, 600)
+
+    def strike() -> None:
+        one.attempt.progressed_at -= 661
+        one.look(0)
+        assert place.sent[0].lands()
+        raise place.sent[0].overrun
+
+    with pytest.raises(FailAttempt):
+        ctx.run("charge", strike)
+    assert one.look(0.1) == pytest.approx(60, abs=5)
+    assert len(place.sent) == 1
+
+
 def test_a_step_is_struck_when_its_own_time_is_over_however_lively(run: Run, place: Nowhere) -> None:
     one = watched(run, place)
     step = one.begin_step(timeout=5)
