@@ -30,7 +30,7 @@ class DurableRequest(Request):
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
         # A process of the pool may get to it much later; on one machine this clock is the same for all.
-        self._request_dict[RECEIVED] = time.monotonic()  # type: ignore[attr-defined]
+        self.delivery_info[RECEIVED] = time.monotonic()  # type: ignore[literal-required]
 
     # -- the process of the task is gone
 

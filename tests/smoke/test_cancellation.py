@@ -299,6 +299,7 @@ def test_a_chord_with_a_cancelled_member_fails_once(durable: DurableSetup) -> No
     is_cancelled(member)
     with pytest.raises(Exception, match="the run was cancelled before 'sleep'"):
         result.get(timeout=15)
+    eventually(lambda: effects.count("on_error"))  # it is called after the result was stored
     wait_until_idle(durable)
     assert effects.count("plain") == 0
     assert effects.count("on_error") == 1
