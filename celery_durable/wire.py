@@ -8,6 +8,7 @@ is safe because every script of the journal may be applied twice. With :mod:`red
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import ssl
@@ -42,6 +43,8 @@ from redis.exceptions import (
 )
 
 from .exceptions import DurableError, JournalUnavailableError, JournalUnreadableError
+
+logger = logging.getLogger("celery_durable")
 
 # What a server says while it restarts, fails over or is full: worth asking again.
 _PASSING = (
@@ -196,26 +199,33 @@ class Wire:
             if self._sendall is None:
                 self._resume()
             self._read()
-        except _PASSING:
-            self._drop()
-        except ResponseError as error:
-            self._drop()
-            raise self._refused(error) from error
+        except (*_PASSING, ResponseError):
+            self._drop()  # who needs this connection is told why there is none
 
     def _read(self) -> list[Any]:
         # Nothing is forgotten before all is read: a connection lost half-way sends everything again. What a sibling
         # sends meanwhile stays owed.
         unread, answers = self._unread[:], []
-        for _, wanted in unread:
+        again: tuple[tuple[bytes, bool], ...] = ()
+        for command, wanted in unread:
             reply = self._receive(disable_decoding=True)
             if isinstance(reply, RedisError):
-                raise self._judged(reply)
-            if wanted is True:
+                error = self._judged(reply)
+                if wanted:
+                    raise error
+                # Whoever reads has not sent this, or does not wait for it: the others' replies are not held up.
+                if isinstance(error, _PASSING):
+                    again += ((command, wanted),)
+                else:
+                    logger.warning("Redis refused a command that nobody waits for: %s", error)
+            elif wanted is True:
                 answers.append(reply)
             elif wanted:
                 wanted(reply, answers)
         with self._lock:
-            del self._unread[: len(unread)]
+            self._unread[: len(unread)] = again
+        if again:
+            self._drop()  # the next connection sends it again
         return answers
 
     def _judged(self, error: Exception) -> Exception:

@@ -326,6 +326,43 @@ def test_what_could_not_be_written_is_not_written_later_by_the_next_attempt() ->
             assert client.hget(store.keys(next_id).run, "attempt") == "1"
 
 
+def test_a_delivery_that_is_refused_for_good_is_said_and_hurts_nobody(
+    redis_url: str, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    with store_at(redis_url) as store:
+        journal = opened(store, damaged := new_id())
+        journal.finish("succeeded", {"outcome": "{}"})
+        wire = journal.wire
+        redis_client.delete(store.keys(damaged).run)
+        redis_client.set(store.keys(damaged).run, "no journal")
+        journal.deliver(60)
+        journal.close()
+
+        run_to_its_end(store, task_id := new_id())
+
+        assert wire.owed == 0
+        assert_ended(redis_client, store, task_id)
+    assert [record.levelname for record in caplog.records if "WRONGTYPE" in record.getMessage()] == ["WARNING"]
+
+
+def test_a_delivery_that_is_refused_for_now_holds_up_nobody_and_is_made_known_later() -> None:
+    with RedisServer() as server, server.client() as admin, store_at(server.url(), durable_lease=1) as store:
+        journal = opened(store, task_id := new_id())
+        journal.finish("succeeded", {"outcome": "{}"})
+        wire = journal.wire
+        admin.config_set("min-replicas-to-write", 1)
+        journal.deliver(60)
+        journal.close()
+        for _ in range(3):
+            assert b"delivered" not in store.runs.load(task_id)
+            assert wire.owed == 1
+
+        admin.config_set("min-replicas-to-write", 0)
+
+        assert store.runs.load(task_id)[b"delivered"] == b"1"
+        assert wire.owed == 0
+
+
 def test_a_server_that_is_full_is_said_and_waited_for() -> None:
     with RedisServer() as server, server.client() as admin, store_at(server.url(), durable_lease=1) as store:
         journal = opened(store, task_id := new_id())
