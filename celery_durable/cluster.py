@@ -191,7 +191,7 @@ class ClusterWire(Wire):
         if asking:
             with self._lock:
                 plain = [one for one in self._unread if one[0] != _ASKING]
-                self._unread = [one for command in plain for one in ((_ASKING, False), command)]
+                self._unread = [one for command in plain for one in ((_ASKING, None), command)]
         super()._resume()
 
     def _find(self) -> tuple[Node, bool]:

@@ -8,6 +8,7 @@ is safe because every script of the journal may be applied twice. With :mod:`red
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import ssl
@@ -42,6 +43,8 @@ from redis.exceptions import (
 )
 
 from .exceptions import DurableError, JournalUnavailableError, JournalUnreadableError
+
+logger = logging.getLogger("celery_durable")
 
 # What a server says while it restarts, fails over or is full: worth asking again.
 _PASSING = (
@@ -105,8 +108,9 @@ class Wire:
         self._hold = 0
         self._sendall: Any = None
         self._receive: Any = None
-        # With each command, what becomes of its reply: it is returned, dropped, or given to a check.
-        self._unread: list[tuple[bytes, bool | Callable[[Any, list[Any]], None]]] = []
+        # With each command, what becomes of its reply: it is returned (True), given to a check, or dropped, because
+        # nobody ever wanted it (False), or because who did is gone (None).
+        self._unread: list[tuple[bytes, bool | Callable[[Any, list[Any]], None] | None]] = []
         self._confirmation: Confirmation | None = None
         self._vet: Vet | None = None
         self._vetted_by: Vet | None = None
@@ -128,6 +132,9 @@ class Wire:
 
     def send(self, *commands: bytes, wanted: bool = True, with_next: bool = False, confirmed: bool = False) -> None:
         """Send packed commands; their replies are read by :meth:`replies`, or dropped there if not *wanted*.
+
+        Nobody learns of the loss of one that is not wanted: it stays owed until the server has answered it, whoever
+        gives up before.
 
         One that is to go *with the next* is handed to the kernel, which sends it together with the next command, or
         after 0.2 s, or when this process dies, whichever comes first. What is to be *confirmed* counts as answered
@@ -196,26 +203,33 @@ class Wire:
             if self._sendall is None:
                 self._resume()
             self._read()
-        except _PASSING:
-            self._drop()
-        except ResponseError as error:
-            self._drop()
-            raise self._refused(error) from error
+        except (*_PASSING, ResponseError):
+            self._drop()  # who needs this connection is told why there is none
 
     def _read(self) -> list[Any]:
         # Nothing is forgotten before all is read: a connection lost half-way sends everything again. What a sibling
         # sends meanwhile stays owed.
         unread, answers = self._unread[:], []
-        for _, wanted in unread:
+        again: tuple[tuple[bytes, bool | None], ...] = ()
+        for command, wanted in unread:
             reply = self._receive(disable_decoding=True)
             if isinstance(reply, RedisError):
-                raise self._judged(reply)
-            if wanted is True:
+                error = self._judged(reply)
+                if wanted:
+                    raise error
+                # Whoever reads has not sent this, or does not wait for it: the others' replies are not held up.
+                if isinstance(error, _PASSING):
+                    again += ((command, wanted),)
+                else:
+                    logger.warning("Redis refused a command that nobody waits for: %s", error)
+            elif wanted is True:
                 answers.append(reply)
             elif wanted:
                 wanted(reply, answers)
         with self._lock:
-            del self._unread[: len(unread)]
+            self._unread[: len(unread)] = again
+        if again:
+            self._drop()  # the next connection sends it again
         return answers
 
     def _judged(self, error: Exception) -> Exception:
@@ -254,16 +268,22 @@ class Wire:
     def abandon(self) -> None:
         """Forget what was sent, and the connection with it."""
         self._drop()
-        self._unread.clear()
+        self._give_up()
+
+    def _give_up(self) -> None:
+        # What was never wanted says that an outcome was delivered: were it forgotten, what hangs on that would be sent
+        # once more. It does not pile up: who comes to say so has read all that the wire owed before.
+        with self._lock:
+            self._unread = [one for one in self._unread if one[1] is False]
 
     def _unavailable(self, error: BaseException) -> JournalUnavailableError:
-        self._unread.clear()
+        self._give_up()
         kind = "authentication failed: " if isinstance(error, AuthenticationError) else f"{type(error).__name__}: "
         why = str(error) if isinstance(error, Passing) else f"{kind}{error}"
         return JournalUnavailableError(f"Redis did not take the journal within {self._patience:g} s: {why}")
 
     def _refused(self, error: ResponseError) -> DurableError:
-        self._unread.clear()
+        self._give_up()
         if "WRONGTYPE" in str(error):
             return JournalUnreadableError(f"a key of the journal holds something else: {error}")
         if isinstance(error, AskError):
@@ -273,7 +293,7 @@ class Wire:
 
     def disown(self) -> None:
         """What is still owed is to be read, and dropped."""
-        self._unread = [(command, False) for command, _ in self._unread]
+        self._unread = [(command, None if wanted else wanted) for command, wanted in self._unread]
         self._vet = None
 
 

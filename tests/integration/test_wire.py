@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 import redis
@@ -21,6 +22,7 @@ from celery_durable import ConfigurationError, JournalUnavailableError, driver
 from celery_durable.journal import Opened, done_entry
 from celery_durable.startup import risks_of
 from celery_durable.store import Store, store_of
+from celery_durable.wire import Wire
 from tests.integration.network import Proxy
 from tests.integration.runs import app_at, app_for, delivery, execute, new_id, opened, state, store_at, task_of
 from tests.servers import RedisServer, ServerUnavailableError
@@ -325,6 +327,136 @@ def test_what_could_not_be_written_is_not_written_later_by_the_next_attempt() ->
         with server.client() as client:
             assert client.hget(store.keys(lost).run, "step:1") is None
             assert client.hget(store.keys(next_id).run, "attempt") == "1"
+
+
+def delivered_in_an_outage(server: RedisServer, store: Store, task_id: str) -> Wire:
+    """End a run whose delivery does not reach the server; return the wire that owes it, which nobody uses."""
+    journal = opened(store, task_id)
+    journal.finish("succeeded", {"outcome": "{}"})
+    wire = journal.wire
+    server.kill()
+    journal.deliver(60)
+    journal.close()
+    assert wire.owed == 1
+    return wire
+
+
+def open_in_vain(store: Store) -> None:
+    """Try to begin an attempt, as a worker does, where Redis takes no writes."""
+    journal = store.journal(task_id := new_id())
+    with pytest.raises(JournalUnavailableError):
+        journal.open(delivery(task_id))
+    journal.close()
+
+
+def test_a_delivery_is_made_known_after_an_outage_though_others_gave_up_on_its_connection() -> None:
+    with RedisServer(appendonly=True) as server, store_at(server.url(), durable_lease=1) as store:
+        wire = delivered_in_an_outage(server, store, task_id := new_id())
+        with pytest.raises(JournalUnavailableError):
+            store.runs.claim([])
+        open_in_vain(store)
+        open_in_vain(store)
+        assert wire.owed == 1
+        server.start()
+        wire.idle_since -= 60
+
+        store.shards.of(task_id).wires.settle_idle()
+
+        assert wire.owed == 0
+        with server.client() as client:
+            assert client.hget(store.keys(task_id).run, "delivered") == "1"
+            assert client.zcard(store.keys(task_id).leases) == 0
+
+
+def test_the_next_user_of_a_connection_makes_known_what_was_delivered_in_an_outage() -> None:
+    with RedisServer(appendonly=True) as server, store_at(server.url(), durable_lease=1) as store:
+        wire = delivered_in_an_outage(server, store, task_id := new_id())
+        with pytest.raises(JournalUnavailableError):
+            store.runs.load(task_id)
+        server.start()
+
+        assert store.runs.load(task_id)[b"delivered"] == b"1"
+        assert wire.owed == 0
+
+
+def test_links_are_sent_once_though_the_server_is_away_before_that_is_journaled() -> None:
+    sent: list[Any] = []
+
+    def send_and_kill(signature: Any, *_: Any, **__: Any) -> None:
+        sent.append(signature)
+        server.kill()
+
+    def body(self: Any) -> str:
+        return str(self.ctx.run("a", str, 1))
+
+    with RedisServer(appendonly=True) as server, app_at(server.url(), durable_lease=1) as app:
+        store, task, task_id = store_of(app), task_of(app, body), new_id()
+        link = app.signature("shop.link")
+        with mock.patch("celery.canvas.Signature.apply_async", autospec=True, side_effect=send_and_kill):
+            assert execute(task, task_id=task_id, callbacks=[link]) == "SUCCESS"
+        with pytest.raises(JournalUnavailableError):
+            store.runs.claim([task.name])
+        server.start()
+
+        with server.client() as client:
+            eventually(lambda: client.hget(store.keys(task_id).run, "delivered") == "1")
+        assert [run for claims in store.runs.claim([task.name]) for run in claims.runs] == []
+        assert execute(task, task_id=task_id, callbacks=[link]) == "IGNORED"
+        assert sent == [link]
+
+
+def test_what_an_attempt_left_unread_is_forgotten_when_the_next_one_gives_up() -> None:
+    with RedisServer(appendonly=True) as server, store_at(server.url(), durable_lease=1) as store:
+        journal = opened(store, task_id := new_id())
+        wire = journal.wire
+        server.stop()
+        journal.send({"step:1": "lost"})
+        journal.close()
+        with pytest.raises(JournalUnavailableError):
+            store.runs.load(task_id)
+        assert wire.owed == 0
+        server.start()
+
+        assert b"step:1" not in store.runs.load(task_id)
+
+
+def test_a_delivery_that_is_refused_for_good_is_said_and_hurts_nobody(
+    redis_url: str, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    with store_at(redis_url) as store:
+        journal = opened(store, damaged := new_id())
+        journal.finish("succeeded", {"outcome": "{}"})
+        wire = journal.wire
+        redis_client.delete(store.keys(damaged).run)
+        redis_client.set(store.keys(damaged).run, "no journal")
+        journal.deliver(60)
+        journal.close()
+
+        run_to_its_end(store, task_id := new_id())
+
+        assert wire.owed == 0
+        assert_ended(redis_client, store, task_id)
+    assert [record.levelname for record in caplog.records if "WRONGTYPE" in record.getMessage()] == ["WARNING"]
+
+
+def test_a_delivery_that_is_refused_for_now_holds_up_nobody_and_is_made_known_later() -> None:
+    with RedisServer() as server, server.client() as admin, store_at(server.url(), durable_lease=1) as store:
+        journal = opened(store, task_id := new_id())
+        journal.finish("succeeded", {"outcome": "{}"})
+        wire = journal.wire
+        admin.config_set("min-replicas-to-write", 1)
+        journal.deliver(60)
+        journal.close()
+        for _ in range(3):
+            assert b"delivered" not in store.runs.load(task_id)
+            assert wire.owed == 1
+        open_in_vain(store)
+        assert wire.owed == 1
+
+        admin.config_set("min-replicas-to-write", 0)
+
+        assert store.runs.load(task_id)[b"delivered"] == b"1"
+        assert wire.owed == 0
 
 
 def test_a_server_that_is_full_is_said_and_waited_for() -> None:
