@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import logging
 import random
 import threading
@@ -23,6 +24,7 @@ from .exceptions import (
     ContextClosedError,
     ContextInStepError,
     DurableError,
+    InvalidStepError,
     JournalMismatchError,
     JournalUnavailableError,
     JournalUnreadableError,
@@ -113,6 +115,7 @@ class Attempt:
         self._home = threading.get_ident()
         self._flying = 0
         self._landings: list[asyncio.Future[None]] = []
+        self._asked: dict[Coroutine[Any, Any, Any], tuple[Coroutine[Any, Any, Any], str]] = {}
         self.body_is_over = False
         self.waits = 0
         """Waits in flight."""
@@ -244,6 +247,14 @@ class Attempt:
 
     def check_nothing_left(self) -> None:
         """After the body: steps of the journal that the code did not reach mean that it took another path."""
+        for step, (flight, name) in self._asked.items():
+            # One that was cancelled before it began was waited for.
+            forgotten = inspect.getcoroutinestate(flight) == inspect.CORO_CREATED
+            flight.close()
+            step.close()
+            if forgotten:
+                about = f"task {self.about.task_id} did not wait for {name!r}"
+                raise self.end_run(InvalidStepError(f"{about}: write await ctx.run(...), await ctx.sleep(...)"))
         if self._recorded and self.interrupt is None:
             left = [name.decode()[5:] for name in self._fields if name.startswith(b"step:")]
             position = min(left, key=in_order)
@@ -389,8 +400,13 @@ class Attempt:
 
     # -- steps of an async task that run side by side
 
-    async def in_flight(self, step: Coroutine[Any, Any, T]) -> T:
-        """Await a step or a wait; the attempt does not end before it has."""
+    def in_flight(self, step: Coroutine[Any, Any, T], name: str) -> Coroutine[Any, Any, T]:
+        """To be awaited in place of a step or a wait; the attempt does not end before that has."""
+        self._asked[step] = flight, _ = self._flight(step), name
+        return flight
+
+    async def _flight(self, step: Coroutine[Any, Any, T]) -> T:
+        del self._asked[step]
         self._flying += 1
         try:
             return await step

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from . import control  # noqa: F401  `celery control durable_cancel` is to know it
+from .exceptions import DurableError
 
 
 @click.group(name="durable", help="Runs of durable tasks.")
@@ -23,7 +24,10 @@ def recover(ctx: Any) -> None:
     app = ctx.obj.app
     app.loader.import_default_modules()
     app.finalize()
-    sent, unsent = send_again(app)
+    try:
+        sent, unsent = send_again(app)
+    except DurableError as error:
+        raise click.ClickException(f"{error} (celery -A <your app> durable recover)") from error
     click.echo(f"{sent} runs sent again")
     if unsent:
         raise click.ClickException(f"{unsent} runs could not be sent; the log says why, and they are tried again")

@@ -187,7 +187,7 @@ class AsyncDurableContext(_Context):
         The step's place in the journal is taken when ``run`` is called, not when it is awaited.
         """
         step = Step(self._attempt, name, action, args, kwargs)
-        return _replayed(step) if step.recorded else self._attempt.in_flight(step.perform(self._driver))
+        return _replayed(step) if step.recorded else self._attempt.in_flight(step.perform(self._driver), step.name)
 
     run_typed = run
 
@@ -196,7 +196,8 @@ class AsyncDurableContext(_Context):
 
         Beside others (``asyncio.gather``) the first wait to be over wakes the task.
         """
-        return self._attempt.in_flight(Wait(self._attempt, duration, name).perform(self._driver))
+        wait = Wait(self._attempt, duration, name)
+        return self._attempt.in_flight(wait.perform(self._driver), "sleep" if name is None else name)
 
     async def time(self) -> int:
         """Milliseconds since the epoch, the same on every attempt; a new reading each time. Mirrors ``ctx.time()``."""

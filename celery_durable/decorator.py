@@ -179,6 +179,10 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
     return run
 
 
+_PLAIN = (bool, int, float, str, bytes, list, tuple, dict, set)
+"""What no context is, and a parameter of a task often."""
+
+
 def _check_context_parameter(fun: Callable[..., Any], parameters: list[inspect.Parameter], bind: bool) -> None:
     needed = 2 if bind else 1
     positional = [
@@ -191,6 +195,18 @@ def _check_context_parameter(fun: Callable[..., Any], parameters: list[inspect.P
         raise ConfigurationError(
             f"{fun.__qualname__} has no parameter for the durable context: write def {fun.__name__}({wanted}, ...)"
         )
+    if _is_an_argument(positional[-1]):
+        name = positional[-1].name
+        raise ConfigurationError(
+            f"the {'second' if bind else 'first'} parameter of {fun.__qualname__}, {name!r}, would be the durable "
+            f"context: write def {fun.__name__}({'self, ' if bind else ''}ctx, {name}, ...)"
+        )
+
+
+def _is_an_argument(parameter: inspect.Parameter) -> bool:
+    """Whether what stands in the place of the context looks like a parameter that callers pass."""
+    plain = parameter.annotation in (*_PLAIN, *(kind.__name__ for kind in _PLAIN))
+    return plain or (parameter.default is not parameter.empty and parameter.name not in ("ctx", "context"))
 
 
 def _has_models(fun: Callable[..., Any]) -> bool:

@@ -176,7 +176,8 @@ class Wire:
         Raises:
             JournalUnavailableError: Redis did not answer in that time, or refused the command for good.
         """
-        deadline = time.monotonic() + (self._patience if patience is None else patience)
+        patience = self._patience if patience is None else patience
+        deadline = time.monotonic() + patience
         pause = 0.02
         while True:
             try:
@@ -186,7 +187,7 @@ class Wire:
             except _PASSING as error:
                 self._drop()
                 if time.monotonic() + pause > deadline:
-                    raise self._unavailable(error) from error
+                    raise self._unavailable(error, patience) from error
                 time.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
             except ResponseError as error:
@@ -276,11 +277,11 @@ class Wire:
         with self._lock:
             self._unread = [one for one in self._unread if one[1] is False]
 
-    def _unavailable(self, error: BaseException) -> JournalUnavailableError:
+    def _unavailable(self, error: BaseException, patience: float) -> JournalUnavailableError:
         self._give_up()
         kind = "authentication failed: " if isinstance(error, AuthenticationError) else f"{type(error).__name__}: "
         why = str(error) if isinstance(error, Passing) else f"{kind}{error}"
-        return JournalUnavailableError(f"Redis did not take the journal within {self._patience:g} s: {why}")
+        return JournalUnavailableError(f"Redis did not take the journal within {patience:.3g} s: {why}")
 
     def _refused(self, error: ResponseError) -> DurableError:
         self._give_up()

@@ -112,6 +112,20 @@ def test_a_function_without_a_place_for_the_context_is_refused(function: Any, op
     assert corrected in str(refused.value)
 
 
+@pytest.mark.parametrize("bind", [False, True])
+def test_a_parameter_of_callers_in_the_place_of_the_context_is_an_error(bind: bool) -> None:
+    def typed(order: str) -> None: ...
+    def optional(order: Any = None) -> None: ...
+    def bound(self: Any, order: int) -> None: ...
+    def of_any_name(c: Any, order: str = "") -> None: ...
+
+    for fun in [bound] if bind else [typed, optional]:
+        with pytest.raises(ConfigurationError, match=r"parameter of .*, 'order', would be the durable context: write"):
+            durable_task(bind=bind)(fun)
+    if not bind:
+        durable_task(of_any_name)
+
+
 def needs_context(ctx: DurableContext) -> None: ...
 
 

@@ -900,3 +900,40 @@ def test_sending_a_durable_task_from_a_step_is_no_use_of_the_context(app: Celery
 
     assert (async_parent if wrapped else parent).delay().result == 5
     assert sent.executions == 1
+
+
+def test_a_step_that_is_not_awaited_is_an_error() -> None:
+    """Nothing of it has happened, and the task would succeed."""
+    action = Action(1)
+
+    @durable_task
+    async def forgets(ctx: AsyncDurableContext) -> str:
+        await ctx.run("first", action)
+        ctx.run("charge", action)  # type: ignore[unused-coroutine]
+        return "charged"
+
+    error = failure_of(forgets.apply(), InvalidStepError)
+    assert "did not wait for 'charge': write await ctx.run(...)" in str(error)
+    assert action.executions == 1
+
+
+def test_a_step_that_is_returned_and_not_awaited_is_an_error() -> None:
+    action = Action(1)
+
+    @durable_task
+    async def returns_it(ctx: AsyncDurableContext) -> Any:
+        return ctx.run("charge", action)
+
+    failure_of(returns_it.apply(), InvalidStepError)
+    assert action.executions == 0
+
+
+def test_a_step_that_was_cancelled_before_it_began_was_waited_for() -> None:
+    @durable_task
+    async def gives_up(ctx: AsyncDurableContext) -> int:
+        step = asyncio.ensure_future(ctx.run("charge", Action(1)))
+        step.cancel()
+        await asyncio.gather(step, return_exceptions=True)
+        return await ctx.run("second", Action(2))
+
+    assert gives_up.apply().result == 2
