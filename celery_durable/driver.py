@@ -110,11 +110,16 @@ class OnLoop:
             fd = attempt.journal.fileno()
             if fd is not None and await _readable(fd) and answer(attempt, attempt.journal.settle_if_connected):
                 return
-            await in_worker_thread(partial(answer, attempt, attempt.journal.settle))
+            await self._in_thread(attempt, attempt.journal.settle)
 
     async def ask(self, attempt: Attempt, question: Callable[[], None]) -> None:
         async with self._reading:
-            await in_worker_thread(partial(answer, attempt, question))
+            await self._in_thread(attempt, question)
+
+    @staticmethod
+    async def _in_thread(attempt: Attempt, question: Callable[[], None]) -> None:
+        # To its end: whoever reads next is to be alone on the connection, though this task has been cancelled.
+        await _to_its_end(in_worker_thread(partial(answer, attempt, question)))
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

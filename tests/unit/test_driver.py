@@ -8,11 +8,12 @@ import sys
 import threading
 from concurrent.futures import wait
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from celery_durable import driver
-from celery_durable.driver import wait_for
+from celery_durable.driver import OnLoop, wait_for
 from tests.processes import PROJECT
 
 HEAD = """
@@ -140,3 +141,30 @@ def test_a_wait_that_is_interrupted_before_the_loop_has_begun_it_ends(monkeypatc
     finally:
         gate.set()
     assert told == [Struck, "cancelled"]
+
+
+def test_a_question_to_the_journal_is_answered_before_the_next_one_though_its_task_is_cancelled() -> None:
+    """Two threads that read one connection would get each other's replies."""
+    said: list[str] = []
+    gate = threading.Event()
+
+    async def ask_both() -> list[Any]:
+        on_loop, attempt, asked = OnLoop(), Mock(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def first() -> None:
+            loop.call_soon_threadsafe(asked.set)
+            assert gate.wait(10)
+            said.append("first")
+
+        asking = asyncio.ensure_future(on_loop.ask(attempt, first))
+        await asked.wait()
+        asking.cancel()
+        then = asyncio.ensure_future(on_loop.ask(attempt, lambda: said.append("second")))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        gate.set()
+        return await asyncio.gather(asking, then, return_exceptions=True)
+
+    asyncio.run(ask_both())
+    assert said == ["first", "second"]
