@@ -389,7 +389,10 @@ class Step:
                     f"step {name!r} was given a coroutine, which can run only once: pass the function and its "
                     f'arguments, ctx.run("{name}", {called}, ...)'
                 )
-            raise self._invalid(f"the action of step {name!r} must be callable, got {action!r}")
+            raise self._invalid(
+                f"the action of step {name!r} must be callable, got {action!r}: pass a function and its arguments, "
+                f'ctx.run("{name}", function, ...)'
+            )
         if not fits_at_a_glance(action, self.args, self.kwargs):
             self._check_arguments()
         try:
@@ -431,7 +434,8 @@ class Step:
         except Exception as error:
             called = getattr(self.action, "__qualname__", "the action")
             reason = str(error).replace("{action}", called)
-            raise self._refuse(f"a {type(value).__name__} cannot be recorded: {reason}") from error
+            cause = None if isinstance(error, codec.NotEncodable) else error  # that says it all
+            raise self._refuse(f"a {type(value).__name__} cannot be recorded: {reason}") from cause
         size = len(encoded.text) if encoded.text.isascii() else len(encoded.text.encode())
         if size > terms.max_entry_size:
             raise self._refuse(

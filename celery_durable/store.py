@@ -70,10 +70,8 @@ def store_of(app: Any) -> Store:
     Raises:
         ConfigurationError: a ``durable_*`` setting is wrong, or no Redis is configured.
     """
-    try:
-        return _stores[app]
-    except KeyError:
+    store = _stores.get(app)
+    if store is None:
         with _making:
-            if app not in _stores:
-                _stores[app] = Store(app)
-            return _stores[app]
+            store = _stores.get(app) or _stores.setdefault(app, Store(app))
+    return store
