@@ -115,7 +115,8 @@ class Attempt:
         self._home = threading.get_ident()
         self._flying = 0
         self._landings: list[asyncio.Future[None]] = []
-        self._asked: dict[Coroutine[Any, Any, Any], tuple[Coroutine[Any, Any, Any], str]] = {}
+        self._asked: dict[Callable[[], Any], tuple[Coroutine[Any, Any, Any], str]] = {}
+        """Steps and waits that nobody has awaited yet."""
         self.body_is_over = False
         self.waits = 0
         """Waits in flight."""
@@ -245,16 +246,17 @@ class Attempt:
             raise self.end_run(self._mismatch(position, f"{entry.kind} {entry.name!r}", f"{kind} {name!r}"))
         return position, entry
 
-    def check_nothing_left(self) -> None:
-        """After the body: steps of the journal that the code did not reach mean that it took another path."""
-        for step, (flight, name) in self._asked.items():
+    def check_all_awaited(self) -> None:
+        """After a good end of the body: of a step that nobody has awaited nothing has happened."""
+        for flight, name in self._asked.values():
             # One that was cancelled before it began was waited for.
-            forgotten = inspect.getcoroutinestate(flight) == inspect.CORO_CREATED
-            flight.close()
-            step.close()
-            if forgotten:
+            if inspect.getcoroutinestate(flight) == inspect.CORO_CREATED:
+                flight.close()
                 about = f"task {self.about.task_id} did not wait for {name!r}"
                 raise self.end_run(InvalidStepError(f"{about}: write await ctx.run(...), await ctx.sleep(...)"))
+
+    def check_nothing_left(self) -> None:
+        """After the body: steps of the journal that the code did not reach mean that it took another path."""
         if self._recorded and self.interrupt is None:
             left = [name.decode()[5:] for name in self._fields if name.startswith(b"step:")]
             position = min(left, key=in_order)
@@ -400,16 +402,16 @@ class Attempt:
 
     # -- steps of an async task that run side by side
 
-    def in_flight(self, step: Coroutine[Any, Any, T], name: str) -> Coroutine[Any, Any, T]:
-        """To be awaited in place of a step or a wait; the attempt does not end before that has."""
-        self._asked[step] = flight, _ = self._flight(step), name
+    def in_flight(self, perform: Callable[[], Coroutine[Any, Any, T]], name: str) -> Coroutine[Any, Any, T]:
+        """A step or a wait, to be awaited; the attempt does not end before it has, once it has begun."""
+        self._asked[perform] = flight, _ = self._flight(perform), name
         return flight
 
-    async def _flight(self, step: Coroutine[Any, Any, T]) -> T:
-        del self._asked[step]
+    async def _flight(self, perform: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        del self._asked[perform]
         self._flying += 1
         try:
-            return await step
+            return await perform()
         finally:
             self._flying -= 1
             self._announce_landing()

@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from uuid import UUID
 
@@ -187,7 +188,9 @@ class AsyncDurableContext(_Context):
         The step's place in the journal is taken when ``run`` is called, not when it is awaited.
         """
         step = Step(self._attempt, name, action, args, kwargs)
-        return _replayed(step) if step.recorded else self._attempt.in_flight(step.perform(self._driver), step.name)
+        if step.recorded:
+            return _replayed(step)
+        return self._attempt.in_flight(partial(step.perform, self._driver), step.name)
 
     run_typed = run
 
@@ -197,7 +200,7 @@ class AsyncDurableContext(_Context):
         Beside others (``asyncio.gather``) the first wait to be over wakes the task.
         """
         wait = Wait(self._attempt, duration, name)
-        return self._attempt.in_flight(wait.perform(self._driver), "sleep" if name is None else name)
+        return self._attempt.in_flight(partial(wait.perform, self._driver), "sleep" if name is None else name)
 
     async def time(self) -> int:
         """Milliseconds since the epoch, the same on every attempt; a new reading each time. Mirrors ``ctx.time()``."""

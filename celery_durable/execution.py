@@ -246,6 +246,7 @@ class Execution:
             raise self.said
         if self.direct or attempt is None:
             return value
+        attempt.check_all_awaited()
         attempt.check_nothing_left()
         if self.task.opinionated and hasattr(value, "model_dump"):
             value = value.model_dump(mode="json")

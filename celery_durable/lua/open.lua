@@ -103,7 +103,7 @@ end
 
 if status == 'failed' and fresh then
   -- Only who has the message can tell whether it came after the failure, and then says which one it is to reopen.
-  if ARGV[14] == '' then return {'failed', tonumber(redis.call('HGET', run, 'ended')), now} end
+  if ARGV[14] == '' then return {'failed', tonumber(redis.call('HGET', run, 'ended') or 0), now} end
   -- Each request does so once, however often its message is delivered.
   local reopened = redis.call('HGET', run, 'reopened') or ''
   if not string.find(reopened, '\n' .. ARGV[14] .. '\n', 1, true) then

@@ -937,3 +937,26 @@ def test_a_step_that_was_cancelled_before_it_began_was_waited_for() -> None:
         return await ctx.run("second", Action(2))
 
     assert gives_up.apply().result == 2
+
+
+def test_a_step_that_a_terminal_failure_kept_from_being_awaited_changes_nothing() -> None:
+    @durable_task
+    async def fails_before(ctx: AsyncDurableContext) -> Any:
+        later = ctx.run("charge", Action(1))
+        try:
+            await ctx.run("check", Action(TerminalError("declined")))
+        finally:
+            later.close()
+        return await later
+
+    @durable_task
+    async def fails_without_a_word(ctx: AsyncDurableContext) -> Any:
+        later = ctx.run("charge", Action(1))
+        kept.append(later)
+        await ctx.run("check", Action(TerminalError("declined")))
+        return await later
+
+    kept: list[Any] = []
+    for task in (fails_before, fails_without_a_word):
+        assert str(failure_of(task.apply(), TerminalError)) == "declined"
+    kept.pop().close()
