@@ -6,6 +6,7 @@ The heart of the seam to Celery; the first block of docs/design.md names what be
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from functools import cache
@@ -77,6 +78,8 @@ class Execution:
         self.undecided = False
         """Celery's autoretry is to decide."""
         self._awaited = False
+        self.began_amid = sys.exc_info()[1]
+        """An exception that passed before: the pool forks a process while it handles the end of another, say."""
         self.began = False
         """Whether the arguments fitted and the function was entered."""
         outer = current.get()

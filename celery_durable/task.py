@@ -304,7 +304,7 @@ def _after(task: Any = None, retval: Any = None, state: str | None = None, **_: 
     execution = opened_by(task.request)
     if execution is not None:
         # Sent while an exception of Celery's own passes, the result may be nowhere.
-        execution.after(state, retval, delivered=sys.exc_info()[1] is None)
+        execution.after(state, retval, delivered=sys.exc_info()[1] is execution.began_amid)
 
 
 @signals.task_internal_error.connect(weak=False, dispatch_uid="celery_durable")

@@ -112,6 +112,22 @@ def test_what_celery_could_not_store_is_no_failure_of_the_run(
     assert journal["status"] == ("suspended" if body is fails else "succeeded")
 
 
+def test_a_process_that_was_forked_while_an_error_was_handled_delivers_its_outcomes(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    """To it that error passes for ever; a broker was away, say, when a process of the pool was replaced."""
+    task_id = new_id()
+    with app_at(redis_url) as app:
+        try:
+            raise ConnectionError("away")
+        except ConnectionError:
+            assert execute(task_of(app, succeeds), task_id=task_id) == "SUCCESS"
+        keys = store_of(app).keys(task_id)
+
+    assert redis_client.hmget(keys.run, "status", "delivered") == ["succeeded", "1"]
+    assert redis_client.zscore(keys.leases, task_id) is None
+
+
 # -- a retry that is not published at once -----------------------------------------------------------------------------
 
 
