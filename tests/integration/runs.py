@@ -14,7 +14,7 @@ from celery_durable import DurableTask
 from celery_durable.address import Address
 from celery_durable.journal import Delivery, Fields, Opened
 from celery_durable.redis_journal import RedisJournal
-from celery_durable.store import Store, store_of
+from celery_durable.store import Store, _stores, store_of
 
 TASK = "shop.order"
 
@@ -42,6 +42,11 @@ def app_at(url: str, **conf: Any) -> Iterator[Celery]:
 
     with mock.patch.object(Address, "pool", make_watched_pool):
         yield app
+    if store := _stores.get(app):
+        # Its thread is not to read what is closed here.
+        for wires, keeper in store._keepers.items():  # noqa: SLF001
+            keeper.forget()
+            wires.forget()
     for connection in connections:
         connection.disconnect()
 
