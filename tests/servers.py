@@ -57,16 +57,22 @@ def free_port() -> int:
     """Return a port that nobody listens on.
 
     It lies below the ports that systems hand out to clients, so that it is still free for a server that
-    has been down for a while.
+    has been down for a while; and it is returned once, since one who has asked for it may not listen yet.
     """
     while True:
         port = random.randrange(20_000, 32_000)
+        if port in _given:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return port
+        _given.add(port)
+        return port
+
+
+_given: set[int] = set()
 
 
 class RedisServer:
