@@ -83,12 +83,10 @@ class LeaseKeeper:
                 logger.exception("leases could not be renewed")
 
     def _renew(self, held: list[RedisJournal]) -> None:
-        wire = self._wires.take()
         sent = time.monotonic()
         try:
-            for journal in held:
-                wire.send(journal.renewal())
-            for journal, renewed in zip(held, wire.replies(), strict=True):
+            replies = self._wires.ask(*(journal.renewal() for journal in held))
+            for journal, renewed in zip(held, replies, strict=True):
                 journal.renewed(renewed, sent)
         except JournalUnavailableError as error:
             logger.warning("cannot renew the leases of %d attempts: %s", len(held), error)
@@ -99,8 +97,6 @@ class LeaseKeeper:
                 # One of them is damaged; the others are to live.
                 for journal in held:
                     self._renew([journal])
-        finally:
-            self._wires.give_back(wire)
 
 
 _everywhere: WeakSet[LeaseKeeper] = WeakSet()
