@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -44,24 +44,29 @@ class Meter:
 
     def __init__(self, pids: Collection[int]) -> None:
         self._processes = _families(pids)
-        self._own, self._others = 0.0, 0.0
+        self._own, self._before, self._others = 0.0, dict[int, float](), 0.0
 
     def __enter__(self) -> "Meter":  # noqa: PYI034 - Self is in the standard library from Python 3.11
-        self._others = self._read()
+        self._before = self._read()
         self._own = time.process_time()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._own = time.process_time() - self._own
-        self._others = self._read() - self._others
+        # What the server forks to write its file anew has a life of its own, and may be gone by now.
+        self._others = sum(taken - self._before[pid] for pid, taken in self._read().items() if pid in self._before)
 
     @property
     def seconds(self) -> float:
         """The time taken between entry and exit."""
         return self._own + self._others
 
-    def _read(self) -> float:
-        return sum(_cpu_seconds(process) for process in self._processes)
+    def _read(self) -> dict[int, float]:
+        taken = {}
+        for process in self._processes:
+            with suppress(psutil.NoSuchProcess, FileNotFoundError):
+                taken[process.pid] = _cpu_seconds(process)
+        return taken
 
 
 def _families(pids: Collection[int]) -> list[psutil.Process]:
