@@ -61,24 +61,26 @@ def _parts(server: RedisServer, directory: Path, *, quick: bool) -> Iterator[tup
 
 
 def _with_workers(url: str, server_pid: int, directory: Path, *, quick: bool) -> list[Row]:
-    """Fresh workers several times over: each process is a little faster or slower for as long as it lives."""
-    plain_app, twin_app, durable_app = plain.make(url, "plain"), plain.make(url, "twin"), durable.make(url, "durable")
-    plain_tasks, twin_tasks, durable_tasks = plain_app.tasks, twin_app.tasks, durable_app.tasks
+    """Fresh apps and workers many times over: each is some percent faster or slower for as long as it lives."""
     taken: task.Taken = {}
-    chains = chain.Chains(plain_tasks["benchmarks.link"], durable_tasks["benchmarks.steps"], 50)
-    for _ in range(1 if quick else 5):
+    chains = chain.Chains(50)
+    for _ in range(2 if quick else 12):
+        plain_app, twin_app = plain.make(url, "plain"), plain.make(url, "twin")
+        durable_app = durable.make(url, "durable")
         with ExitStack() as stack:
             plain_pids = (stack.enter_context(worker("benchmarks.plain", plain_app, url, directory)), server_pid)
             twin_pids = (stack.enter_context(worker("benchmarks.plain", twin_app, url, directory)), server_pid)
             durable_pids = (stack.enter_context(worker("benchmarks.durable", durable_app, url, directory)), server_pid)
             cases = (
-                task.Case(task.PLAIN, plain_tasks["benchmarks.nothing"], plain_pids),
-                task.Case(task.TWIN, twin_tasks["benchmarks.nothing"], twin_pids),
-                task.Case(task.UNTOUCHED, durable_tasks["benchmarks.nothing"], durable_pids),
-                task.Case(task.STEPLESS, durable_tasks["benchmarks.stepless"], durable_pids),
+                task.Case(task.PLAIN, plain_app.tasks["benchmarks.nothing"], plain_pids),
+                task.Case(task.TWIN, twin_app.tasks["benchmarks.nothing"], twin_pids),
+                task.Case(task.UNTOUCHED, durable_app.tasks["benchmarks.nothing"], durable_pids),
+                task.Case(task.STEPLESS, durable_app.tasks["benchmarks.stepless"], durable_pids),
             )
-            task.take(cases, 12, taken)
-            chains.take(plain_pids, durable_pids, rounds=4)
+            task.take(cases, 6, taken)
+            chains.take(
+                plain_app.tasks["benchmarks.link"], plain_pids, durable_app.tasks["benchmarks.steps"], durable_pids
+            )
     return task.rows(taken) + chains.rows()
 
 

@@ -16,17 +16,16 @@ GROUP = "A chain of plain tasks against the steps of one durable task"
 class Chains:
     """Chains of *count* tasks `link`, and tasks `steps` with as many steps: latency and CPU per step, unpinned."""
 
-    def __init__(self, link: Any, steps: Any, count: int) -> None:
-        self._link = link
-        self._steps = steps
+    def __init__(self, count: int) -> None:
         self._count = count
         self._of_chain: list[tuple[float, float]] = []
         self._of_steps: list[tuple[float, float]] = []
 
-    def take(self, plain_pids: Collection[int], durable_pids: Collection[int], rounds: int) -> None:
+    def take(self, link: Any, plain_pids: Collection[int], steps: Any, durable_pids: Collection[int]) -> None:
         """Interleave both, on workers that have just started: the first round warms them up."""
-        for number in range(rounds + 1):
-            chained, stepped = self._once(self._chain, plain_pids), self._once(self._task, durable_pids)
+        for number in range(3):
+            chained = self._once(lambda: self._chain(link), plain_pids)
+            stepped = self._once(lambda: self._task(steps), durable_pids)
             if number:
                 self._of_chain.append(chained)
                 self._of_steps.append(stepped)
@@ -44,11 +43,11 @@ class Chains:
             ]
         return rows
 
-    def _chain(self) -> None:
-        chain(*(self._link.si(number) for number in range(self._count))).apply_async().get(timeout=120)
+    def _chain(self, link: Any) -> None:
+        chain(*(link.si(number) for number in range(self._count))).apply_async().get(timeout=120)
 
-    def _task(self) -> None:
-        self._steps.delay(self._count).get(timeout=120)
+    def _task(self, steps: Any) -> None:
+        steps.delay(self._count).get(timeout=120)
 
     def _once(self, work: Callable[[], None], pids: Collection[int]) -> tuple[float, float]:
         """Microseconds of latency and of CPU per step."""
