@@ -13,11 +13,12 @@ from typing import Any
 
 
 class _Branch:
-    __slots__ = ("branches", "operations", "path", "places")
+    __slots__ = ("branches", "operations", "path", "trunk")
 
-    def __init__(self, places: Places, path: str) -> None:
-        self.places = places
+    def __init__(self, path: str, trunk: _Branch | None = None) -> None:
         self.path = path
+        self.trunk = trunk
+        """None of a trunk itself: what an attempt leaves is not to wait for the garbage collector."""
         self.operations = 0
         self.branches = 0
 
@@ -30,7 +31,7 @@ class Places:
     """The places of one attempt: ``3``, or ``2.3`` for the third operation of the second branch."""
 
     def __init__(self) -> None:
-        self._trunk = _Branch(self, "")
+        self._trunk = _Branch("")
         self._trunks_task: Any = None
         self._branches: dict[Any, _Branch] = {}
 
@@ -54,9 +55,9 @@ class Places:
             return self._trunk
         if task not in self._branches:
             outer = _present.get()
-            parent = outer if outer is not None and outer.places is self else self._trunk
+            parent = outer if outer is not None and outer.trunk is self._trunk else self._trunk
             parent.branches += 1
-            branch = self._branches[task] = _Branch(self, f"{parent.path}{parent.branches}.")
+            branch = self._branches[task] = _Branch(f"{parent.path}{parent.branches}.", self._trunk)
             _present.set(branch)
         return self._branches[task]
 
