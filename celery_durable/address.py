@@ -89,6 +89,11 @@ class Address(NamedTuple):
     def __str__(self) -> str:
         return without_password(self.url)
 
+    @property
+    def url_for_celery(self) -> str:
+        """As Celery's backend of a single Redis is given it."""
+        return self.url.removeprefix("redis+")
+
     # -- connections
 
     def pool(self, app: Celery | None) -> ConnectionPool:
@@ -98,7 +103,7 @@ class Address(NamedTuple):
         from celery.backends.redis import RedisBackend
         from redis.connection import ConnectionPool
 
-        url = self.url.removeprefix("redis+")
+        url = self.url_for_celery
         if self.is_cluster:
             url = _CLUSTER[self._scheme] + self.url.split(_SEPARATOR)[0].removeprefix(self._scheme)
         backend: Any = RedisBackend(app=app, url=url)

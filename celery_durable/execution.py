@@ -34,11 +34,12 @@ from .exceptions import (
 )
 from .hold import Hold
 from .interrupts import Fenced, Interrupt, JournalLost
-from .journal import Delivery, MemoryJournal
+from .journal import NO_RESULT, Delivery, MemoryJournal
 from .progress import Watch, watcher
 from .strike import AsyncBody, Place, door, here
 
 if TYPE_CHECKING:
+    from .store import Store
     from .task import DurableTask
 
 logger = logging.getLogger("celery_durable")
@@ -67,6 +68,8 @@ class Execution:
         self.hold: Hold | None = None
         self.delivery: Delivery | None = None
         self._refused: Interrupt | None = None
+        self._store: Store | None = None
+        """Where the run is kept; None of one in memory."""
         self.said: Retry | None = None
         """What ``self.retry()`` raised: it is sent, whatever user code makes of the exception."""
         self.retry_changes: Mapping[str, str] = {}
@@ -105,6 +108,8 @@ class Execution:
     def run(self, body: Callable[..., Any]) -> Any:
         """Call the body; return its result to Celery, or raise what tells Celery how to go on."""
         token = current.set(self)
+        if not self.direct:
+            report.spared.set(None)
         # An eager task is sent, not called, though it runs here and now: the step that sent it is not its own.
         sender = running_step.set(None) if self.eager and not self.direct else None
         try:
@@ -194,7 +199,6 @@ class Execution:
         about = Surroundings(delivery.task_id, task.name, self.request, log, direct=self.direct, eager=self.eager)
         self.request.__dict__[_OPENED] = self
         report.begun.set(delivery.task_id)
-        report.spared.set(None)
         attempt = self.hold.open(delivery, about, task.durable_terms)
         message.catch_up(self.request, attempt.resume)
         if attempt.reopened:
@@ -216,7 +220,7 @@ class Execution:
     def _in_redis(self) -> Delivery:
         from .store import store_of  # a process that only sends tasks does without it
 
-        store = store_of(self.task.app)
+        self._store = store = store_of(self.task.app)
         self.hold = store.hold(self.request.id, self.task.durable_settings)
         return call.delivery_of(self.task, self.request, self.args, self.kwargs)
 
@@ -253,7 +257,9 @@ class Execution:
         attempt.check_nothing_left()
         if self.task.opinionated and hasattr(value, "model_dump"):
             value = value.model_dump(mode="json")
-        hold.finish("succeeded", self._recordable(attempt, value))
+        result = self._store.result_of(self.task, self.request, value) if self._store and hold.can_deliver else None
+        if hold.finish("succeeded", self._recordable(attempt, value), result) and result is not NO_RESULT:
+            report.spared.set(self.request.id)
         self.forget_eager()
         return value
 

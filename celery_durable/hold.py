@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from celery import states
 from celery.exceptions import SoftTimeLimitExceeded
@@ -17,17 +18,21 @@ from .attempt import Attempt, Surroundings, Terms
 from .driver import answer
 from .exceptions import JournalUnavailableError, JournalUnreadableError
 from .interrupts import Interrupt, JournalLost, NotNow
-from .journal import Busy, Delivery, Journal, JournalGone, Opened
+from .journal import Busy, Delivery, Journal, JournalGone, Opened, Result
 from .progress import watcher
 from .settings import Settings
 
 if TYPE_CHECKING:
     from .lease import Lease
 
+T = TypeVar("T")
+
 logger = logging.getLogger("celery_durable")
 
 _WAIT_HERE = 1.0
 """A run that is due sooner than this is waited for, not sent around; a lease that is not renewed any more, too."""
+_BACK_AGAIN = 60.0
+"""Seconds in which Celery tries a task again, at the latest, that has lost its journal for as long as a lease."""
 
 
 class Hold:
@@ -114,14 +119,18 @@ class Hold:
         except (JournalUnavailableError, JournalUnreadableError) as error:
             logger.warning("task %s: its lease lapses by itself: %s", attempt.about.task_id, error)
 
-    def finish(self, status: str, outcome: str | None) -> None:
-        """The run has ended; its outcome is to be delivered."""
+    def finish(self, status: str, outcome: str | None, result: Result | None = None) -> bool:
+        """The run has ended; its outcome is to be delivered.
+
+        Whether it is already, with the *result* that was written beside it: then nothing that follows contradicts it.
+        """
+        delivered = False
         if self.attempt is not None and not self.ended:
             words = self.attempt.last_words()
             if outcome is not None:
                 words["outcome"] = outcome
             try:
-                self._tell(self.attempt, lambda: self.journal.finish(status, words))
+                delivered = self._tell(self.attempt, partial(self._write_end, status, words, result))
             except JournalLost as lost:
                 if not isinstance(lost.error, JournalGone):
                     raise
@@ -129,7 +138,26 @@ class Hold:
                 logger.error("the outcome of task %s is not journaled: %s", self.attempt.about.task_id, lost)
                 self.attempt.interrupt = None
             self.ended = self.attempt.closed = True
-            self.will_deliver(status)
+            if not delivered:
+                self.will_deliver(status)
+        return delivered
+
+    @property
+    def can_deliver(self) -> bool:
+        """Whether a result may go with the outcome.
+
+        Nobody is to read it before that is where it is to be. And where Redis is lost before its reply arrives, the
+        journal is to be there still when the task is tried again.
+        """
+        settings = self.settings
+        long_enough = settings.retention >= settings.lease + _BACK_AGAIN
+        return settings.journal_sync == "memory" and long_enough
+
+    def _write_end(self, status: str, words: Mapping[str, str], result: Result | None) -> bool:
+        if result is not None and self.journal.conclude(words, self._retention(status), result):
+            return True
+        self.journal.finish(status, words)
+        return False
 
     def contradicts(self, state: str | None) -> bool:
         """Whether Celery has made a failure of a success: because a callback could not be sent, say."""
@@ -181,9 +209,9 @@ class Hold:
         return self.settings.failure_retention if status in ("failed", "revoked") else self.settings.retention
 
     @staticmethod
-    def _tell(attempt: Attempt, write: Callable[[], None]) -> None:
+    def _tell(attempt: Attempt, write: Callable[[], T]) -> T:
         try:
-            answer(attempt, write)
+            return answer(attempt, write)
         except SoftTimeLimitExceeded:
             # It strikes once, and what it was to stop has ended.
-            answer(attempt, write)
+            return answer(attempt, write)

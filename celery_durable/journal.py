@@ -103,6 +103,18 @@ class Foreign(NamedTuple):
     fields: Fields
 
 
+class Result(NamedTuple):
+    """A result as Celery's backend keeps it, and publishes it to who waits."""
+
+    key: str | bytes
+    text: str | bytes
+    expires: int
+    """Seconds; 0: never."""
+
+
+NO_RESULT = Result("", "", 0)
+"""Of a task whose result is ignored."""
+
 Verdict = Opened | Busy | Outdated | Finished | Foreign
 
 
@@ -168,6 +180,13 @@ class Journal(Protocol):
 
     def finish(self, status: str, fields: Mapping[str, str]) -> None:
         """Write the outcome, to be kept until it is delivered."""
+        ...
+
+    def conclude(self, fields: Mapping[str, str], keep: float, result: Result) -> bool:
+        """Write the outcome of a success with its *result*, and thereby deliver it; it is kept for *keep* seconds.
+
+        False if this Redis cannot write both at once, and has written nothing.
+        """
         ...
 
     def deliver(self, keep: float, *, arrived: bool = True) -> None:
@@ -314,6 +333,9 @@ class MemoryJournal:
 
     def finish(self, status: str, fields: Mapping[str, str]) -> None:
         self.send({**fields, "status": status})
+
+    def conclude(self, fields: Mapping[str, str], keep: float, result: Result) -> bool:  # noqa: ARG002
+        return False
 
     def deliver(self, keep: float, *, arrived: bool = True) -> None: ...
 

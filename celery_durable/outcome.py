@@ -11,7 +11,7 @@ from kombu.serialization import dumps, loads
 
 from .failure import describe, failure_of
 from .journal import Fields
-from .serializers import load_content
+from .serializers import json_of, load_content
 from .tagged import NotEncodable
 
 
@@ -31,8 +31,10 @@ def of_value(value: Any, serializer: str) -> str:
     """A result, as Celery's result serializer writes it.
 
     Raises:
-        kombu.exceptions.EncodeError: as Celery would when it stores the result.
+        Exception: whatever the serializer raises, as it will when Celery stores the result.
     """
+    if serializer == "json":
+        return f'{{"value":{json_of(value)}}}'
     content_type, charset, data = dumps(value, serializer)
     if content_type == "application/json":
         return f'{{"value":{data}}}'

@@ -9,11 +9,13 @@ The shard is the Cluster hash tag, so that one script can change all three.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from itertools import chain
 from math import inf
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ from .exceptions import ConfigurationError, JournalUnavailableError, JournalUnre
 from .interrupts import Fenced
 from .journal import (
     LAYOUT,
+    NO_RESULT,
     Busy,
     Delivery,
     Fields,
@@ -32,10 +35,13 @@ from .journal import (
     JournalGone,
     Opened,
     Outdated,
+    Result,
     Verdict,
     new_seed,
 )
-from .wire import Wire, Wires, call, pack, pack_parts, script
+from .wire import Refused, Wire, Wires, call, pack, pack_parts, script
+
+logger = logging.getLogger("celery_durable")
 
 SHARDS = 16
 SHORT_PATIENCE = 1.0
@@ -43,6 +49,7 @@ SHORT_PATIENCE = 1.0
 _QUICK = 0.1
 """Seconds within which a reply comes, unless the connection was lost or one of the processes stood still."""
 _PAIRS_PER_WRITE = 1000
+_RESULT_REFUSED = -2
 
 
 def shard_of(task_id: str) -> int:
@@ -73,6 +80,7 @@ def _decided(delivery: Delivery, asked: float, ended: int, now: int) -> Delivery
     return delivery._replace(fresh=False)
 
 
+@cache
 def owner_name(pid: int) -> str:
     """A process of this machine, as the journal names it."""
     return f"{socket.gethostname()}:{pid}"
@@ -135,27 +143,32 @@ class RedisJournal:
     def open(self, delivery: Delivery) -> Verdict:
         keys = self._keys
         opening = time.monotonic()
-        fence = new_fence()
+        fence, seed = new_fence(), new_seed()
+        # A journal is loaded by a command of its own, for which Redis needs a third of what it needs in a script; where
+        # none is expected, that would be in vain.
+        expected = not delivery.fresh or delivery.reopen != ""
         begin = call(
             "open", keys.all, keys.task_id, fence, ms(self._lease), LAYOUT,
-            delivery.task, delivery.fingerprint, delivery.call, new_seed(),
+            delivery.task, delivery.fingerprint, delivery.call, seed,
             delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.hint),
-            owner_name(os.getpid()), delivery.reopen,
+            owner_name(os.getpid()), delivery.reopen, int(not expected),
         )  # fmt: skip
         if self._vet is not None:
             self.wire.confirm_by(self._vet)
-        self.wire.send(begin, pack("HGETALL", keys.run))
+        self.wire.send(*((begin, pack("HGETALL", keys.run)) if expected else (begin,)))
         try:
-            opened, loaded = self._replies()
+            opened, *loaded = self._replies()
         except BaseException:
             # Unlike every other script this one carries no fence: nobody else is to send it again.
             self.wire.abandon()
             raise
         if opened[0] == b"failed":
-            return self.open(_decided(delivery, opening, *opened[1:]))
+            return self.open(_decided(delivery, opening, *opened[1:3]))
+        if not expected and isinstance(opened[-1], list):
+            loaded = [opened.pop()]
         # Of our writes only an opening and a renewal put the end of the lease off.
         self._renewed = opening
-        return self._verdict(opened, fields_of(loaded), fence.encode())
+        return self._verdict(opened, fields_of(*loaded) if loaded else {b"seed": seed.encode()}, fence.encode())
 
     def _verdict(self, reply: list[Any], fields: Fields, fence: bytes) -> Verdict:
         kind = reply[0].decode()
@@ -182,11 +195,27 @@ class RedisJournal:
     def finish(self, status: str, fields: Mapping[str, str]) -> None:
         self._end("finish", [status, ms(self._lease)], fields)
 
-    def _end(self, script_name: str, facts: list[Any], fields: Mapping[str, str]) -> None:
+    def conclude(self, fields: Mapping[str, str], keep: float, result: Result) -> bool:
+        written = () if result is NO_RESULT else (result.key,)
+        if written and not self._wires.writes_results:
+            return False
+        try:
+            [*_, done] = self._end("conclude", [ms(keep), result.text, result.expires], fields, *written)
+        except Refused as refused:
+            # There are many servers behind one address, say, and the two keys are not on the same.
+            logger.warning("results are left to Celery, which cannot write them with the outcome: %s", refused)
+            done = _RESULT_REFUSED
+        if done == _RESULT_REFUSED:
+            self._wires.writes_results = False
+        return bool(done != _RESULT_REFUSED)
+
+    def _end(self, script_name: str, facts: list[Any], fields: Mapping[str, str], *keys: str | bytes) -> list[Any]:
         pairs = [part for pair in fields.items() for part in pair]
-        ending = call(script_name, self._keys.all, self._fence, self._keys.task_id, *facts, *pairs)
+        ending = call(script_name, (*self._keys.all, *keys), self._fence, self._keys.task_id, *facts, *pairs)
         self.wire.send(ending, confirmed=self._confirmed)
-        self.settle()
+        replies = self._replies()
+        self._check(replies)
+        return replies
 
     def deliver(self, keep: float, *, arrived: bool = True) -> None:
         keys = self._keys

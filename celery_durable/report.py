@@ -20,7 +20,7 @@ SUSPENDED = "SUSPENDED"
 begun: ContextVar[str | None] = ContextVar("celery_durable_begun", default=None)
 """The run that this thread has opened last."""
 spared: ContextVar[str | None] = ContextVar("celery_durable_spared", default=None)
-"""The run of which Celery is about to report a failure of its own."""
+"""The run of which the result backend is to hear no more from Celery."""
 
 _ENDED = {"succeeded": states.SUCCESS, "failed": states.FAILURE, "revoked": states.REVOKED}
 
@@ -46,9 +46,10 @@ def revoked(task: Any, request: Any, error: BaseException) -> bool:
 
 
 class SparingBackend:
-    """The result backend, for the moment in which Celery itself has failed: that is no failure of the run.
+    """The result backend, while the journal knows better than Celery what becomes of a run.
 
-    It could not store what it was told to, say, and would store that as the outcome; the journal knows better.
+    That it is done, when the journal has stored its result. That it has failed, when Celery itself has: it could not
+    store what it was told to, say, and would store that as the outcome.
     """
 
     def __init__(self, backend: Any) -> None:
@@ -57,11 +58,17 @@ class SparingBackend:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
+    def mark_as_done(self, task_id: str, *args: Any, **kwargs: Any) -> Any:
+        if spared.get() != task_id:
+            return self._backend.mark_as_done(task_id, *args, **kwargs)
+        spared.set(None)
+        return None
+
     def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> Any:
         if spared.get() != task_id:
             return self._backend.mark_as_failure(task_id, exc, *args, **kwargs)
         spared.set(None)
-        logger.warning("task %s: its worker failed it, it goes on from its journal: %r", task_id, exc)
+        logger.warning("task %s: its worker failed it, its journal stands: %r", task_id, exc)
         return None
 
 

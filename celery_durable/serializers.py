@@ -6,8 +6,14 @@ import base64
 import json
 from typing import Any, Protocol, runtime_checkable
 
+from kombu.utils import json as kombu_json
+
 from .exceptions import ConfigurationError
 from .tagged import NotEncodable
+
+# To make an encoder, as kombu does each time, costs as much as to encode a message.
+json_of = kombu_json.JSONEncoder().encode
+"""A value as kombu's serializer ``json`` writes it."""
 
 Marks = dict[str, str]
 """What says how a text is to be read."""

@@ -6,9 +6,11 @@ import threading
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
+from . import result
 from .address import Address
 from .cluster import Cluster
 from .hold import Hold
+from .journal import Result
 from .lease import Lease, LeaseKeeper
 from .redis_journal import Keys, RedisJournal
 from .runs import Runs
@@ -51,6 +53,10 @@ class Store:
     def journal(self, task_id: str) -> RedisJournal:
         shard = self.shards.of(task_id)
         return RedisJournal(shard.wires, shard.keys(task_id), self.settings.lease)
+
+    def result_of(self, task: Any, request: Any, value: Any) -> Result | None:
+        """The result of a success, if the journal is to write it: see :mod:`result`."""
+        return result.alone(task, request, value, self.address.url_for_celery)
 
     def hold(self, task_id: str, settings: Settings) -> Hold:
         """A hold on a run, not opened yet; *settings* are those of its task."""

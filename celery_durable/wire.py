@@ -59,6 +59,10 @@ class Passing(RedisConnectionError):
     """A refusal that passes."""
 
 
+class Refused(JournalUnavailableError):
+    """The server has refused a command, and would again."""
+
+
 class Confirmation(NamedTuple):
     """A command that, sent with a write, waits until the write is where it is to be."""
 
@@ -289,8 +293,8 @@ class Wire:
             return JournalUnreadableError(f"a key of the journal holds something else: {error}")
         if isinstance(error, AskError):
             hint = "this is a node of a Redis Cluster: begin its URL with redis+cluster://"
-            return JournalUnavailableError(f"Redis refused the journal: {error} ({hint})")
-        return JournalUnavailableError(f"Redis refused the journal: {error}")
+            return Refused(f"Redis refused the journal: {error} ({hint})")
+        return Refused(f"Redis refused the journal: {error}")
 
     def disown(self) -> None:
         """What is still owed is to be read, and dropped."""
@@ -306,6 +310,8 @@ class Wires:
         self._patience = patience
         self._pool: ConnectionPool | None = None
         self._idle: list[Wire] = []
+        self.writes_results = True
+        """Whether the server writes a result of Celery's together with a journal, as far as is known."""
         _everywhere.add(self)
 
     def take(self) -> Wire:
@@ -384,7 +390,7 @@ def pack_parts(parts: Iterable[Any]) -> bytes:
     return b"".join(packed)
 
 
-def call(script_name: str, keys: tuple[str, ...], *args: Any) -> bytes:
+def call(script_name: str, keys: tuple[str | bytes, ...], *args: Any) -> bytes:
     """The command that runs a script."""
     parts = (len(keys), *keys, *args)
     return b"*%d\r\n" % (2 + len(parts)) + script(script_name).call + pack_parts(parts)

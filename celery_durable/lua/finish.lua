@@ -1,9 +1,9 @@
 -- Write the outcome. The run keeps its place among the leases, and has no TTL, until the outcome is delivered, so that a
 -- finished run whose worker died before delivery can be found.
 -- KEYS run, leases, due   ARGV fence, id, status, lease ms, field, value, ...
--- Replies 1, 0 to a stale attempt, -1 where there is no journal
-local fence = redis.call('HGET', KEYS[1], 'fence')
-if fence ~= ARGV[1] then return fence and 0 or -1 end
+-- Replies 1, 0 to a stale attempt, or where the outcome has been delivered, -1 where there is no journal
+local run = redis.call('HMGET', KEYS[1], 'fence', 'delivered')
+if run[1] ~= ARGV[1] or run[2] then return run[1] and 0 or -1 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('HSET', KEYS[1], 'status', ARGV[3], 'ended', now, unpack(ARGV, 5))

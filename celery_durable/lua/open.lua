@@ -1,8 +1,9 @@
 -- Begin an attempt of a run, or say why not. Taking the lease and raising the fence is one act.
 -- KEYS run, leases, due
--- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, hint, owner, reopen
+-- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, hint, owner, reopen, load
 -- Replies {'open', attempt, now, recoveries, reopened} | {'finished'} | {'foreign', task} | {'unreadable', layout}
 --       | {'replaced', ms} | {'busy', ms} | {'early', ms} | {'outdated'} | {'failed', ended, now}
+-- and as the last element, if asked to load it, the journal of a run that was there before.
 local run, leases, due = KEYS[1], KEYS[2], KEYS[3]
 local id, fence, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local layout, task, fingerprint, call, seed = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
@@ -11,6 +12,22 @@ local nesting, fresh, changed, hint = tonumber(ARGV[9]), ARGV[10] == '1', tonumb
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
+local function create()
+  redis.call('HSET', run, 'v', layout, 'task', task, 'fingerprint', fingerprint, 'call', call, 'seed', seed,
+             'nesting', nesting, 'created', now, 'opened', now, 'status', 'running', 'attempt', 1, 'recoveries', 0,
+             'fence', fence, 'owner', ARGV[13])
+  redis.call('ZREM', due, id)
+  redis.call('ZADD', leases, now + lease, id)
+  return {'open', 1, now, 0, 0}
+end
+
+-- Most often this is all that there is to do.
+if not redis.call('HGET', run, 'status') then
+  -- A message that was sent on behalf of another one begins nothing: the run is over, and its journal deleted.
+  if hint then return {'finished'} end
+  return create()
+end
+
 local function begin(recoveries, reopened)
   local attempt = redis.call('HINCRBY', run, 'attempt', 1)
   redis.call('HSET', run, 'status', 'running', 'fence', fence, 'owner', ARGV[13], 'opened', now, 'recoveries', recoveries)
@@ -18,12 +35,6 @@ local function begin(recoveries, reopened)
   redis.call('ZREM', due, id)
   redis.call('ZADD', leases, now + lease, id)
   return {'open', attempt, now, recoveries, reopened}
-end
-
-local function create()
-  redis.call('HSET', run, 'v', layout, 'task', task, 'fingerprint', fingerprint, 'call', call, 'seed', seed,
-             'nesting', nesting, 'created', now)
-  return begin(0, 0)
 end
 
 -- Retry of a failed run: executions that did not end are forgotten, and a terminal failure that is the last entry is
@@ -53,69 +64,70 @@ end
 local known = redis.call('HMGET', run, 'status', 'v', 'task', 'fingerprint', 'nesting', 'attempt', 'fence', 'due',
                          'progress', 'recoveries', 'changed')
 local status = known[1]
-if not status then
-  -- A message that was sent on behalf of another one begins nothing: the run is over, and its journal deleted.
-  if hint then return {'finished'} end
-  return create()
-end
-if known[2] ~= layout then return {'unreadable', known[2]} end
 
-local expiry = redis.call('ZSCORE', leases, id)
-local held = status == 'running' and expiry and tonumber(expiry) > now
+local function known_run()
+  if known[2] ~= layout then return {'unreadable', known[2]} end
 
-if nesting > tonumber(known[5]) then
-  -- Task.replace() hands the id on: the replacement is a run of its own, which begins when the replaced one has ended.
-  if held then return {'replaced', 250} end
-  redis.call('DEL', run)
-  redis.call('ZREM', due, id)
-  return create()
-end
-if nesting < tonumber(known[5]) or known[3] ~= task then return {'foreign', known[3]} end
-if known[4] ~= fingerprint then
-  -- self.retry(args=...) changes the arguments of a run; an older copy of its message begins nothing more.
-  local newest = tonumber(known[11] or 0)
-  if changed < newest and not fresh then return {'outdated'} end
-  -- Without a fingerprint it is the newest change that is waited for.
-  if changed < newest or (changed == newest and known[4] ~= '') then return {'foreign', known[3]} end
-  redis.call('HSET', run, 'fingerprint', fingerprint, 'call', call, 'changed', ARGV[11])
-end
+  local expiry = redis.call('ZSCORE', leases, id)
+  local held = status == 'running' and expiry and tonumber(expiry) > now
 
-if status == 'running' then
-  if known[7] == fence then
-    -- Our own call, sent again because its reply was lost.
-    return {'open', tonumber(known[6]), now, tonumber(known[10]), 0}
+  if nesting > tonumber(known[5]) then
+    -- Task.replace() hands the id on: the replacement is a run of its own, which begins when the replaced one has ended.
+    if held then return {'replaced', 250} end
+    redis.call('DEL', run)
+    return create()
   end
-  if held then return {'busy', tonumber(expiry) - now} end
-  -- The last attempt died. One that recorded something new is no sign of a poison pill.
-  if known[9] == known[6] then return begin(0, 0) end
-  return begin(tonumber(known[10]) + 1, 0)
-end
-
-if status == 'suspended' then
-  local wait = tonumber(known[8]) - now
-  if wait > 0 then
-    -- The message that was to come then may be this one.
-    redis.call('ZADD', due, known[8], id)
-    return {'early', wait}
+  if nesting < tonumber(known[5]) or known[3] ~= task then return {'foreign', known[3]} end
+  if known[4] ~= fingerprint then
+    -- self.retry(args=...) changes the arguments of a run; an older copy of its message begins nothing more.
+    local newest = tonumber(known[11] or 0)
+    if changed < newest and not fresh then return {'outdated'} end
+    -- Without a fingerprint it is the newest change that is waited for.
+    if changed < newest or (changed == newest and known[4] ~= '') then return {'foreign', known[3]} end
+    redis.call('HSET', run, 'fingerprint', fingerprint, 'call', call, 'changed', ARGV[11])
   end
-  return begin(0, 0)
-end
 
-if status == 'failed' and fresh then
-  -- Only who has the message can tell whether it came after the failure, and then says which one it is to reopen.
-  if ARGV[14] == '' then return {'failed', tonumber(redis.call('HGET', run, 'ended') or 0), now} end
-  -- Each request does so once, however often its message is delivered.
-  local reopened = redis.call('HGET', run, 'reopened') or ''
-  if not string.find(reopened, '\n' .. ARGV[14] .. '\n', 1, true) then
-    redis.call('HSET', run, 'reopened', (reopened == '' and '\n' or reopened) .. ARGV[14] .. '\n')
-    renew_budgets()
-    return begin(0, 1)
+  if status == 'running' then
+    if known[7] == fence then
+      -- Our own call, sent again because its reply was lost.
+      return {'open', tonumber(known[6]), now, tonumber(known[10]), 0}
+    end
+    if held then return {'busy', tonumber(expiry) - now} end
+    -- The last attempt died. One that recorded something new is no sign of a poison pill.
+    if known[9] == known[6] then return begin(0, 0) end
+    return begin(tonumber(known[10]) + 1, 0)
   end
+
+  if status == 'suspended' then
+    local wait = tonumber(known[8]) - now
+    if wait > 0 then
+      -- The message that was to come then may be this one.
+      redis.call('ZADD', due, known[8], id)
+      return {'early', wait}
+    end
+    return begin(0, 0)
+  end
+
+  if status == 'failed' and fresh then
+    -- Only who has the message can tell whether it came after the failure, and then says which one it is to reopen.
+    if ARGV[14] == '' then return {'failed', tonumber(redis.call('HGET', run, 'ended') or 0), now} end
+    -- Each request does so once, however often its message is delivered.
+    local reopened = redis.call('HGET', run, 'reopened') or ''
+    if not string.find(reopened, '\n' .. ARGV[14] .. '\n', 1, true) then
+      redis.call('HSET', run, 'reopened', (reopened == '' and '\n' or reopened) .. ARGV[14] .. '\n')
+      renew_budgets()
+      return begin(0, 1)
+    end
+  end
+
+  if redis.call('HEXISTS', run, 'delivered') == 0 then
+    -- Whoever delivers the outcome holds the lease: what hangs on it is to be sent once.
+    if expiry and tonumber(expiry) > now then return {'busy', tonumber(expiry) - now} end
+    redis.call('ZADD', leases, now + lease, id)
+  end
+  return {'finished'}
 end
 
-if redis.call('HEXISTS', run, 'delivered') == 0 then
-  -- Whoever delivers the outcome holds the lease: what hangs on it is to be sent once.
-  if expiry and tonumber(expiry) > now then return {'busy', tonumber(expiry) - now} end
-  redis.call('ZADD', leases, now + lease, id)
-end
-return {'finished'}
+local reply = known_run()
+if ARGV[15] == '1' then reply[#reply + 1] = redis.call('HGETALL', run) end
+return reply

@@ -23,7 +23,7 @@ SCRIPTS = (Path(celery_durable.__file__).parent / "lua").glob("*.lua")
 
 
 def documented(index: int) -> list[str]:
-    """Return one of the documented lines: 0 what is needed, 1 for the start-up check, 2 for a Cluster."""
+    """Return one of the documented lines: what is needed, for the start-up check, for a Cluster, for results."""
     return RULES[index].split()
 
 
@@ -53,7 +53,7 @@ def test_each_command_of_each_script_is_documented() -> None:
     called = {name.lower() for file in SCRIPTS for name in re.findall(r"redis\.call\('(\w+)'", file.read_text())}
 
     assert len(called) > 10
-    assert called <= {word.removeprefix("+") for word in documented(0)}
+    assert called <= {word.removeprefix("+") for word in documented(0) + documented(3)}
 
 
 def test_the_documented_rights_are_enough_for_a_run_with_all_that_may_happen_to_it(server: RedisServer) -> None:
@@ -74,6 +74,16 @@ def test_the_documented_rights_are_enough_for_a_run_with_all_that_may_happen_to_
         assert sum(len(claims.runs) for claims in store.runs.claim(["shop.order"])) == 1
 
         assert [entry for entry in admin.acl_log() if "setinfo" not in entry["object"]] == []
+
+
+def test_the_documented_rights_are_enough_where_results_are_kept_beside_the_journal(server: RedisServer) -> None:
+    url = grant(server, 0, 3)
+    with app_at(url, durable_lease=5) as app, server.client() as admin:
+        app.conf.result_backend = url
+        assert execute(app.tasks["acl.steps"], task_id=(task_id := new_id())) == "SUCCESS"
+
+        assert store_of(app).runs.load(task_id)[b"delivered"] == b"1"
+        assert admin.exists(f"celery-task-meta-{task_id}") == 1
 
 
 def test_other_keys_and_commands_are_out_of_reach(server: RedisServer) -> None:

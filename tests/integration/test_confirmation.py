@@ -18,6 +18,7 @@ from celery_durable import (
     durable_task,
 )
 from celery_durable.interrupts import Fenced
+from celery_durable.redis_journal import RedisJournal
 from celery_durable.startup import risks_of
 from celery_durable.store import Store, store_of
 from tests.groups import MAKES, is_linked, program_or_skip
@@ -109,6 +110,19 @@ def test_each_step_and_the_end_wait_for_a_replica(pair: Pair, name: str) -> None
         assert execute(app.tasks[name], task_id=new_id()) == "SUCCESS"
 
         assert calls(pair.master, "wait") - before == 3 + 1
+
+
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # Celery's
+def test_nobody_reads_a_result_before_its_outcome_is_confirmed(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(RedisJournal, "conclude")  # it writes the result with the outcome
+    with app_at(pair.master.url(), durable_journal_sync="replicas") as app:
+        app.conf.result_backend = pair.master.url()
+        before = calls(pair.master, "wait")
+
+        assert execute(app.tasks["sync.steps"], task_id=(task_id := new_id())) == "SUCCESS"
+
+        assert calls(pair.master, "wait") - before == 3 + 1
+        assert app.AsyncResult(task_id).state == "SUCCESS"
 
 
 def test_the_option_of_a_task_wins(pair: Pair) -> None:

@@ -1,0 +1,434 @@
+"""A result that is kept beside the journal: written with the outcome, as Celery's backend would have written it."""
+
+import gc
+import json
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+from unittest import mock
+
+import pytest
+import redis
+from celery import Celery, signals
+from celery.backends.redis import RedisBackend
+from celery.exceptions import SoftTimeLimitExceeded
+from kombu.exceptions import EncodeError
+
+from celery_durable.interrupts import Fenced
+from celery_durable.journal import NO_RESULT, Result
+from celery_durable.redis_journal import RedisJournal
+from celery_durable.report import SparingBackend
+from celery_durable.store import Store, store_of
+from tests.integration.network import Waits
+from tests.integration.runs import app_at, execute, lapse, new_id, opened, state, store_at, task_of
+from tests.servers import RedisServer
+from tests.waiting import eventually
+
+AT_ONCE, BY_CELERY = 2, 3
+"""Scripts that an attempt needs: to open, to end, and if Celery delivers the outcome, to say that it has."""
+
+VALUE = {"order": 7, "lines": [1.5, "é", None]}
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # Celery's
+
+
+def sell(_self: Any, *_args: Any) -> dict[str, Any]:
+    return VALUE
+
+
+def sell_durably(self: Any, *_args: Any) -> dict[str, Any]:
+    self.ctx.uuid()
+    return VALUE
+
+
+@contextmanager
+def app_with_results(url: str, **conf: Any) -> Iterator[Celery]:
+    """Yield an app that keeps its results beside its journals."""
+    with app_at(url) as app:
+        app.conf.update({"result_backend": url, **conf})
+        yield app
+
+
+@pytest.fixture
+def app(redis_url: str) -> Iterator[Celery]:
+    with app_with_results(redis_url) as app:
+        yield app
+
+
+def scripts_called(client: redis.Redis) -> int:
+    return int(client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])
+
+
+def server_ms(client: redis.Redis) -> int:
+    seconds, microseconds = client.time()
+    return int(seconds * 1000 + microseconds // 1000)
+
+
+def key_of(task_id: str) -> str:
+    return f"celery-task-meta-{task_id}"
+
+
+# -- what is written
+
+
+CONFS: dict[str, dict[str, Any]] = {
+    "json": {},
+    "pickle": {"result_serializer": "pickle", "result_accept_content": ["pickle"]},
+    "compressed": {"result_compression": "gzip"},
+    "extended": {"result_extended": True},
+    "kept for ever": {"result_expires": 0},
+    "kept for an hour": {"result_expires": 3600},
+    "under a prefix": {"result_backend_transport_options": {"global_keyprefix": "shop:"}},
+}
+
+
+@pytest.mark.parametrize("conf", CONFS)
+def test_it_is_what_celery_writes(redis_url: str, redis_client: redis.Redis, conf: str) -> None:
+    request = {"group": "g1", "parent_id": "p1", "stamps": {"by": ["me"]}, "stamped_headers": ["by"]}
+    metas, kept = [], []
+    with app_with_results(redis_url, **CONFS[conf]) as app:
+        durable = task_of(app, sell_durably)
+        plain = app.task(bind=True, shared=False, name="plain")(sell)
+        for task in (durable, app.tasks[plain.name]):
+            task_id = new_id()
+            assert execute(task, 1, "two", task_id=task_id, **request) == "SUCCESS"
+            backend = app.backend
+            metas.append(backend.decode_result(backend.get(backend.get_key_for_task(task_id))))
+            kept.append(redis_client.ttl(backend.get_key_for_task(task_id)))
+            assert metas[-1].pop("task_id") == task_id
+            assert metas[-1].pop("date_done")
+            metas[-1].pop("name", None)
+
+    assert metas[0] == metas[1]
+    assert metas[0]["result"] == VALUE
+    assert kept[0] == pytest.approx(kept[1], abs=5)
+
+
+def test_who_waits_for_it_is_told(app: Celery, redis_client: redis.Redis) -> None:
+    with redis_client.pubsub() as subscription:
+        subscription.subscribe(key_of(task_id := new_id()))
+        subscription.get_message(timeout=5)
+        execute(task_of(app, sell_durably), task_id=task_id)
+        message = subscription.get_message(timeout=5)
+
+    assert message["data"] == redis_client.get(key_of(task_id))
+    assert json.loads(message["data"])["result"] == VALUE
+
+
+def test_the_task_waits_for_redis_twice_in_all(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = Waits().install(monkeypatch)
+    with app_with_results(redis_url) as app:
+        task, untouched = task_of(app, sell_durably), task_of(app, sell)
+        execute(task, task_id=new_id())
+        redis_client.config_resetstat()
+        with waits.counted(AT_ONCE):
+            assert execute(task, task_id=new_id()) == "SUCCESS"
+        assert scripts_called(redis_client) == AT_ONCE
+        execute(untouched, task_id=new_id())
+        with waits.counted(2):  # to look for an older result, and to store this one
+            assert execute(untouched, task_id=new_id()) == "SUCCESS"
+
+
+# -- when it is written
+
+
+def test_no_worker_can_die_between_the_outcome_and_its_result(app: Celery, redis_client: redis.Redis) -> None:
+    """When Celery is about to say that the task is done, all is said."""
+    task, task_id, seen = task_of(app, sell_durably), new_id(), []
+
+    def look(*_: Any) -> None:
+        seen.append((state(redis_client, store_of(app), task_id), task.AsyncResult(task_id).result))
+
+    with mock.patch.object(SparingBackend, "mark_as_done", look):
+        execute(task, task_id=task_id)
+
+    [(run, result)] = seen
+    assert result == VALUE
+    assert (run["fields"]["status"], run["fields"]["delivered"]) == ("succeeded", "1")
+    assert (run["lease"], run["due"], run["expires"]) == (None, None, True)
+
+
+def test_a_time_limit_that_strikes_after_that_makes_no_failure_of_it(app: Celery) -> None:
+    task, task_id = task_of(app, sell_durably), new_id()
+
+    with (
+        mock.patch.object(SparingBackend, "mark_as_done", side_effect=SoftTimeLimitExceeded),
+        pytest.warns(RuntimeWarning, match="Exception raised outside body"),
+    ):
+        execute(task, task_id=task_id)
+
+    assert task.AsyncResult(task_id).result == VALUE
+    # Of another task it would be one.
+    task.backend.mark_as_failure("another", ValueError("refused"))
+    assert task.AsyncResult("another").state == "FAILURE"
+
+
+def test_the_settings_of_a_backend_hold(app: Celery, redis_url: str, redis_client: redis.Redis) -> None:
+    own = RedisBackend(app=app, url=redis_url, expires=60)
+    task, task_id = task_of(app, sell_durably, backend=own), new_id()
+
+    execute(task, task_id=task_id)
+
+    assert 0 < redis_client.ttl(key_of(task_id)) <= 60
+
+
+def test_bytes_of_any_kind_are_written_as_they_are(app: Celery, redis_client: redis.Redis) -> None:
+    class Bytes(bytes):
+        """As a library may have them."""
+
+    task, task_id = task_of(app, sell_durably), new_id()
+    encode = app.backend.encode
+    with mock.patch.object(app.backend, "encode", lambda data: Bytes(encode(data).encode())):
+        execute(task, task_id=task_id)
+
+    assert json.loads(redis_client.get(key_of(task_id)))["result"] == VALUE
+
+
+def test_an_app_that_nobody_uses_any_more_is_freed(redis_url: str) -> None:
+    with app_with_results(redis_url) as app:
+        execute(task_of(app, sell_durably), task_id=new_id())
+        app.close()
+    freed = weakref.ref(app)
+    del app
+
+    gc.collect()
+
+    assert freed() is None
+
+
+def test_the_result_of_the_next_task_is_another_affair(app: Celery) -> None:
+    """Of one that did not come to say that it was done, say; the next has its id, and uses no context."""
+    task, untouched, task_id = task_of(app, sell_durably), task_of(app, sell), new_id()
+    with mock.patch.object(SparingBackend, "mark_as_done"):
+        execute(task, task_id=task_id)
+    app.backend.forget(task_id)
+
+    execute(untouched, task_id=task_id)
+
+    assert untouched.AsyncResult(task_id).result == VALUE
+
+
+class OwnBackend(RedisBackend):
+    """It may do anything with a result."""
+
+    told: ClassVar[list[str]] = []
+
+    def mark_as_done(self, task_id: Any, *args: Any, **kwargs: Any) -> None:
+        self.told.append(task_id)
+        super().mark_as_done(task_id, *args, **kwargs)
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_backend_of_its_own_kind_hears_of_every_end(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, ignored: bool
+) -> None:
+    app.loader.override_backends = {"redis": f"{__name__}:OwnBackend"}
+    monkeypatch.delattr(RedisJournal, "conclude")
+    task, task_id = task_of(app, sell_durably), new_id()
+
+    execute(task, task_id=task_id, ignore_result=ignored)
+
+    assert OwnBackend.told.pop() == task_id
+    assert task.AsyncResult(task_id).state == ("PENDING" if ignored else "SUCCESS")
+
+
+def test_of_an_ignored_result_there_is_nothing_to_write(app: Celery, redis_client: redis.Redis) -> None:
+    task, task_id = task_of(app, sell_durably), new_id()
+
+    execute(task, task_id=new_id(), ignore_result=True)
+    redis_client.config_resetstat()
+    assert execute(task, task_id=task_id, ignore_result=True) == "SUCCESS"
+
+    assert scripts_called(redis_client) == AT_ONCE
+    assert redis_client.exists(key_of(task_id)) == 0
+    assert state(redis_client, store_of(app), task_id)["fields"]["delivered"] == "1"
+
+
+def handle(*_: Any) -> None: ...
+
+
+SIGNATURE = {"task": "none", "args": [], "kwargs": {}, "options": {}, "subtask_type": None, "immutable": True}
+ON_IT: dict[str, dict[str, Any]] = {
+    "a callback": {"request": {"callbacks": [SIGNATURE]}},
+    "a chain": {"request": {"chain": [SIGNATURE]}},
+    "a chord": {"request": {"group": "g1", "chord": {**SIGNATURE, "chord_size": 2}}},
+    "on_success": {"task": {"on_success": handle}},
+    "after_return": {"task": {"after_return": handle}},
+    "__call__": {"task": {"__call__": lambda self, *args: self.run(*args)}},
+    "no retention": {"task": {"retention": 0}},
+    "a short retention": {"task": {"retention": 60}},
+    "another database": {"conf": {"durable_redis_url": "9"}},
+    "another backend": {"conf": {"result_backend": "cache+memory://"}},
+}
+
+
+@pytest.mark.parametrize("what", ON_IT)
+def test_where_more_hangs_on_the_outcome_celery_delivers_it(
+    redis_server: RedisServer, redis_url: str, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    conf, on_task, request = (ON_IT[what].get(kind, {}) for kind in ("conf", "task", "request"))
+    if "durable_redis_url" in conf:
+        conf = {"durable_redis_url": f"redis://127.0.0.1:{redis_server.port}/9"}
+    with app_with_results(redis_url, **conf) as app:
+        task, task_id = task_of(app, sell_durably, **on_task), new_id()
+        monkeypatch.delattr(RedisJournal, "conclude")
+        with mock.patch.object(app, "send_task"):
+            assert execute(task, task_id=task_id, **request) == "SUCCESS"
+
+        assert task.AsyncResult(task_id).result == VALUE
+
+
+def test_who_listens_for_success_hears_of_it_before_it_is_delivered(app: Celery, redis_client: redis.Redis) -> None:
+    """Unlike that of a plain task their code runs again, if the worker dies in it."""
+    task, task_id, delivered = task_of(app, sell_durably), new_id(), []
+
+    def look(**_: Any) -> None:
+        delivered.append(redis_client.hget(store_of(app).keys(task_id).run, "delivered"))
+
+    signals.task_success.connect(look)
+    try:
+        execute(task, task_id=task_id)
+    finally:
+        signals.task_success.disconnect(look)
+
+    assert delivered == [None]
+
+
+def test_what_cannot_be_written_here_is_left_to_celery(app: Celery, redis_client: redis.Redis) -> None:
+    task, task_id = task_of(app, sell_durably), new_id()
+    execute(task, task_id=new_id())
+    redis_client.config_resetstat()
+
+    with mock.patch.object(
+        app.backend, "get_key_for_task", side_effect=[EncodeError, key_of(task_id), key_of(task_id)]
+    ):
+        assert execute(task, task_id=task_id) == "SUCCESS"
+
+    assert scripts_called(redis_client) == BY_CELERY
+    assert task.AsyncResult(task_id).result == VALUE
+
+
+# -- the script
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[Store]:
+    with store_at(redis_url) as store:
+        yield store
+
+
+@pytest.mark.parametrize("result", [Result("result", "text", 60), NO_RESULT])
+def test_a_stale_attempt_writes_neither_an_outcome_nor_a_result(
+    store: Store, redis_client: redis.Redis, result: Result
+) -> None:
+    stale = opened(store, task_id := new_id())
+    lapse(redis_client, store, task_id)
+    opened(store, task_id)
+    before = state(redis_client, store, task_id)
+
+    with pytest.raises(Fenced):
+        stale.conclude({"outcome": "stale"}, 60, result)
+
+    assert state(redis_client, store, task_id) == before
+    assert redis_client.exists("result") == 0
+
+
+def test_it_may_be_sent_again(store: Store, redis_client: redis.Redis) -> None:
+    """Its reply was lost, say."""
+    journal = opened(store, task_id := new_id())
+
+    journal.conclude({"outcome": "{}"}, 60, Result("result", "text", 0))
+    first = state(redis_client, store, task_id)
+    eventually(lambda: server_ms(redis_client) > int(first["fields"]["ended"]), what="another millisecond")
+    journal.conclude({"outcome": "{}"}, 60, Result("result", "text", 0))
+
+    again = state(redis_client, store, task_id)
+    assert again["fields"].pop("ended") > first["fields"].pop("ended")
+    assert again == first
+    assert (redis_client.get("result"), redis_client.ttl("result")) == ("text", -1)
+
+
+def test_behind_an_address_of_many_servers_celery_delivers_it() -> None:
+    """A proxy in front of a Cluster, say: the keys of a run and of its result are on different servers."""
+    with (
+        RedisServer(config={"cluster-enabled": "yes"}) as server,
+        server.client() as client,
+        app_with_results(server.url()) as app,
+    ):
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        eventually(lambda: client.cluster("INFO")["cluster_state"] == "ok", what="the slots")
+        task, task_id = task_of(app, sell_durably), new_id()
+
+        assert execute(task, task_id=task_id) == "SUCCESS"
+        assert task.AsyncResult(task_id).result == VALUE
+        assert state(client, store_of(app), task_id)["fields"]["delivered"] == "1"
+        connections = client.info("stats")["total_connections_received"]
+        assert execute(task, task_id=new_id()) == "SUCCESS"
+        assert client.info("stats")["total_connections_received"] == connections, "the journal asks once"
+
+
+@pytest.mark.parametrize("right", ["resetchannels", "-set", "-publish"])
+def test_where_the_result_is_refused_the_outcome_is_written_alone(
+    redis_server: RedisServer, store: Store, right: str
+) -> None:
+    """A user with few rights: Celery may lack them, too, but what has been done is not to be done again."""
+    with redis_server.client() as admin:
+        journal = opened(store, task_id := new_id())
+        admin.execute_command("ACL", "SETUSER", "default", right)
+        try:
+            assert not journal.conclude({"outcome": "{}"}, 60, Result("result", "text", 0))
+            assert state(admin, store, task_id)["fields"]["status"] == "running"
+            assert not journal.conclude({"outcome": "{}"}, 60, Result("result", "text", 0)), "not asked again"
+            journal.finish("succeeded", {"outcome": "{}"})
+        finally:
+            admin.execute_command("ACL", "SETUSER", "default", "allchannels", "allcommands")
+        run = state(admin, store, task_id)
+        assert (run["fields"]["status"], run["expires"]) == ("succeeded", False)
+        assert "delivered" not in run["fields"]
+
+
+def test_a_result_that_is_kept_for_a_while_is_set_as_celery_sets_it(redis_server: RedisServer, store: Store) -> None:
+    """Who may do what Celery does may do this."""
+    with redis_server.client() as admin:
+        journal = opened(store, new_id())
+        admin.execute_command("ACL", "SETUSER", "default", "-set")
+        try:
+            assert journal.conclude({"outcome": "{}"}, 60, Result("result", "text", 30))
+        finally:
+            admin.execute_command("ACL", "SETUSER", "default", "allcommands")
+        assert 0 < admin.ttl("result") <= 30
+
+
+@pytest.mark.parametrize("later", ["finish", "suspend"])
+def test_what_is_concluded_stays_so(store: Store, redis_client: redis.Redis, later: str) -> None:
+    """Something struck while its reply was awaited, and the attempt believes that it has failed."""
+    journal = opened(store, task_id := new_id())
+    assert journal.conclude({"outcome": "{}"}, 60, NO_RESULT)
+    before = state(redis_client, store, task_id)
+
+    with pytest.raises(Fenced):
+        journal.finish("failed", {"outcome": "x"}) if later == "finish" else journal.suspend(1, {})
+
+    assert state(redis_client, store, task_id) == before
+
+
+def test_what_strikes_amid_the_end_makes_no_failure_of_it(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timeout of gevent's, say, or of the user's own."""
+    task, task_id = task_of(app, sell_durably), new_id()
+    conclude = RedisJournal.conclude
+
+    def struck(journal: RedisJournal, *args: Any) -> bool:
+        conclude(journal, *args)
+        raise TimeoutError
+
+    monkeypatch.setattr(RedisJournal, "conclude", struck)
+    with mock.patch.object(app.backend, "_call_task_errbacks") as errbacks:
+        assert execute(task, task_id=task_id, errbacks=[SIGNATURE]) == "IGNORED"
+
+    errbacks.assert_not_called()
+    assert task.AsyncResult(task_id).result == VALUE
+    assert store_of(app).runs.load(task_id)[b"status"] == b"succeeded"
