@@ -215,7 +215,7 @@ class Wire:
         # Nothing is forgotten before all is read: a connection lost half-way sends everything again. What a sibling
         # sends meanwhile stays owed.
         unread, answers = self._unread[:], []
-        again: tuple[tuple[bytes, bool | None], ...] = ()
+        again: list[tuple[bytes, bool | Callable[[Any, list[Any]], None] | None]] | None = None
         for command, wanted in unread:
             reply = self._receive(disable_decoding=True)
             if isinstance(reply, RedisError):
@@ -224,7 +224,7 @@ class Wire:
                     raise error
                 # Whoever reads has not sent this, or does not wait for it: the others' replies are not held up.
                 if isinstance(error, _PASSING):
-                    again += ((command, wanted),)
+                    again = [*(again or ()), (command, wanted)]
                 else:
                     logger.warning("Redis refused a command that nobody waits for: %s", error)
             elif wanted is True:
@@ -232,8 +232,10 @@ class Wire:
             elif wanted:
                 wanted(reply, answers)
         with self._lock:
-            self._unread[: len(unread)] = again
-        if again:
+            del self._unread[: len(unread)]
+            if again is not None:
+                self._unread[:0] = again
+        if again is not None:
             self._drop()  # the next connection sends it again
         return answers
 
