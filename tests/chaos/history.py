@@ -3,7 +3,6 @@
 A script that writes more than once is one transaction there, so what one call of the library changed is one `Write`.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ class Write:
         number: Its place in the history.
         fields: What was written, a plain value under the name "".
         gone: The fields that were removed.
+        act: That of the first write which became true at the same moment.
     """
 
     number: int
@@ -24,6 +24,11 @@ class Write:
     key: str
     fields: dict[str, str] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
+    act: int = -1
+
+    def __post_init__(self) -> None:
+        if self.act < 0:
+            self.act = self.number
 
     def __str__(self) -> str:
         told = [f"{name}={value[:160]}" for name, value in self.fields.items()]
@@ -40,7 +45,7 @@ def read(directory: Path) -> list[Write]:
 def _writes(commands: Iterator[list[str]]) -> Iterator[Write]:
     """Group commands by transaction and key."""
     number, db, inside = 0, 0, False
-    counters: Counter[tuple[str, str]] = Counter()
+    latest: dict[tuple[str, str], str] = {}
     changed: dict[str, Write] = {}
     for verb, *arguments in commands:
         match verb.upper(), arguments:
@@ -51,10 +56,12 @@ def _writes(commands: Iterator[list[str]]) -> Iterator[Write]:
             case "EXEC", _:
                 inside = False
             case "HSET" | "HMSET", [key, *pairs]:
-                _write(changed, number, db, key).fields |= dict(zip(pairs[::2], pairs[1::2], strict=True))
+                fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
+                latest |= {(key, name): value for name, value in fields.items()}
+                _write(changed, number, db, key).fields |= fields
             case "HINCRBY", [key, name, step]:
-                counters[key, name] += int(step)
-                _write(changed, number, db, key).fields[name] = str(counters[key, name])
+                latest[key, name] = str(int(latest.get((key, name), 0)) + int(step))
+                _write(changed, number, db, key).fields[name] = latest[key, name]
             case "HDEL", [key, *names]:
                 _write(changed, number, db, key).gone |= set(names)
             case "SET", [key, value, *_]:
@@ -65,7 +72,7 @@ def _writes(commands: Iterator[list[str]]) -> Iterator[Write]:
 
 
 def _write(changed: dict[str, Write], number: int, db: int, key: str) -> Write:
-    return changed.setdefault(key, Write(number + len(changed), db, key))
+    return changed.setdefault(key, Write(number + len(changed), db, key, act=number))
 
 
 def _commands(text: bytes) -> Iterator[list[str]]:

@@ -300,8 +300,8 @@ def nothing_leaves_before_it_is_recorded(run: Run) -> Iterator[str]:
         earlier = [run.settled[step][0].number for step in path[: path.index(at)] if step in run.settled]
         if max(earlier, default=0) > child.writes[0].number:
             yield f"the task sent at {at} began before all was recorded: {child.writes[0]}"
-    ends = [write.number for write in run.writes if write.fields.get("status") in ENDED]
-    told = [write.number for write, outcome in zip(run.results, run.outcomes, strict=True) if outcome["status"] in TOLD]
+    ends = [write.act for write in run.writes if write.fields.get("status") in ENDED]
+    told = [write.act for write, outcome in zip(run.results, run.outcomes, strict=True) if outcome["status"] in TOLD]
     if told and (not ends or told[0] < ends[0]):
         yield f"the result backend was told by write #{told[0]}, the journal by {ends[:1]}"
 

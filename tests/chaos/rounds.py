@@ -20,7 +20,7 @@ from tests.chaos.faults import Injector
 from tests.chaos.history import Write
 from tests.chaos.invariants import Violation, violations
 from tests.chaos.programs import Operation, operations, poisoned_program, random_program, straying_program
-from tests.chaos.stage import BACKEND_DB, UNREACHABLE, Stage, Terms
+from tests.chaos.stage import RESULT, UNREACHABLE, Stage, Terms
 
 IN_FLIGHT = 30
 PROPORTIONS = (94, 3, 3)
@@ -215,14 +215,16 @@ class Round:
     def _complete(self, stage: Stage, struck: list[Struck]) -> None:
         """Give each run what the servers and the faults know of it."""
         kept = stage.kept()
-        writes: dict[tuple[int, str], list[Write]] = defaultdict(list)
+        writes: dict[str, list[Write]] = defaultdict(list)
+        results: dict[str, list[Write]] = defaultdict(list)
         for write in history.read(stage.journal.directory):
-            kind, _, run = write.key.rpartition(":") if write.db != BACKEND_DB else ("", "", write.key[17:])
-            if kind.endswith(":run") or write.db == BACKEND_DB:
-                writes[write.db, run].append(write)
+            if write.key.startswith(RESULT):
+                results[write.key.removeprefix(RESULT)].append(write)
+            kind, _, run = write.key.rpartition(":")
+            if kind.endswith(":run"):
+                writes[run].append(write)
         for run in self._runs.values():
-            run.writes = writes[0, run.id]
-            run.results = writes[BACKEND_DB, run.id]
+            run.writes, run.results = writes[run.id], results[run.id]
             run.faults = struck
             run.lapses = kept.get(run.id, [])
 

@@ -27,7 +27,8 @@ from tests.servers import RedisServer
 
 QUEUE = "celery"
 WORKERS = 2
-BACKEND_DB = 1
+RESULT = "celery-task-meta-"
+"""What the key of a result begins with."""
 WRITING_DB = 2
 """Of the broker: where the messages of tests are written, which are kept before they are sent."""
 TERMS_VARIABLE = "DURABLE_CHAOS"
@@ -47,6 +48,8 @@ class Terms:
     """Short: the broker delivers again what is not acknowledged. Long: nobody does but the journal."""
     inline_retry_limit: float
     concurrency: int
+    backend_db: int
+    """Where results are: 0, as the journals are, which then write those on which nothing else hangs."""
 
     @classmethod
     def drawn(cls, rng: Random) -> Self:
@@ -55,6 +58,7 @@ class Terms:
             visibility_timeout=rng.choice([4, 3600]),
             inline_retry_limit=rng.choice([0, 0.1]),
             concurrency=rng.choice([2, 3]),
+            backend_db=rng.choice([0, 1]),
         )
 
 
@@ -147,14 +151,15 @@ class Stage:
             "unacked_restore_interval": 1,
             "unacked_restore_throttle": 1,
         }
+        journal = self._rng.choice([self.journal.url(), self.proxy.url])
         conf = {
             "broker_transport_options": transport,
             "worker_prefetch_multiplier": 1,
-            "durable_redis_url": self._rng.choice([self.journal.url(), self.proxy.url]),
+            "durable_redis_url": journal,
             "durable_lease": terms.lease,
             "durable_inline_retry_limit": terms.inline_retry_limit,
         }
-        backend = self.journal.url(BACKEND_DB)
+        backend = self.journal.url(terms.backend_db) if terms.backend_db else journal
         return {"broker": self.broker.url(), "backend": backend, "effects": str(self.effects), "conf": conf}
 
     def forget(self, worker: Worker) -> None:
@@ -210,8 +215,8 @@ class Stage:
         names = list(runs)
         if not names:
             return set()
-        with self.journal.client(BACKEND_DB) as client:
-            results = client.mget([f"celery-task-meta-{run}" for run in names])
+        with self.journal.client(self.terms.backend_db) as client:
+            results = client.mget([f"{RESULT}{run}" for run in names])
         return {
             run for run, result in zip(names, results, strict=True) if result and json.loads(result)["status"] in TOLD
         }

@@ -258,7 +258,7 @@ def a_child_that_begins_before_the_steps_of_its_parent_are_recorded(run: Run) ->
 
 @spoilt("nothing_leaves_before_it_is_recorded")
 def a_result_that_is_told_before_it_is_recorded(run: Run) -> None:
-    run.results[0].number = 1
+    run.results[0].act = 1
 
 
 @spoilt("every_attempt_that_is_cut_short_has_a_cause")
