@@ -22,7 +22,7 @@ from celery_durable.report import SparingBackend
 from celery_durable.store import Store, store_of
 from tests.integration.network import Waits
 from tests.integration.runs import app_at, execute, lapse, new_id, opened, state, store_at, task_of
-from tests.servers import RedisServer
+from tests.servers import RedisServer, free_port
 from tests.waiting import eventually
 
 AT_ONCE, BY_CELERY = 2, 3
@@ -355,7 +355,7 @@ def test_it_may_be_sent_again(store: Store, redis_client: redis.Redis) -> None:
 def test_behind_an_address_of_many_servers_celery_delivers_it() -> None:
     """A proxy in front of a Cluster, say: the keys of a run and of its result are on different servers."""
     with (
-        RedisServer(config={"cluster-enabled": "yes"}) as server,
+        RedisServer(config={"cluster-enabled": "yes", "cluster-port": str(free_port())}) as server,
         server.client() as client,
         app_with_results(server.url()) as app,
     ):
