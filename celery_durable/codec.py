@@ -111,8 +111,8 @@ def _decode_custom(text: str | bytes, marks: Marks, serializer: str | Serializer
 
 def _encode_json(value: Any, hint: Any) -> Encoded:
     if hint is None:
-        text = tagged.dumps(value)
-        return Encoded(text, _NO_MARKS, tagged.loads(text))
+        text, decoded = tagged.round_trip(value)
+        return Encoded(text, _NO_MARKS, decoded)
     for way in (_as_plain_data, _as_typed_json, _as_typed_python):
         encoded = way(value, hint)
         if encoded is not None:
@@ -126,10 +126,10 @@ def _as_plain_data(value: Any, hint: Any) -> Encoded | None:  # noqa: ARG001
     if type(value) not in tagged.KINDS:
         return None
     try:
-        text = tagged.dumps(value, faithful=True)
+        text, decoded = tagged.round_trip(value, faithful=True)
     except NotEncodable:
         return None
-    return Encoded(text, _NO_MARKS, tagged.loads(text))
+    return Encoded(text, _NO_MARKS, decoded)
 
 
 def _as_typed_json(value: Any, hint: Any) -> Encoded | None:

@@ -51,6 +51,9 @@ _UNTAG: dict[str, Callable[[Any], Any]] = {
 }
 
 
+_NO_LONG_NUMBER = 4096
+"""Characters; a number of more than 4,300 digits is not read again."""
+
 KINDS = frozenset({*_SCALARS, dict, list, tuple, *_COLLECTIONS, *_TAGGED})
 """What can be written here; all else needs a declared type."""
 
@@ -65,10 +68,7 @@ def dumps(value: Any, *, faithful: bool = False, exact: bool = False) -> str:
     tuples = faithful or exact
     if _survey(value, tuples=tuples, enums=exact, any_keys=not faithful):
         value = _plain(value, tuples=tuples)
-    try:
-        return to_json(value, inf_nan_mode="constants").decode()
-    except ValueError:  # a lone surrogate, which the slower encoder writes as ASCII; or a value that contains itself
-        return json.dumps(value, separators=(",", ":"))
+    return _written(value)
 
 
 def loads(text: str | bytes) -> Any:
@@ -79,6 +79,32 @@ def loads(text: str | bytes) -> Any:
         return from_json(text)
     except ValueError:  # a lone surrogate
         return json.loads(text)
+
+
+def round_trip(value: Any, *, faithful: bool = False) -> tuple[str, Any]:
+    """*value* as :func:`dumps` writes it, and what :func:`loads` makes of that.
+
+    Raises:
+        NotEncodable: as :func:`dumps`.
+    """
+    if type(value) is dict and _is_flat(value):
+        # It comes back as a copy of itself, which is made in a tenth of the time.
+        text = _written(value)
+        return text, value.copy() if len(text) < _NO_LONG_NUMBER else loads(text)
+    text = dumps(value, faithful=faithful)
+    return text, loads(text)
+
+
+def _is_flat(item: dict[Any, Any]) -> bool:
+    """Whether there is nothing in a dict that JSON does not have, and nothing to look into."""
+    return _SCALARS.issuperset(map(type, item.values())) and _TEXT.issuperset(map(type, item)) and TAG not in item
+
+
+def _written(value: Any) -> str:
+    try:
+        return to_json(value, inf_nan_mode="constants").decode()
+    except ValueError:  # a lone surrogate, which the slower encoder writes as ASCII; or a value that contains itself
+        return json.dumps(value, separators=(",", ":"))
 
 
 def _survey(value: Any, *, tuples: bool, enums: bool, any_keys: bool) -> bool:

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -377,9 +378,28 @@ def test_a_cycle_is_refused(time_limit: None) -> None:
         encode(cycle)
 
 
-def test_a_number_that_python_would_not_read_again_is_refused() -> None:
+@pytest.mark.parametrize("kept_in", [lambda number: number, lambda number: [number], lambda number: {"n": number}])
+def test_a_number_that_python_would_not_read_again_is_refused(kept_in: Callable[[int], Any]) -> None:
     with pytest.raises((NotEncodable, ValueError)):
-        encode(10 ** (sys.get_int_max_str_digits() + 1))
+        encode(kept_in(10 ** (sys.get_int_max_str_digits() + 1)))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": 1, "b": "é\ud800", "c": None, "d": True, "e": 1.5, "f": 10**30},
+        {"$type": "uuid"},
+        {"$type": "uuid", "$value": "no uuid"},
+        {"n": float("nan")},
+        {},
+    ],
+    ids=["flat", "looks like a tag", "looks like a tagged value", "nan", "empty"],
+)
+def test_what_a_step_returns_is_not_what_its_action_holds(value: dict[str, Any]) -> None:
+    """A body that changes its result changes nothing that the action keeps, as on replay."""
+    for hint in (None, dict[str, Any]):
+        assert repr(through_text(value, hint)) == repr(value)
+        assert encode(value, hint).value is not value
 
 
 # -- declared types ----------------------------------------------------------------------------------------------------
