@@ -16,7 +16,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
-from itertools import chain
 from math import inf
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -39,7 +38,7 @@ from .journal import (
     Verdict,
     new_seed,
 )
-from .wire import Refused, Wire, Wires, call, pack, pack_parts, script
+from .wire import Refused, Wire, Wires, call, pack, pack_pairs, pack_parts, script
 
 logger = logging.getLogger("celery_durable")
 
@@ -238,8 +237,7 @@ class RedisJournal:
             for start in range(0, len(items), _PAIRS_PER_WRITE):
                 self.send(dict(items[start : start + _PAIRS_PER_WRITE]))
             return
-        pairs = pack_parts(chain.from_iterable(fields.items()))
-        command = b"*%d\r\n" % (5 + 2 * len(fields)) + self._record + pairs
+        command = b"*%d\r\n" % (5 + 2 * len(fields)) + self._record + pack_pairs(fields)
         if self._confirmed and not with_next:
             self.wire.send(command, confirmed=True)
         else:
@@ -250,6 +248,7 @@ class RedisJournal:
         return self.wire.owed > 0
 
     def settle(self) -> None:
+        self.wire.look_out()
         self._check(self._replies())
 
     def settle_if_connected(self) -> bool:

@@ -14,10 +14,11 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from hashlib import sha1
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 from weakref import WeakSet
@@ -43,6 +44,7 @@ from redis.exceptions import (
 )
 
 from .exceptions import DurableError, JournalUnavailableError, JournalUnreadableError
+from .lookout import Lookout
 
 logger = logging.getLogger("celery_durable")
 
@@ -112,6 +114,7 @@ class Wire:
         self._hold = 0
         self._sendall: Any = None
         self._receive: Any = None
+        self._lookout: Lookout | None = None
         # With each command, what becomes of its reply: it is returned (True), given to a check, or dropped, because
         # nobody ever wanted it (False), or because who did is gone (None).
         self._unread: list[tuple[bytes, bool | Callable[[Any, list[Any]], None] | None]] = []
@@ -160,6 +163,11 @@ class Wire:
                 except BaseException:
                     self._lose()
                     raise
+
+    def look_out(self) -> None:
+        """Give a reply that will be quick a moment to arrive."""
+        if self._sendall is not None and self._lookout is not None:
+            self._lookout.look()
 
     def replies_if_connected(self) -> list[Any] | None:
         """As :meth:`replies`, without ever waiting for a connection: None if it is lost."""
@@ -215,7 +223,7 @@ class Wire:
         # Nothing is forgotten before all is read: a connection lost half-way sends everything again. What a sibling
         # sends meanwhile stays owed.
         unread, answers = self._unread[:], []
-        again: list[tuple[bytes, bool | Callable[[Any, list[Any]], None] | None]] | None = None
+        again: list[tuple[bytes, bool | Callable[[Any, list[Any]], None] | None]] = []
         for command, wanted in unread:
             reply = self._receive(disable_decoding=True)
             if isinstance(reply, RedisError):
@@ -224,18 +232,15 @@ class Wire:
                     raise error
                 # Whoever reads has not sent this, or does not wait for it: the others' replies are not held up.
                 if isinstance(error, _PASSING):
-                    again = [*(again or ()), (command, wanted)]
+                    again.append((command, wanted))
                 else:
                     logger.warning("Redis refused a command that nobody waits for: %s", error)
             elif wanted is True:
                 answers.append(reply)
             elif wanted:
                 wanted(reply, answers)
-        with self._lock:
-            del self._unread[: len(unread)]
-            if again is not None:
-                self._unread[:0] = again
-        if again is not None:
+        self._unread[: len(unread)] = again
+        if again:
             self._drop()  # the next connection sends it again
         return answers
 
@@ -261,6 +266,7 @@ class Wire:
             self._sendall = connection._sock.sendall  # noqa: SLF001
             self._hold = 0 if isinstance(connection._sock, ssl.SSLSocket) else _HOLD  # noqa: SLF001
             self._receive = connection._parser.read_response  # noqa: SLF001
+            self._lookout = Lookout.over(connection._sock)  # noqa: SLF001
 
     def _lose(self) -> None:
         """The connection is out of step; who waits for it on the event loop is woken up."""
@@ -390,6 +396,13 @@ def pack_parts(parts: Iterable[Any]) -> bytes:
         size = len(raw)
         packed += (_SIZES[size] if size < len(_SIZES) else b"$%d\r\n" % size, raw, b"\r\n")
     return b"".join(packed)
+
+
+def pack_pairs(fields: Mapping[str, str]) -> bytes:
+    """The names and values of a hash, one after the other."""
+    text = "".join([f"${len(name)}\r\n{name}\r\n${len(value)}\r\n{value}\r\n" for name, value in fields.items()])
+    # Elsewhere characters and bytes are not the same number.
+    return text.encode() if text.isascii() else pack_parts(chain.from_iterable(fields.items()))
 
 
 def call(script_name: str, keys: tuple[str | bytes, ...], *args: Any) -> bytes:

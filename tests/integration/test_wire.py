@@ -20,6 +20,7 @@ import redis
 
 from celery_durable import ConfigurationError, JournalUnavailableError, driver
 from celery_durable.journal import Opened, done_entry
+from celery_durable.lookout import Lookout
 from celery_durable.startup import risks_of
 from celery_durable.store import Store, store_of
 from celery_durable.wire import Wire
@@ -553,6 +554,28 @@ def test_a_signal_amid_a_reply_leaves_the_connection_usable(monkeypatch: pytest.
         with server.client() as client:
             fields = client.hgetall(store.keys(task_id).run)
     assert (fields["step:1"], fields["step:2"]) == ("{}", "{}")
+
+
+def test_the_replies_to_steps_are_looked_out_for_and_no_others(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An opening and an ending take Redis longer, and there is one of each only."""
+    looks: list[Lookout] = []
+    monkeypatch.setattr(Lookout, "look", lambda self: looks.append(self))  # noqa: PLW0108  a function binds
+    with store_at(redis_url) as store:
+        journal = opened(store, new_id())
+        assert len(looks) == 0
+
+        for number in range(1, 4):
+            journal.send({f"step:{number}": "{}"})
+            journal.settle()
+        assert len(looks) == 3
+
+        journal.wire._drop()  # noqa: SLF001  there is nothing to be seen
+        journal.send({"step:4": "{}"})
+        journal.settle()
+        assert len(looks) == 3
+
+        journal.finish("succeeded", {"outcome": "{}"})
+        assert len(looks) == 3
 
 
 def test_a_write_that_may_go_with_the_next_does_not_wait_for_it_for_ever(
