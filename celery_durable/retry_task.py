@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import uuid4
 
-from celery import shared_task
+from celery import Task, shared_task
 
 from .call import Call
 from .exceptions import RunNotRetryableError
@@ -15,7 +15,8 @@ from .places import in_order
 NAME = "celery_durable.retry"
 
 
-@shared_task(name=NAME, bind=True, max_retries=0)
+# Of Celery's own class: an app may be importing this package just now to learn what its task class is.
+@shared_task(name=NAME, bind=True, max_retries=0, base=Task)
 def retry(self: Any, task_id: str) -> dict[str, Any]:
     """Send the failed run *task_id* again under its id, with its saved arguments, headers, queue and canvas.
 

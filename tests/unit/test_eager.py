@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -689,6 +690,30 @@ def test_a_durable_task_may_be_the_class_of_all_tasks() -> None:
     assert (count(), count.apply().result) == (5, 5)
     assert (plain(1), plain.apply((1,)).result) == (2, 2)
     app.close()
+
+
+NAMED = """
+import sys
+from celery import Celery
+
+app = Celery("named", task_cls="celery_durable:DurableTask")
+
+@app.task(bind=True)
+def count(self):
+    return self.ctx.run("count", lambda: 5)
+
+assert "celery_durable" not in sys.modules
+app.finalize()
+assert "celery_durable.retry" in app.tasks
+print(count.apply().result)
+"""
+
+
+def test_the_class_of_all_tasks_may_be_named_where_nothing_of_it_is_imported() -> None:
+    """Celery imports it while it makes the app's tasks."""
+    ended = subprocess.run([sys.executable, "-c", NAMED], check=False, capture_output=True, text=True)
+
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("5\n", "", 0)
 
 
 @pytest.mark.parametrize(
