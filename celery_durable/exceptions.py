@@ -178,6 +178,14 @@ class ConfigurationError(DurableError, ValueError, TypeError):
     """
 
 
+class NoContextError(ConfigurationError, AttributeError):
+    """``task.ctx`` was asked for where the task does not run.
+
+    To what looks at all attributes of a task (``mock.create_autospec``, ``inspect.getmembers``) it is one that is not
+    there.
+    """
+
+
 class InvalidStepError(DurableError, TypeError):
     """A step was called in a way that can never work (name, action or arguments); ends the run, not retried."""
 

@@ -27,9 +27,9 @@ from .context import AsyncDurableContext, DurableContext
 from .driver import on_loop, wait_for
 from .ending import Ending
 from .exceptions import (
-    ConfigurationError,
     DurableError,
     EntryNotRecordableError,
+    NoContextError,
     RecoveryLimitExceeded,
 )
 from .hold import Hold
@@ -354,11 +354,11 @@ def execution_of(task: DurableTask[Any, Any]) -> Execution:
     """The execution of *task* that this code is in.
 
     Raises:
-        ConfigurationError: outside of a running task.
+        NoContextError: outside of a running task.
     """
     execution = current.get()
     if execution is None or execution.task is not task:
-        raise ConfigurationError(f"the context of {task.name} is known while the task runs, in its own body")
+        raise NoContextError(f"the context of {task.name} is known while the task runs, in its own body")
     return execution
 
 

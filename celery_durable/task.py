@@ -92,7 +92,8 @@ class DurableTask(Task[P, R]):
         """The durable context of the running task.
 
         Raises:
-            ConfigurationError: the task is not running, or no Redis is configured.
+            NoContextError: the task is not running.
+            ConfigurationError: no Redis is configured.
         """
         return execution_of(self).open()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import date
 from typing import Any
+from unittest import mock
 
 import pydantic
 import pytest
@@ -28,6 +30,7 @@ from celery_durable import (
     EntryNotRecordableError,
     InvalidStepError,
     JournalMismatchError,
+    NoContextError,
     RetriesExhausted,
     RetryableError,
     RetryPolicy,
@@ -689,6 +692,21 @@ def test_a_durable_task_may_be_the_class_of_all_tasks() -> None:
 
     assert (count(), count.apply().result) == (5, 5)
     assert (plain(1), plain.apply((1,)).result) == (2, 2)
+    app.close()
+
+
+@pytest.mark.parametrize("look_at", [mock.create_autospec, inspect.getmembers, lambda task: mock.Mock(spec=task)])
+def test_a_task_can_be_looked_at_all_over_while_it_does_not_run(look_at: Callable[[Any], Any]) -> None:
+    """Tests of users replace tasks by mocks that are made after them."""
+    app = Celery("all", task_cls=DurableTask, set_as_current=False)
+
+    @app.task
+    def plain() -> None: ...
+
+    look_at(plain)
+    with pytest.raises(NoContextError, match=r"the context of .*plain is known while the task runs, in its own body"):
+        _ = plain.ctx
+    assert issubclass(NoContextError, ConfigurationError)
     app.close()
 
 
