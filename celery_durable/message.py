@@ -24,7 +24,7 @@ HEADER = "celery_durable"
 ``"asked"``: when a message arrived that found no Redis, and may have been to reopen one."""
 
 RECEIVED = "durable_received"
-"""Where Celery's ``delivery_info`` says when the message arrived, by the machine's monotonic clock."""
+"""Which of ``request.properties`` says when the message arrived, by the machine's monotonic clock."""
 
 
 def header_of(request: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def received(request: Any) -> float:
     asked = header_of(request).get("asked")
     if asked is not None:
         return time.monotonic() - max(0.0, time.time() - float(asked))
-    return float((request.delivery_info or {}).get(RECEIVED) or time.monotonic())
+    return float((request.properties or {}).get(RECEIVED) or time.monotonic())
 
 
 def still_asking(request: Any, *, fresh: bool) -> dict[str, Any]:

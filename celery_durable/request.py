@@ -29,8 +29,10 @@ class DurableRequest(Request):
 
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
-        # A process of the pool may get to it much later; on one machine this clock is the same for all.
-        self.delivery_info[RECEIVED] = time.monotonic()  # type: ignore[literal-required]
+        # A process of the pool may get to it much later; on one machine this clock is the same for all. Of what travels
+        # there this is looked at least: delivery_info is shown by `celery inspect`, and headers are sent on.
+        request = self.request_dict
+        request["properties"] = {**request["properties"], RECEIVED: time.monotonic()}
 
     # -- the process of the task is gone
 

@@ -1,0 +1,68 @@
+"""What a worker's main process makes of a message for a durable task."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from unittest import mock
+
+import pytest
+from celery import Celery
+from celery.app.task import Context
+from celery.worker.request import Request
+
+from celery_durable import DurableTask
+from celery_durable.message import received
+from celery_durable.request import DurableRequest
+
+
+@pytest.fixture
+def task(app: Celery) -> DurableTask[Any, Any]:
+    @app.task(name="request.same", base=DurableTask)
+    def same(x: int) -> int:
+        return x
+
+    return app.tasks["request.same"]
+
+
+def delivered(kind: type[Request], task: DurableTask[Any, Any]) -> Request:
+    """A request of Celery's, of a message as its Redis transport gives it."""
+    message: Any = mock.Mock(
+        headers={
+            "id": "42",
+            "task": task.name,
+            "root_id": "42",
+            "parent_id": None,
+            "retries": 0,
+            "headers": {"a": "b"},
+        },
+        body=b"",
+        payload=([1], {}, {}),
+        content_type="application/json",
+        content_encoding="utf-8",
+        delivery_info={"exchange": "", "routing_key": "celery", "redelivered": False},
+        properties={"correlation_id": "42", "reply_to": "client", "priority": 0, "delivery_mode": 2},
+    )
+    return kind(message, app=task.app, task=task, hostname="worker")
+
+
+def test_when_a_message_arrived_is_known_where_the_task_runs_and_shown_to_nobody(task: DurableTask[Any, Any]) -> None:
+    before = time.monotonic()
+    durable, plain = delivered(DurableRequest, task), delivered(Request, task)
+    after = time.monotonic()
+
+    ours, celerys = (Context(request.request_dict) for request in (durable, plain))  # type: ignore[attr-defined]
+
+    assert before <= received(ours) <= after
+    assert durable.info() == plain.info()  # of `celery inspect active`, and of Flower
+    assert ours.delivery_info == celerys.delivery_info
+    assert ours.headers == celerys.headers == {"a": "b"}
+    assert ours.as_execution_options() == celerys.as_execution_options()
+    assert vars(ours).keys() == vars(celerys).keys()
+
+
+def test_a_message_that_is_read_twice_keeps_what_it_said(task: DurableTask[Any, Any]) -> None:
+    """Its properties are the broker's."""
+    request = delivered(DurableRequest, task)
+
+    assert set(request.message.properties) == {"correlation_id", "reply_to", "priority", "delivery_mode"}  # type: ignore[attr-defined]
