@@ -6,6 +6,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Coroutine
+from functools import cached_property
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from celery import Task, _state
@@ -14,7 +15,7 @@ from celery.local import Proxy
 from . import codec
 from .context import AsyncDurableContext, DurableContext
 from .exceptions import ConfigurationError
-from .execution import current
+from .execution import execution_of
 from .options import suggestion
 from .retry import CELERY_RETRY_OPTIONS, RetryPolicy, TaskRetryRules, rules_from_celery
 from .settings import TASK_OPTIONS, Settings
@@ -136,13 +137,13 @@ def _share(fun: Callable[..., Any], name: str | None, register: Callable[[Any], 
     return Proxy(of_current_app)
 
 
-def _task_class(base: type, rules: Callable[[Settings], TaskRetryRules]) -> type:
+def _task_class(base: type, rules: Callable[[DurableTask[Any, Any]], TaskRetryRules]) -> type:
     """The app's own task class, made durable."""
     bases = (base,) if issubclass(base, DurableTask) else (DurableTask, base)
     members = {
         "abstract": True,
         "opinionated": True,
-        "retry_rules": property(lambda self: rules(self.durable_settings)),
+        "retry_rules": cached_property(rules),
     }
     return type("DurableTask", bases, members)
 
@@ -162,8 +163,7 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
     @functools.wraps(fun)
     @door
     def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
-        execution = current.get()
-        assert execution is not None  # noqa: S101
+        execution = execution_of(self)
         head = (self, execution.context) if bind else (execution.context,)
         if not (as_written and fits_at_a_glance(fun, (*head, *args), kwargs)):
             own.bind(*args, **kwargs)
@@ -239,8 +239,8 @@ def _check_names(fun: Callable[..., Any], options: dict[str, Any]) -> None:
             )
 
 
-def _retry_rules(options: dict[str, Any]) -> Callable[[Settings], TaskRetryRules]:
-    """How the task is retried, once the app's settings are known; takes Celery's retry options out of *options*."""
+def _retry_rules(options: dict[str, Any]) -> Callable[[DurableTask[Any, Any]], TaskRetryRules]:
+    """How the task is retried, once there is one; takes Celery's retry options out of *options*."""
     celery = {name: options[name] for name in CELERY_RETRY_OPTIONS if name in options}
     policy = options.get("task_retry_policy")
     if celery and policy is not None:
@@ -256,8 +256,18 @@ def _retry_rules(options: dict[str, Any]) -> Callable[[Settings], TaskRetryRules
     if celery:
         rules_from_celery(celery, RetryPolicy())
 
-    @functools.cache
-    def of(policy: RetryPolicy) -> TaskRetryRules:
-        return rules_from_celery(celery, policy) if celery else TaskRetryRules(policy.backoff)
+    def of(task: DurableTask[Any, Any]) -> TaskRetryRules:
+        default = task.durable_settings.task_retry_policy
+        given = celery if policy is not None else {**_set_by_its_classes(type(task)), **celery}
+        return rules_from_celery(given, default) if given else TaskRetryRules(default.backoff)
 
-    return lambda settings: of(settings.task_retry_policy)
+    return of
+
+
+def _set_by_its_classes(kind: type) -> dict[str, Any]:
+    """Celery's retry options that a base class of the user's sets, or ``task_annotations``."""
+    options: dict[str, Any] = {}
+    for each in reversed(kind.__mro__):
+        if each.__module__.partition(".")[0] not in ("celery", __package__):
+            options |= {name: vars(each)[name] for name in CELERY_RETRY_OPTIONS & vars(each).keys()}
+    return options

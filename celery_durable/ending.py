@@ -161,7 +161,8 @@ class Ending:
         since = attempt.failing_since(failures)
         delay = rules.next(failures, (attempt.now() - since) / 1000, error)
         if delay is None:
-            logger.error("task %s: attempt %d failed for good: %s", self.request.id, failures, shown(error))
+            level = logging.INFO if isinstance(error, self.task.throws) else logging.ERROR
+            logger.log(level, "task %s: attempt %d failed for good: %s", self.request.id, failures, shown(error))
             return self.fail(error)
         logger.warning(
             "task %s: attempt %d of %s failed: %s; next try in %g s",

@@ -116,6 +116,8 @@ class Execution:
             value = self._call(body)
             return value if self.hold is None else self._succeed(self.hold, value)
         except BaseException as error:
+            if self.hold is None and self._refused is None:
+                raise  # as in plain Celery: nothing here is ours
             return Ending(self).settle(error)
         finally:
             current.reset(token)

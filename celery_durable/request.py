@@ -107,9 +107,11 @@ class DurableRequest(Request):
     # -- the journal
 
     def _condemn(self, status: str, error: BaseException, pid: int | None = None) -> None:
-        keep = self.task.durable_settings.failure_retention  # type: ignore[attr-defined]
-        ended = outcome.of_error(error)
-        self._ask(lambda runs: runs.condemn(self.id, status, keep, ended, pid), "its end could not be journaled")
+        def end(runs: Runs) -> None:
+            keep = self.task.durable_settings.failure_retention  # type: ignore[attr-defined]
+            runs.condemn(self.id, status, keep, outcome.of_error(error), pid)
+
+        self._ask(end, "its end could not be journaled")
 
     def _ask(self, question: Callable[[Runs], T], otherwise: str) -> T | None:
         try:

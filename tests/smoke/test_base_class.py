@@ -227,6 +227,8 @@ class TestTaskClass:
         assert results[1].get(timeout=LONG) == 2
         with pytest.raises(OSError, match="for good"):
             results[2].get(timeout=LONG)
+        results.append(task_class.plain_paging.delay(0))
+        assert results[3].get(timeout=LONG) == [2, None], "other arguments do not begin a run"
         wait_until_idle(durable)
         assert set(durable.redis.keys()) == {f"celery-task-meta-{result.id}" for result in results}
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pydantic
 import pytest
-from celery import Celery
+from celery import Celery, Task
 
-from celery_durable import ConfigurationError, DurableContext, DurableTask, RetryPolicy, durable_task
+from celery_durable import ConfigurationError, DurableContext, DurableTask, NoContextError, RetryPolicy, durable_task
 
 if TYPE_CHECKING:
     from celery_durable import DurableContext as ContextOfTheChecker
@@ -251,3 +251,63 @@ def test_parameters_may_have_any_names(app: Celery) -> None:
     assert of_self.apply(("a",), {"task": "b"}).result == ["a", "b", ""]
     static = app.register_task(Static())
     assert static.apply(("a", "b")).result == ["a", "b"]
+
+
+# -- Celery's retry options, where they are not the decorator's
+
+
+class Few(Task):  # type: ignore[type-arg]
+    """A base class as a fleet has one."""
+
+    autoretry_for = (KeyError,)
+    max_retries = 1
+    default_retry_delay = 0
+
+
+@pytest.mark.parametrize("said_by", ["base", "app's base", "annotations"])
+def test_retry_options_that_are_said_elsewhere_hold_too(app: Celery, said_by: str) -> None:
+    if said_by == "app's base":
+        app.Task = Few
+    if said_by == "annotations":
+        app.conf.task_annotations = {"decorator.few": {"max_retries": 1, "default_retry_delay": 0}}
+    executions = []
+
+    @durable_task(name="decorator.few", **({"base": Few} if said_by == "base" else {}))
+    def few(ctx: DurableContext) -> None:
+        executions.append(1)
+        raise KeyError
+
+    assert isinstance(few.apply().result, KeyError)
+    assert len(executions) == 2
+
+
+def test_what_the_decorator_says_comes_first(app: Celery) -> None:
+    @durable_task(base=Few, max_retries=2)
+    def more(ctx: DurableContext) -> None: ...
+
+    @durable_task(base=Few, task_retry_policy=RetryPolicy(max_attempts=5))
+    def by_policy(ctx: DurableContext) -> None: ...
+
+    assert (more.retry_rules.backoff.max_attempts, more.retry_rules.retry_for) == (3, (KeyError,))
+    assert (by_policy.retry_rules.backoff.max_attempts, by_policy.retry_rules.retry_for) == (5, (BaseException,))
+
+
+def test_the_function_itself_is_not_for_calls_from_elsewhere(app: Celery) -> None:
+    @durable_task
+    def alone(ctx: DurableContext) -> None: ...
+
+    with pytest.raises(NoContextError, match="alone is known while the task runs"):
+        alone.__wrapped__(None)  # type: ignore[attr-defined]
+
+
+def test_an_error_that_a_task_is_known_to_throw_is_none_of_the_log(
+    app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    @durable_task(throws=(KeyError,), max_retries=0)
+    def thrower(ctx: DurableContext) -> None:
+        raise KeyError
+
+    with caplog.at_level("INFO", "celery_durable"):
+        thrower.apply()
+
+    assert [(line.levelname, "failed for good" in line.message) for line in caplog.records] == [("INFO", True)]

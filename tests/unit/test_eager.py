@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import inspect
 import signal
 import subprocess
@@ -707,6 +708,39 @@ def test_a_task_can_be_looked_at_all_over_while_it_does_not_run(look_at: Callabl
     with pytest.raises(NoContextError, match=r"the context of .*plain is known while the task runs, in its own body"):
         _ = plain.ctx
     assert issubclass(NoContextError, ConfigurationError)
+    app.close()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="ExceptionGroup came with Python 3.11")
+def test_what_a_task_raises_that_never_uses_its_context_is_raised_as_it_is() -> None:
+    app = Celery("all", task_cls=DurableTask, set_as_current=False)
+    group = getattr(builtins, "ExceptionGroup")("two", [OSError(1)])  # noqa: B009  not in Python 3.10
+    executions = Action(group)
+
+    @app.task(autoretry_for=(OSError,), max_retries=1, default_retry_delay=0)
+    def plain() -> None:
+        executions()
+
+    with pytest.raises(type(group)):
+        plain()
+    result = plain.apply()
+    assert result.result is group
+    assert executions.executions == 2, "Celery's autoretry sees a group, which it was not told to retry"
+    assert "ending.py" not in result.traceback
+    app.close()
+
+
+def test_a_retry_passes_on_what_was_said_and_no_more() -> None:
+    """The ``retry`` of another base class may know fewer parameters, and tests of users replace Celery's."""
+    app = Celery("all", task_cls=DurableTask, set_as_current=False)
+
+    @app.task(bind=True)
+    def plain(self: Any) -> None:
+        self.retry(exc=OSError("down"), countdown=3)
+
+    with mock.patch("celery.app.task.Task.retry", side_effect=Ignore) as retry:
+        plain.apply()
+    retry.assert_called_once_with(exc=mock.ANY, countdown=3)
     app.close()
 
 

@@ -66,3 +66,21 @@ def test_a_message_that_is_read_twice_keeps_what_it_said(task: DurableTask[Any, 
     request = delivered(DurableRequest, task)
 
     assert set(request.message.properties) == {"correlation_id", "reply_to", "priority", "delivery_mode"}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("end", ["revoked", "hard time limit"])
+def test_a_setting_that_is_wrong_does_not_end_the_worker(task: DurableTask[Any, Any], end: str) -> None:
+    """A ``durable_exchange`` of the user's own, say: it fails the durable tasks, each with a message."""
+    task.app.conf.durable_exchange = "orders"
+    request: Any = delivered(DurableRequest, task)
+
+    with (
+        mock.patch.object(Request, "_announce_revoked", autospec=True) as revoked,
+        mock.patch.object(Request, "on_timeout", autospec=True) as timed_out,
+    ):
+        if end == "revoked":
+            request._announce_revoked("revoked", False, None, False)  # noqa: SLF001
+        else:
+            request.on_timeout(False, 5)
+
+    assert revoked.call_count + timed_out.call_count == 1

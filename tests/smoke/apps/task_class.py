@@ -22,6 +22,13 @@ def plain_retried(self: Any) -> int:
     return self.request.retries
 
 
+@app.task(bind=True)
+def plain_paging(self: Any, page: int) -> list[Any]:
+    if page < 2:
+        raise self.retry(args=(page + 1,), countdown=0)
+    return [page, self.request.headers]
+
+
 @app.task
 def plain_failing() -> None:
     raise OSError("for good")
