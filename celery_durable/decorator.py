@@ -80,7 +80,7 @@ def durable_task(*args: Any, **options: Any) -> Any:
             default), on one of its ``"replicas"`` too, or on its ``"disk"``.
         durable_serializer: of step results. (``serializer`` is Celery's, of the message.)
         **options: all of Celery's task options. Its retry options (``max_retries``, ``retry_backoff``, ...) become the
-            task retry policy and keep their meaning.
+            task retry policy and keep their meaning, also where a base class sets them.
 
     Raises:
         ConfigurationError: there is no parameter for the context, an option is unknown (the message suggests the

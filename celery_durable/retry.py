@@ -218,7 +218,7 @@ class TaskRetryRules(NamedTuple):
         return self.backoff.next(failures, elapsed, error)
 
 
-# Celery's retry options, and what they say here; given on the decorator they replace the policy.
+# Celery's retry options, and what they say here; where the user gives some they replace the policy.
 CELERY_RETRY_OPTIONS = frozenset(
     {
         "max_retries",
@@ -234,7 +234,7 @@ CELERY_RETRY_OPTIONS = frozenset(
 
 
 def rules_from_celery(given: dict[str, Any], default: RetryPolicy) -> TaskRetryRules:
-    """*given* holds those of Celery's retry options that the decorator was called with; *default* fills the rest."""
+    """*given* holds those of Celery's retry options that the user has set; *default* fills the rest."""
     given = {**given, **_retry_kwargs(given.get("retry_kwargs") or {})}
     initial, factor, longest, jitter = _intervals(given, default.backoff)
     counts_retries = "max_retries" in given
