@@ -231,13 +231,14 @@ class Attempt:
         position = self._places.next()
         if not self._recorded:
             return position, None
-        field = step_field(position).encode()
+        field_name = step_field(position)
+        field = field_name.encode()
         raw = self._fields.pop(field, None)
         if raw is None:
             return position, None
         self._recorded -= 1
         try:
-            entry = read_entry(step_field(position), raw)
+            entry = read_entry(field_name, raw)
         except JournalUnreadableError as damaged:
             raise self.end_run(JournalUnreadableError(f"task {self.about.task_id}: {damaged}")) from None
         if entry.name != name or entry.kind != kind:

@@ -176,7 +176,7 @@ class Step:
         options, terms = self.options, self.attempt.terms
         try:
             return codec.decode(
-                entry.value, entry.marks, self._hint(),
+                entry.value, entry.marks, self._hint() if entry.marks else None,
                 serializer=options.serializer or terms.serializer, accept=terms.accept,
             )  # fmt: skip
         except Exception as error:
