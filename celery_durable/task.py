@@ -187,33 +187,33 @@ class DurableTask(Task[P, R]):
     ) -> Any:
         """Celery's ``retry``; retries that the library sent do not count towards ``max_retries``."""
         request = self.request
-        # The retry() of another base may know fewer of them.
-        said = {"args": args, "kwargs": kwargs, "exc": exc, "eta": eta, "countdown": countdown}
-        said |= {"max_retries": max_retries, "throw": None if throw else throw}
+        # The retry() of another base may know fewer of them: only those that were given are handed on.
+        arguments = {"args": args, "kwargs": kwargs, "exc": exc, "eta": eta, "countdown": countdown}
+        arguments |= {"max_retries": max_retries, "throw": None if throw else False}
         if request.called_directly:
-            return super().retry(**_given(said), **options)
+            return super().retry(**_given(arguments), **options)
         execution = opened_by(request)
         if execution is not None and execution.decided is not None and exc is execution.decided:
             # Celery's autoretry asks for what is decided already.
             raise execution.decided
         limit = self.max_retries if max_retries is None else max_retries
         if limit is not None and (ours := self._uncounted_retries(request)):
-            limit = said["max_retries"] = limit + ours
+            limit = arguments["max_retries"] = limit + ours
         changed = execution.attempt.changes if execution is not None and execution.attempt is not None else 0
         # Where no run has begun, other arguments are at odds with nothing.
-        begun = execution is not None or bool(header_of(request))
-        changed_now = changed if begun and not (args is None and kwargs is None) else None
+        may_have_begun = execution is not None or bool(header_of(request))
+        changed_now = changed if may_have_begun and not (args is None and kwargs is None) else None
         options = self._retry_options(request, options, changed_now, begun=execution is not None)
         if execution is None:
-            return super().retry(**_given(said), **options)
+            return super().retry(**_given(arguments), **options)
         changes = execution.retry_changes = changed_by_retry(self, request, args, kwargs, options)
         # Expiry was honoured until the first attempt began.
         options.setdefault("expires", None)
         delay = seconds_until(self, eta or (self.default_retry_delay if countdown is None else countdown))
         if (possible := sendable_delay(self.app, delay)) != delay:
             delay = possible
-            said |= {"eta": None, "countdown": possible}
-        send = functools.partial(super().retry, **_given(said), **options)
+            arguments |= {"eta": None, "countdown": possible}
+        send = functools.partial(super().retry, **_given(arguments), **options)
         if throw and execution.before_user_retry(delay, limit, changes):
             # The journal carries the wait: nothing is to be published.
             execution.said = Retry(exc=exc, when=delay)  # type: ignore[arg-type]

@@ -77,6 +77,10 @@ Vet = Callable[[Any], Confirmation | None]
 """Asks the server at the other end of a new connection how its writes are confirmed; None: by its reply alone."""
 
 
+Owed = tuple[bytes, bool | Callable[[Any, list[Any]], None] | None]
+"""A command, and what becomes of its reply: it is returned (True), given to a check, or dropped, because nobody ever
+wanted it (False), or because who did is gone (None)."""
+
 _LONGEST_PAUSE = 1.0
 _LONG_IDLE = 1.0
 _HOLD = getattr(socket, "MSG_MORE", 0)
@@ -115,9 +119,7 @@ class Wire:
         self._sendall: Any = None
         self._receive: Any = None
         self._lookout: Lookout | None = None
-        # With each command, what becomes of its reply: it is returned (True), given to a check, or dropped, because
-        # nobody ever wanted it (False), or because who did is gone (None).
-        self._unread: list[tuple[bytes, bool | Callable[[Any, list[Any]], None] | None]] = []
+        self._unread: list[Owed] = []
         self._confirmation: Confirmation | None = None
         self._vet: Vet | None = None
         self._vetted_by: Vet | None = None
@@ -223,7 +225,7 @@ class Wire:
         # Nothing is forgotten before all is read: a connection lost half-way sends everything again. What a sibling
         # sends meanwhile stays owed.
         unread, answers = self._unread[:], []
-        again: list[tuple[bytes, bool | Callable[[Any, list[Any]], None] | None]] = []
+        again: list[Owed] = []
         for command, wanted in unread:
             reply = self._receive(disable_decoding=True)
             if isinstance(reply, RedisError):
@@ -399,7 +401,7 @@ def pack_parts(parts: Iterable[Any]) -> bytes:
 
 
 def pack_pairs(fields: Mapping[str, str]) -> bytes:
-    """The names and values of a hash, one after the other."""
+    """The names and values of a hash: as :func:`pack_parts`, but quicker, since every step does it."""
     text = "".join([f"${len(name)}\r\n{name}\r\n${len(value)}\r\n{value}\r\n" for name, value in fields.items()])
     # Elsewhere characters and bytes are not the same number.
     return text.encode() if text.isascii() else pack_parts(chain.from_iterable(fields.items()))

@@ -30,10 +30,11 @@ class Sea:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Sea]]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[Sea]:
+    """To be given the sea whose time it tells."""
     seas: list[Sea] = []
     monkeypatch.setattr(lookout, "perf_counter", lambda: seas[0].now)
-    return seas  # type: ignore[return-value]
+    return seas
 
 
 def looks(sea: Sea, times: int) -> list[int]:
