@@ -72,7 +72,9 @@ class LeaseKeeper:
 
     def _keep(self) -> None:
         pause = threading.Event()
-        while not pause.wait(self._period):
+        begun = time.monotonic()
+        while not pause.wait(begun + self._period - time.monotonic()):
+            begun = time.monotonic()
             try:
                 if held := list(self._held):
                     self._renew(held)
@@ -85,7 +87,9 @@ class LeaseKeeper:
     def _renew(self, held: list[RedisJournal]) -> None:
         sent = time.monotonic()
         try:
-            replies = self._wires.ask(*(journal.renewal() for journal in held))
+            # Not longer than until the next round, which leaves out who was dropped meanwhile: this one, sent again,
+            # would take the lease once more for an attempt that is over.
+            replies = self._wires.ask(*(journal.renewal() for journal in held), patience=self._period)
             for journal, renewed in zip(held, replies, strict=True):
                 journal.renewed(renewed, sent)
         except JournalUnavailableError as error:

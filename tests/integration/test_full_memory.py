@@ -10,6 +10,7 @@ from celery_durable import DurableContext, JournalUnavailableError, durable_task
 from celery_durable.store import store_of
 from tests.integration.runs import app_at, execute, new_id, opened
 from tests.servers import RedisServer
+from tests.waiting import eventually
 
 executed: list[int] = []
 amid: list[Any] = []
@@ -72,20 +73,16 @@ def test_an_attempt_is_made_again_and_goes_on_when_there_is_memory(server: Redis
     task_id, store = new_id(), store_of(app)
     amid.append(lambda: fill(server))
 
-    assert execute(app.tasks["full.steps"], task_id=task_id) in (
-        "RETRY",
-        "IGNORED",
-    )  # said where no other attempt can have taken over
-    assert execute(app.tasks["full.steps"], task_id=task_id, retries=1) in (
-        "RETRY",
-        "IGNORED",
-    )  # said where no other attempt can have taken over
+    assert execute(app.tasks["full.steps"], task_id=task_id) in SAID
+    assert execute(app.tasks["full.steps"], task_id=task_id, retries=1) in SAID
     assert executed == [1, 2]
     free(server)
-    with server.client() as client:
-        client.zadd(store.keys(task_id).leases, {task_id: 0}, xx=True)
 
-    assert execute(app.tasks["full.steps"], task_id=task_id, retries=2) == "SUCCESS"
+    # A renewal that was under way may have taken the lease once more, for the attempt that is over.
+    eventually(
+        lambda: execute(app.tasks["full.steps"], task_id=task_id, retries=2) == "SUCCESS",
+        what="the lease to lapse, and the next attempt to succeed",
+    )
     assert executed == [1, 2, 2, 3], "the second step had not been recorded"
     with server.client() as client:
         fields = client.hgetall(store.keys(task_id).run)

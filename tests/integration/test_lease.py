@@ -6,14 +6,17 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import redis
 
 from celery_durable import RetryPolicy, RunOptions, durable_task
 from celery_durable.context import DurableContext
+from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.interrupts import Fenced
 from celery_durable.journal import Busy, Opened
+from celery_durable.lease import RENEWALS_PER_LEASE
 from celery_durable.redis_journal import RedisJournal
 from celery_durable.store import Store, store_of
 from tests.integration.runs import app_at, app_for, delivery, execute, lapse, new_id, opened, state, store_at
@@ -128,6 +131,30 @@ def test_renewals_go_on_after_the_server_was_away(caplog: pytest.LogCaptureFixtu
             eventually(lambda: lease(client, store, task_id) > before)
         store.leases.drop(journal)
     assert all(record.levelno == logging.WARNING for record in caplog.records)
+
+
+def test_a_renewal_that_fails_is_left_to_the_next_one_which_leaves_out_who_was_dropped(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journals = [opened(store, new_id()) for _ in range(2)]
+    asked: list[tuple[int, float | None]] = []
+    usual = store.wires.ask
+
+    def ask(*commands: bytes, patience: float | None = None) -> list[Any]:
+        asked.append((len(commands), patience))
+        if len(asked) > 1:
+            return usual(*commands, patience=patience)
+        store.leases.drop(journals[0])
+        raise JournalUnavailableError("away")
+
+    monkeypatch.setattr(store.wires, "ask", ask)
+    for journal in journals:
+        store.leases.keep(journal)
+
+    eventually(lambda: len(asked) > 1)
+
+    assert asked[:2] == [(2, SHORT / RENEWALS_PER_LEASE), (1, SHORT / RENEWALS_PER_LEASE)]
+    store.leases.drop(journals[1])
 
 
 def test_a_damaged_journal_does_not_cost_the_others_their_leases(
