@@ -41,14 +41,15 @@ _EXIT_BY_SIGNAL = -(256 - signal.SIGTERM)
 
 
 class Ending:
-    """The end of one call of a task's body."""
+    """The end of one call of a task's body that has used its context; of any other nothing is ours."""
 
     def __init__(self, execution: Execution) -> None:
+        assert execution.hold is not None  # noqa: S101
         self.execution = execution
         self.task = execution.task
         self.request = execution.request
         self.hold = execution.hold
-        self.attempt = execution.attempt
+        self.attempt = execution.hold.attempt
 
     def settle(self, error: BaseException) -> Any:
         """Turn what ended the body into what Celery is to do."""
@@ -68,8 +69,7 @@ class Ending:
             return self._settle(late)
         except (Fenced, JournalLost) as again:
             # Neither the journal nor the broker takes a word of it: whoever comes next goes on from what they have.
-            if self.hold is not None:
-                self.hold.let_go()
+            self.hold.let_go()
             logger.error("task %s: its end cannot be said, another attempt goes on: %s", self.request.id, again)
             raise (Reject(str(again), requeue=True) if self.task.acks_late else Ignore(str(again))) from again
 
@@ -86,15 +86,13 @@ class Ending:
                 raise self._celery_said(error)
             case _ if isinstance(error, NOT_A_FAILURE):
                 # The process is going down: another one is to go on at once.
-                if self.hold is not None:
-                    self.hold.give_up(orderly=_is_shutdown(error))
+                self.hold.give_up(orderly=_is_shutdown(error))
                 raise error
         raise self._failed_attempt(leading(error))
 
     def _interrupted(self, interrupt: Interrupt) -> Any:
         match interrupt:
             case NotNow(verdict=verdict):
-                assert self.hold is not None  # noqa: S101
                 fresh = self.execution.delivery is not None and self.execution.delivery.fresh
                 return turn_away(verdict, self.task, self.request, self.hold, fresh=fresh)
             case RetryStep():
@@ -111,13 +109,12 @@ class Ending:
             case JournalLost():
                 raise self._lost(interrupt.error)
         logger.warning("task %s: another attempt has taken over, this one ends", self.request.id)
-        if self.hold is not None:
-            self.hold.let_go()
+        self.hold.let_go()
         raise Ignore("another attempt has taken over") from interrupt
 
     def _celery_said(self, said: BaseException) -> BaseException:
         """User code used Celery's own means: ``self.retry()``, ``Ignore``, ``Reject``."""
-        if self.hold is None or self.execution.direct:
+        if self.execution.direct:
             return said
         match said:
             case Ignore():
@@ -139,7 +136,7 @@ class Ending:
         if self.execution.direct:
             return error
         if attempt is None:
-            if self.hold is not None and isinstance(error, SoftTimeLimitExceeded):
+            if isinstance(error, SoftTimeLimitExceeded):
                 return self._lost(JournalUnavailableError("a time limit struck before the journal was open"))
             return error
         if self.task.opinionated and not self.execution.began:
@@ -182,7 +179,7 @@ class Ending:
     def fail(self, error: BaseException) -> BaseException:
         """End the run as failed; the exception for Celery."""
         error = portable(error)
-        if self.hold is None or self.execution.direct:
+        if self.execution.direct:
             return error
         cancelled = isinstance(error, TaskCancelled) and not self.execution.eager
         self.hold.finish("revoked" if cancelled else "failed", outcome.of_error(error))
@@ -196,13 +193,11 @@ class Ending:
 
     def fail_after_all(self, error: BaseException) -> BaseException:
         """A retry was announced to the journal, and cannot be sent."""
-        if self.hold is not None:
-            self.hold.ended = False
+        self.hold.ended = False
         return self.fail(error)
 
     def _sleep(self, sleep: Sleep) -> BaseException:
         """Suspend the run until it is to wake up; the journal alone keeps that wait."""
-        assert self.hold is not None  # noqa: S101
         assert self.attempt is not None  # noqa: S101
         # Said first: once the lease is given back the run may go on, and end, before this process says another word.
         self.hold.prove_lease()
@@ -235,7 +230,6 @@ class Ending:
 
         The broker carries the wait if it is short, else the journal.
         """
-        assert self.hold is not None  # noqa: S101
         delay = 0.0 if self.execution.eager else message.sendable_delay(self.task.app, delay)
         fields = {**fields, **message.resume_of_retry(self.request, by_policy=by_policy)}
         if self.hold.back_off(delay, fields):
@@ -243,8 +237,7 @@ class Ending:
         return self._publish(error, delay, by_policy=by_policy)
 
     def _lost(self, error: DurableError) -> BaseException:
-        if self.hold is not None:
-            self.hold.let_go()
+        self.hold.let_go()
         logger.error("task %s: %s; the task is retried in %g s", self.request.id, error, JOURNAL_LOST_DELAY)
         # What was to begin, or to reopen, the run still is, and what was not still is not.
         fresh = self.attempt is None and self.execution.delivery is not None and self.execution.delivery.fresh

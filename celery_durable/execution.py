@@ -116,7 +116,7 @@ class Execution:
             value = self._call(body)
             return value if self.hold is None else self._succeed(self.hold, value)
         except BaseException as error:
-            if self.hold is None and self._refused is None:
+            if self.hold is None:
                 raise  # as in plain Celery: nothing here is ours
             return Ending(self).settle(error)
         finally:
@@ -172,6 +172,8 @@ class Execution:
         try:
             return await self._on_loop(body)
         except BaseException as error:
+            if self.hold is None:
+                raise
             return Ending(self).settle(error)
         finally:
             current.reset(token)
