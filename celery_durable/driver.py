@@ -261,6 +261,14 @@ def _end(arrived: asyncio.Future[bool], has_arrived: bool) -> None:
 
 # -- the process's event loop ------------------------------------------------------------------------------------------
 
+in_each_thread: list[Callable[[], object]] = []
+"""Called first in each thread in which async tasks run: what others keep by thread is to be there, too."""
+
+
+def _begin_thread() -> None:
+    for prepare in in_each_thread:
+        prepare()
+
 
 class _Loop:
     """One event loop per process, in a thread of its own, for as long as the process lives."""
@@ -278,7 +286,8 @@ class _Loop:
         with self._starting:
             if self._loop is None:
                 self._loop = loop = asyncio.new_event_loop()
-                loop.set_default_executor(ThreadPoolExecutor(_STEPS_IN_THREADS, "celery-durable-step"))
+                executor = ThreadPoolExecutor(_STEPS_IN_THREADS, "celery-durable-step", initializer=_begin_thread)
+                loop.set_default_executor(executor)
                 threading.Thread(target=_keep_running, args=(loop,), name="celery-durable-loop", daemon=True).start()
             return self._loop
 
@@ -288,6 +297,7 @@ class _Loop:
 
 
 def _keep_running(loop: asyncio.AbstractEventLoop) -> None:
+    _begin_thread()
     while True:
         try:
             loop.run_forever()

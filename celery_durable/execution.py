@@ -9,22 +9,24 @@ import logging
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from math import inf
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from celery import states
-from celery.app.task import get_actual_ignore_result  # type: ignore[attr-defined]
+from celery._state import push_current_task  # type: ignore[attr-defined]
+from celery.app.task import Context, get_actual_ignore_result  # type: ignore[attr-defined]
 from celery.exceptions import Ignore, Retry
+from celery.local import Proxy
 from celery.utils.log import get_task_logger
 
 from . import call, message, outcome, report
 from .abandonment import Abandonment
 from .attempt import Attempt, Surroundings, running_step
 from .context import AsyncDurableContext, DurableContext
-from .driver import on_loop, wait_for
+from .driver import in_each_thread, on_loop, wait_for
 from .ending import Ending
 from .exceptions import (
     DurableError,
@@ -54,6 +56,24 @@ _task_logger = cache(get_task_logger)
 
 # Celery's eager retries are calls within the call: one journal over all of them.
 _eager_journals: dict[str, MemoryJournal] = {}
+
+
+class _NoTask:
+    """Celery's current task in a thread of async tasks, where none is."""
+
+    request = Context()
+
+    def __bool__(self) -> bool:
+        return False
+
+
+def _current_task() -> Any:
+    execution = current.get()
+    return _NoTask() if execution is None else execution.task
+
+
+# Celery knows its current task by thread. One of async tasks serves many, each in a context of its own.
+in_each_thread.append(partial(push_current_task, Proxy(_current_task)))
 
 
 class Execution:

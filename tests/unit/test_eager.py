@@ -17,7 +17,8 @@ from unittest import mock
 
 import pydantic
 import pytest
-from celery import Celery, states
+from celery import Celery, current_task, signals, states
+from celery._state import get_current_worker_task
 from celery.exceptions import Ignore, Reject
 from celery.result import EagerResult
 
@@ -39,6 +40,7 @@ from celery_durable import (
     TerminalError,
     durable_task,
 )
+from celery_durable.driver import wait_for
 from celery_durable.execution import _eager_journals
 from celery_durable.journal import MemoryJournal
 from tests.unit.conftest import Action
@@ -1037,3 +1039,44 @@ def test_a_step_that_a_terminal_failure_kept_from_being_awaited_changes_nothing(
     for task in (fails_before, fails_without_a_word):
         assert str(failure_of(task.apply(), TerminalError)) == "declined"
     kept.pop().close()
+
+
+# -- Celery's current task
+
+
+def test_celerys_current_task_is_that_of_each_async_body_and_of_its_steps() -> None:
+    sent: list[dict[str, Any]] = []
+
+    @durable_task(name="eager.child")
+    def child(ctx: DurableContext) -> None: ...
+
+    def known() -> list[str]:
+        child.delay()
+        return [current_task.name, current_task.request.id]
+
+    async def known_async() -> list[str]:
+        return known()
+
+    @durable_task(name="eager.parent")
+    async def parent(ctx: AsyncDurableContext) -> list[Any]:
+        return [known(), *await asyncio.gather(ctx.run("sync", known), ctx.run("async", known_async))]
+
+    def note(headers: dict[str, Any], **_: Any) -> None:
+        sent.append(headers)
+
+    signals.before_task_publish.connect(note)
+    try:
+        results = [parent.apply() for _ in range(2)]
+    finally:
+        signals.before_task_publish.disconnect(note)
+
+    assert [result.result for result in results] == [[["eager.parent", result.id]] * 3 for result in results]
+    ids = [result.id for result in results for _ in range(3)]
+    assert [(headers["parent_id"], headers["root_id"]) for headers in sent] == [(one, one) for one in ids]
+
+
+def test_outside_of_a_task_there_is_none_on_the_event_loop() -> None:
+    async def known() -> tuple[bool, Any]:
+        return bool(current_task), get_current_worker_task()
+
+    assert wait_for(known()) == (False, None)
