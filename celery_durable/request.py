@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from billiard.exceptions import Terminated
 from celery.exceptions import TaskPredicate, TaskRevokedError, TimeLimitExceeded, WorkerLostError
+from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
@@ -121,3 +122,12 @@ class DurableRequest(Request):
         except Exception as error:
             logger.error("task %s: %s: %r", self.id, otherwise, error)
         return None
+
+
+def made_durable(named: Any) -> Any:
+    """The request class that a task names, Celery's or one of the user's, made durable."""
+    kind: type[Request] = symbol_by_name(named)
+    if issubclass(kind, DurableRequest):
+        return kind
+    # Ours first: what is no failure of the run is none that theirs is told of.
+    return DurableRequest if kind is Request else type(kind.__name__, (DurableRequest, kind), {})

@@ -56,7 +56,6 @@ class DurableTask(Task[P, R]):
     """
 
     abstract = True
-    Request = "celery_durable.request:DurableRequest"
 
     opinionated: ClassVar[bool] = False
     """Of ``@durable_task``: every exception but ``TerminalError`` retries the task."""
@@ -76,16 +75,30 @@ class DurableTask(Task[P, R]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls._make_durable()
+
+    @classmethod
+    def _make_durable(cls) -> None:
         # As the class resolves it: run() may come from a base that is no DurableTask.
         run = inspect.getattr_static(cls, "run")
-        if run is not inspect.getattr_static(Task, "run") and not hasattr(run, _WRAPPED):
+        if run is not inspect.getattr_static(Task, "run") and getattr(run, _ITSELF, None) is not run:
             _wrap_run(cls, run)
 
     @classmethod
     def bind(cls, app: Any) -> Any:
         """Part of Celery: the class belongs to *app* now, whose workers recover its runs."""
         app.steps["worker"].add("celery_durable.worker:RecoveryStep")
-        return super().bind(app)
+        bound = super().bind(app)
+        # An annotation ("@run") replaces what it decorates.
+        cls._make_durable()
+        return bound
+
+    def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
+        """Part of Celery: a worker begins to take messages of this task."""
+        from .request import made_durable  # nobody but a worker needs Celery's requests
+
+        self.Request = made_durable(self.Request)
+        return super().start_strategy(app, consumer, **kwargs)
 
     @property
     def ctx(self) -> DurableContext | AsyncDurableContext:
@@ -271,19 +284,15 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-_WRAPPED = "celery_durable_run"
+_ITSELF = "celery_durable_run"
+"""An attribute by which a ``run`` of ours names itself; where a decorator has copied it, it names another one."""
 
 
 def _wrap_run(cls: type[DurableTask[Any, Any]], declared: Any) -> None:
     """Put an :class:`Execution` around ``run``, inside of Celery's autoretry, which is to see the first exception."""
-    static = isinstance(declared, staticmethod)
-    function = declared.__func__ if static else declared
-    if not callable(function):
-        raise ConfigurationError(f"{cls.__name__}.run must be a function, got {function!r}")
-    body = _without_self(function) if static else function
-    original = inspect.unwrap(function)
+    body = declared if inspect.isfunction(declared) else _as_method(cls, declared)
 
-    @functools.wraps(function)
+    @functools.wraps(body)
     @door
     def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
         if type(self).run is not run:
@@ -291,22 +300,30 @@ def _wrap_run(cls: type[DurableTask[Any, Any]], declared: Any) -> None:
             return body(self, *args, **kwargs)
         return Execution(self, args, kwargs).run(body)
 
-    if static:
-        signature = inspect.signature(function)
-        itself = inspect.Parameter("_task", inspect.Parameter.POSITIONAL_ONLY)
-        parameters = [itself, *signature.parameters.values()]
-        # Positional-only first: the task's own parameters keep their kinds.
-        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    setattr(run, _WRAPPED, True)
+    # It is found by way of the body. Here, a wrapper of the bound method, such as Celery's autoretry, would copy it.
+    vars(run).pop("__signature__", None)
+    setattr(run, _ITSELF, run)
     cls.run = run  # type: ignore[assignment]
-    cls.is_async = inspect.iscoroutinefunction(original)
+    cls.is_async = inspect.iscoroutinefunction(inspect.unwrap(declared))
 
 
-def _without_self(function: Callable[..., Any]) -> Callable[..., Any]:
+def _as_method(cls: type, declared: Any) -> Callable[..., Any]:
+    """What a class has as ``run`` that is no function, called as Python calls it: a static method, without a task."""
+    if not hasattr(declared, "__get__"):
+        declared = staticmethod(declared)
+    found = declared.__get__(None, cls)
+    if not callable(found):
+        raise ConfigurationError(f"{cls.__name__}.run must be a function, got {found!r}")
+
+    @functools.wraps(found)
     @door
-    def body(_task: Any, *args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
+    def body(task: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return declared.__get__(task, type(task))(*args, **kwargs)
 
+    signature = inspect.signature(found)
+    itself = inspect.Parameter("_task", inspect.Parameter.POSITIONAL_ONLY)
+    # Positional-only first: the task's own parameters keep their kinds.
+    body.__signature__ = signature.replace(parameters=[itself, *signature.parameters.values()])  # type: ignore[attr-defined]
     return body
 
 

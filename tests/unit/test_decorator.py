@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pydantic
@@ -251,6 +253,82 @@ def test_parameters_may_have_any_names(app: Celery) -> None:
     assert of_self.apply(("a",), {"task": "b"}).result == ["a", "b", ""]
     static = app.register_task(Static())
     assert static.apply(("a", "b")).result == ["a", "b"]
+
+
+def add(a: int, b: int = 1) -> int:
+    return a + b
+
+
+class Adder:
+    def __call__(self, a: int, b: int = 1) -> int:
+        return a + b
+
+
+def add_to(kind: Any, a: int, b: int = 1) -> int:
+    assert kind is not None
+    return a + b
+
+
+@pytest.mark.parametrize(
+    "run",
+    [add_to, staticmethod(add), classmethod(add_to), functools.partial(add), Adder()],
+    ids=["method", "staticmethod", "classmethod", "partial", "callable"],
+)
+def test_run_may_be_all_that_a_method_may_be(app: Celery, run: Any) -> None:
+    if sys.version_info >= (3, 14) and isinstance(run, functools.partial):
+        pytest.skip("a partial is a method from Python 3.14 on")
+    kind = type("Adding", (DurableTask,), {"name": "decorator.adding", "run": run})
+
+    task = app.register_task(kind())
+
+    assert task.apply((1, 2)).result == 3
+    assert [task.apply((a,)).result for a in (1, 2)] == [2, 3]
+    assert list(inspect.signature(task.run).parameters) == ["a", "b"]
+
+
+def test_run_that_is_none_of_these_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"Broken\.run must be a function, got 'add'"):
+        type("Broken", (DurableTask,), {"run": "add"})
+
+
+@pytest.mark.parametrize("bind", [False, True])
+def test_the_signature_of_a_task_that_celery_retries_is_its_own(app: Celery, bind: bool) -> None:
+    """For those who look at it: to make a key of a task's arguments, say."""
+
+    def plain(a: int, b: int = 1) -> int:
+        return a + b
+
+    def bound(self: Any, a: int, b: int = 1) -> int:
+        return a + b
+
+    function: Any = bound if bind else plain
+    tasks = [
+        app.task(name=f"decorator.{kind.__name__}", base=kind, bind=bind, autoretry_for=(OSError,))(function)
+        for kind in (Task, DurableTask)
+    ]
+
+    celerys, ours = (inspect.signature(task.run) for task in tasks)
+
+    assert ours == celerys
+    assert list(ours.parameters) == ["a", "b"]
+
+
+@pytest.mark.parametrize("wraps", [functools.wraps, lambda _function: lambda decorated: decorated])
+def test_a_decorator_from_the_task_annotations_is_within_the_execution(app: Celery, wraps: Any) -> None:
+    def doubled(function: Any) -> Any:
+        @wraps(function)
+        def decorated(*args: Any) -> Any:
+            return 2 * function(*args)
+
+        return decorated
+
+    app.conf.task_annotations = {"decorator.annotated": {"@run": doubled}}
+
+    @durable_task(name="decorator.annotated")
+    def annotated(ctx: DurableContext, a: int) -> int:
+        return ctx.run("add", add, a)
+
+    assert annotated.apply((1,)).result == 4
 
 
 # -- Celery's retry options, where they are not the decorator's

@@ -7,11 +7,11 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from celery import Celery
+from celery import Celery, Task
 from celery.app.task import Context
 from celery.worker.request import Request
 
-from celery_durable import DurableTask
+from celery_durable import DurableContext, DurableTask, durable_task
 from celery_durable.message import received
 from celery_durable.request import DurableRequest
 
@@ -66,6 +66,49 @@ def test_a_message_that_is_read_twice_keeps_what_it_said(task: DurableTask[Any, 
     request = delivered(DurableRequest, task)
 
     assert set(request.message.properties) == {"correlation_id", "reply_to", "priority", "delivery_mode"}  # type: ignore[attr-defined]
+
+
+class Counting(Request):
+    """A request class as Celery's documentation shows one."""
+
+    timeouts = 0
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        super().on_timeout(soft, timeout)
+        type(self).timeouts += 1
+
+
+class BaseOfTheFleet(Task):  # type: ignore[type-arg]
+    abstract = True
+    Request = f"{__name__}:Counting"
+
+
+@pytest.mark.parametrize("made_by", ["decorator", "base class"])
+def test_a_request_class_of_the_users_own_is_used_and_durable(app: Celery, made_by: str) -> None:
+    def counted(ctx: DurableContext) -> None: ...
+
+    if made_by == "decorator":
+        durable_task(name="request.counted", base=BaseOfTheFleet)(counted)
+    else:
+        mixed = type("Mixed", (DurableTask, BaseOfTheFleet), {"abstract": True})
+        app.task(name="request.counted", base=mixed)(counted)
+    task = app.tasks["request.counted"]
+
+    for _ in range(2):  # a worker that has lost its broker begins again
+        task.start_strategy(app, mock.MagicMock(app=app))
+    request: Any = delivered(task.Request, task)
+    with mock.patch.object(request, "_condemn") as condemned:
+        request.on_timeout(soft=False, timeout=1)
+
+    assert [kind.__name__ for kind in task.Request.__mro__[:3]] == ["Counting", "DurableRequest", "Counting"]
+    condemned.assert_called_once()
+    assert request.timeouts == 1
+
+
+def test_the_request_class_is_ours_where_the_user_has_none(task: DurableTask[Any, Any]) -> None:
+    task.start_strategy(task.app, mock.MagicMock(app=task.app))
+
+    assert task.Request is DurableRequest
 
 
 @pytest.mark.parametrize("end", ["revoked", "hard time limit"])
