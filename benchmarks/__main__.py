@@ -21,6 +21,7 @@ from benchmarks import chain, durable, importing, loading, plain, recovery, repo
 from benchmarks.report import Row
 from benchmarks.stand import Stand
 from benchmarks.worker import worker
+from tests.processes import end_as_by_ctrl_c
 from tests.servers import RedisServer
 
 Part = Callable[[], list[Row]]
@@ -29,6 +30,7 @@ Part = Callable[[], list[Row]]
 def main() -> None:
     """Run the parts one after another, and show each when it is done."""
     options = _options()
+    end_as_by_ctrl_c()
     rows: list[Row] = []
     facts = {"load_at_start": _load()}
     print(report.heading())

@@ -18,6 +18,12 @@ _sessions: set[int] = set()
 """The ids of all sessions that were started: what is left of one is found even when its leader has died."""
 
 
+def end_as_by_ctrl_c() -> None:
+    """Have the other signals that end this process unwind it, too, so that nothing it started is left behind."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+
+
 class Running(Protocol):
     """A program in one of its lives, wherever it runs."""
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from itertools import count
 
 from tests.chaos.rounds import Report, Round
+from tests.processes import end_as_by_ctrl_c
 
 PROGRAMS_PER_ROUND = 80
 SECONDS_PER_ROUND = 90
@@ -15,6 +16,7 @@ SECONDS_PER_ROUND = 90
 
 def main() -> int:
     options, total = _options(), Report()
+    end_as_by_ctrl_c()
     end = time.monotonic() + 60 * options.minutes
     with suppress(KeyboardInterrupt):
         for seed in count(options.seed):
