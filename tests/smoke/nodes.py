@@ -227,6 +227,8 @@ class DurableSetup(CeleryTestSetup):
             # Looks for messages to deliver again every second, instead of every 100.
             "unacked_restore_interval": 1,
             "unacked_restore_throttle": 1,
+            # A worker that is killed amid such a look leaves its lock behind: for a second, instead of five minutes.
+            "unacked_mutex_expire": 1,
         }
         options = [
             f"--pool={pool}",

@@ -28,6 +28,7 @@ RESTORING = {
     "visibility_timeout": 1,
     "unacked_restore_interval": 1,
     "unacked_restore_throttle": 1,
+    "unacked_mutex_expire": 1,
     # In green pools kombu looks for unacknowledged messages only when a BRPOP outlasts the 2 s of Celery's loop; with
     # the default of 1 s a worker without other tasks never does, whatever the task.
     "polling_interval": 5,
