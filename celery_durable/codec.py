@@ -117,8 +117,23 @@ def _encode_json(value: Any, hint: Any) -> Encoded:
         encoded = way(value, hint)
         if encoded is not None:
             return encoded
-    text = tagged.dumps(value, exact=True)
-    return Encoded(text, _NO_MARKS, tagged.loads(text))
+    return _despite_its_type(value, hint)
+
+
+def _despite_its_type(value: Any, hint: Any) -> Encoded:
+    """Tagged JSON of what is not what it was declared to be; of enums, those only that equal their values."""
+    try:
+        text = tagged.dumps(value, tuples=True)
+        return Encoded(text, _NO_MARKS, tagged.loads(text))
+    except NotEncodable as refused:
+        reason = refused
+    with suppress(NotEncodable):
+        text = tagged.dumps(value, tuples=True, enums=True)
+        decoded = tagged.loads(text)
+        if value == decoded:
+            return Encoded(text, _NO_MARKS, decoded)
+    declared = hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else hint
+    raise NotEncodable(f"it does not fit its declared type, {declared}; without it, {reason}")
 
 
 def _as_plain_data(value: Any, hint: Any) -> Encoded | None:  # noqa: ARG001
@@ -148,7 +163,7 @@ def _as_typed_python(value: Any, hint: Any) -> Encoded | None:
     typed = adapter(hint)
     try:
         data = typed.serializer.to_python(value, round_trip=True, by_alias=False, warnings="error")
-        text = tagged.dumps(data, exact=True)
+        text = tagged.dumps(data, tuples=True, enums=True)
         decoded = typed.validator.validate_python(tagged.loads(text), by_name=True, by_alias=False)
     except (ValueError, TypeError, NotEncodable):
         return None

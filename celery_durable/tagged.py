@@ -58,15 +58,13 @@ KINDS = frozenset({*_SCALARS, dict, list, tuple, *_COLLECTIONS, *_TAGGED})
 """What can be written here; all else needs a declared type."""
 
 
-def dumps(value: Any, *, faithful: bool = False, exact: bool = False) -> str:
-    """*value* as text; *exact*: tuples stay tuples, and an enum becomes its value; *faithful*: tuples stay tuples, and
-    keys that would become strings are refused.
+def dumps(value: Any, *, tuples: bool = False, enums: bool = False, any_keys: bool = True) -> str:
+    """*value* as text; *tuples* stay tuples, *enums* become their values, *any keys* become strings, or are refused.
 
     Raises:
         NotEncodable: some part of it would be degraded.
     """
-    tuples = faithful or exact
-    if _survey(value, tuples=tuples, enums=exact, any_keys=not faithful):
+    if _survey(value, tuples=tuples, enums=enums, any_keys=any_keys):
         value = _plain(value, tuples=tuples)
     return _written(value)
 
@@ -82,7 +80,7 @@ def loads(text: str | bytes) -> Any:
 
 
 def round_trip(value: Any, *, faithful: bool = False) -> tuple[str, Any]:
-    """*value* as :func:`dumps` writes it, and what :func:`loads` makes of that.
+    """*value* as :func:`dumps` writes it, and what :func:`loads` makes of that; *faithful*: tuples and keys, too.
 
     Raises:
         NotEncodable: as :func:`dumps`.
@@ -91,7 +89,7 @@ def round_trip(value: Any, *, faithful: bool = False) -> tuple[str, Any]:
         # It comes back as a copy of itself, which is made in a tenth of the time.
         text = _written(value)
         return text, value.copy() if len(text) < _NO_LONG_NUMBER else loads(text)
-    text = dumps(value, faithful=faithful)
+    text = dumps(value, tuples=faithful, any_keys=not faithful)
     return text, loads(text)
 
 
@@ -131,7 +129,7 @@ def _survey(value: Any, *, tuples: bool, enums: bool, any_keys: bool) -> bool:
         elif kind in _TAGGED or (enums and isinstance(item, Enum)):
             tags = True
         else:
-            raise NotEncodable(_refusal(item))
+            raise NotEncodable(_refusal(item, whole=item is value))
         if not _SCALARS.issuperset(map(type, parts)):  # most often there is nothing more to look at
             pending.extend(parts)
     return tags
@@ -161,10 +159,11 @@ def is_model(kind: Any) -> bool:
     return models is not None and inspect.isclass(kind) and issubclass(kind, models.BaseModel)
 
 
-def _refusal(item: Any) -> str:
+def _refusal(item: Any, *, whole: bool) -> str:
     kind = type(item).__name__
     if is_model(type(item)) or isinstance(item, Enum) or hasattr(type(item), "__dataclass_fields__"):
-        return f"a {kind} needs a declared type: annotate {{action}} with its return type or pass type_hint={kind}"
+        hint = f"type_hint={kind}" if whole else f"the type of the whole result, such as type_hint=list[{kind}]"
+        return f"a {kind} needs a declared type: annotate {{action}} with its return type or pass {hint}"
     return (
         f"a {kind} has no JSON form: return plain data from {{action}}, declare its type with type_hint=, "
         f"or pass serializer="

@@ -332,6 +332,16 @@ class Space(Point):
     z: float = 0.0
 
 
+@pytest.mark.parametrize("value", [Level.LOW, [Level.LOW], {"status": Level.LOW}])
+def test_an_enum_that_is_its_value_may_be_declared_as_that(value: Any) -> None:
+    """``http.HTTPStatus`` as ``int``, say."""
+    hint = {Level: int, list: list[int], dict: dict[str, int]}[type(value)]
+
+    encoded = encode(value, hint)
+
+    assert encoded.value == decode(encoded.text, encoded.marks, hint) == value
+
+
 @pytest.mark.parametrize(
     ("value", "hint", "said"),
     [
@@ -339,7 +349,10 @@ class Space(Point):
         (Point(1.0), None, "annotate {action} with its return type or pass type_hint=Point"),
         (Colour.RED, None, "annotate {action} with its return type or pass type_hint=Colour"),
         (Level.LOW, None, "annotate {action} with its return type or pass type_hint=Level"),
-        ([{"a": Address(street="x")}], None, "type_hint=Address"),
+        ([{"a": Address(street="x")}], None, "the type of the whole result, such as type_hint=list[Address]"),
+        (Colour.RED, str, "it does not fit its declared type, str; without it, a Colour needs a declared type"),
+        ([Colour.RED], list[str], "does not fit its declared type, list[str]"),
+        ({"e": Colour.RED}, Colour, "does not fit its declared type, Colour"),
         (Lion(name="Leo", mane="brown"), Cat, "type_hint=Lion"),
         (Space(1.0, z=2.0), Point, "type_hint=Space"),
         (object(), None, "object"),
@@ -353,7 +366,8 @@ class Space(Point):
         ({None: "a", "null": "b"}, None, "two keys"),
     ],
     ids=[
-        "model", "dataclass", "enum", "int enum", "model deep inside", "subclass of the declared model",
+        "model", "dataclass", "enum", "int enum", "model deep inside", "enum declared as its value",
+        "enums declared as their values", "enum in a dict declared as itself", "subclass of the declared model",
         "subclass of the declared dataclass", "object", "named tuple", "ordered dict", "bytearray", "complex",
         "generator", "tuple as key", "colliding keys", "colliding null",
     ],
