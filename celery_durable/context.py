@@ -151,7 +151,7 @@ class DurableContext(_Context):
 
 
 class AsyncDurableContext(_Context):
-    """The durable context of an ``async def`` task: :meth:`run`, :meth:`time` and :meth:`now` are awaited."""
+    """That of an ``async def`` task: :meth:`run`, :meth:`sleep`, :meth:`time` and :meth:`now` are awaited."""
 
     __slots__ = ("_driver",)
 

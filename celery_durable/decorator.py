@@ -18,7 +18,7 @@ from .exceptions import ConfigurationError
 from .execution import execution_of
 from .options import suggestion
 from .retry import CELERY_RETRY_OPTIONS, RetryPolicy, TaskRetryRules, rules_from_celery
-from .settings import TASK_OPTIONS, Settings
+from .settings import PREFIX, TASK_OPTIONS, Settings
 from .step import fits_at_a_glance
 from .strike import door
 from .tagged import is_model
@@ -228,15 +228,25 @@ _CELERY_OPTIONS = frozenset(
 )  # fmt: skip
 
 
+_NO_OPTIONS = vars(DurableTask).keys() - dir(Task) - TASK_OPTIONS.keys()
+"""What the base class has for itself."""
+
+
 def _check_names(fun: Callable[..., Any], options: dict[str, Any]) -> None:
-    base = options.get("base") or Task
-    attributes = {name for kind in (base, DurableTask) for name in dir(kind) if not name.startswith("_")}
+    attributes = {name for name in dir(options.get("base") or Task) if not name.startswith("_")} - _NO_OPTIONS
     known = attributes | _CELERY_OPTIONS | CELERY_RETRY_OPTIONS | set(TASK_OPTIONS)
     for name in options:
         if name not in known:
             raise ConfigurationError(
-                f"@durable_task of {fun.__qualname__} has no option {name!r}{suggestion(name, sorted(known))}"
+                f"@durable_task of {fun.__qualname__} has no option {name!r}{_what_was_meant(name, known)}"
             )
+
+
+def _what_was_meant(name: str, known: set[str]) -> str:
+    bare = name.removeprefix(PREFIX)
+    if bare in Settings.__dataclass_fields__ and bare not in TASK_OPTIONS.values():
+        return f": {PREFIX}{bare} is a setting of the app"
+    return suggestion(name, sorted(known), {name: bare})
 
 
 def _retry_rules(options: dict[str, Any]) -> Callable[[DurableTask[Any, Any]], TaskRetryRules]:

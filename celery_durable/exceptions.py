@@ -7,6 +7,7 @@
     ├── RetryableError           raised by user code: retry, perhaps after a given time
     ├── DurableTimeoutError      a step, or an attempt, took too long; retried like any other failure
     ├── ConfigurationError       an option or a setting is wrong
+    │   └── NoContextError       the context was asked for where no task runs
     ├── InvalidStepError         a step was called in a way that can never work
     ├── ContextInStepError       the context was used inside a step
     ├── ContextClosedError       the context was used outside its attempt
@@ -37,6 +38,7 @@ __all__ = [
     "JournalMismatchError",
     "JournalUnavailableError",
     "JournalUnreadableError",
+    "NoContextError",
     "RecoveryLimitExceeded",
     "RetriesExhausted",
     "RetryableError",

@@ -30,7 +30,7 @@ _SHORT_INTERVAL = 0.05
 """Where the last look has not seen all there is."""
 
 
-_REASONS = {"running": "its worker died", "suspended": "its wait is over"}
+_REASONS = {"running": "its worker died", "suspended": "its wait has ended"}
 _REASONS |= dict.fromkeys(("succeeded", "failed", "revoked", "ignored"), "its outcome was not delivered")
 
 

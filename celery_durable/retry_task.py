@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 from uuid import uuid4
 
@@ -11,6 +12,8 @@ from .call import Call
 from .exceptions import RunNotRetryableError
 from .journal import Fields, read_entry
 from .places import in_order
+
+logger = logging.getLogger("celery_durable")
 
 NAME = "celery_durable.retry"
 
@@ -38,7 +41,9 @@ def retry(self: Any, task_id: str) -> dict[str, Any]:
     # Named after this request: it reopens the run once, however often the message is delivered.
     call.send(app, name, {"reopen": self.request.id or str(uuid4())})
     where = {key: call.options.get(key) for key in ("queue", "exchange", "routing_key")}
-    return {"task_id": task_id, "task": name, **where, "note": _note(fields)}
+    note = _note(fields)
+    logger.info("task %s: sent again for a Retry: %s", task_id, note)
+    return {"task_id": task_id, "task": name, **where, "note": note}
 
 
 def _check_failed(task_id: str, fields: Fields) -> None:

@@ -22,10 +22,10 @@ def report(task: DurableTask[Any, Any], attempt: Attempt, seconds: float, hostna
     about = attempt.about
     steps = [step.name for step in tuple(attempt.running)]
     where = f"step {', '.join(map(repr, steps))}" if steps else "the code between its steps"
+    advice = "call current_step().heartbeat() now and then" if steps else "make a step of what takes long"
     logger.warning(
-        "task %s: %s has made no progress for %.3g s (inactivity_timeout); in a long step call "
-        "current_step().heartbeat() now and then", about.task_id, where, seconds,
-    )  # fmt: skip
+        "task %s: %s has made no progress for %.3g s (inactivity_timeout); %s", about.task_id, where, seconds, advice
+    )
     tracing.count_silence(about.task)
     if task.send_events and task.app.conf.worker_send_task_events:
         with task.app.events.default_dispatcher(hostname=hostname) as events:

@@ -65,6 +65,10 @@ class StepInfo:
         task_id: id of the task.
         request: Celery's request of the task.
         logger: a logger for the task.
+        idempotency_key: a UUID, the same for every execution of this step.
+        is_cancelled: whether the run is to be cancelled.
+
+    And :meth:`heartbeat`, for long steps.
     """
 
     __slots__ = ("_step",)
@@ -112,7 +116,7 @@ class StepInfo:
 
 
 def current_step() -> StepInfo:
-    """The step that is running; mirrors Restate's ``RunContext``.
+    """The step that is running, as a :class:`StepInfo`; mirrors Restate's ``RunContext``.
 
     Raises:
         ContextClosedError: called outside of a step.

@@ -86,11 +86,20 @@ class DurableTask(Task[P, R]):
 
     @classmethod
     def bind(cls, app: Any) -> Any:
-        """Part of Celery: the class belongs to *app* now, whose workers recover its runs."""
+        """Part of Celery: the class belongs to *app* now, whose workers recover its runs.
+
+        Raises:
+            ConfigurationError: it has a task retry policy, and Celery is to retry it.
+        """
         app.steps["worker"].add("celery_durable.worker:RecoveryStep")
         bound = super().bind(app)
         # An annotation ("@run") replaces what it decorates.
         cls._make_durable()
+        if cls.task_retry_policy is not None and not cls.opinionated:
+            raise ConfigurationError(
+                f"{cls.name}: task_retry_policy is an option of @durable_task; with base=DurableTask Celery retries "
+                f"the task (autoretry_for, retry_backoff, max_retries), and RunOptions its steps"
+            )
         return bound
 
     def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:

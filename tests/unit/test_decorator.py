@@ -140,11 +140,25 @@ def needs_context(ctx: DurableContext) -> None: ...
         ("max_retrys", "max_retries"),
         ("ack_late", "acks_late"),
         ("rate_limits", "rate_limit"),
+        ("durable_retention", "retention"),
     ],
 )
 def test_an_unknown_option_suggests_the_nearest(wrong: str, right: str) -> None:
     with pytest.raises(ConfigurationError, match=f"no option '{wrong}' .did you mean '{right}'"):
         durable_task(**{wrong: 1})(needs_context)
+
+
+@pytest.mark.parametrize("wrong", ["lease", "durable_lease", "durable_max_broker_delay"])
+def test_a_setting_of_the_app_is_no_option(wrong: str) -> None:
+    setting = f"durable_{wrong.removeprefix('durable_')}"
+    with pytest.raises(ConfigurationError, match=f"no option '{wrong}': {setting} is a setting of the app"):
+        durable_task(**{wrong: 60})(needs_context)
+
+
+@pytest.mark.parametrize("own", ["ctx", "opinionated", "durable_settings", "durable_terms"])
+def test_what_the_base_class_has_for_itself_is_no_option(own: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"no option '{own}'"):
+        durable_task(**{own: 1})(needs_context)
 
 
 def test_an_attribute_of_the_base_class_is_an_option(app: Celery) -> None:
@@ -196,6 +210,15 @@ def test_a_policy_and_celerys_own_options_are_a_conflict(celery: dict[str, Any])
         durable_task(task_retry_policy=RetryPolicy(max_attempts=3), **celery)(needs_context)
     assert "task_retry_policy" in str(refused.value)
     assert next(iter(celery)) in str(refused.value)
+
+
+def test_a_policy_of_a_task_that_celery_retries_is_refused(app: Celery) -> None:
+    def nothing() -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"decorator.ruled: task_retry_policy is an option of @durable_task"):
+        app._task_from_fun(  # noqa: SLF001  what app.task does, sooner or later
+            nothing, name="decorator.ruled", base=DurableTask, task_retry_policy=RetryPolicy(max_attempts=2)
+        )
 
 
 def test_the_wrong_way_to_write_it_is_explained(app: Celery) -> None:
