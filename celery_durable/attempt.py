@@ -12,7 +12,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timezone
 from functools import cached_property
@@ -118,8 +119,7 @@ class Attempt:
         self._asked: dict[Callable[[], Any], tuple[Coroutine[Any, Any, Any], str]] = {}
         """Steps and waits that nobody has awaited yet."""
         self.body_is_over = False
-        self.waits = 0
-        """Waits in flight."""
+        self._waits = 0
 
     @property
     def number(self) -> int:
@@ -437,10 +437,20 @@ class Attempt:
         # Not wait_for(), which may swallow a cancellation before Python 3.12.
         await asyncio.wait({landing}, timeout=seconds)
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While what is in flight does nothing but wait, so that others need not wait for it."""
+        self._waits += 1
+        self._announce_landing()
+        try:
+            yield
+        finally:
+            self._waits -= 1
+
     @property
     def is_busy(self) -> bool:
-        """Whether something is in flight beside waits."""
-        return self._flying > self.waits
+        """Whether something is in flight that does not wait."""
+        return self._flying > self._waits
 
     def lost(self, error: JournalUnavailableError) -> Interrupt:
         return self.stop(JournalLost(error))

@@ -7,11 +7,12 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 from uuid import UUID
 
-from .attempt import Attempt
-from .driver import IN_THREAD, OnLoop, run_to_end
+from .attempt import Attempt, running_step
+from .driver import IN_THREAD, OnLoop, is_in_task_group, run_to_end
+from .interrupts import Interrupt
 from .options import Duration
 from .step import MISSING, Step
 from .wait import Wait
@@ -187,10 +188,13 @@ class AsyncDurableContext(_Context):
 
         The step's place in the journal is taken when ``run`` is called, not when it is awaited.
         """
-        step = Step(self._attempt, name, action, args, kwargs)
+        try:
+            step = Step(self._attempt, name, action, args, kwargs)
+        except Interrupt as interrupt:
+            return self._ended(interrupt)
         if step.recorded:
             return _replayed(step)
-        return self._attempt.in_flight(partial(step.perform, self._driver), step.name)
+        return self._attempt.in_flight(partial(self._driver.perform, step), step.name)
 
     run_typed = run
 
@@ -199,8 +203,17 @@ class AsyncDurableContext(_Context):
 
         Beside others (``asyncio.gather``) the first wait to be over wakes the task.
         """
-        wait = Wait(self._attempt, duration, name)
+        try:
+            wait = Wait(self._attempt, duration, name)
+        except Interrupt as interrupt:
+            return self._ended(interrupt)
         return self._attempt.in_flight(partial(wait.perform, self._driver), "sleep" if name is None else name)
+
+    def _ended(self, interrupt: Interrupt) -> Coroutine[Any, Any, NoReturn]:
+        """The attempt has ended: in a task group that is raised where the call is awaited, as by a step that ends it."""
+        if running_step.get() is not None or not is_in_task_group():
+            raise interrupt
+        return self._attempt.in_flight(partial(self._driver.end_by, self._attempt, interrupt), "the end")
 
     async def time(self) -> int:
         """Milliseconds since the epoch, the same on every attempt; a new reading each time. Mirrors ``ctx.time()``."""

@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from .exceptions import InvalidStepError, JournalUnavailableError, JournalUnreadableError
-from .interrupts import Fenced, JournalLost
+from .interrupts import Fenced, Interrupt, JournalLost
 from .journal import LONGEST_READ
 from .progress import timed_out, watcher
 from .strike import door
@@ -57,6 +58,10 @@ class Driver(Protocol):
         """
         ...
 
+    def is_cancelled(self, error: BaseException) -> bool:
+        """Whether it says that somebody has cancelled what runs here: that is no verdict on an action."""
+        ...
+
 
 class InThread:
     """Of a ``def`` task: nothing is ever suspended, so its coroutines end in the call that starts them."""
@@ -80,12 +85,29 @@ class InThread:
     async def is_alone(self, attempt: Attempt, seconds: float) -> bool:  # noqa: ARG002
         return True
 
+    def is_cancelled(self, error: BaseException) -> bool:  # noqa: ARG002
+        return False
+
 
 class OnLoop:
     """Of an ``async def`` task: others go on while it waits. One per attempt."""
 
     def __init__(self) -> None:
         self._reading = asyncio.Lock()
+
+    async def perform(self, step: Step) -> Any:
+        """Let a step execute."""
+        try:
+            return await step.perform(self)
+        except Interrupt as interrupt:
+            await self.end_by(step.attempt, interrupt)
+
+    async def end_by(self, attempt: Attempt, interrupt: Interrupt) -> NoReturn:
+        """Raise what ends the attempt; in a ``TaskGroup``, which cancels the others, when they have landed."""
+        if is_in_task_group():
+            with suppress(asyncio.CancelledError):
+                await self._is_alone(attempt, None)
+        raise interrupt
 
     async def call(self, step: Step) -> Any:
         if step.options.timeout is None:
@@ -125,24 +147,29 @@ class OnLoop:
         await asyncio.sleep(seconds)
 
     async def is_alone(self, attempt: Attempt, seconds: float) -> bool:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-        attempt.waits += 1
         attempt.tell()
-        try:
-            turns = 0
-            while turns < _TURNS_TO_BE_SURE and loop.time() < end:
+        return await self._is_alone(attempt, seconds)
+
+    @staticmethod
+    async def _is_alone(attempt: Attempt, seconds: float | None) -> bool:
+        end = None if seconds is None else time.monotonic() + seconds
+        turns, left = 0, seconds
+        with attempt.waiting():
+            while turns < _TURNS_TO_BE_SURE and (left is None or left > 0):
                 if attempt.body_is_over:
                     raise asyncio.CancelledError
                 if attempt.is_busy:
                     turns = 0
-                    await attempt.landing(end - loop.time())
+                    await attempt.landing(left)
                 else:
                     turns += 1
                     await asyncio.sleep(0)
-            return turns == _TURNS_TO_BE_SURE
-        finally:
-            attempt.waits -= 1
+                left = None if end is None else end - time.monotonic()
+        return turns == _TURNS_TO_BE_SURE
+
+    def is_cancelled(self, error: BaseException) -> bool:
+        # Python 3.11 counts cancellations; what an action has cancelled by itself, it has taken back.
+        return isinstance(error, asyncio.CancelledError) and bool(_cancellations())
 
 
 IN_THREAD = InThread()
@@ -231,6 +258,22 @@ async def _to_its_end(work: Coroutine[Any, Any, T], limit: _Limit | None = None)
         await asyncio.wait([task])
         _cancel_again()
         return task.result()
+
+
+def is_in_task_group() -> bool:
+    """Whether what this task raises has its siblings cancelled (Python 3.11 has brought groups)."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # there is no loop
+        return False
+    callbacks = getattr(task, "_callbacks", None) or ()
+    group = getattr(asyncio, "TaskGroup", ())
+    return any(isinstance(getattr(callback, "__self__", None), group) for callback, *_ in callbacks)
+
+
+def _cancellations() -> int:
+    task: Any = asyncio.current_task()
+    return task.cancelling() if hasattr(task, "cancelling") else 0
 
 
 def _cancel_again() -> None:

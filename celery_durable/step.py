@@ -210,7 +210,7 @@ class Step:
                 # Cleaning up after what was aborted is not to be aborted for it, too.
                 attempt.progressed_at = time.monotonic()
                 error = self._meaning(raised)
-                if isinstance(error, NOT_A_FAILURE):
+                if isinstance(error, NOT_A_FAILURE) or driver.is_cancelled(error):
                     raise error from None
                 delay = await self.fail(error, driver)
                 # What has failed is to count, though Redis should go away meanwhile.

@@ -73,9 +73,9 @@ def test_strikes_at_any_moment_hit_actions_only(app: Celery, redis_client: redis
 
     def act(number: int) -> int:
         starts[number] += 1
-        for _ in range(200):
+        for _ in range(1000):
             number += 1
-        return number - 200
+        return number - 1000
 
     def body(ctx: DurableContext) -> int:
         def strike(_: int, frame: Any) -> None:

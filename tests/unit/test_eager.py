@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import date
@@ -46,6 +47,8 @@ from celery_durable.journal import MemoryJournal
 from tests.unit.conftest import Action
 
 pytestmark = pytest.mark.usefixtures("app")
+
+needs_task_groups = pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.11 has brought task groups")
 
 SLOW = RunOptions(initial_retry_interval=3600, max_attempts=3)
 
@@ -1080,3 +1083,82 @@ def test_outside_of_a_task_there_is_none_on_the_event_loop() -> None:
         return bool(current_task), get_current_worker_task()
 
     assert wait_for(known()) == (False, None)
+
+
+# -- groups of asyncio's
+
+
+class Declined(TerminalError):
+    """A verdict."""
+
+
+@needs_task_groups
+def test_what_a_task_group_cancels_is_no_failure_of_a_step() -> None:
+    """It cancels the siblings of what has failed; that they did not end says nothing of them."""
+    began, undone = asyncio.Event(), Action("undone")
+    executions: Counter[str] = Counter()
+
+    async def reserve() -> None:
+        executions["reserve"] += 1
+        began.set()
+        await asyncio.sleep(3600)
+
+    async def charge() -> None:
+        executions["charge"] += 1
+        await began.wait()
+        raise Declined("no funds", status_code=402)
+
+    async def body(ctx: AsyncDurableContext) -> str:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(ctx.run("charge", charge))
+                group.create_task(ctx.run("reserve", reserve, RunOptions(max_attempts=1)))
+        except BaseExceptionGroup as failures:
+            assert [type(failure) for failure in failures.exceptions] == [Declined]
+            return await ctx.run("undo", undone)
+        return "shipped"
+
+    assert applied(body).get() == "undone"
+    assert (executions, undone.executions) == ({"charge": 1, "reserve": 1}, 1)
+
+
+@needs_task_groups
+def test_the_retry_of_a_step_waits_for_its_siblings_in_a_task_group() -> None:
+    """Else the group would cancel what they have begun."""
+    failed, flaky = asyncio.Event(), Action(ValueError("busy"), ValueError("busy"), "done")
+    executions: Counter[str] = Counter()
+
+    async def healthy() -> str:
+        executions["healthy"] += 1
+        await failed.wait()
+        await asyncio.sleep(0.05)
+        return "well"
+
+    async def flaky_first() -> Any:
+        failed.set()
+        return flaky()
+
+    async def body(ctx: AsyncDurableContext) -> list[Any]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(ctx.run("flaky", flaky_first, SLOW)),
+                group.create_task(ctx.run("healthy", healthy, RunOptions(max_attempts=1))),
+            ]
+        return [task.result() for task in tasks]
+
+    assert applied(body).get() == ["done", "well"]
+    assert (flaky.executions, executions["healthy"]) == (3, 1)
+
+
+@needs_task_groups
+def test_several_siblings_whose_steps_end_the_attempt_do_not_wait_for_each_other() -> None:
+    actions = [Action(ValueError("busy"), "done") for _ in range(3)]
+
+    async def body(ctx: AsyncDurableContext) -> list[Any]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ctx.run(f"step {n}", action, SLOW)) for n, action in enumerate(actions)]
+            tasks.append(group.create_task(ctx.sleep(3600)))
+        return [task.result() for task in tasks]
+
+    assert applied(body).get() == ["done", "done", "done", None]
+    assert [action.executions for action in actions] == [2, 2, 2]
