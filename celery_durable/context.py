@@ -210,7 +210,7 @@ class AsyncDurableContext(_Context):
         return self._attempt.in_flight(partial(wait.perform, self._driver), "sleep" if name is None else name)
 
     def _ended(self, interrupt: Interrupt) -> Coroutine[Any, Any, NoReturn]:
-        """The attempt has ended: in a task group that is raised where the call is awaited, as by a step that ends it."""
+        """The attempt has ended: in a task group that is raised where the call is awaited, like the end itself."""
         if running_step.get() is not None or not is_in_task_group():
             raise interrupt
         return self._attempt.in_flight(partial(self._driver.end_by, self._attempt, interrupt), "the end")
