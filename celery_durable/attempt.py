@@ -79,6 +79,8 @@ class Surroundings(NamedTuple):
     """Called as a plain function: no retries, errors as they are."""
     eager: bool = False
     """Never wait."""
+    verdicts: tuple[type[BaseException], ...] = ()
+    """Exceptions by which user code says what becomes of the task: no failures of a step."""
 
 
 class Attempt:

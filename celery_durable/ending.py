@@ -55,7 +55,7 @@ class Ending:
         """Turn what ended the body into what Celery is to do."""
         try:
             try:
-                return self._settle(self.execution.interrupt or self.execution.said or self._reason(error))
+                return self._settle(self.execution.interrupt or self.execution.said or self._reason(leading(error)))
             except Interrupt as late:
                 # The end itself met a fence, a lost journal, or steps that were left over.
                 return self._settle_late(late)
@@ -88,7 +88,7 @@ class Ending:
                 # The process is going down: another one is to go on at once.
                 self.hold.give_up(orderly=_is_shutdown(error))
                 raise error
-        raise self._failed_attempt(leading(error))
+        raise self._failed_attempt(error)
 
     def _interrupted(self, interrupt: Interrupt) -> Any:
         match interrupt:

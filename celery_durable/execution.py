@@ -18,7 +18,7 @@ from uuid import uuid4
 from celery import states
 from celery._state import push_current_task  # type: ignore[attr-defined]
 from celery.app.task import Context, get_actual_ignore_result  # type: ignore[attr-defined]
-from celery.exceptions import Ignore, Retry
+from celery.exceptions import Ignore, Reject, Retry
 from celery.local import Proxy
 from celery.utils.log import get_task_logger
 
@@ -220,7 +220,10 @@ class Execution:
         self.delivery = delivery = self._in_memory() if self.direct or self.eager else self._in_redis()
         assert self.hold is not None  # noqa: S101
         log = _task_logger(task.name)
-        about = Surroundings(delivery.task_id, task.name, self.request, log, direct=self.direct, eager=self.eager)
+        about = Surroundings(
+            delivery.task_id, task.name, self.request, log,
+            direct=self.direct, eager=self.eager, verdicts=(Retry, Ignore, Reject),
+        )  # fmt: skip
         self.request.__dict__[_OPENED] = self
         report.begun.set(delivery.task_id)
         attempt = self.hold.open(delivery, about, task.durable_terms)

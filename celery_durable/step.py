@@ -31,7 +31,7 @@ from .exceptions import (
     RetryableError,
     TerminalError,
 )
-from .failure import describe, failure_of, shown, text_of, traceback_of
+from .failure import describe, failure_of, leading, shown, text_of, traceback_of
 from .interrupts import FailAttempt, Interrupt, Overrun, RetryStep
 from .journal import Entry, done_entry, open_entry, started_entry
 from .retry import RunOptions
@@ -210,7 +210,9 @@ class Step:
                 # Cleaning up after what was aborted is not to be aborted for it, too.
                 attempt.progressed_at = time.monotonic()
                 error = self._meaning(raised)
-                if isinstance(error, NOT_A_FAILURE) or driver.is_cancelled(error):
+                if isinstance(error, (*NOT_A_FAILURE, *attempt.about.verdicts)) or driver.is_cancelled(error):
+                    if error is raised:
+                        raise
                     raise error from None
                 delay = await self.fail(error, driver)
                 # What has failed is to count, though Redis should go away meanwhile.
@@ -259,7 +261,7 @@ class Step:
         attempt = self.attempt
         if attempt.closed and attempt.interrupt is not None:
             return attempt.interrupt
-        cause = raised
+        cause = leading(raised)
         if isinstance(raised, asyncio.CancelledError) and attempt.struck_by is not None:
             cause = attempt.struck_by
         if isinstance(cause, Overrun) and cause.attempt is attempt:

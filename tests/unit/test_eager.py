@@ -575,6 +575,74 @@ def test_ignore_and_reject_end_the_run() -> None:
         assert action.executions == 1
 
 
+@pytest.mark.parametrize("error", [Ignore("not needed"), Reject("no", requeue=False)], ids=repr)
+def test_ignore_and_reject_end_the_run_from_within_a_step_too(error: Exception) -> None:
+    action = Action(error)
+
+    def body(ctx: DurableContext) -> None:
+        ctx.run("step", action, SLOW)
+
+    result = applied(body)
+
+    assert result.state == (states.IGNORED if isinstance(error, Ignore) else states.REJECTED)
+    assert action.executions == 1
+
+
+@needs_task_groups
+@pytest.mark.parametrize("error", [Ignore("not needed"), Reject("no", requeue=False)], ids=repr)
+def test_ignore_and_reject_end_the_run_from_within_a_task_group(error: Exception) -> None:
+    action = Action(error)
+
+    async def say() -> None:
+        action()
+
+    async def body(ctx: AsyncDurableContext) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(say())
+
+    assert applied(body).state == (states.IGNORED if isinstance(error, Ignore) else states.REJECTED)
+    assert action.executions == 1
+
+
+def test_a_users_own_retry_from_within_a_step_is_no_failure_of_the_step(caplog: pytest.LogCaptureFixture) -> None:
+    executions = []
+
+    def act(task: Any) -> str:
+        executions.append(task.request.retries)
+        if len(executions) < 3:
+            raise task.retry(countdown=60, max_retries=5)
+        return "done"
+
+    def body(self: Any, ctx: DurableContext) -> str:
+        return ctx.run("step", act, RunOptions(max_attempts=1000), self)
+
+    assert applied(body, bind=True).result == "done"
+    assert executions == [0, 1, 2]
+    assert "failed (execution" not in caplog.text
+
+
+@needs_task_groups
+def test_a_terminal_error_within_a_group_is_the_verdict_of_a_step() -> None:
+    action = Action(TerminalError("no funds", status_code=402))
+
+    async def act() -> None:
+        async def pay() -> None:
+            action()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(pay())
+
+    async def body(ctx: AsyncDurableContext) -> str:
+        try:
+            await ctx.run("pay", act, SLOW)
+        except TerminalError as error:
+            return f"{error.status_code}: {error}"
+        return "paid"
+
+    assert applied(body).result == "402: no funds"
+    assert action.executions == 1
+
+
 def test_a_retryable_error_of_the_body_is_retried() -> None:
     action = Action(RetryableError("busy", retry_after=3600), "done")
     assert applied(body_of(action)).result == "done"
