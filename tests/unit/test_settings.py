@@ -11,13 +11,17 @@ import pytest
 from celery import Celery
 from redis.connection import SSLConnection
 
-from celery_durable import ConfigurationError, DurableTask, RetryPolicy
+from celery_durable import ConfigurationError, DurableContext, DurableTask, RetryPolicy, durable_task
 from celery_durable.address import Address, without_password
 from celery_durable.settings import TASK_OPTIONS, Settings
 
 
 def nothing() -> None:
     """The body of a task."""
+
+
+def with_context(ctx: DurableContext) -> None:
+    """The body of a task that @durable_task makes."""
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
@@ -150,6 +154,17 @@ TASK_VALUES: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.parametrize("option", sorted(TASK_OPTIONS))
 def test_an_option_of_the_task_wins_over_the_setting_of_the_app(app: Celery, option: str) -> None:
+    of_app, of_task = TASK_VALUES[option]
+    field = TASK_OPTIONS[option]
+    setattr(app.conf, f"durable_{field}", of_app)
+    plain = durable_task(name="settings.plain")(with_context)
+    special = durable_task(name="settings.special", **{option: of_task})(with_context)
+    assert getattr(plain.durable_settings, field) == of_app
+    assert getattr(special.durable_settings, field) == of_task
+
+
+@pytest.mark.parametrize("option", sorted(TASK_OPTIONS.keys() - {"task_retry_policy"}))
+def test_the_base_class_takes_all_options_but_the_retry_policy(app: Celery, option: str) -> None:
     of_app, of_task = TASK_VALUES[option]
     field = TASK_OPTIONS[option]
     setattr(app.conf, f"durable_{field}", of_app)
