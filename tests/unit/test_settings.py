@@ -132,10 +132,27 @@ def test_namespaced_forms_work(app: Celery, config: Any, namespace: str | None) 
     assert Settings.read(app.conf).lease == 7
 
 
-def test_an_unknown_namespaced_key_is_refused(app: Celery) -> None:
-    app.config_from_object(SimpleNamespace(CELERY_DURABLE_LEASES=7), namespace="CELERY")
+@pytest.mark.parametrize(
+    ("key", "namespace"),
+    [
+        ("CELERY_DURABLE_LEASES", "CELERY"),
+        ("CELERY_DURABLE_LEASES", "CELERY_"),
+        ("shop_durable_leases", "shop"),
+        ("shop_durable_leases", "Shop"),
+        ("durable_leases", "CELERY"),
+    ],
+)
+def test_an_unknown_namespaced_key_is_refused(app: Celery, key: str, namespace: str) -> None:
+    app.config_from_object(SimpleNamespace(**{key: 7}), namespace=namespace)
     with pytest.raises(ConfigurationError, match="durable_lease"):
         Settings.read(app.conf, app.namespace)
+
+
+@pytest.mark.parametrize("namespace", ["CELERY", "celery", None])
+def test_an_upper_case_key_without_the_namespace_is_somebody_else_s(app: Celery, namespace: str | None) -> None:
+    """In the settings of a Django project, say."""
+    app.config_from_object(SimpleNamespace(DURABLE_FOO=7, DURABLE_LEASE=7), namespace=namespace)
+    assert Settings.read(app.conf, app.namespace) == Settings()
 
 
 TASK_VALUES: dict[str, tuple[Any, Any]] = {
