@@ -36,6 +36,8 @@ def retry(self: Any, task_id: str) -> dict[str, Any]:
     """
     from .store import store_of
 
+    if not (isinstance(task_id, str) and task_id):  # type: ignore[redundant-expr]
+        raise RunNotRetryableError(f"the id of a task is a text, got {task_id!r}")
     app = self.app
     fields = store_of(app).runs.load(task_id)
     _check_failed(task_id, fields)

@@ -7,6 +7,7 @@ import pytest
 import redis
 from celery import Celery
 
+from celery_durable import RunNotRetryableError
 from celery_durable.journal import done_entry, open_entry, started_entry
 from celery_durable.retry_task import NAME
 from celery_durable.store import store_of
@@ -81,3 +82,9 @@ def test_the_note_says_which_failures_are_replayed(
     names = [text.split('"')[3] for place, text in steps.items() if '"failed"' in kept.get(f"step:{place}", "")]
     assert [name for name in "abc" if f"failure of step {name!r}" in note] == names[:1]
     assert ("restart is needed" in note) == bool(names)
+
+
+@pytest.mark.parametrize("wrong", [5, None, "", ["id"]], ids=repr)
+def test_an_id_that_is_no_text_is_refused(app: Celery, wrong: Any) -> None:
+    with pytest.raises(RunNotRetryableError, match="the id of a task is a text, got"):
+        app.tasks[NAME].apply((wrong,)).get()
