@@ -107,7 +107,8 @@ def _lease(name: str, value: Any) -> float:
 
 
 def _serializer(_name: str, value: Any) -> Any:
-    check_serializer(value, ACCEPT_ANY)
+    # The decorator's option has the prefix, too.
+    check_serializer(value, ACCEPT_ANY, PREFIX + "serializer")
     return value
 
 

@@ -11,7 +11,7 @@ from celery_durable import RunNotRetryableError
 from celery_durable.journal import done_entry, open_entry, started_entry
 from celery_durable.retry_task import NAME
 from celery_durable.store import store_of
-from tests.integration.runs import app_at, new_id, opened, task_of
+from tests.integration.runs import app_at, execute, new_id, opened, task_of
 
 CALL = '{"args":[],"kwargs":{},"options":{}}'
 
@@ -88,3 +88,21 @@ def test_the_note_says_which_failures_are_replayed(
 def test_an_id_that_is_no_text_is_refused(app: Celery, wrong: Any) -> None:
     with pytest.raises(RunNotRetryableError, match="the id of a task is a text, got"):
         app.tasks[NAME].apply((wrong,)).get()
+
+
+def test_a_run_that_was_refused_for_its_serializer_goes_on_once_the_app_accepts_that(
+    app: Celery, redis_client: redis.Redis
+) -> None:
+    def keep(self: Any) -> Any:
+        return self.ctx.run("keep", lambda: [1])
+
+    task, store, task_id = task_of(app, keep, durable_serializer="pickle"), store_of(app), new_id()
+
+    assert execute(task, task_id=task_id) == "FAILURE"
+    kept = redis_client.hgetall(store.keys(task_id).run)
+    assert (kept["status"], "step:1" in kept) == ("failed", False)
+
+    app.conf.accept_content = ["json", "pickle"]
+    del task.__dict__["_durable_terms"]  # as in a new process
+    assert app.tasks[NAME].apply((task_id,)).get()["task"] == task.name
+    assert execute(task, task_id=task_id) == "SUCCESS"

@@ -177,6 +177,19 @@ def test_a_wrong_option_of_a_task_is_one_line_that_names_it_and_ends_no_check(se
     assert "shop.other (61 s)" in visibility
 
 
+def test_a_serializer_that_the_app_does_not_accept_is_one_line_that_names_its_tasks(app: Celery) -> None:
+    def other(self: Any) -> None: ...
+
+    app.conf.durable_serializer = "pickle"
+    tasks = [task_of(app, work), task_of(app, other, durable_serializer="json")]
+
+    (risk,) = [risk.text for risk in risks_of(app, tasks)]
+
+    assert "durable_serializer 'pickle' runs code" in risk
+    assert "accept_content" in risk
+    assert "; shop.work will fail until this is mended" in risk
+
+
 def test_a_missing_redis_is_one_line_that_says_that_durable_tasks_will_fail() -> None:
     app = Celery("startup", broker="memory://", set_as_current=False)
 
