@@ -129,6 +129,7 @@ class Address(NamedTuple):
                 **self.options.get("sentinel_kwargs", {}),
             },
         )
+        params["host"] = ""  # until the Sentinels have named one: no message is to speak of redis-py's default
         return SentinelConnectionPool(self.master_name, sentinels, **params)  # type: ignore[no-untyped-call]
 
 

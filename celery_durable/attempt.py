@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from .exceptions import (
+    ConfigurationError,
     ContextClosedError,
     ContextInStepError,
     DurableError,
@@ -33,6 +34,7 @@ from .exceptions import (
 from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, RetryStep, Sleep
 from .journal import Entry, Journal, Opened, read_entry, step_field
 from .places import Places, in_order
+from .serializers import check_serializer
 
 if TYPE_CHECKING:
     from .step import Step
@@ -66,6 +68,14 @@ class Terms(NamedTuple):
     """A recorded step resets the count of failed attempts."""
     result_serializer: str = "json"
     """Celery's, of what the task returns."""
+
+    def check(self) -> None:
+        """Refuse what no step could be recorded by.
+
+        Raises:
+            ConfigurationError: the app does not accept the serializer of its values.
+        """
+        check_serializer(self.serializer, self.accept, "durable_serializer")
 
 
 class Surroundings(NamedTuple):
@@ -140,7 +150,7 @@ class Attempt:
         return self._opened.reopened
 
     def check_whole(self) -> None:
-        """End the run, if something is missing without which it cannot go on."""
+        """End the run, if something is missing, or not allowed, without which it cannot go on."""
         if not self.seed:
             raise self.end_run(
                 JournalUnreadableError(
@@ -148,6 +158,11 @@ class Attempt:
                     f"depends; restore it, or send the task under a new id"
                 )
             )
+        try:
+            self.terms.check()
+        except ConfigurationError as error:
+            # Before an action runs whose value could not be recorded.
+            raise self.end_run(ConfigurationError(f"task {self.about.task_id}, {self.about.task}: {error}")) from None
 
     def begin_here(self) -> None:
         """The body is this asyncio task, in this thread."""

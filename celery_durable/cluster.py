@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 from redis.connection import AbstractConnection, ConnectionPool
 from redis.crc import key_slot
-from redis.exceptions import AskError, MovedError, RedisError
+from redis.exceptions import AskError, InvalidResponse, MovedError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -119,6 +119,8 @@ class Cluster:
                 return self._ask(node)
             except (RedisConnectionError, RedisTimeoutError, OSError) as error:
                 silence = error
+            except InvalidResponse as error:
+                silence = Passing(f"what answers at {node.host}:{node.port} is no Redis: {error}")
         raise Passing(f"no node of the Cluster answers: {silence}") from silence
 
     def _ask(self, node: Node) -> list[_Range]:

@@ -108,7 +108,6 @@ def _make(fun: Callable[..., Any], options: dict[str, Any]) -> Any:
     defaults: dict[str, Any] = {
         "acks_late": True,
         "reject_on_worker_lost": True,
-        "pydantic": _has_models(fun),
     }
     options = {**defaults, **options}
     Settings().with_options(
@@ -116,8 +115,13 @@ def _make(fun: Callable[..., Any], options: dict[str, Any]) -> Any:
     )
 
     def register(app: Any) -> Any:
+        # Not before: a model may be defined further down the module.
+        hints = codec.hints_of(fun)
+        _annotate(body, hints)
         kind = _task_class(base or app.Task, rules)
-        return app._task_from_fun(body, base=kind, bind=True, **options)  # noqa: SLF001  as shared_task does
+        return app._task_from_fun(  # noqa: SLF001  as shared_task does
+            body, base=kind, bind=True, **{"pydantic": _has_models(hints), **options}
+        )
 
     return _share(fun, options.get("name"), register)
 
@@ -170,13 +174,17 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
         execution.began = True
         return fun(*head, *args, **kwargs)
 
-    # Annotations as types: a name that exists for type checkers only must not hide the models beside it.
-    hints = codec.hints_of(fun)
-    run.__annotations__ = {name: hint for name, hint in hints.items() if name in {*own.parameters, "return"}}
     itself = inspect.Parameter("_task", inspect.Parameter.POSITIONAL_ONLY)
-    typed = [each.replace(annotation=hints.get(name, each.annotation)) for name, each in own.parameters.items()]
-    run.__signature__ = own.replace(parameters=[itself, *typed])  # type: ignore[attr-defined]
+    run.__signature__ = own.replace(parameters=[itself, *own.parameters.values()])  # type: ignore[attr-defined]
     return run
+
+
+def _annotate(body: Any, hints: dict[str, Any]) -> None:
+    """Give the body annotations as types: a name that only type checkers know must not hide the models beside it."""
+    signature = inspect.signature(body)
+    typed = [each.replace(annotation=hints.get(name, each.annotation)) for name, each in signature.parameters.items()]
+    body.__annotations__ = {name: hint for name, hint in hints.items() if name in {*signature.parameters, "return"}}
+    body.__signature__ = signature.replace(parameters=typed)
 
 
 _PLAIN = (bool, int, float, str, bytes, list, tuple, dict, set)
@@ -209,10 +217,10 @@ def _is_an_argument(parameter: inspect.Parameter) -> bool:
     return plain or (parameter.default is not parameter.empty and parameter.name not in ("ctx", "context"))
 
 
-def _has_models(fun: Callable[..., Any]) -> bool:
+def _has_models(hints: dict[str, Any]) -> bool:
     """Whether a parameter is a Pydantic model, so that Celery is to validate the arguments."""
-    hints = {name: hint for name, hint in codec.hints_of(fun).items() if name != "return"}
-    kinds = [kind for hint in hints.values() for kind in (hint, *typing.get_args(hint))]
+    of_parameters = [hint for name, hint in hints.items() if name != "return"]
+    kinds = [kind for hint in of_parameters for kind in (hint, *typing.get_args(hint))]
     return any(map(is_model, kinds))
 
 

@@ -37,25 +37,29 @@ class Serializer(Protocol):
         ...
 
 
-def check_serializer(serializer: Any, accept: frozenset[str]) -> None:
-    """Refuse a serializer that is unknown, or that runs code from the journal without the app's ``accept_content``."""
+def check_serializer(serializer: Any, accept: frozenset[str], name: str = "serializer") -> None:
+    """Refuse a serializer that is unknown, or that runs code from the journal without the app's ``accept_content``.
+
+    *name*: what it was given as.
+    """
     if not isinstance(serializer, str):
         if not isinstance(serializer, Serializer):
             raise ConfigurationError(
-                f"serializer must be a name of kombu's registry or have serialize() and deserialize(), "
-                f"got {serializer!r}"
+                f"{name} must be a name of kombu's registry or have serialize() and deserialize(), got {serializer!r}"
             )
         return
+    if serializer == "json":
+        return  # always there, and asked for at every attempt
     import kombu.serialization
 
     known: dict[str, str] = kombu.serialization.registry.name_to_type  # type: ignore[attr-defined]
     if serializer not in known:
-        raise ConfigurationError(f"serializer {serializer!r} is not registered with kombu; known: {sorted(known)}")
-    _check_content(known[serializer], accept)
+        raise ConfigurationError(f"{name} {serializer!r} is not registered with kombu; known: {sorted(known)}")
+    _check_content(known[serializer], accept, name)
     try:
         kombu.serialization.dumps("", serializer)
     except Exception as error:  # kombu registers the names of packages that are not installed, too
-        raise ConfigurationError(f"serializer {serializer!r} does not work here: {error}") from error
+        raise ConfigurationError(f"{name} {serializer!r} does not work here: {error}") from error
 
 
 def check_compression(compression: Any) -> None:
@@ -103,10 +107,10 @@ def load_content(raw: bytes, content_type: str, charset: str, accept: frozenset[
     return loads(raw, content_type, charset, accept={content_type})
 
 
-def _check_content(content_type: str, accept: frozenset[str]) -> None:
+def _check_content(content_type: str, accept: frozenset[str], name: str = "serializer") -> None:
     if content_type == _PICKLE and not accept & {"pickle", _PICKLE}:
         raise ConfigurationError(
-            "serializer 'pickle' runs code found in the journal: allow it with the app's accept_content"
+            f"{name} 'pickle' runs code found in the journal: allow it with the app's accept_content"
         )
 
 

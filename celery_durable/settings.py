@@ -67,12 +67,21 @@ class Settings:
 
 
 def _durable_keys(conf: Mapping[str, Any], namespace: str | None) -> Iterable[str]:
-    """The keys of ours in a Celery configuration, without the namespace."""
-    start = f"{namespace}_".lower() if namespace else ""
-    for key in conf:
-        name = str(key).lower().removeprefix(start)
+    """The keys of ours in a Celery configuration, without the namespace.
+
+    Celery finds a key in lower case, or in the namespace and in its case. In the configuration of a whole project
+    (``django.conf:settings``) others may be somebody else's.
+    """
+    start = _as_celery_looks_for(namespace) if namespace else ""
+    for key in map(str, conf):
+        name = key.removeprefix(start).lower() if start and key.startswith(start) else key
         if name.startswith(PREFIX):
             yield name
+
+
+def _as_celery_looks_for(namespace: str) -> str:
+    start = namespace.rstrip("_") + "_"
+    return start if start.isupper() else start.lower()
 
 
 def _text(name: str, value: Any) -> str:
@@ -98,7 +107,8 @@ def _lease(name: str, value: Any) -> float:
 
 
 def _serializer(_name: str, value: Any) -> Any:
-    check_serializer(value, ACCEPT_ANY)
+    # The decorator's option has the prefix, too.
+    check_serializer(value, ACCEPT_ANY, PREFIX + "serializer")
     return value
 
 

@@ -49,16 +49,33 @@ def risks_of(app: Any, tasks: list[DurableTask[Any, Any]]) -> Iterator[Risk]:
 
     try:
         store = store_of(app)
-        yield from _risks_of_servers(store, {task.durable_settings.journal_sync for task in tasks})
     except ConfigurationError as error:
         yield Risk(f"{error}; durable tasks will fail until this is mended")
         return
+    sound, wrong = _checked(tasks)
+    for text, names in wrong.items():
+        yield Risk(f"{text}; {', '.join(names)} will fail until this is mended")
+    try:
+        yield from _risks_of_servers(store, {task.durable_settings.journal_sync for task in sound})
     except JournalUnavailableError as error:
         if _may_not_ask(error):
             yield Risk(f"{error}; whether the server may lose journals cannot be checked")
         else:
             yield Risk(f"{error}; durable tasks wait until it is back")
     yield from _risks_of_time_limits(app, tasks)
+
+
+def _checked(tasks: list[DurableTask[Any, Any]]) -> tuple[list[DurableTask[Any, Any]], dict[str, list[str]]]:
+    """The tasks whose options are right, and the names of the others by what is wrong: often the same for many."""
+    sound = []
+    wrong: dict[str, list[str]] = {}
+    for task in tasks:
+        try:
+            task.durable_terms.check()
+            sound.append(task)
+        except ConfigurationError as error:
+            wrong.setdefault(str(error), []).append(task.name)
+    return sound, wrong
 
 
 def _may_not_ask(error: JournalUnavailableError) -> bool:

@@ -29,6 +29,7 @@ from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
+    InvalidResponse,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -48,10 +49,10 @@ from .lookout import Lookout
 
 logger = logging.getLogger("celery_durable")
 
-# What a server says while it restarts, fails over or is full: worth asking again.
+# What a server says while it restarts, fails over or is full, or what answers in its place: worth asking again.
 _PASSING = (
     RedisConnectionError, RedisTimeoutError, OSError, BusyLoadingError, ReadOnlyError, OutOfMemoryError, NoScriptError,
-    ClusterDownError, TryAgainError,
+    ClusterDownError, TryAgainError, InvalidResponse,
 )  # fmt: skip
 # The same, for which redis-py has no class.
 _NOT_NOW = ("BUSY", "MISCONF", "NOREPLICAS")
@@ -293,9 +294,16 @@ class Wire:
 
     def _unavailable(self, error: BaseException, patience: float) -> JournalUnavailableError:
         self._give_up()
-        kind = "authentication failed: " if isinstance(error, AuthenticationError) else f"{type(error).__name__}: "
-        why = str(error) if isinstance(error, Passing) else f"{kind}{error}"
-        return JournalUnavailableError(f"Redis did not take the journal within {patience:.3g} s: {why}")
+        match error:
+            case Passing():
+                why = str(error)
+            case AuthenticationError():
+                why = f"authentication failed: {error}"
+            case InvalidResponse():
+                why = f"what answers there is no Redis: {error}"
+            case _:
+                why = f"{type(error).__name__}: {error}"
+        return JournalUnavailableError(f"{self._server} did not take the journal within {patience:.3g} s: {why}")
 
     def _refused(self, error: ResponseError) -> DurableError:
         self._give_up()
@@ -303,8 +311,16 @@ class Wire:
             return JournalUnreadableError(f"a key of the journal holds something else: {error}")
         if isinstance(error, AskError):
             hint = "this is a node of a Redis Cluster: begin its URL with redis+cluster://"
-            return Refused(f"Redis refused the journal: {error} ({hint})")
-        return Refused(f"Redis refused the journal: {error}")
+            return Refused(f"{self._server} refused the journal: {error} ({hint})")
+        return Refused(f"{self._server} refused the journal: {error}")
+
+    @property
+    def _server(self) -> str:
+        """Which one it is, for messages: no more of the URL, which may have a password."""
+        connection = self._connection
+        if path := getattr(connection, "path", None):
+            return f"Redis at {path}"
+        return f"Redis at {connection.host}:{connection.port}" if connection.host else "Redis"
 
     def disown(self) -> None:
         """What is still owed is to be read, and dropped."""

@@ -158,6 +158,38 @@ def test_a_wrong_setting_is_one_line_that_says_that_durable_tasks_will_fail() ->
     assert "durable tasks will fail until" in risk
 
 
+def test_a_wrong_option_of_a_task_is_one_line_that_names_it_and_ends_no_check(server: RedisServer, app: Celery) -> None:
+    def other(self: Any) -> None: ...
+
+    def third(self: Any) -> None: ...
+
+    with server.client() as admin:
+        admin.config_set("appendonly", "no")
+    app.conf.update(broker_url="redis://broker/0", broker_transport_options={"visibility_timeout": 60})
+    tasks = [task_of(app, work, retention=-1), task_of(app, other, time_limit=61), task_of(app, third, retention=-1)]
+
+    option, persistence, visibility = [risk.text for risk in risks_of(app, tasks)]
+
+    assert (
+        option == "retention must be 0 or more seconds, got -1.0; shop.work, shop.third will fail until this is mended"
+    )
+    assert "no append-only file" in persistence
+    assert "shop.other (61 s)" in visibility
+
+
+def test_a_serializer_that_the_app_does_not_accept_is_one_line_that_names_its_tasks(app: Celery) -> None:
+    def other(self: Any) -> None: ...
+
+    app.conf.durable_serializer = "pickle"
+    tasks = [task_of(app, work), task_of(app, other, durable_serializer="json")]
+
+    (risk,) = [risk.text for risk in risks_of(app, tasks)]
+
+    assert "durable_serializer 'pickle' runs code" in risk
+    assert "accept_content" in risk
+    assert "; shop.work will fail until this is mended" in risk
+
+
 def test_a_missing_redis_is_one_line_that_says_that_durable_tasks_will_fail() -> None:
     app = Celery("startup", broker="memory://", set_as_current=False)
 

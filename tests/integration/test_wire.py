@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from unittest import mock
 
@@ -183,6 +184,60 @@ def test_keys_outside_of_what_the_user_may_touch_are_refused_with_the_servers_wo
     assert PASSWORD not in str(caught.value)
 
 
+@contextmanager
+def http_server() -> Iterator[int]:
+    """Serve what is no Redis at all at a port."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("redis://:{}@127.0.0.1:{}/0", "what answers there is no Redis"),
+        ("redis+cluster://:{}@127.0.0.1:{}", "what answers at 127.0.0.1:{} is no Redis"),
+    ],
+)
+def test_what_is_no_redis_is_said_with_its_address(url: str, why: str) -> None:
+    with (
+        http_server() as port,
+        store_at(url.format(QUOTED, port), durable_lease=1) as store,
+        pytest.raises(JournalUnavailableError) as caught,
+    ):
+        opened(store, new_id())
+
+    assert f"Redis at 127.0.0.1:{port} did not take the journal within 1 s: " in str(caught.value)
+    assert why.format(port) in str(caught.value)
+    assert PASSWORD not in str(caught.value)
+
+
+def test_a_run_whose_redis_is_none_waits_for_one() -> None:
+    def work(self: Any) -> None:
+        self.ctx.uuid()
+
+    with http_server() as port, app_at(f"redis://127.0.0.1:{port}/0", durable_lease=1) as app:
+        assert execute(task_of(app, work), task_id=new_id()) == "RETRY"
+
+
+@pytest.mark.parametrize("unix_socket", [False, True])
+def test_a_database_that_the_server_lacks_is_said_with_its_address(unix_socket: bool) -> None:
+    with (
+        RedisServer(unix_socket=unix_socket) as server,
+        store_at(server.url(db=99)) as store,
+        pytest.raises(JournalUnavailableError) as caught,
+    ):
+        opened(store, new_id())
+
+    where = server.socket_path or f"127.0.0.1:{server.port}"
+    assert f"Redis at {where} refused the journal: DB index is out of range" in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["redis://durable:{}@127.0.0.1:{}/0", "redis://:{}@127.0.0.1:{}/0"])
 def test_a_wrong_password_is_said_and_not_shown(
     guarded: RedisServer, url: str, caplog: pytest.LogCaptureFixture
@@ -197,6 +252,7 @@ def test_a_wrong_password_is_said_and_not_shown(
     ):
         store.runs.load(new_id())
 
+    assert f"Redis at 127.0.0.1:{guarded.port} " in str(caught.value)
     told = f"{caught.value!r} {caught.value.__cause__!r} {caplog.text}"
     assert [secret for secret in (wrong, "wr0ng@word", PASSWORD, QUOTED) if secret in told] == []
 

@@ -260,6 +260,21 @@ def test_a_name_that_only_type_checkers_know_does_not_hide_the_models_beside_it(
     assert place.apply(({"number": "7"},)).result == ["Order", 7]
 
 
+@pytest.mark.parametrize("note", ["OrderBelow", "OrderBelow | None"])
+def test_a_model_may_be_defined_further_down_the_module(app: Celery, note: str) -> None:
+    def place(ctx: Any, order: Any) -> list[Any]:
+        return [type(order).__name__, order.number]
+
+    place.__annotations__ = {"order": note, "return": "OrderBelow"}
+    task = durable_task(place)
+    place.__globals__["OrderBelow"] = Order  # as the rest of the module does
+    try:
+        assert not app.finalized
+        assert task.apply(({"number": "7"},)).result == ["Order", 7]
+    finally:
+        del place.__globals__["OrderBelow"]
+
+
 def test_parameters_may_have_any_names(app: Celery) -> None:
     @durable_task
     def of_self(ctx: DurableContext, self: str, task: str = "", args: str = "") -> list[str]:

@@ -65,6 +65,43 @@ def failure_of(result: EagerResult[Any], kind: type[BaseException]) -> Any:
     return result.result
 
 
+# -- a wrong setting --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given_to", ["task", "app"])
+@pytest.mark.parametrize("directly", [False, True])
+def test_a_serializer_that_the_app_does_not_accept_is_refused_before_an_action_runs(
+    app: Celery, given_to: str, directly: bool
+) -> None:
+    def work(ctx: DurableContext) -> Any:
+        return ctx.run("work", action)
+
+    action = Action(1)
+    if given_to == "app":
+        app.conf.durable_serializer = "pickle"
+    task = durable_task(name="shop.work", **({"durable_serializer": "pickle"} if given_to == "task" else {}))(work)
+
+    if directly:
+        with pytest.raises(ConfigurationError) as refused:
+            task()
+        error = refused.value
+    else:
+        error = failure_of(task.apply(), ConfigurationError)
+
+    assert "shop.work: durable_serializer 'pickle' runs code" in str(error)
+    assert "accept_content" in str(error)
+    assert action.executions == 0
+
+
+def test_a_serializer_that_the_app_accepts_is_used(app: Celery) -> None:
+    def work(ctx: DurableContext) -> Any:
+        return ctx.run("work", lambda: (1, 2)) == (1, 2)
+
+    app.conf.accept_content = ["json", "pickle"]
+
+    assert applied(work, durable_serializer="pickle").result is True
+
+
 # -- a direct call -----------------------------------------------------------------------------------------------------
 
 

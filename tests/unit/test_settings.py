@@ -11,13 +11,17 @@ import pytest
 from celery import Celery
 from redis.connection import SSLConnection
 
-from celery_durable import ConfigurationError, DurableTask, RetryPolicy
+from celery_durable import ConfigurationError, DurableContext, DurableTask, RetryPolicy, durable_task
 from celery_durable.address import Address, without_password
 from celery_durable.settings import TASK_OPTIONS, Settings
 
 
 def nothing() -> None:
     """The body of a task."""
+
+
+def with_context(ctx: DurableContext) -> None:
+    """The body of a task that @durable_task makes."""
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
@@ -90,7 +94,7 @@ def test_a_wrong_value_is_named_with_its_key(key: str, value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["nonsense", 5], ids=repr)
 def test_a_wrong_serializer_is_refused(value: Any) -> None:
-    with pytest.raises(ConfigurationError, match="kombu"):
+    with pytest.raises(ConfigurationError, match=r"^durable_serializer .*kombu"):
         Settings.read({"durable_serializer": value})
 
 
@@ -128,10 +132,27 @@ def test_namespaced_forms_work(app: Celery, config: Any, namespace: str | None) 
     assert Settings.read(app.conf).lease == 7
 
 
-def test_an_unknown_namespaced_key_is_refused(app: Celery) -> None:
-    app.config_from_object(SimpleNamespace(CELERY_DURABLE_LEASES=7), namespace="CELERY")
+@pytest.mark.parametrize(
+    ("key", "namespace"),
+    [
+        ("CELERY_DURABLE_LEASES", "CELERY"),
+        ("CELERY_DURABLE_LEASES", "CELERY_"),
+        ("shop_durable_leases", "shop"),
+        ("shop_durable_leases", "Shop"),
+        ("durable_leases", "CELERY"),
+    ],
+)
+def test_an_unknown_namespaced_key_is_refused(app: Celery, key: str, namespace: str) -> None:
+    app.config_from_object(SimpleNamespace(**{key: 7}), namespace=namespace)
     with pytest.raises(ConfigurationError, match="durable_lease"):
         Settings.read(app.conf, app.namespace)
+
+
+@pytest.mark.parametrize("namespace", ["CELERY", "celery", None])
+def test_an_upper_case_key_without_the_namespace_is_somebody_else_s(app: Celery, namespace: str | None) -> None:
+    """In the settings of a Django project, say."""
+    app.config_from_object(SimpleNamespace(DURABLE_FOO=7, DURABLE_LEASE=7), namespace=namespace)
+    assert Settings.read(app.conf, app.namespace) == Settings()
 
 
 TASK_VALUES: dict[str, tuple[Any, Any]] = {
@@ -150,6 +171,17 @@ TASK_VALUES: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.parametrize("option", sorted(TASK_OPTIONS))
 def test_an_option_of_the_task_wins_over_the_setting_of_the_app(app: Celery, option: str) -> None:
+    of_app, of_task = TASK_VALUES[option]
+    field = TASK_OPTIONS[option]
+    setattr(app.conf, f"durable_{field}", of_app)
+    plain = durable_task(name="settings.plain")(with_context)
+    special = durable_task(name="settings.special", **{option: of_task})(with_context)
+    assert getattr(plain.durable_settings, field) == of_app
+    assert getattr(special.durable_settings, field) == of_task
+
+
+@pytest.mark.parametrize("option", sorted(TASK_OPTIONS.keys() - {"task_retry_policy"}))
+def test_the_base_class_takes_all_options_but_the_retry_policy(app: Celery, option: str) -> None:
     of_app, of_task = TASK_VALUES[option]
     field = TASK_OPTIONS[option]
     setattr(app.conf, f"durable_{field}", of_app)
