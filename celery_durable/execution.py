@@ -72,8 +72,16 @@ def _current_task() -> Any:
     return _NoTask() if execution is None else execution.task
 
 
-# Celery knows its current task by thread. One of async tasks serves many, each in a context of its own.
-in_each_thread.append(partial(push_current_task, Proxy(_current_task)))
+def _workers_task() -> Any:
+    """The task that a worker executes, and not one that it has called as a function."""
+    execution = current.get()
+    while execution is not None and execution.direct:
+        execution = execution.outer
+    return _NoTask() if execution is None else execution.task
+
+
+# Celery keeps a stack of its current tasks by thread. One of async tasks serves many, each in a context of its own.
+in_each_thread += [partial(push_current_task, Proxy(task)) for task in (_workers_task, _current_task)]
 
 
 class Execution:
@@ -105,7 +113,8 @@ class Execution:
         """An exception that passed before: the pool forks a process while it handles the end of another, say."""
         self.began = False
         """Whether the arguments fitted and the function was entered."""
-        outer = current.get()
+        self.outer = outer = current.get()
+        """That of the task which has called this one as a function."""
         self.direct = bool(
             self.request.called_directly
             or self.request.id is None

@@ -165,9 +165,9 @@ class DurableTask(Task[P, R]):
         request = self.request_stack.top
         if request is None:
             execution = current.get()
-            if execution is not None and execution.task is self:
-                return execution.request
-            return super().request
+            while execution is not None and execution.task is not self:
+                execution = execution.outer
+            return super().request if execution is None else execution.request
         return request
 
     @property

@@ -1183,6 +1183,34 @@ def test_celerys_current_task_is_that_of_each_async_body_and_of_its_steps() -> N
     assert [(headers["parent_id"], headers["root_id"]) for headers in sent] == [(one, one) for one in ids]
 
 
+def test_what_a_task_that_is_called_as_a_function_sends_is_sent_by_the_workers_task() -> None:
+    sent: list[dict[str, Any]] = []
+
+    @durable_task(name="eager.child")
+    def child(ctx: DurableContext) -> None: ...
+
+    @durable_task(name="eager.called")
+    async def called(ctx: AsyncDurableContext) -> str:
+        child.delay()
+        return str(current_task.name)
+
+    @durable_task(name="eager.caller")
+    async def caller(ctx: AsyncDurableContext) -> Any:
+        return await called()  # type: ignore[misc]
+
+    def note(headers: dict[str, Any], **_: Any) -> None:
+        sent.append(headers)
+
+    signals.before_task_publish.connect(note)
+    try:
+        result = caller.apply()
+    finally:
+        signals.before_task_publish.disconnect(note)
+
+    assert result.result == "eager.called"
+    assert [(headers["parent_id"], headers["root_id"]) for headers in sent] == [(result.id, result.id)]
+
+
 def test_outside_of_a_task_there_is_none_on_the_event_loop() -> None:
     async def known() -> tuple[bool, Any]:
         return bool(current_task), get_current_worker_task()
