@@ -24,6 +24,7 @@ Each rebuilds from its ``args``, so that it survives Celery's JSON result serial
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -47,6 +48,16 @@ __all__ = [
     "TaskCancelled",
     "TerminalError",
 ]
+
+
+def as_text(value: Any, show: Callable[[Any], str] = str) -> str:
+    """*value* as the message of an error, whatever user code does there."""
+    if isinstance(value, str):
+        return str.__str__(value)  # of a subclass, an enum say, the bare text: that is what JSON keeps
+    try:
+        return show(value)
+    except Exception:
+        return f"<a {type(value).__qualname__} whose message cannot be read>"
 
 
 class DurableError(Exception):
@@ -74,14 +85,14 @@ class TerminalError(DurableError):
         metadata: dict[str, Any] | None = None,
     ) -> None:
         self.error_type: str | None = None
+        self.message = as_text(message)
         if isinstance(message, BaseException):
             self.error_type = type(message).__qualname__
             self.__cause__ = message
-            message = str(message) or repr(message)
-        self.message = message
+            self.message = self.message or as_text(message, repr)
         self.status_code = status_code
         self.metadata = metadata
-        super().__init__(message, status_code, metadata)
+        super().__init__(self.message, status_code, metadata)
 
     def __str__(self) -> str:
         return self.message
@@ -157,8 +168,8 @@ class RetryableError(DurableError):
             from .options import seconds
 
             retry_after = seconds("retry_after", retry_after)
-        super().__init__(message, status_code, retry_after)
-        self.message = message
+        self.message = as_text(message)
+        super().__init__(self.message, status_code, retry_after)
         self.status_code = status_code
         self.retry_after = retry_after
 

@@ -9,7 +9,7 @@ import traceback
 from typing import Any
 
 from . import codec
-from .exceptions import DurableError, TerminalError
+from .exceptions import DurableError, TerminalError, as_text
 
 # Python 3.10 has no groups.
 _GROUPS: tuple[type[BaseException], ...] = tuple(
@@ -41,10 +41,7 @@ def describe(error: BaseException, *, with_args: bool = True, with_metadata: boo
 
 def text_of(error: BaseException) -> str:
     """``str(error)``, whatever user code does there, and not without end."""
-    try:
-        return str(error)[:_LONGEST_TEXT]
-    except Exception:
-        return f"<a {type(error).__qualname__} whose message cannot be read>"
+    return as_text(error)[:_LONGEST_TEXT]
 
 
 def shown(error: BaseException) -> str:

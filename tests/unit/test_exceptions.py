@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from datetime import timedelta
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -120,6 +121,45 @@ def test_a_terminal_error_made_of_an_exception_says_what_that_was() -> None:
     assert error.error_type == "ValueError"
     assert error.__cause__ is cause
     assert str(TerminalError(ValueError())) == "ValueError()"
+
+
+class Reason(str, Enum):
+    FUNDS = "no funds"
+
+
+@pytest.mark.parametrize("kind", [TerminalError, RetryableError, CardDeclined, TaskCancelled, RetriesExhausted])
+@pytest.mark.parametrize(
+    ("message", "text"), [(None, "None"), (42, "42"), (Reason.FUNDS, "no funds"), ("no", "no"), ("", "")], ids=repr
+)
+def test_a_message_is_text_whatever_it_is_made_of(kind: Any, message: Any, text: str) -> None:
+    error = kind(message)
+    assert str(error) == error.message == error.args[0] == text
+    assert type(error.message) is type(error.args[0]) is str
+    assert facts(kind(*error.args)) == facts(error)
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no message")
+
+
+class Blank(Exception):
+    def __str__(self) -> str:
+        return ""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no form")
+
+
+@pytest.mark.parametrize("kind", [Unspeakable, Blank], ids=lambda kind: kind.__name__)
+def test_a_terminal_error_is_made_of_an_exception_whose_message_cannot_be_read(kind: type[Exception]) -> None:
+    error = TerminalError(kind())
+    assert str(error) == error.args[0] == f"<a {kind.__name__} whose message cannot be read>"
+    assert error.error_type == kind.__name__
+
+
+def test_a_retryable_error_may_be_made_of_an_exception() -> None:
+    assert RetryableError(OSError("gone")).args == ("gone", 500, None)  # type: ignore[arg-type]
 
 
 def test_spent_retries_carry_the_last_failure() -> None:

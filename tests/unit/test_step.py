@@ -618,6 +618,21 @@ def test_a_non_retryable_error_is_terminal_at_once(run: Run, kinds: Any) -> None
     assert failures[0].__cause__ is cause
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no message")
+
+
+def test_a_non_retryable_error_whose_message_cannot_be_read_is_terminal_all_the_same(run: Run) -> None:
+    action = Action(Unspeakable())
+    for _ in range(2):
+        with pytest.raises(TerminalError, match="<a Unspeakable whose message cannot be read>") as failure:
+            run.attempt().run("parse", action, RunOptions(non_retryable=(Unspeakable,)))
+        assert failure.value.error_type == "Unspeakable"
+    assert action.executions == 1
+    assert run.entry("step:1")["state"] == "failed"
+
+
 @pytest.mark.parametrize("options", [(), (QUICK,)], ids=["no options", "retry options"])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit], ids=lambda kind: kind.__name__)
 def test_what_asks_the_process_to_stop_passes_unrecorded(run: Run, kind: type[BaseException], options: Any) -> None:
