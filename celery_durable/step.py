@@ -333,7 +333,9 @@ class Step:
         try:
             described = describe(error)
         except codec.NotEncodable as reason:
-            raise self._refuse(f"its {type(error).__name__} cannot be recorded: {reason}") from error
+            raise self._refuse(
+                f"its {type(error).__name__}, whose arguments are to be plain data, cannot be recorded: {reason}"
+            ) from error
         await self._commit(
             open_entry(self.name, "failed", self.executions, at=self.attempt.now(), error=described), driver
         )
@@ -438,10 +440,8 @@ class Step:
         except ConfigurationError as error:
             raise self.attempt.end_run(error) from None
         except Exception as error:
-            called = getattr(self.action, "__qualname__", "the action")
-            reason = str(error).replace("{action}", called)
             cause = None if isinstance(error, codec.NotEncodable) else error  # that says it all
-            raise self._refuse(f"a {type(value).__name__} cannot be recorded: {reason}") from cause
+            raise self._refuse(f"a {type(value).__name__} cannot be recorded: {error}") from cause
         size = len(encoded.text) if encoded.text.isascii() else len(encoded.text.encode())
         if size > terms.max_entry_size:
             raise self._refuse(
@@ -453,6 +453,7 @@ class Step:
         return encoded
 
     def _refuse(self, reason: str) -> Interrupt:
+        reason = reason.replace("{action}", getattr(self.action, "__qualname__", "the action"))
         return self.attempt.end_run(EntryNotRecordableError(f"{self._where} ran, but {reason}"))
 
 

@@ -599,6 +599,8 @@ def test_metadata_that_cannot_be_recorded_ends_the_run_by_name(run: Run, metadat
     text = ends_run(ended, EntryNotRecordableError)
     assert "step 'pay'" in text
     assert "TerminalError" in text
+    assert "the action" in text
+    assert "{action}" not in text
 
 
 @pytest.mark.parametrize("kinds", [ValueError, (KeyError, ValueError), [ValueError]], ids=["class", "tuple", "list"])
