@@ -31,8 +31,9 @@ from .exceptions import (
     JournalUnavailableError,
     JournalUnreadableError,
 )
+from .failure import failure_of
 from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, RetryStep, Sleep
-from .journal import Entry, Journal, Opened, read_entry, step_field
+from .journal import Entry, Journal, Opened, damaged, read_entry, step_field
 from .places import Places, in_order
 from .serializers import check_serializer
 
@@ -256,13 +257,20 @@ class Attempt:
         self._recorded -= 1
         try:
             entry = read_entry(field_name, raw)
-        except JournalUnreadableError as damaged:
-            raise self.end_run(JournalUnreadableError(f"task {self.about.task_id}: {damaged}")) from None
+        except JournalUnreadableError as error:
+            raise self._unreadable(error) from None
         if entry.name != name or entry.kind != kind:
             self._fields[field] = raw
             self._recorded += 1
             raise self.end_run(self._mismatch(position, f"{entry.kind} {entry.name!r}", f"{kind} {name!r}"))
         return position, entry
+
+    def recorded_failure(self, position: str, entry: Entry) -> BaseException:
+        """What to raise where the journal has a failure."""
+        try:
+            return failure_of(entry.error or {})
+        except Exception:
+            return self._unreadable(damaged(step_field(position), str(entry.error)))
 
     def check_all_awaited(self) -> None:
         """After a good end of the body: of a step that nobody has awaited nothing has happened."""
@@ -276,10 +284,16 @@ class Attempt:
     def check_nothing_left(self) -> None:
         """After the body: steps of the journal that the code did not reach mean that it took another path."""
         if self._recorded and self.interrupt is None:
-            left = [name.decode()[5:] for name in self._fields if name.startswith(b"step:")]
-            position = min(left, key=in_order)
-            entry = read_entry(step_field(position), self._fields[step_field(position).encode()])
+            left = [name.decode(errors="replace")[5:] for name in self._fields if name.startswith(b"step:")]
+            try:
+                position = min(left, key=in_order)
+                entry = read_entry(step_field(position), self._fields[step_field(position).encode()])
+            except JournalUnreadableError as error:
+                raise self._unreadable(error) from None
             raise self.end_run(self._mismatch(position, f"{entry.kind} {entry.name!r}", "the end of the task"))
+
+    def _unreadable(self, error: JournalUnreadableError) -> Interrupt:
+        return self.end_run(JournalUnreadableError(f"task {self.about.task_id}: {error}"))
 
     def _mismatch(self, position: str, recorded: str, asked: str) -> JournalMismatchError:
         self._unsent.clear()  # the journal is to stay as it is
@@ -411,12 +425,7 @@ class Attempt:
         try:
             return read(recorded.decode())
         except ValueError:
-            raise self.end_run(
-                JournalUnreadableError(
-                    f"task {self.about.task_id}: entry {field} is damaged: {recorded[:80]!r}; restore it, or "
-                    f"send the task under a new id"
-                )
-            ) from None
+            raise self._unreadable(damaged(field, recorded)) from None
 
     # -- steps of an async task that run side by side
 

@@ -62,8 +62,11 @@ def failure_of(facts: dict[str, Any]) -> Exception:
     """The exception again: of its class where the process knows it and it rebuilds from its args.
 
     A terminal failure is a ``TerminalError`` in any case; any other unknown class becomes one made up by that name.
+
+    Raises:
+        Exception: the facts are none that :func:`describe` gives.
     """
-    kind = known_class(facts.get("module", ""), facts.get("type", ""))
+    kind = known_class(facts.get("module", ""), facts["type"])
     if kind is not None and "args" in facts:
         rebuilt = _rebuild(kind, facts)
         if rebuilt is not None:
@@ -75,10 +78,9 @@ def failure_of(facts: dict[str, Any]) -> Exception:
         terminal = TerminalError(facts["message"], facts["status_code"], metadata)
         terminal.error_type = facts.get("error_type") or facts["type"]
         return terminal
-    namesake: type[Exception] = type(
-        facts.get("type", "Exception").rpartition(".")[2], (Exception,), {"__module__": facts.get("module")}
-    )
-    return namesake(facts.get("message", ""))
+    name = facts["type"].rpartition(".")[2]
+    namesake: type[Exception] = type(name, (Exception,), {"__module__": facts.get("module")})
+    return namesake(facts["message"])
 
 
 def leading(error: BaseException) -> BaseException:

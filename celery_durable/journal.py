@@ -224,6 +224,7 @@ class Entry:
 
 
 _STATES = {state: state for state in ("started", "retrying", "done", "failed", "cancelled", "sleeping")}
+_FAILED = frozenset({"failed", "cancelled"})
 _VALUE = b',"value":'
 _DONE = re.compile(rb'\{"name":"(?:[^"\\]|\\.)*","state":"done"')
 # What nearly every entry looks like: reading it so costs a third of parsing it.
@@ -256,7 +257,7 @@ _HEAD = frozenset({"name", "state", "attempts", "at", "ms"})
 def read_entry(field_name: str, raw: bytes) -> Entry:
     """The text of a step, its value left as it is."""
     if not raw.endswith(b"}"):
-        raise _damaged(field_name, raw)
+        raise damaged(field_name, raw)
     if plain := _PLAIN_DONE.match(raw):
         marks = {"encoding": plain[3].decode()} if plain[3] else {}
         return Entry(plain[1].decode(), "done", int(plain[2]), marks=marks, value=raw[plain.end() : -1])
@@ -267,7 +268,9 @@ def read_entry(field_name: str, raw: bytes) -> Entry:
         name, state, attempts = str(facts["name"]), _STATES[facts["state"]], int(facts["attempts"])
         entry = Entry(name, state, attempts, facts.get("first"), facts.get("until"), facts.get("error"))
     except (ValueError, KeyError, TypeError):
-        raise _damaged(field_name, raw) from None
+        raise damaged(field_name, raw) from None
+    if entry.state in _FAILED and not isinstance(entry.error, dict):
+        raise damaged(field_name, raw)
     if found:
         entry.value = value[:-1]
         if len(facts) > len(_HEAD):
@@ -275,9 +278,10 @@ def read_entry(field_name: str, raw: bytes) -> Entry:
     return entry
 
 
-def _damaged(field_name: str, raw: bytes) -> JournalUnreadableError:
+def damaged(field_name: str, held: bytes | str) -> JournalUnreadableError:
+    """What to raise of a field that holds what nothing of ours writes."""
     return JournalUnreadableError(
-        f"entry {field_name} is damaged: {raw[:80]!r}; restore it, or send the task under a new id"
+        f"entry {field_name} is damaged: {held[:80]!r}; restore it, or send the task under a new id"
     )
 
 

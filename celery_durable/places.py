@@ -11,6 +11,8 @@ import asyncio
 from contextvars import ContextVar
 from typing import Any
 
+from .exceptions import JournalUnreadableError
+
 
 class _Branch:
     __slots__ = ("branches", "operations", "path", "trunk")
@@ -63,5 +65,14 @@ class Places:
 
 
 def in_order(place: str) -> tuple[int, ...]:
-    """A key to sort places by."""
-    return tuple(map(int, place.split(".")))
+    """A key to sort places by.
+
+    Raises:
+        JournalUnreadableError: it is none, so that its entry belongs to no step.
+    """
+    try:
+        return tuple(map(int, place.split(".")))
+    except ValueError:
+        raise JournalUnreadableError(
+            f"entry step:{place} is at no place in program order; delete it, or send the task under a new id"
+        ) from None

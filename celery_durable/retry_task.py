@@ -33,6 +33,7 @@ def retry(self: Any, task_id: str) -> dict[str, Any]:
 
     Raises:
         RunNotRetryableError: there is no such run, or it has not ended in FAILURE.
+        JournalUnreadableError: an entry is damaged, and nothing was sent.
     """
     from .store import store_of
 
@@ -43,10 +44,10 @@ def retry(self: Any, task_id: str) -> dict[str, Any]:
     _check_failed(task_id, fields)
     name = fields[b"task"].decode()
     call = Call.load(fields[b"call"], frozenset(app.conf.accept_content))
+    note = _note(fields)
     # Named after this request: it reopens the run once, however often the message is delivered.
     call.send(app, name, {"reopen": self.request.id or str(uuid4())})
     where = {key: call.options.get(key) for key in ("queue", "exchange", "routing_key")}
-    note = _note(fields)
     logger.info("task %s: sent again for a Retry: %s", task_id, note)
     return {"task_id": task_id, "task": name, **where, "note": note}
 
@@ -81,7 +82,7 @@ def _note(fields: Fields) -> str:
 
 def _last(steps: dict[str, bytes]) -> str:
     """The place of the entry that lua/open.lua takes back if it is a failure, by the rule that is told there."""
-    trunk = max((place for place in steps if "." not in place), key=int, default="")
+    trunk = max((place for place in steps if "." not in place), key=in_order, default="")
     times = {place: _time_of(raw) for place, raw in steps.items()}
     branch = max((place for place in steps if "." in place), key=times.__getitem__, default="")
     return branch if times.get(branch, -1) > times.get(trunk, -1) else trunk

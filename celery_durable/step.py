@@ -176,7 +176,7 @@ class Step:
         entry = self.entry
         assert entry is not None  # noqa: S101
         if entry.state != "done":
-            raise failure_of(entry.error or {})
+            raise self.attempt.recorded_failure(self.position, entry)
         options, terms = self.options, self.attempt.terms
         try:
             return codec.decode(

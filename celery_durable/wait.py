@@ -10,7 +10,6 @@ from .attempt import Attempt
 from .cancellation import cancel
 from .driver import Driver
 from .exceptions import ConfigurationError, InvalidStepError
-from .failure import failure_of
 from .interrupts import Interrupt, Sleep
 from .journal import open_entry
 from .options import Duration, seconds
@@ -35,7 +34,7 @@ class Wait:
         """Return when the time has come; else suspend the run until then."""
         attempt, entry = self._attempt, self._entry
         if entry is not None and entry.settled:
-            raise failure_of(entry.error or {})
+            raise attempt.recorded_failure(self._position, entry)
         until = attempt.now() + round(self._duration * 1000) if entry is None else entry.until
         assert until is not None  # noqa: S101
         left = (until - attempt.now()) / 1000

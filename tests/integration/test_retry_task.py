@@ -35,7 +35,7 @@ def done(name: str, at: int) -> str:
 
 
 def cancelled_wait(at: int) -> str:
-    return open_entry("pause", "cancelled", 0, at=at, until=10_000)
+    return open_entry("pause", "cancelled", 0, at=at, error={"status_code": 409}, until=10_000)
 
 
 def sleeping(until: int) -> str:

@@ -27,7 +27,7 @@ from celery_durable import (
     current_step,
 )
 from celery_durable.interrupts import EndRun, FailAttempt, RetryStep
-from celery_durable.journal import read_entry
+from celery_durable.journal import open_entry, read_entry
 from tests.unit.conftest import Action, Run
 
 
@@ -344,6 +344,55 @@ def test_a_damaged_entry_ends_the_run(run: Run) -> None:
     assert "task task-1" in text
     assert "step:1" in text
     assert action.executions == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        None,
+        5,
+        [],
+        {},
+        {"type": 5, "message": "no"},
+        {"type": "ValueError"},
+        {"type": "TerminalError", "message": "no", "status_code": 402},
+        {"type": "Error", "module": [], "message": "no"},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("wait", [False, True], ids=["step", "wait"])
+def test_a_failure_that_cannot_be_read_ends_the_run(run: Run, error: Any, wait: bool) -> None:
+    state, facts = ("cancelled", {"until": 1}) if wait else ("failed", {})
+    run.attempt().run("first", Action(1))
+    kept = open_entry("count", state, 1, at=1, **facts, **({} if error is None else {"error": error})).encode()
+    run.journal.fields[b"step:2"] = kept
+    ctx, action = run.attempt(), Action(5)
+    ctx.run("first", Action(1))
+    with pytest.raises(EndRun) as ended:
+        ctx.sleep(1, "count") if wait else ctx.run("count", action)
+    text = ends_run(ended, JournalUnreadableError)
+    assert "task task-1: entry step:2 is damaged" in text
+    assert run.journal.fields[b"step:2"] == kept
+    assert action.executions == 0
+
+
+@pytest.mark.parametrize("field", [b"step:x", b"step:", b"step:1.x", b"step:\xff"], ids=repr)
+def test_an_entry_at_no_place_ends_the_run_by_name(run: Run, field: bytes) -> None:
+    run.attempt().run("count", Action(5))
+    run.journal.fields[field] = run.journal.fields[b"step:1"]
+    run.attempt().run("count", Action(5))
+    with pytest.raises(EndRun) as ended:
+        run.reach_the_end()
+    assert "is at no place in program order; delete it" in ends_run(ended, JournalUnreadableError)
+
+
+def test_a_damaged_entry_that_the_body_does_not_reach_ends_the_run_by_name(run: Run) -> None:
+    run.attempt()
+    run.journal.fields[b"step:1"] = b"rubbish"
+    run.attempt()
+    with pytest.raises(EndRun) as ended:
+        run.reach_the_end()
+    assert "task task-1: entry step:1 is damaged" in ends_run(ended, JournalUnreadableError)
 
 
 def test_a_result_that_is_no_longer_of_the_declared_type_is_an_error(run: Run) -> None:
