@@ -25,7 +25,7 @@ from .tagged import NotEncodable, is_model
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-__all__ = ["Encoded", "NotEncodable", "adapter", "declared_type", "decode", "encode"]
+__all__ = ["Encoded", "NotEncodable", "adapter", "declared_type", "decode", "encode", "usable"]
 
 
 class Encoded(NamedTuple):
@@ -258,13 +258,13 @@ def _read_declared_type(function: Any) -> Any:
         hint = typing.get_args(hint)[-1]  # Awaitable[T], Coroutine[Any, Any, T]
     if any(hint is nothing for nothing in _SAYS_NOTHING):
         return None
-    return hint if _usable(hint) else None
+    return hint if usable(hint) else None
 
 
-def _usable(hint: Any) -> bool:
+def usable(hint: Any) -> bool:
     """Whether Pydantic can read and write values of this type."""
     try:
         adapter(hint)
     except Exception:  # any class without a schema: httpx.Response, a TypeVar, ...
         return False
-    return True
+    return not isinstance(hint, str)  # a name, which means nothing here

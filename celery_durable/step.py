@@ -408,6 +408,14 @@ class Step:
                 check_serializer(self.options.serializer, self.attempt.terms.accept)
         except ConfigurationError as error:
             raise self.attempt.end_run(error) from None
+        # Not when the options are built: that is when a module is imported, and Pydantic is half of the import time.
+        if self.options.type_hint is not None and not codec.usable(self.options.type_hint):
+            self._refuse_type_hint()
+
+    def _refuse_type_hint(self) -> None:
+        if (self.options.serializer or self.attempt.terms.serializer) in (None, "json"):  # any other needs no type
+            hint = f"type_hint must be a type that Pydantic can write and read, got {self.options.type_hint!r}"
+            raise self.attempt.end_run(ConfigurationError(f"{self._where}: {hint}"))
 
     def _check_arguments(self) -> None:
         signature = signature_of(self.action)

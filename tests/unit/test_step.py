@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import date, timedelta
@@ -243,6 +244,23 @@ def test_pickle_without_the_permission_of_the_app_is_refused_before_the_action_r
         run.attempt().run("make", action, RunOptions(serializer="pickle"))
     assert "accept_content" in ends_run(ended, ConfigurationError)
     assert action.executions == 0
+
+
+@pytest.mark.parametrize("hint", [5, True, [Order], {"a": 1}, "Order", Order(number=5), threading.Thread], ids=repr)
+@pytest.mark.parametrize("result", [5, Order(number=5)], ids=repr)
+def test_a_type_hint_that_is_no_type_is_refused_before_the_action_runs(run: Run, hint: Any, result: Any) -> None:
+    action = Action(result)
+    with pytest.raises(EndRun) as ended:
+        run.attempt().run("make", action, RunOptions(type_hint=hint))
+    text = ends_run(ended, ConfigurationError)
+    assert text == f"task task-1: step 'make': type_hint must be a type that Pydantic can write and read, got {hint!r}"
+    assert action.executions == 0
+    assert run.names() == []
+
+
+def test_a_type_hint_that_pydantic_does_not_know_is_none_of_its_business_with_a_serializer(run: Run) -> None:
+    options = RunOptions(type_hint=threading.Thread, serializer="yaml")
+    assert run.attempt().run("make", Action(5), options) == 5
 
 
 # -- what is recorded --------------------------------------------------------------------------------------------------
