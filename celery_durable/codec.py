@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from . import serializers, tagged
@@ -84,6 +84,11 @@ def decode(
         return tagged.loads(text)
     if hint is None:
         raise NotEncodable("recorded by its declared type, which the action no longer declares")
+    if "member" in marks:
+        members = _members(hint)
+        if marks["member"] not in members:
+            raise NotEncodable(f"recorded as {marks['member']}, which is not in the declared type any more")
+        hint = members[marks["member"]]
     if encoding == "python":
         return adapter(hint).validator.validate_python(tagged.loads(text), by_name=True, by_alias=False)
     return adapter(hint).validator.validate_json(text, by_name=True, by_alias=False)
@@ -113,7 +118,7 @@ def _encode_json(value: Any, hint: Any) -> Encoded:
     if hint is None:
         text, decoded = tagged.round_trip(value)
         return Encoded(text, _NO_MARKS, decoded)
-    for way in (_as_plain_data, _as_typed_json, _as_typed_python):
+    for way in (_as_plain_data, _as_typed_json, _as_typed_python, _as_member):
         encoded = way(value, hint)
         if encoded is not None:
             return encoded
@@ -168,6 +173,26 @@ def _as_typed_python(value: Any, hint: Any) -> Encoded | None:
     except (ValueError, TypeError, NotEncodable):
         return None
     return Encoded(text, _PYTHON, decoded) if same(value, decoded) else None
+
+
+def _as_member(value: Any, hint: Any) -> Encoded | None:
+    """By the member of a union that brings the value back: of two that fit its data Pydantic may choose the other."""
+    members = _members(hint)
+    for name, member in members.items() if len(members) > 1 else ():
+        encoded = _as_typed_json(value, member) or _as_typed_python(value, member)
+        if encoded is not None:
+            return encoded._replace(marks={**encoded.marks, "member": name})
+    return None
+
+
+def _members(hint: Any) -> dict[str, Any]:
+    """What a declared type consists of, by name: the members of a union and of the unions in it, else itself."""
+    bare = hint.__origin__ if typing.get_origin(hint) is Annotated else hint
+    bare = getattr(bare, "__value__", bare)  # of an alias (type X = A | B)
+    if typing.get_origin(bare) in (typing.Union, types.UnionType):
+        return {name: member for part in typing.get_args(bare) for name, member in _members(part).items()}
+    named = inspect.isclass(bare) and not typing.get_args(bare)
+    return {f"{bare.__module__}.{bare.__qualname__}" if named else str(bare): hint}
 
 
 def same(value: Any, decoded: Any) -> bool:  # noqa: PLR0911  a line per kind

@@ -12,7 +12,7 @@ from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, IntEnum
 from functools import partial
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, Optional, TypeVar, Union
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -20,13 +20,16 @@ import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typing_extensions import TypedDict
+from typing_extensions import TypeAliasType, TypedDict
 
 from celery_durable import ConfigurationError
-from celery_durable.codec import Encoded, NotEncodable, declared_type, decode, encode
+from celery_durable.codec import Encoded, NotEncodable, declared_type, decode, encode, same
 from celery_durable.serializers import check_compression, check_serializer
 
 # -- what goes round ---------------------------------------------------------------------------------------------------
+
+
+T = TypeVar("T")
 
 
 class Colour(Enum):
@@ -241,6 +244,87 @@ def test_a_model_with_a_time_in_the_hour_of_a_clock_change_is_kept() -> None:
     kept = through_text(address, Address)
     assert type(kept) is Address
     assert kept.verified.timestamp() == address.verified.timestamp()
+
+
+class Card(pydantic.BaseModel):
+    amount: float
+
+
+class Cash(pydantic.BaseModel):
+    amount: float
+
+
+class Cheque(pydantic.BaseModel):
+    amount: float
+    note: bytes = b""
+
+
+@dataclass
+class Paid:
+    amount: float
+
+
+@dataclass
+class Owed:
+    amount: float
+
+
+class Box(pydantic.BaseModel, Generic[T]):
+    kept: T
+
+
+Payment = TypeAliasType("Payment", Card | Cash)
+
+
+@pytest.mark.parametrize(
+    ("hint", "value"),
+    [
+        (Card | Cash, Cash(amount=1)),
+        (Card | Cash, Cash(amount=math.nan)),
+        (Cheque | Cash, Cash(amount=1)),
+        (Union[Card, Cash], Cash(amount=1)),  # noqa: UP007
+        (Cash | Card, Card(amount=1)),
+        (Card | Cash | None, Cash(amount=1)),
+        (Optional[Card | Cash], Cash(amount=1)),  # noqa: UP045
+        (Annotated[Card | Cash, "money"], Cash(amount=1)),
+        (Annotated[Card | Cash, "money"] | None, Cash(amount=1)),
+        (Payment, Cash(amount=1)),
+        (Payment | None, Cash(amount=1)),
+        (Paid | Owed, Owed(1.0)),
+        (Cheque | Paid, Paid(1.0)),
+        (Paid | Owed, Owed(math.nan)),
+        (Card | Paid | Owed, Owed(1.0)),
+        (list[Card] | list[Cash], [Cash(amount=1)]),
+        (Box[Card] | Box[Cash], Box[Cash](kept=Cash(amount=1))),
+        (Colour | str, Colour.RED),
+        (str | Colour, Colour.RED),
+        (int | Level, Level.LOW),
+    ],
+    ids=str,
+)
+def test_each_member_of_a_union_is_kept_though_its_data_fits_another(hint: Any, value: Any) -> None:
+    kept = through_text(value, hint)
+    assert same(value, kept)
+    compressed = encode(value, hint, compression="zlib")
+    assert same(value, decode(compressed.text, compressed.marks, hint))
+
+
+@pytest.mark.parametrize("other", [Card | Cash | None, Cash | Card, Union[Cash, int, str], Cash], ids=str)  # noqa: UP007
+def test_a_member_of_a_union_is_read_as_long_as_it_is_declared(other: Any) -> None:
+    encoded = encode(Cash(amount=1), Card | Cash)
+    assert type(decode(encoded.text, encoded.marks, other)) is Cash
+
+
+@pytest.mark.parametrize("other", [Card | Paid, Card, list[Cash]], ids=str)
+def test_a_member_that_is_no_longer_declared_is_not_guessed(other: Any) -> None:
+    encoded = encode(Cash(amount=1), Card | Cash)
+    with pytest.raises(NotEncodable, match=r"recorded as tests\.unit\.test_codec\.Cash, which is not in the declared"):
+        decode(encoded.text, encoded.marks, other)
+
+
+def test_only_what_the_union_would_lose_names_its_member() -> None:
+    assert encode(Card(amount=1), Card | Cash).marks == {"encoding": "typed"}
+    assert encode(5, int | Card).marks == {}
 
 
 def test_an_enum_whose_values_are_tuples_is_kept() -> None:

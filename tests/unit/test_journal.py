@@ -25,7 +25,7 @@ names = st.text(st.characters(codec=None, categories=None)) | st.sampled_from(['
 counts = st.integers(1, 10**6)
 moments = st.integers(0, 10**14)
 values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists).map(json.dumps)
-marks = st.dictionaries(st.sampled_from(["encoding", "serializer", "compression", "charset"]), st.text())
+marks = st.dictionaries(st.sampled_from(["encoding", "member", "serializer", "compression", "charset"]), st.text())
 
 
 @given(names, counts, moments, moments, marks, values)

@@ -421,6 +421,19 @@ def test_a_result_that_is_no_longer_of_the_declared_type_is_an_error(run: Run) -
     assert "has the return type of the action or its serializer changed?" in ends_run(ended, JournalUnreadableError)
 
 
+class Refund(pydantic.BaseModel):
+    number: int
+
+
+def test_a_member_of_a_union_is_replayed_as_that(run: Run) -> None:
+    for hint in (Order | Refund, Order | Refund, Refund | Order | None):
+        kept = run.attempt().run("make", Action(Refund(number=5)), RunOptions(type_hint=hint))
+        assert type(kept) is Refund
+    with pytest.raises(EndRun) as ended:
+        run.attempt().run("make", Action(5), RunOptions(type_hint=Order | int))
+    assert "test_step.Refund, which is not in the declared type any more" in ends_run(ended, JournalUnreadableError)
+
+
 # -- failures: the step's own retries ----------------------------------------------------------------------------------
 
 QUICK = RunOptions(initial_retry_interval=1, max_attempts=3)
