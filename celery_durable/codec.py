@@ -131,14 +131,18 @@ def _despite_its_type(value: Any, hint: Any) -> Encoded:
         text = tagged.dumps(value, tuples=True)
         return Encoded(text, _NO_MARKS, tagged.loads(text))
     except NotEncodable as refused:
-        reason = refused
+        reason = str(refused).partition(":")[0]  # without the advice, which is for what has no declared type
     with suppress(NotEncodable):
         text = tagged.dumps(value, tuples=True, enums=True)
         decoded = tagged.loads(text)
         if value == decoded:
             return Encoded(text, _NO_MARKS, decoded)
     declared = hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else hint
-    raise NotEncodable(f"it does not fit its declared type, {declared}; without it, {reason}")
+    raise NotEncodable(
+        f"{reason}, and by the declared type, {declared}, Pydantic does not give it back equal and of its type in all "
+        f"its parts: declare the type that it has (a union with a discriminator, say), return plain data from "
+        f"{{action}}, or pass serializer="
+    )
 
 
 def _as_plain_data(value: Any, hint: Any) -> Encoded | None:  # noqa: ARG001

@@ -163,7 +163,7 @@ def _refusal(item: Any, *, whole: bool) -> str:
     kind = type(item).__name__
     if is_model(type(item)) or isinstance(item, Enum) or hasattr(type(item), "__dataclass_fields__"):
         hint = f"type_hint={kind}" if whole else f"the type of the whole result, such as type_hint=list[{kind}]"
-        return f"a {kind} needs a declared type: annotate {{action}} with its return type or pass {hint}"
+        return f"a {kind} has no JSON form of its own: annotate {{action}} with its return type or pass {hint}"
     return (
         f"a {kind} has no JSON form: return plain data from {{action}}, declare its type with type_hint=, "
         f"or pass serializer="

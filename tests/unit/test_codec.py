@@ -434,11 +434,13 @@ def test_an_enum_that_is_its_value_may_be_declared_as_that(value: Any) -> None:
         (Colour.RED, None, "annotate {action} with its return type or pass type_hint=Colour"),
         (Level.LOW, None, "annotate {action} with its return type or pass type_hint=Level"),
         ([{"a": Address(street="x")}], None, "the type of the whole result, such as type_hint=list[Address]"),
-        (Colour.RED, str, "it does not fit its declared type, str; without it, a Colour needs a declared type"),
-        ([Colour.RED], list[str], "does not fit its declared type, list[str]"),
-        ({"e": Colour.RED}, Colour, "does not fit its declared type, Colour"),
-        (Lion(name="Leo", mane="brown"), Cat, "type_hint=Lion"),
-        (Space(1.0, z=2.0), Point, "type_hint=Space"),
+        (Colour.RED, str, "by the declared type, str, Pydantic does not give it back equal and of its type"),
+        ([Colour.RED], list[str], "by the declared type, list[str], Pydantic does not give it back"),
+        ({"e": Colour.RED}, Colour, "by the declared type, Colour, Pydantic does not give it back"),
+        (Lion(name="Leo", mane="brown"), Cat, "declare the type that it has"),
+        (Space(1.0, z=2.0), Point, "declare the type that it has"),
+        ([Cash(amount=1)], list[Card | Cash], "declare the type that it has (a union with a discriminator, say)"),
+        ({"order": [Address(street="x")]}, dict[str, Any], "a Address has no JSON form of its own, and by"),
         (object(), None, "object"),
         (Pair(1, "a"), None, "Pair"),
         (OrderedDict(a=1), None, "OrderedDict"),
@@ -452,14 +454,23 @@ def test_an_enum_that_is_its_value_may_be_declared_as_that(value: Any) -> None:
     ids=[
         "model", "dataclass", "enum", "int enum", "model deep inside", "enum declared as its value",
         "enums declared as their values", "enum in a dict declared as itself", "subclass of the declared model",
-        "subclass of the declared dataclass", "object", "named tuple", "ordered dict", "bytearray", "complex",
-        "generator", "tuple as key", "colliding keys", "colliding null",
+        "subclass of the declared dataclass", "member of a union inside", "model in a dict of anything", "object",
+        "named tuple", "ordered dict", "bytearray", "complex", "generator", "tuple as key", "colliding keys",
+        "colliding null",
     ],
 )  # fmt: skip
 def test_what_json_would_degrade_is_refused_with_advice(value: Any, hint: Any, said: str) -> None:
     with pytest.raises(NotEncodable) as refused:
         encode(value, hint)
     assert said in str(refused.value)
+
+
+def test_what_is_annotated_is_not_to_be_annotated() -> None:
+    with pytest.raises(NotEncodable) as refused:
+        encode([Cash(amount=1)], list[Card | Cash])
+    assert "annotate" not in str(refused.value)
+    assert "return plain data from {action}, or pass serializer=" in str(refused.value)
+    assert "type_hint" not in str(refused.value)
 
 
 def test_tuples_in_a_set_stay_tuples() -> None:
