@@ -416,6 +416,15 @@ class Space(Point):
     z: float = 0.0
 
 
+def test_an_int_may_be_declared_as_float() -> None:
+    """As Python's type checkers have it; one that is no float is refused."""
+    encoded = encode(Point(1), Point)
+
+    assert encoded.value == decode(encoded.text, encoded.marks, Point) == Point(1.0)
+    with pytest.raises(NotEncodable):
+        encode(Point(2**60 + 1), Point)
+
+
 @pytest.mark.parametrize("value", [Level.LOW, [Level.LOW], {"status": Level.LOW}])
 def test_an_enum_that_is_its_value_may_be_declared_as_that(value: Any) -> None:
     """``http.HTTPStatus`` as ``int``, say."""
