@@ -251,6 +251,7 @@ class Ending:
         self, error: BaseException, delay: float, *, by_policy: bool = False, asking: dict[str, Any] | None = None
     ) -> BaseException:
         send = message.eager_signature if self.execution.eager else message.send_retry
+        self.execution.restore_arguments()
         publish = partial(send, self.task, self.request, delay, by_policy=by_policy, asking=asking)
         try:
             try:

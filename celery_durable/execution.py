@@ -354,7 +354,16 @@ class Execution:
             else:
                 hold.never_delivered()
 
-    # -- the user's own retry
+    # -- another message of this run
+
+    def restore_arguments(self) -> None:
+        """Let the request have the arguments that the run was opened with: what is sent again is made of them.
+
+        The body may have changed its own in place, and with those the run would not be known again.
+        """
+        if self.delivery is not None and not (self.direct or self.eager):
+            opened_with = call.Call.load(self.delivery.call, self.task.durable_terms.accept)
+            self.request.args, self.request.kwargs = opened_with.args, opened_with.kwargs
 
     def before_user_retry(self, delay: float, limit: int | None, changes: Mapping[str, str]) -> bool:
         """``self.retry()`` is about to publish: the journal is told first when the run goes on, and what *changes*.

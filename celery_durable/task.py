@@ -228,6 +228,7 @@ class DurableTask(Task[P, R]):
         options = self._retry_options(request, options, changed_now, begun=execution is not None)
         if execution is None:
             return super().retry(**_given(arguments), **options)
+        execution.restore_arguments()
         changes = execution.retry_changes = changed_by_retry(self, request, args, kwargs, options)
         # Expiry was honoured until the first attempt began.
         options.setdefault("expires", None)

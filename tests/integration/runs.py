@@ -1,5 +1,6 @@
 """Runs in this process: journals by themselves, and tasks executed as a worker executes them, without a worker."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from celery.app.trace import build_tracer
 
 from celery_durable import DurableTask
 from celery_durable.address import Address
+from celery_durable.call import Call
 from celery_durable.journal import Delivery, Fields, Opened
 from celery_durable.redis_journal import RedisJournal
 from celery_durable.store import Store, _stores, store_of
@@ -100,7 +102,7 @@ def text(fields: Fields) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in fields.items()}
 
 
-def execute(task: Any, *args: Any, task_id: str, **request: Any) -> Any:
+def execute(task: Any, *args: Any, task_id: str, kwargs: dict[str, Any] | None = None, **request: Any) -> Any:
     """Execute a task as the process of a worker does; return its state."""
     message = {
         "id": task_id,
@@ -111,5 +113,20 @@ def execute(task: Any, *args: Any, task_id: str, **request: Any) -> Any:
         **request,
     }
     tracer = build_tracer(task.name, task, app=task.app)
-    outcome = tracer(task_id, args, {}, message)
+    outcome = tracer(task_id, args, kwargs or {}, message)
     return outcome.info.state if outcome.info else "SUCCESS"
+
+
+def execute_sent(task: Any, client: "redis.Redis", message: Any) -> Any:
+    """Execute what was published, a signature, when it is due; return its state."""
+    task_id = message.options["task_id"]
+    client.hset(store_of(task.app).keys(task_id).run, "due", 0)
+    args, kwargs = json.loads(json.dumps([message.args, message.kwargs]))
+    facts = {name: message.options[name] for name in ("retries", "headers") if name in message.options}
+    return execute(task, *args, task_id=task_id, kwargs=kwargs, **facts)
+
+
+def saved_call(task: Any, client: "redis.Redis", task_id: str) -> Call:
+    """Return the call that the journal keeps of a run."""
+    text: Any = client.hget(store_of(task.app).keys(task_id).run, "call")
+    return Call.load(text, task.durable_terms.accept)

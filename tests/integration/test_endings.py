@@ -18,7 +18,17 @@ from celery_durable.interrupts import Fenced, NotNow
 from celery_durable.message import HEADER
 from celery_durable.redis_journal import RedisJournal
 from celery_durable.store import store_of
-from tests.integration.runs import app_at, delivery, execute, new_id, opened, store_at, task_of
+from tests.integration.runs import (
+    app_at,
+    delivery,
+    execute,
+    execute_sent,
+    new_id,
+    opened,
+    saved_call,
+    store_at,
+    task_of,
+)
 
 NOWHERE = "redis://127.0.0.1:1/0"
 REDELIVERED = {"exchange": "", "routing_key": "celery", "redelivered": True}
@@ -193,6 +203,52 @@ def test_a_time_limit_that_strikes_after_the_outcome_does_not_pass_for_its_deliv
     assert published.call_count == 0
     assert redis_client.hmget(keys.run, "status", "delivered") == ["succeeded", None]
     assert redis_client.zscore(keys.leases, task_id) is not None
+
+
+# -- what a retry says ------------------------------------------------------------------------------------------------
+
+
+def fails_at_first(self: Any, items: list[str]) -> list[str]:
+    """Change the argument in place, and fail."""
+    self.ctx.run("charge", lambda: 1)
+    items.append("x")
+    if self.request.retries == 0:
+        raise OSError("away")
+    return items
+
+
+def has_a_step_that_fails_at_first(self: Any, items: list[str]) -> list[str]:
+    self.ctx.uuid()
+    items.append("x")
+    retries = self.request.retries
+    self.ctx.run("charge", lambda: 1 / retries, RunOptions(initial_retry_interval=1, max_attempts=3))
+    return items
+
+
+def retries_itself_at_first(self: Any, items: list[str]) -> list[str]:
+    self.ctx.run("charge", lambda: 1)
+    items.append("x")
+    if self.request.retries == 0:
+        raise self.retry(countdown=1)
+    return items
+
+
+@pytest.mark.parametrize("body", [fails_at_first, has_a_step_that_fails_at_first, retries_itself_at_first])
+def test_a_retry_has_the_arguments_that_the_run_began_with_whatever_the_body_made_of_them(
+    redis_url: str, redis_client: redis.Redis, published: Mock, body: Any
+) -> None:
+    task_id = new_id()
+
+    with app_at(redis_url) as app:
+        task = task_of(app, body, autoretry_for=(OSError,), retry_kwargs={"countdown": 0})
+        assert execute(task, ["a"], task_id=task_id) == "RETRY"
+        [message] = published.call_args.args
+        saved = saved_call(task, redis_client, task_id)
+
+        assert execute_sent(task, redis_client, message) == "SUCCESS"
+        assert task.AsyncResult(task_id).result == ["a", "x"]
+
+    assert list(saved.args) == list(message.args) == [["a"]]
 
 
 # -- a journal that is not there any more ------------------------------------------------------------------------------
