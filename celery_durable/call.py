@@ -32,14 +32,21 @@ class Call(NamedTuple):
     """As of ``apply_async``: id, headers, canvas, queue, priority, stamps, time limits."""
 
     @classmethod
-    def of(cls, task: Any, request: Any, args: Any, kwargs: Any, changes: Mapping[str, Any] | None = None) -> Call:
-        """That of the message being handled; *changes*: options that ``self.retry()`` was given."""
+    def of(
+        cls,
+        task: Any,
+        request: Any,
+        args: Any,
+        kwargs: Any,
+        changes: Mapping[str, Any] | None = None,
+        header: Mapping[str, Any] | None = None,
+    ) -> Call:
+        """That of the message being handled.
+
+        *changes*, *header*: the options that ``self.retry()`` was given, and what its message says to us.
+        """
         # What says nothing is a third of the text.
         options = {name: value for name, value in request.as_execution_options().items() if value is not None}
-        headers = {name: value for name, value in options.get("headers", {}).items() if name != HEADER}
-        if changed := header_of(request).get("changed"):
-            headers[HEADER] = {"changed": changed}
-        options["headers"] = headers
         options["ignore_result"] = get_actual_ignore_result(task, request)
         # Expiry is honoured until the first attempt begins, and this one has begun.
         for fact in ("retries", "expires"):
@@ -47,6 +54,10 @@ class Call(NamedTuple):
         options |= _route(request.delivery_info or {})
         if changes:
             options = _changed(options, changes)
+        headers = {name: value for name, value in (options.get("headers") or {}).items() if name != HEADER}
+        if changed := (header or header_of(request)).get("changed"):
+            headers[HEADER] = {"changed": changed}
+        options["headers"] = headers
         return cls(args, kwargs, options)
 
     @classmethod
@@ -109,22 +120,23 @@ def fingerprint(args: Any, kwargs: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def changed_by_retry(task: Any, request: Any, args: Any, kwargs: Any, options: Mapping[str, Any]) -> dict[str, str]:
-    """What the journal is to know of ``self.retry(args, kwargs, **options)``, whose message may get lost."""
-    headers = dict(options.get("headers") or {})
-    header = headers.pop(HEADER, {})
+def changed_by_retry(
+    task: Any, request: Any, args: Any, kwargs: Any, options: Mapping[str, Any], header: dict[str, Any]
+) -> dict[str, str]:
+    """What the journal is to know of ``self.retry(args, kwargs, **options)``, whose message may get lost.
+
+    *header*: what that message says to us.
+    """
     fields = resume_of_user_retry(request, header)
     if args is None and kwargs is None and not options:
+        # The call stays as it is.
         return fields
-    changed = header.get("changed")
-    if changed is not None:
-        headers[HEADER] = {"changed": changed}
+    if not (args is None and kwargs is None):
         # The fingerprint is known when the arguments have arrived.
-        fields |= {"changed": str(changed), "fingerprint": ""}
+        fields |= {"changed": str(header["changed"]), "fingerprint": ""}
     args = request.args if args is None else args
     kwargs = request.kwargs if kwargs is None else kwargs
-    changes = {**options, "headers": headers} if headers else options
-    return {**fields, "call": Call.of(task, request, args, kwargs, changes).text(task)}
+    return {**fields, "call": Call.of(task, request, args, kwargs, options, header).text(task)}
 
 
 def _route(info: Mapping[str, Any]) -> dict[str, Any]:

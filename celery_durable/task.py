@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
@@ -225,11 +225,17 @@ class DurableTask(Task[P, R]):
         # Where no run has begun, other arguments are at odds with nothing.
         may_have_begun = execution is not None or bool(header_of(request))
         changed_now = changed if may_have_begun and not (args is None and kwargs is None) else None
-        options = self._retry_options(request, options, changed_now, begun=execution is not None)
+        header = self._retry_header(request, changed_now, begun=execution is not None)
+        if options.get("headers"):
+            options = {**options, "headers": {**(request.headers or {}), **options["headers"]}}
+        changes: Mapping[str, str] = {}
+        if execution is not None:
+            execution.restore_arguments()
+            changes = execution.retry_changes = changed_by_retry(self, request, args, kwargs, options, header)
+        if header:
+            options = {**options, "headers": {**(options.get("headers") or request.headers or {}), HEADER: header}}
         if execution is None:
             return super().retry(**_given(arguments), **options)
-        execution.restore_arguments()
-        changes = execution.retry_changes = changed_by_retry(self, request, args, kwargs, options)
         # Expiry was honoured until the first attempt began.
         options.setdefault("expires", None)
         delay = seconds_until(self, eta or (self.default_retry_delay if countdown is None else countdown))
@@ -244,18 +250,15 @@ class DurableTask(Task[P, R]):
         return self._send_retry(execution, send, delay)
 
     @staticmethod
-    def _retry_options(request: Any, options: dict[str, Any], changed: int | None, *, begun: bool) -> dict[str, Any]:
-        """The options of a retry, with our header brought up to date; *changed*: how often, if it changes arguments."""
+    def _retry_header(request: Any, changed: int | None, *, begun: bool) -> dict[str, Any]:
+        """What the message of a retry says to us; *changed*: how often it was, if it changes the arguments."""
         header = lasting(header_of(request))
         if begun:
             # It says that there is a run.
             header.setdefault("retries", 0)
         if changed is not None:
             header["changed"] = max(header.get("changed", 0), changed) + 1
-        if not header:
-            return options
-        headers = {**(request.headers or {}), **(options.get("headers") or {}), HEADER: header}
-        return {**options, "headers": headers}
+        return header
 
     def _send_retry(self, execution: Execution, send: Callable[[], Any], delay: float) -> Any:
         """Let Celery publish, and keep what it raises: that stands, whatever user code makes of it."""

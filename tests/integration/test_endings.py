@@ -251,6 +251,20 @@ def test_a_retry_has_the_arguments_that_the_run_began_with_whatever_the_body_mad
     assert list(saved.args) == list(message.args) == [["a"]]
 
 
+def test_a_retry_that_changes_nothing_leaves_the_saved_call_alone(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, published: Mock
+) -> None:
+    suspend = create_autospec(RedisJournal.suspend, side_effect=RedisJournal.suspend)
+    monkeypatch.setattr(RedisJournal, "suspend", suspend)
+
+    with app_at(redis_url) as app:
+        assert execute(task_of(app, retries_itself), task_id=new_id()) == "RETRY"
+
+    _, _, fields, *_ = suspend.call_args.args
+    assert "call" not in fields
+    assert published.call_count == 1
+
+
 # -- a journal that is not there any more ------------------------------------------------------------------------------
 
 
