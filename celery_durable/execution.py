@@ -258,7 +258,11 @@ class Execution:
 
         self._store = store = store_of(self.task.app)
         self.hold = store.hold(self.request.id, self.task.durable_settings)
-        return call.delivery_of(self.task, self.request, self.args, self.kwargs)
+        return call.delivery_of(self.task, self.request, *self._sent_arguments())
+
+    def _sent_arguments(self) -> tuple[Any, Any]:
+        """The arguments as they were sent: a body that opens the run late may have changed its own in place."""
+        return (self.request.properties or {}).get(message.ARGUMENTS) or (self.args, self.kwargs)
 
     def _in_memory(self) -> Delivery:
         task_id = str(uuid4()) if self.direct else self.request.id

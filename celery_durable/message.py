@@ -26,6 +26,9 @@ HEADER = "celery_durable"
 RECEIVED = "durable_received"
 """Which of ``request.properties`` says when the message arrived, by the machine's monotonic clock."""
 
+ARGUMENTS = "durable_arguments"
+"""Which of ``request.properties`` has the arguments apart from those that the body is given."""
+
 
 def header_of(request: Any) -> dict[str, Any]:
     return (request.headers or {}).get(HEADER) or {}

@@ -16,7 +16,7 @@ from celery.worker.state import task_ready
 
 from . import outcome
 from .exceptions import ConfigurationError
-from .message import RECEIVED
+from .message import ARGUMENTS, RECEIVED
 from .runs import Runs, Whose
 from .store import store_of
 
@@ -33,7 +33,9 @@ class DurableRequest(Request):
         # A process of the pool may get to it much later; on one machine this clock is the same for all. Of what travels
         # there this is looked at least: delivery_info is shown by `celery inspect`, and headers are sent on.
         request = self.request_dict
-        request["properties"] = {**request["properties"], RECEIVED: time.monotonic()}
+        # The arguments travel there anyway, and Celery reads the message again for those that the body is given.
+        arguments = request["args"], request["kwargs"]
+        request["properties"] = {**request["properties"], RECEIVED: time.monotonic(), ARGUMENTS: arguments}
 
     # -- the process of the task is gone
 

@@ -17,6 +17,7 @@ from celery_durable.execution import Execution
 from celery_durable.interrupts import Fenced, NotNow
 from celery_durable.message import HEADER
 from celery_durable.redis_journal import RedisJournal
+from celery_durable.request import DurableRequest
 from celery_durable.store import store_of
 from tests.integration.runs import (
     app_at,
@@ -249,6 +250,31 @@ def test_a_retry_has_the_arguments_that_the_run_began_with_whatever_the_body_mad
         assert task.AsyncResult(task_id).result == ["a", "x"]
 
     assert list(saved.args) == list(message.args) == [["a"]]
+
+
+def opens_late(self: Any, options: dict[str, int]) -> int:
+    limit = options.pop("limit")
+    if self.ctx.run("charge", lambda: 1) and self.request.retries == 0:
+        raise self.retry(countdown=1)
+    return limit
+
+
+def test_a_run_that_is_opened_late_has_the_arguments_that_were_sent(
+    redis_url: str, redis_client: redis.Redis, published: Mock
+) -> None:
+    task_id, sent = new_id(), ([{"limit": 5}], {})
+
+    with app_at(redis_url) as app:
+        task = task_of(app, opens_late)
+        message = Mock(headers={"id": task_id, "task": task.name}, payload=(*sent, {}), properties={}, delivery_info={})
+        properties = DurableRequest(message, app=app, task=task).request_dict["properties"]
+        assert execute(task, {"limit": 5}, task_id=task_id, properties=properties) == "RETRY"
+        saved = saved_call(task, redis_client, task_id)
+
+        assert execute_sent(task, redis_client, published.call_args.args[0]) == "SUCCESS"
+        assert task.AsyncResult(task_id).result == 5
+
+    assert (saved.args, saved.kwargs) == sent
 
 
 def test_a_retry_that_changes_nothing_leaves_the_saved_call_alone(

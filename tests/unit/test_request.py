@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import time
 from typing import Any
 from unittest import mock
@@ -9,10 +11,11 @@ from unittest import mock
 import pytest
 from celery import Celery, Task
 from celery.app.task import Context
+from celery.app.trace import trace_task_ret
 from celery.worker.request import Request
 
 from celery_durable import DurableContext, DurableTask, durable_task
-from celery_durable.message import received
+from celery_durable.message import ARGUMENTS, received
 from celery_durable.request import DurableRequest
 
 
@@ -25,8 +28,9 @@ def task(app: Celery) -> DurableTask[Any, Any]:
     return app.tasks["request.same"]
 
 
-def delivered(kind: type[Request], task: DurableTask[Any, Any]) -> Request:
+def delivered(kind: type[Request], task: DurableTask[Any, Any], args: Any = (1,)) -> Request:
     """A request of Celery's, of a message as its Redis transport gives it."""
+    payload = [list(args), {}, {}]
     message: Any = mock.Mock(
         headers={
             "id": "42",
@@ -36,8 +40,8 @@ def delivered(kind: type[Request], task: DurableTask[Any, Any]) -> Request:
             "retries": 0,
             "headers": {"a": "b"},
         },
-        body=b"",
-        payload=([1], {}, {}),
+        body=json.dumps(payload).encode(),
+        payload=payload,
         content_type="application/json",
         content_encoding="utf-8",
         delivery_info={"exchange": "", "routing_key": "celery", "redelivered": False},
@@ -103,6 +107,25 @@ def test_a_request_class_of_the_users_own_is_used_and_durable(app: Celery, made_
     assert [kind.__name__ for kind in task.Request.__mro__[:3]] == ["Counting", "DurableRequest", "Counting"]
     condemned.assert_called_once()
     assert request.timeouts == 1
+
+
+def test_the_arguments_are_known_apart_from_those_that_the_body_is_given(app: Celery) -> None:
+    """They travel to a process of the pool with the message, from which the body's are read there."""
+    seen: list[Any] = []
+
+    @app.task(name="request.grows", base=DurableTask, bind=True)
+    def grows(self: Any, items: list[int]) -> None:
+        items.append(2)
+        seen.extend([items, self.request.properties[ARGUMENTS]])
+
+    request: Any = delivered(DurableRequest, app.tasks["request.grows"], [[1]])
+    name, uuid, facts, body, kind, encoding = pickle.loads(  # noqa: S301
+        pickle.dumps((request.type, "42", request.request_dict, request.body, request.content_type, "utf-8"))
+    )
+    failed, value, _ = trace_task_ret(name, uuid, facts, body, kind, encoding, app=app)
+
+    assert (failed, value) == (0, "None")
+    assert seen == [[1, 2], ([[1]], {})]
 
 
 def test_the_request_class_is_ours_where_the_user_has_none(task: DurableTask[Any, Any]) -> None:
