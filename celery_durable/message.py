@@ -7,6 +7,7 @@ import time
 from datetime import datetime
 from typing import Any
 
+from celery.app.task import X_DEATH_HEADERS  # type: ignore[attr-defined]
 from celery.exceptions import Reject
 from celery.utils.log import get_logger
 from celery.utils.quorum_queues import detect_quorum_queues
@@ -132,8 +133,17 @@ def _signature(task: Any, request: Any, delay: float, header: dict[str, Any], re
         countdown=delay,
         retries=retries,
         expires=expires,
-        headers={**(request.headers or {}), HEADER: header},
+        headers=headers_with(request, header),
     )
+
+
+def headers_with(request: Any, header: dict[str, Any]) -> dict[str, Any]:
+    """The headers of the next message, ours among them.
+
+    RabbitMQ says there that a message has waited in a queue, and drops one that says so when it waits there again.
+    """
+    headers = {name: value for name, value in (request.headers or {}).items() if name not in X_DEATH_HEADERS}
+    return {**headers, HEADER: header}
 
 
 def _send(task: Any, request: Any, delay: float, header: dict[str, Any], retries: int) -> Any:

@@ -25,6 +25,7 @@ from .message import (
     BROKER_AWAY,
     HEADER,
     header_of,
+    headers_with,
     lasting,
     library_retries,
     seconds_until,
@@ -227,13 +228,14 @@ class DurableTask(Task[P, R]):
         changed_now = changed if may_have_begun and not (args is None and kwargs is None) else None
         header = self._retry_header(request, changed_now, begun=execution is not None)
         if options.get("headers"):
-            options = {**options, "headers": {**(request.headers or {}), **options["headers"]}}
+            options = {**options, "headers": {**headers_with(request, header), **options["headers"]}}
         changes: Mapping[str, str] = {}
         if execution is not None:
             execution.restore_arguments()
             changes = execution.retry_changes = changed_by_retry(self, request, args, kwargs, options, header)
         if header:
-            options = {**options, "headers": {**(options.get("headers") or request.headers or {}), HEADER: header}}
+            headers = headers_with(request, header)
+            options = {**options, "headers": {**headers, **(options.get("headers") or {}), HEADER: header}}
         if execution is None:
             return super().retry(**_given(arguments), **options)
         # Expiry was honoured until the first attempt began.

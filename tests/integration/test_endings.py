@@ -277,6 +277,24 @@ def test_a_run_that_is_opened_late_has_the_arguments_that_were_sent(
     assert (saved.args, saved.kwargs) == sent
 
 
+@pytest.mark.parametrize("body", [fails_for_a_second, retries_itself])
+def test_a_retry_does_not_say_which_queues_its_message_waited_in(
+    redis_url: str, redis_client: redis.Redis, published: Mock, body: Any
+) -> None:
+    """RabbitMQ would take it for a message that goes around in circles, and drop it."""
+    task_id = new_id()
+    waited = {"x-death": [{"queue": "celery_delayed_0", "reason": "expired"}], "x-first-death-reason": "expired"}
+
+    with app_at(redis_url) as app:
+        task = task_of(app, body)
+        assert execute(task, task_id=task_id, headers={"colour": "red", **waited}) == "RETRY"
+        saved = saved_call(task, redis_client, task_id)
+
+    [message] = published.call_args.args
+    assert message.options["headers"].keys() == {"colour", HEADER}
+    assert saved.options["headers"] == {"colour": "red"}
+
+
 def test_a_retry_that_changes_nothing_leaves_the_saved_call_alone(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, published: Mock
 ) -> None:
