@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -134,9 +135,32 @@ def changed_by_retry(
     if not (args is None and kwargs is None):
         # The fingerprint is known when the arguments have arrived.
         fields |= {"changed": str(header["changed"]), "fingerprint": ""}
-    args = request.args if args is None else args
-    kwargs = request.kwargs if kwargs is None else kwargs
+    args, kwargs = _retried_with(task, request, args, kwargs)
     return {**fields, "call": Call.of(task, request, args, kwargs, options, header).text(task)}
+
+
+def _retried_with(task: Any, request: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The arguments of a retry that is given some, as Celery has it: without the old ones that they contradict."""
+    if args is not None and kwargs is None:
+        taken = _positions(task, len(args))
+        kwargs = {name: value for name, value in request.kwargs.items() if name not in taken}
+    elif kwargs is not None and args is None:
+        args, kwargs = list(request.args), dict(kwargs)
+        for name, position in _positions(task, len(args)).items():
+            if name in kwargs:
+                args[position] = kwargs.pop(name)
+    return (request.args if args is None else args), (request.kwargs if kwargs is None else kwargs)
+
+
+def _positions(task: Any, count: int) -> dict[str, int]:
+    """Where the first *count* positional parameters of the task stand that may be given by name, too."""
+    parameters = inspect.signature(task.run).parameters.values()
+    positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    return {
+        each.name: position
+        for position, each in enumerate(positional[:count])
+        if each.kind is each.POSITIONAL_OR_KEYWORD
+    }
 
 
 def _route(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -277,6 +277,43 @@ def test_a_run_that_is_opened_late_has_the_arguments_that_were_sent(
     assert (saved.args, saved.kwargs) == sent
 
 
+def takes_two(self: Any, a: int, b: int = 0, /, c: int = 0, *more: int, d: int = 0, **named: int) -> Any:
+    self.ctx.run("charge", lambda: 1)
+    if self.request.retries == 0:
+        raise self.retry(**self.new)
+    return [a, b, c, *more, d, named]
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "new"),
+    [
+        ([1], {"c": 2, "d": 3, "b": 4}, {"args": [5, 6, 7]}),
+        ([1], {"c": 2}, {"args": [5]}),
+        ([1, 2, 3], {}, {"kwargs": {"c": 7}}),
+        ([1, 2, 3, 4], {"d": 5}, {"kwargs": {"b": 7, "d": 8}}),
+        ([1, 2], {"d": 5}, {"kwargs": {}}),
+        ([1, 2], {"d": 5}, {"args": [7], "kwargs": {"c": 8}}),
+        ([1, 2], {"d": 5}, {"queue": "other"}),
+    ],
+)
+def test_the_journal_has_the_arguments_of_a_retry_as_celerys_message_has_them(
+    redis_url: str, redis_client: redis.Redis, published: Mock, args: Any, kwargs: Any, new: dict[str, Any]
+) -> None:
+    """New ones take the place of old ones that they contradict."""
+    task_id = new_id()
+
+    with app_at(redis_url) as app:
+        task = task_of(app, takes_two)
+        task.new = {"countdown": 1, **new}
+        assert execute(task, *args, task_id=task_id, kwargs=kwargs) == "RETRY"
+        [message] = published.call_args.args
+        saved = saved_call(task, redis_client, task_id)
+
+        assert execute_sent(task, redis_client, message) == "SUCCESS"
+
+    assert (list(saved.args), saved.kwargs) == (list(message.args), message.kwargs)
+
+
 @pytest.mark.parametrize("body", [fails_for_a_second, retries_itself])
 def test_a_retry_does_not_say_which_queues_its_message_waited_in(
     redis_url: str, redis_client: redis.Redis, published: Mock, body: Any
