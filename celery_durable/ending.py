@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from asyncio import CancelledError
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -123,8 +124,10 @@ class Ending:
                 return self.fail(said)
             case Retry():
                 # It was sent: by ``self.retry(throw=False)``, say.
-                wait = message.seconds_until(self.task, said.when)
-                self.hold.suspend(wait, self.execution.retry_changes, slack=self.hold.settings.lease)
+                due = self.execution.sent_for
+                self.execution.await_retry(
+                    self.hold, time.monotonic() + message.seconds_until(self.task, said.when) if due is None else due
+                )
             case _:
                 # The message goes back to the broker, which brings it again.
                 self.hold.suspend(0.0, message.resume_as_is(self.request), slack=self.hold.settings.lease)
@@ -173,6 +176,10 @@ class Ending:
         if isinstance(error, tuple(getattr(self.task, "autoretry_for", None) or ())):
             # Celery's autoretry wraps us: it calls retry(), or gives up (see :meth:`Execution.after`).
             self.execution.undecided = True
+            return error
+        if self.execution.sent_for is not None:
+            # ``self.retry(throw=False)`` is on its way: the task has failed, and is run again.
+            self.execution.await_retry(self.hold, self.execution.sent_for)
             return error
         return self.fail(error)
 

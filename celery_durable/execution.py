@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from functools import cache, partial
@@ -102,6 +103,8 @@ class Execution:
         """What ``self.retry()`` raised: it is sent, whatever user code makes of the exception."""
         self.retry_changes: Mapping[str, str] = {}
         """What the journal is to know of a retry that ``self.retry()`` has sent."""
+        self.sent_for: float | None = None
+        """When the retry is due, by the monotonic clock, that ``self.retry(throw=False)`` has sent."""
         self.gave_up: BaseException | None = None
         """What ``self.retry()`` raised because its limit is spent: no policy retries that."""
         self.decided: BaseException | None = None
@@ -294,9 +297,13 @@ class Execution:
         if self.direct or attempt is None:
             return value
         attempt.check_all_awaited()
-        attempt.check_nothing_left()
+        if self.sent_for is None:
+            attempt.check_nothing_left()
         if self.task.opinionated and hasattr(value, "model_dump"):
             value = value.model_dump(mode="json")
+        if self.sent_for is not None:
+            self.await_retry(hold, self.sent_for)
+            return value
         result = self._store.result_of(self.task, self.request, value) if self._store and hold.can_deliver else None
         if hold.finish("succeeded", self._recordable(attempt, value), result) and result is not NO_RESULT:
             report.spared.set(self.request.id)
@@ -357,6 +364,12 @@ class Execution:
                 hold.not_delivered()
             else:
                 hold.never_delivered()
+
+    def await_retry(self, hold: Hold, due: float) -> None:
+        """Suspend the run until the retry comes that was sent before the end of the body."""
+        wait = max(0.0, due - time.monotonic())
+        # What came while the run was live has been forgotten: a worker is to send it again at once.
+        hold.suspend(wait, self.retry_changes, slack=hold.settings.lease if wait else 0.0)
 
     # -- another message of this run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import time
 from collections.abc import Callable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
@@ -208,7 +209,11 @@ class DurableTask(Task[P, R]):
         max_retries: int | None = None,
         **options: Any,
     ) -> Any:
-        """Celery's ``retry``; retries that the library sent do not count towards ``max_retries``."""
+        """Celery's ``retry``; retries that the library sent do not count towards ``max_retries``.
+
+        With ``throw=False`` the body goes on, and its value or its exception is the task's until the retry has run, as
+        in plain Celery. The steps that it has recorded by then are replayed.
+        """
         request = self.request
         # The retry() of another base may know fewer of them: only those that were given are handed on.
         arguments = {"args": args, "kwargs": kwargs, "exc": exc, "eta": eta, "countdown": countdown}
@@ -264,14 +269,15 @@ class DurableTask(Task[P, R]):
 
     def _send_retry(self, execution: Execution, send: Callable[[], Any], delay: float) -> Any:
         """Let Celery publish, and keep what it raises: that stands, whatever user code makes of it."""
+        due = time.monotonic() + delay
         try:
             try:
-                return send()
+                retry = send()
             except Reject as rejected:
                 # A soft time limit strikes once, and what it was to stop has ended.
                 if not isinstance(rejected.reason, SoftTimeLimitExceeded):  # type: ignore[attr-defined]
                     raise
-                return send()
+                retry = send()
         except Retry as said:
             execution.said = said
             raise
@@ -288,6 +294,10 @@ class DurableTask(Task[P, R]):
         except Exception as error:
             execution.gave_up = error
             raise
+        if not execution.eager:
+            # The body goes on (``throw=False``), and it is not the last attempt, however it ends.
+            execution.sent_for = due
+        return retry
 
     def _uncounted_retries(self, request: Any) -> int:
         """The library's retries, which ``max_retries`` is not about; the policy that it became counts its own."""

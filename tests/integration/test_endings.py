@@ -277,6 +277,40 @@ def test_a_run_that_is_opened_late_has_the_arguments_that_were_sent(
     assert (saved.args, saved.kwargs) == sent
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "fails"])
+@pytest.mark.parametrize("countdown", [20, 0], ids=["later", "now"])
+def test_a_retry_that_was_sent_runs_however_the_body_ends_then(
+    redis_url: str, redis_client: redis.Redis, published: Mock, countdown: float, fails: bool
+) -> None:
+    """``self.retry(throw=False)``: what the body makes of itself is shown meanwhile, as in plain Celery."""
+    task_id, charges = new_id(), []
+
+    def body(self: Any) -> int:
+        self.ctx.run("charge", lambda: charges.append(1))
+        if self.request.retries == 0:
+            self.retry(throw=False, countdown=countdown)
+            self.ctx.run("ship", lambda: 1)
+            if fails:
+                raise OSError("away")
+        return int(self.request.retries)
+
+    with app_at(redis_url) as app:
+        task = task_of(app, body)
+        keys = store_of(app).keys(task_id)
+        assert execute(task, task_id=task_id) == ("FAILURE" if fails else "SUCCESS")
+        assert task.AsyncResult(task_id).state == ("FAILURE" if fails else "SUCCESS")
+        waits, due = redis_client.hmget(keys.run, "status", "due"), redis_client.zscore(keys.due, task_id)
+        redis_client.hdel(keys.run, "step:2")  # which this body does not reach again
+
+        assert execute_sent(task, redis_client, published.call_args.args[0]) == "SUCCESS"
+        assert redis_client.hmget(keys.run, "status", "delivered") == ["succeeded", "1"]
+
+    # What was due at once may have come, and been forgotten.
+    assert waits[0] == "suspended"
+    assert due == int(waits[1]) + (30_000 if countdown else 0)
+    assert charges == [1]
+
+
 def takes_two(self: Any, a: int, b: int = 0, /, c: int = 0, *more: int, d: int = 0, **named: int) -> Any:
     self.ctx.run("charge", lambda: 1)
     if self.request.retries == 0:
