@@ -232,15 +232,12 @@ class DurableTask(Task[P, R]):
         may_have_begun = execution is not None or bool(header_of(request))
         changed_now = changed if may_have_begun and not (args is None and kwargs is None) else None
         header = self._retry_header(request, changed_now, begun=execution is not None)
-        if options.get("headers"):
-            options = {**options, "headers": {**headers_with(request, header), **options["headers"]}}
         changes: Mapping[str, str] = {}
         if execution is not None:
             execution.restore_arguments()
             changes = execution.retry_changes = changed_by_retry(self, request, args, kwargs, options, header)
         if header:
-            headers = headers_with(request, header)
-            options = {**options, "headers": {**headers, **(options.get("headers") or {}), HEADER: header}}
+            options = self._with_header(request, options, header)
         if execution is None:
             return super().retry(**_given(arguments), **options)
         # Expiry was honoured until the first attempt began.
@@ -266,6 +263,13 @@ class DurableTask(Task[P, R]):
         if changed is not None:
             header["changed"] = max(header.get("changed", 0), changed) + 1
         return header
+
+    @staticmethod
+    def _with_header(request: Any, options: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
+        """The options of a retry and our header; headers that are given replace all others, as in plain Celery."""
+        given = "headers" in options
+        headers = {**(options["headers"] or {}), HEADER: header} if given else headers_with(request, header)
+        return {**options, "headers": headers}
 
     def _send_retry(self, execution: Execution, send: Callable[[], Any], delay: float) -> Any:
         """Let Celery publish, and keep what it raises: that stands, whatever user code makes of it."""

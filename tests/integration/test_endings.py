@@ -366,6 +366,26 @@ def test_a_retry_does_not_say_which_queues_its_message_waited_in(
     assert saved.options["headers"] == {"colour": "red"}
 
 
+@pytest.mark.parametrize(("headers", "sent"), [({"size": "L"}, {"size": "L"}), ({}, {}), (None, {})])
+def test_the_headers_of_a_users_retry_replace_all_but_ours(
+    redis_url: str, redis_client: redis.Redis, published: Mock, headers: Any, sent: dict[str, str]
+) -> None:
+    task_id = new_id()
+
+    def body(self: Any) -> None:
+        self.ctx.run("charge", lambda: 1)
+        raise self.retry(countdown=1, headers=headers)
+
+    with app_at(redis_url) as app:
+        task = task_of(app, body)
+        assert execute(task, task_id=task_id, headers={"colour": "red"}) == "RETRY"
+        saved = saved_call(task, redis_client, task_id)
+
+    [message] = published.call_args.args
+    assert message.options["headers"] == {**sent, HEADER: {"retries": 0}}
+    assert saved.options["headers"] == sent
+
+
 def test_a_retry_that_changes_nothing_leaves_the_saved_call_alone(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, published: Mock
 ) -> None:
