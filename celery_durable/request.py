@@ -110,7 +110,7 @@ class DurableRequest(Request):
     def _condemn(self, status: str, error: BaseException, pid: int | None = None) -> None:
         def end(runs: Runs) -> None:
             keep = self.task.durable_settings.failure_retention  # type: ignore[attr-defined]
-            runs.condemn(self.id, status, keep, outcome.of_error(error), pid)
+            runs.condemn(self.id, status, keep, outcome.of_error(error), pid=pid)
 
         self._ask(end, "its end could not be journaled")
 

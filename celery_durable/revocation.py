@@ -12,6 +12,7 @@ from celery.worker import state as worker_state
 from . import outcome
 from .call import Call
 from .forks import undisturbed
+from .redis_journal import new_fence
 from .store import store_of
 
 logger = logging.getLogger("celery_durable")
@@ -26,6 +27,8 @@ class Revocations:
         self._accept = frozenset(app.conf.accept_content)
         self._told: set[str] = set()
         self._ended: set[str] = set()
+        self._fence = new_fence()
+        """By which a run is known again that was ended here, and of which that could not be said everywhere."""
 
     def carry_out(self) -> None:
         """End the runs that were revoked by the last time: a request that is being terminated comes first."""
@@ -42,7 +45,8 @@ class Revocations:
 
     def _end(self, task_id: str) -> None:
         runs, keep = self._store.runs, self._store.settings.failure_retention
-        if not runs.condemn(task_id, "revoked", keep, outcome.of_error(TaskRevokedError("revoked"))):
+        error = outcome.of_error(TaskRevokedError("revoked"))
+        if not runs.condemn(task_id, "revoked", keep, error, fence=self._fence):
             return
         logger.info("task %s: revoked while no message of it was about", task_id)
         options = Call.load(runs.load(task_id)[b"call"], self._accept).options
