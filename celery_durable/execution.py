@@ -321,6 +321,8 @@ class Execution:
             if state == states.FAILURE:
                 # Where Celery's autoretry gave up, the journal does not know yet.
                 Ending(self).fail(result)
+            elif state == states.SUCCESS and self.hold.lacks_success:
+                self._succeed_after_all(self.hold, result)
         except Interrupt as error:
             logger.error("task %s: its end could not be journaled: %s", self.request.id, error)
         finally:
@@ -330,6 +332,12 @@ class Execution:
             self.request.__dict__.pop(_OPENED, None)
             if state != states.RETRY:
                 self.forget_eager()
+
+    def _succeed_after_all(self, hold: Hold, value: Any) -> None:
+        """A ``__call__`` of the user's, which is around the body, has made a result of its exception."""
+        assert hold.attempt is not None  # noqa: S101
+        hold.ended = False
+        hold.finish("succeeded", self._recordable(hold.attempt, value))
 
     @staticmethod
     def _note_delivery(hold: Hold, state: str | None, result: Any, *, delivered: bool) -> None:
