@@ -35,7 +35,9 @@ class Whose(Enum):
     CELERYS = 0
     JOURNALS = 1
     OVER = 2
-    """Another process has ended it."""
+    """Nobody's: it has ended, and that has been delivered."""
+    DONE = 3
+    """The same, and it has succeeded."""
 
 
 class Claimed(NamedTuple):
