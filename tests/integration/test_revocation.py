@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
 import redis
-from celery import Celery
+from celery import Celery, signals
 from celery.worker import state as worker_state
 
 from celery_durable.revocation import Revocations
@@ -34,6 +34,25 @@ def asleep(app: Celery, **options: Any) -> str:
 
 
 @pytest.fixture
+def worker() -> Mock:
+    """Whose monitors listen."""
+    return Mock(hostname="w1")
+
+
+def events(worker: Mock) -> list[Any]:
+    return worker.consumer.event_dispatcher.send.call_args_list
+
+
+@pytest.fixture
+def heard() -> Iterator[Mock]:
+    """A receiver of the signal."""
+    receiver = Mock(return_value=None)
+    signals.task_revoked.connect(receiver, weak=False)
+    yield receiver
+    signals.task_revoked.disconnect(receiver)
+
+
+@pytest.fixture
 def revoke(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Tell what revokes of ids, as remote control does, and let it find them twice."""
 
@@ -46,7 +65,7 @@ def revoke(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_run_that_its_request_has_ended_is_not_announced_again(
-    app: Celery, revoke: Any, monkeypatch: pytest.MonkeyPatch
+    app: Celery, worker: Mock, heard: Mock, revoke: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both are in the main process of a worker."""
     announced = Mock()
@@ -55,20 +74,67 @@ def test_a_run_that_its_request_has_ended_is_not_announced_again(
 
     assert store_of(app).runs.condemn(task_id, "revoked", DAY, "{}")
     assert not store_of(app).runs.condemn(task_id, "revoked", DAY, "{}")
-    revoke(Revocations(app), task_id)
+    revoke(Revocations(app, worker), task_id)
 
-    assert announced.call_count == 0
+    assert announced.call_count == heard.call_count == len(events(worker)) == 0
 
 
 def test_what_could_not_be_said_of_a_revoked_run_is_said_the_next_time(
-    app: Celery, revoke: Any, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    app: Celery, worker: Mock, heard: Mock, revoke: Any, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     announced = Mock(side_effect=[ConnectionError("away"), None])
-    task_id, revocations = asleep(app), Revocations(app)
+    task_id, revocations = asleep(app), Revocations(app, worker)
     monkeypatch.setattr(app.backend, "mark_as_revoked", announced)
 
     for _ in range(2):
         revoke(revocations, task_id)
 
     assert announced.call_count == 2
+    assert heard.call_count == len(events(worker)) == 1
     assert redis_client.hget(store_of(app).keys(task_id).run, "status") == "revoked"
+
+
+def test_a_sleeping_run_that_is_revoked_is_announced_as_celery_announces_its_own(
+    app: Celery, worker: Mock, heard: Mock, revoke: Any
+) -> None:
+    app.conf.result_extended = True
+    task_id = asleep(app)
+    how = {"terminated": False, "signum": None, "expired": False}
+
+    revoke(Revocations(app, worker), task_id)
+
+    assert events(worker) == [call("task-revoked", uuid=task_id, **how)]
+    [said] = [received.kwargs for received in heard.call_args_list]
+    assert (said["sender"].name, {name: said[name] for name in how}) == ("shop.sleeps", how)
+    request = said["request"]
+    assert (request.id, request.args, request.kwargs, request.hostname) == (task_id, ["bed"], {}, "w1")
+    stored = app.AsyncResult(task_id)
+    assert (stored.state, stored.name, stored.args, stored.worker) == ("REVOKED", "shop.sleeps", ["bed"], "w1")
+
+
+@pytest.mark.parametrize("silent", ["worker", "task", "connection"])
+def test_monitors_hear_of_a_revoked_run_only_where_they_are_to(
+    app: Celery, worker: Mock, heard: Mock, revoke: Any, silent: str
+) -> None:
+    eventer = worker.consumer.event_dispatcher
+    if silent == "worker":
+        eventer.enabled = False
+    elif silent == "connection":
+        worker.consumer.event_dispatcher = None
+
+    revoke(Revocations(app, worker), asleep(app, send_events=silent != "task"))
+
+    assert eventer.send.call_count == 0
+    assert heard.call_count == 1
+
+
+def test_a_revoked_run_of_a_task_that_is_unknown_here_ends_unannounced(
+    app: Celery, worker: Mock, heard: Mock, revoke: Any
+) -> None:
+    task_id = asleep(app)
+    del app.tasks["shop.sleeps"]
+
+    revoke(Revocations(app, worker), task_id)
+
+    assert app.AsyncResult(task_id).state == "REVOKED"
+    assert heard.call_count == len(events(worker)) == 0
