@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from celery import signals
+from celery import signals, states
 from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 from celery.worker import state as worker_state
 
-from . import outcome
+from . import outcome, report
 from .call import Call
 from .forks import undisturbed
 from .journal import Fields
@@ -59,7 +59,8 @@ class Revocations:
             return None
         logger.info("task %s: revoked while no message of it was about", task_id)
         request = self._request_of(task_id, runs.load(task_id))
-        self._app.backend.mark_as_revoked(task_id, "revoked", request=request, store_result=not request.ignore_result)
+        stored = self._is_wanted(request)
+        self._app.backend.mark_as_revoked(task_id, "revoked", request=request, store_result=stored)
         self._tell_monitors(request)
         return request
 
@@ -80,6 +81,10 @@ class Revocations:
                 "hostname": self._worker.hostname,
             }
         )
+
+    def _is_wanted(self, request: Any) -> bool:
+        task = self._app.tasks.get(request.task)
+        return not request.ignore_result if task is None else report.is_wanted(task, request, states.REVOKED)
 
     # What Celery's own request says when it is revoked. A task may be unknown here: others share the journals.
 

@@ -9,6 +9,8 @@ import redis
 from celery import Celery, signals
 from celery.worker import state as worker_state
 
+from celery_durable import cancel
+from celery_durable.message import HEADER
 from celery_durable.revocation import Revocations
 from celery_durable.store import store_of
 from tests.integration.runs import app_at, execute, new_id, task_of
@@ -138,3 +140,22 @@ def test_a_revoked_run_of_a_task_that_is_unknown_here_ends_unannounced(
 
     assert app.AsyncResult(task_id).state == "REVOKED"
     assert heard.call_count == len(events(worker)) == 0
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("by", ["revoke", "cancel"])
+def test_an_error_is_stored_of_a_run_whose_result_is_ignored_where_errors_are_wanted(
+    app: Celery, worker: Mock, revoke: Any, by: str, wanted: bool
+) -> None:
+    """As Celery's own request stores it."""
+    task = task_of(app, sleeps, ignore_result=True, store_errors_even_if_ignored=wanted)
+    execute(task, task_id=(task_id := new_id()))
+    assert app.AsyncResult(task_id).state == "PENDING"
+
+    if by == "revoke":
+        revoke(Revocations(app, worker), task_id)
+    else:
+        cancel(task_id, app=app)
+        assert execute(task, task_id=task_id, headers={HEADER: {"hint": 1}}) == "IGNORED"
+
+    assert app.AsyncResult(task_id).state == ("REVOKED" if wanted else "PENDING")
