@@ -394,6 +394,12 @@ def execution_of(task: DurableTask[Any, Any]) -> Execution:
     return execution
 
 
+def is_executing(task: DurableTask[Any, Any]) -> bool:
+    """Whether this code is in an execution of *task* under its present request, and no other one is to begin."""
+    execution = current.get()
+    return execution is not None and execution.task is task and execution.request is task.request
+
+
 def opened_by(request: Any) -> Execution | None:
     """The execution that opened a run under *request*; None if its context was not used."""
     execution = request.__dict__.get(_OPENED)
