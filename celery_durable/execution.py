@@ -9,14 +9,14 @@ import logging
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
-from functools import cache, partial
+from functools import cache
 from math import inf
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from celery import states
-from celery._state import push_current_task  # type: ignore[attr-defined]
+from celery._state import _task_stack  # type: ignore[attr-defined]
 from celery.app.task import Context, get_actual_ignore_result  # type: ignore[attr-defined]
 from celery.exceptions import Ignore, Retry
 from celery.local import Proxy
@@ -72,8 +72,13 @@ def _current_task() -> Any:
     return _NoTask() if execution is None else execution.task
 
 
+def _stand_for_current_tasks() -> None:
+    # Looked up here: with USE_FAST_LOCALS each thread has a push() of its own, and push_current_task is the importer's.
+    _task_stack.push(Proxy(_current_task))
+
+
 # Celery knows its current task by thread. One of async tasks serves many, each in a context of its own.
-in_each_thread.append(partial(push_current_task, Proxy(_current_task)))
+in_each_thread.append(_stand_for_current_tasks)
 
 
 class Execution:
