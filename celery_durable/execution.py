@@ -10,14 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
-from functools import cache, partial
+from functools import cache
 from math import inf
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from celery import states
-from celery._state import push_current_task  # type: ignore[attr-defined]
+from celery._state import _task_stack  # type: ignore[attr-defined]
 from celery.app.task import Context, get_actual_ignore_result  # type: ignore[attr-defined]
 from celery.exceptions import Ignore, Reject, Retry
 from celery.local import Proxy
@@ -81,8 +81,14 @@ def _workers_task() -> Any:
     return _NoTask() if execution is None else execution.task
 
 
+def _stand_for_current_tasks() -> None:
+    for task in (_workers_task, _current_task):
+        # Looked up here: with USE_FAST_LOCALS each thread has a push() of its own, push_current_task the importer's.
+        _task_stack.push(Proxy(task))
+
+
 # Celery keeps a stack of its current tasks by thread. One of async tasks serves many, each in a context of its own.
-in_each_thread += [partial(push_current_task, Proxy(task)) for task in (_workers_task, _current_task)]
+in_each_thread.append(_stand_for_current_tasks)
 
 
 class Execution:
@@ -344,6 +350,8 @@ class Execution:
             if state == states.FAILURE:
                 # Where Celery's autoretry gave up, the journal does not know yet.
                 Ending(self).fail(result)
+            elif state == states.SUCCESS and self.hold.lacks_success:
+                self._succeed_after_all(self.hold, result)
         except Interrupt as error:
             logger.error("task %s: its end could not be journaled: %s", self.request.id, error)
         finally:
@@ -353,6 +361,12 @@ class Execution:
             self.request.__dict__.pop(_OPENED, None)
             if state != states.RETRY:
                 self.forget_eager()
+
+    def _succeed_after_all(self, hold: Hold, value: Any) -> None:
+        """A ``__call__`` of the user's, which is around the body, has made a result of its exception."""
+        assert hold.attempt is not None  # noqa: S101
+        hold.ended = False
+        hold.finish("succeeded", self._recordable(hold.attempt, value))
 
     @staticmethod
     def _note_delivery(hold: Hold, state: str | None, result: Any, *, delivered: bool) -> None:
@@ -422,6 +436,12 @@ def execution_of(task: DurableTask[Any, Any]) -> Execution:
     if execution is None or execution.task is not task:
         raise NoContextError(f"the context of {task.name} is known while the task runs, in its own body")
     return execution
+
+
+def is_executing(task: DurableTask[Any, Any]) -> bool:
+    """Whether this code is in an execution of *task* under its present request, and no other one is to begin."""
+    execution = current.get()
+    return execution is not None and execution.task is task and execution.request is task.request
 
 
 def opened_by(request: Any) -> Execution | None:

@@ -163,6 +163,11 @@ class Hold:
         """Whether Celery has made a failure of a success: because a callback could not be sent, say."""
         return self._status == "succeeded" and state == states.FAILURE
 
+    @property
+    def lacks_success(self) -> bool:
+        """Whether the journal would be wrong to say of this attempt what it says now, were the run a success."""
+        return self.attempt is not None and (not self.ended or self._status == "failed")
+
     def will_deliver(self, status: str) -> None:
         """When this delivery is over, the run's outcome has been delivered; until then nobody else is to do it."""
         self._status = status

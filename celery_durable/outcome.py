@@ -7,6 +7,7 @@ import json
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
+from celery.result import ResultBase
 from kombu.serialization import dumps, loads
 
 from .failure import describe, failure_of
@@ -33,6 +34,9 @@ def of_value(value: Any, serializer: str) -> str:
     Raises:
         Exception: whatever the serializer raises, as it will when Celery stores the result.
     """
+    if isinstance(value, ResultBase) and serializer != "pickle":
+        # As Celery's backends do (``prepare_value``) with what a task returns that has sent others.
+        value = value.as_tuple()  # type: ignore[attr-defined]
     if serializer == "json":
         return f'{{"value":{json_of(value)}}}'
     content_type, charset, data = dumps(value, serializer)

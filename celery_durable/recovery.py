@@ -104,9 +104,9 @@ class Recovery:
 class RecoveryThread:
     """A thread of a worker's main process that looks for runs, as long as the worker lives."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, worker: Any) -> None:
         self._recovery = Recovery(app)
-        self._revocations = Revocations(app)
+        self._revocations = Revocations(app, worker)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="celery-durable-recovery", daemon=True)
 

@@ -82,6 +82,13 @@ def again(task: Any, request: Any, ended: Outcome) -> None:
             logger.warning("task %s: its outcome could not be stored once more: %r", request.id, error)
 
 
-def _store(task: Any, request: Any, result: Any, state: str, **facts: Any) -> None:
+def is_wanted(task: Any, request: Any, state: str) -> bool:
+    """Whether a result is to be stored with this state."""
     if not get_actual_ignore_result(task, request):
+        return True
+    return state in states.EXCEPTION_STATES and bool(task.store_errors_even_if_ignored)
+
+
+def _store(task: Any, request: Any, result: Any, state: str, **facts: Any) -> None:
+    if is_wanted(task, request, state):
         task.backend.store_result(request.id, result, state, request=request, **facts)

@@ -24,9 +24,15 @@ T = TypeVar("T")
 
 logger = logging.getLogger("celery_durable")
 
+_LOST = (WorkerLostError, SystemExit, KeyboardInterrupt)
+"""What Celery takes for the loss of a process."""
+
 
 class DurableRequest(Request):
     """Runs in the worker's main process."""
+
+    _is_done = False
+    """The process was lost when the run had succeeded, and all was delivered."""
 
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
@@ -52,15 +58,20 @@ class DurableRequest(Request):
             # The journal is away: the next worker may find it.
             task_ready(self)
             return self.reject(requeue=True)
+        self._is_done = whose is Whose.DONE
         # A message may have been about to reopen a run that is over, when its process died.
-        reopening = whose is Whose.OVER and isinstance(error, WorkerLostError)
-        if whose in (None, Whose.CELERYS) or reopening:
+        over = whose in (Whose.OVER, Whose.DONE) and isinstance(error, _LOST)
+        if whose in (None, Whose.CELERYS) or over:
             return super().on_failure(exc_info, send_failed_event, return_ok)
         logger.warning("task %s: its worker failed it, it goes on from its journal: %r", self.id, error)
         task_ready(self)
         if self.task.acks_late:
             self.acknowledge()
         return None
+
+    def _success_was_stored(self) -> Any:
+        """Celery looks for a result, and there is none where results are ignored."""
+        return super()._success_was_stored() or (self._is_done and {"result": None})  # type: ignore[misc]
 
     def _befell_the_worker(self, error: BaseException) -> bool:
         # Whoever stopped the task has said what becomes of it.
@@ -112,7 +123,7 @@ class DurableRequest(Request):
     def _condemn(self, status: str, error: BaseException, pid: int | None = None) -> None:
         def end(runs: Runs) -> None:
             keep = self.task.durable_settings.failure_retention  # type: ignore[attr-defined]
-            runs.condemn(self.id, status, keep, outcome.of_error(error), pid)
+            runs.condemn(self.id, status, keep, outcome.of_error(error), pid=pid)
 
         self._ask(end, "its end could not be journaled")
 

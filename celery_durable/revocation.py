@@ -5,34 +5,45 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from celery import signals, states
 from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 from celery.worker import state as worker_state
 
-from . import outcome
+from . import outcome, report
 from .call import Call
 from .forks import undisturbed
+from .journal import Fields
+from .redis_journal import new_fence
 from .store import store_of
 
 logger = logging.getLogger("celery_durable")
+
+_HOW = {"terminated": False, "signum": None, "expired": False}
+"""As Celery says it of a task that does not run."""
 
 
 class Revocations:
     """What this worker was told to revoke, as far as runs of an app are concerned."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, worker: Any) -> None:
         self._app = app
+        self._worker = worker
         self._store = store_of(app)
         self._accept = frozenset(app.conf.accept_content)
         self._told: set[str] = set()
         self._ended: set[str] = set()
+        self._fence = new_fence()
+        """By which a run is known again that was ended here, and of which that could not be said everywhere."""
 
     def carry_out(self) -> None:
         """End the runs that were revoked by the last time: a request that is being terminated comes first."""
         for task_id in self._told - self._ended:
             try:
                 with undisturbed:
-                    self._end(task_id)
+                    request = self._end(task_id)
+                if request is not None:
+                    self._tell_listeners(request)
             except Exception:
                 logger.exception("task %s: was revoked, which could not be said everywhere; tried again", task_id)
             else:
@@ -40,12 +51,49 @@ class Revocations:
         self._told = set(worker_state.revoked)
         self._ended &= self._told
 
-    def _end(self, task_id: str) -> None:
+    def _end(self, task_id: str) -> Context | None:
+        """The request of the run that has been ended; None where that is not for us to do."""
         runs, keep = self._store.runs, self._store.settings.failure_retention
-        if not runs.condemn(task_id, "revoked", keep, outcome.of_error(TaskRevokedError("revoked"))):
-            return
+        error = outcome.of_error(TaskRevokedError("revoked"))
+        if not runs.condemn(task_id, "revoked", keep, error, fence=self._fence):
+            return None
         logger.info("task %s: revoked while no message of it was about", task_id)
-        options = Call.load(runs.load(task_id)[b"call"], self._accept).options
-        request = Context({**options, "id": task_id, "group": options.get("group_id")})
-        stored = not options.get("ignore_result")
+        request = self._request_of(task_id, runs.load(task_id))
+        stored = self._is_wanted(request)
         self._app.backend.mark_as_revoked(task_id, "revoked", request=request, store_result=stored)
+        self._tell_monitors(request)
+        return request
+
+    def _request_of(self, task_id: str, fields: Fields) -> Context:
+        """The request as it would be, had its message been about."""
+        call = Call.load(fields[b"call"], self._accept)
+        options = call.options
+        return Context(
+            {
+                **options,
+                "id": task_id,
+                "task": fields[b"task"].decode(),
+                "args": call.args,
+                "kwargs": call.kwargs,
+                "group": options.get("group_id"),
+                "callbacks": options.get("link"),
+                "errbacks": options.get("link_error"),
+                "hostname": self._worker.hostname,
+            }
+        )
+
+    def _is_wanted(self, request: Any) -> bool:
+        task = self._app.tasks.get(request.task)
+        return not request.ignore_result if task is None else report.is_wanted(task, request, states.REVOKED)
+
+    # What Celery's own request says when it is revoked. A task may be unknown here: others share the journals.
+
+    def _tell_monitors(self, request: Any) -> None:
+        task, eventer = self._app.tasks.get(request.task), self._worker.consumer.event_dispatcher
+        if task is not None and task.send_events and eventer is not None and eventer.enabled:
+            eventer.send("task-revoked", uuid=request.id, **_HOW)
+
+    def _tell_listeners(self, request: Any) -> None:
+        task = self._app.tasks.get(request.task)
+        if task is not None:
+            signals.task_revoked.send(task, request=request, **_HOW)

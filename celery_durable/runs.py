@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable
 from enum import Enum
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from .redis_journal import (
     check_layout,
     fields_of,
     ms,
+    new_fence,
     not_a_journal,
     owner_name,
 )
@@ -35,7 +35,9 @@ class Whose(Enum):
     CELERYS = 0
     JOURNALS = 1
     OVER = 2
-    """Another process has ended it."""
+    """Another process has ended it, by no success."""
+    DONE = 3
+    """It has succeeded, and that was delivered."""
 
 
 class Claimed(NamedTuple):
@@ -83,10 +85,16 @@ class Runs:
         check_layout(keys, fields)
         return fields
 
-    def condemn(self, task_id: str, status: str, keep: float, outcome: str, pid: int | None = None) -> bool:
-        """End a live run, or one that process *pid* carries on; False if it is not, unless ended here before."""
+    def condemn(
+        self, task_id: str, status: str, keep: float, outcome: str, *, pid: int | None = None, fence: str | None = None
+    ) -> bool:
+        """End a live run, or one that process *pid* carries on; False if it is not.
+
+        *fence*: a token of whoever asks, to whom it is said again that it was this call that has ended the run.
+        """
         keys = self.keys(task_id)
-        fence = f"{owner_name(os.getpid())}:{status}"
+        # Without one it is the call's own: only where its reply was lost, so that it is sent again, it is known again.
+        fence = fence or new_fence()
         owner = "" if pid is None else owner_name(pid)
         # Kept for a lease at least: whoever carries the run on is to meet another fence, and not an empty place.
         keep = max(keep, self._lease)

@@ -21,7 +21,7 @@ from .attempt import Terms
 from .call import changed_by_retry
 from .ending import Ending
 from .exceptions import ConfigurationError
-from .execution import Execution, current, execution_of, has_journal, opened_by
+from .execution import Execution, current, execution_of, has_journal, is_executing, opened_by
 from .message import (
     BROKER_AWAY,
     HEADER,
@@ -324,8 +324,8 @@ def _wrap_run(cls: type[DurableTask[Any, Any]], declared: Any) -> None:
     @functools.wraps(body)
     @door
     def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
-        if type(self).run is not run:
-            # Called by the run() of a subclass, which has an execution already.
+        if type(self).run is not run and is_executing(self):
+            # Called by the run() of a subclass.
             return body(self, *args, **kwargs)
         return Execution(self, args, kwargs).run(body)
 

@@ -30,7 +30,7 @@ class RecoveryStep(bootsteps.StartStopStep):
         # The start-up check says what is wrong with the configuration.
         with suppress(ConfigurationError):
             # Here, not in the thread: what it makes is there when the pool forks.
-            self._thread = RecoveryThread(parent.app)
+            self._thread = RecoveryThread(parent.app, parent)
 
     def start(self, parent: Any) -> None:  # noqa: ARG002
         if self._thread is not None:

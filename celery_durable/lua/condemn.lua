@@ -3,7 +3,7 @@
 -- Replies 1, or 0 when there is no live run, or another process carries it on
 local run = redis.call('HMGET', KEYS[1], 'status', 'fence', 'owner')
 if run[1] ~= 'running' and run[1] ~= 'suspended' then
-  -- 1: our own call, sent again because its reply was lost.
+  -- 1: our own call, sent again because its reply was lost, or what hangs on it could not be said.
   return run[2] == ARGV[2] and 1 or 0
 end
 if ARGV[5] ~= '' and run[3] ~= ARGV[5] then return 0 end

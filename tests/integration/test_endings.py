@@ -1,16 +1,17 @@
 """An attempt whose journal, or lease, is lost just when it says how it ends."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 from unittest.mock import Mock, create_autospec
 
 import pytest
 import redis
 from celery.canvas import Signature
-from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError
+from celery.exceptions import Retry, SoftTimeLimitExceeded, TaskRevokedError
 from kombu.exceptions import EncodeError, OperationalError
 
-from celery_durable import RunOptions, outcome
+from celery_durable import DurableTask, RunOptions, outcome
 from celery_durable.attempt import Surroundings, Terms
 from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.execution import Execution
@@ -137,6 +138,65 @@ def test_a_process_that_was_forked_while_an_error_was_handled_delivers_its_outco
 
     assert redis_client.hmget(keys.run, "status", "delivered") == ["succeeded", "1"]
     assert redis_client.zscore(keys.leases, task_id) is None
+
+
+class Swallowing(DurableTask[Any, Any]):
+    """Has a result for every failure."""
+
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.run(*args, **kwargs)
+        except ZeroDivisionError:
+            return "fallback"
+
+
+def divides(self: Any) -> None:
+    self.ctx.uuid()
+    _ = 1 / 0
+
+
+def cannot_go_on(self: Any) -> None:
+    self.ctx.run("charge", lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("autoretry_for", [(), (ZeroDivisionError,)], ids=["plain", "autoretry"])
+@pytest.mark.parametrize("body", [divides, cannot_go_on])
+def test_a_failure_that_code_around_the_body_swallows_is_a_success(
+    redis_url: str, redis_client: redis.Redis, body: Any, autoretry_for: tuple[type[Exception], ...]
+) -> None:
+    """Celery, which has its own retries around the body, gives up before that."""
+    task_id = new_id()
+    with app_at(redis_url) as app:
+        made = app.task(
+            base=Swallowing, bind=True, shared=False, name="shop.swallows", autoretry_for=autoretry_for, max_retries=0
+        )(body)
+        assert execute(app.tasks[made.name], task_id=task_id) == "SUCCESS"
+        keys, ended = store_of(app).keys(task_id), outcome.read(store_of(app).runs.load(task_id), frozenset())
+
+    assert (ended.status, ended.value, ended.error, ended.delivered) == ("succeeded", "fallback", None, True)
+    assert redis_client.zscore(keys.leases, task_id) is None
+    assert redis_client.ttl(keys.run) > 0
+
+
+def test_a_retry_that_code_around_the_body_swallows_goes_on(
+    redis_url: str, redis_client: redis.Redis, published: Mock
+) -> None:
+    class Silent(Swallowing):
+        abstract = True
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            with suppress(Retry):
+                return super().__call__(*args, **kwargs)
+
+    task_id = new_id()
+    with app_at(redis_url) as app:
+        made = app.task(base=Silent, bind=True, shared=False, name="shop.silent")(retries_itself)
+        assert execute(app.tasks[made.name], task_id=task_id) == "SUCCESS"
+        assert redis_client.hget(store_of(app).keys(task_id).run, "status") == "suspended"
+
+    assert published.call_count == 1
 
 
 # -- a retry that is not published at once -----------------------------------------------------------------------------

@@ -13,8 +13,10 @@ import redis
 from celery import Celery, signals
 from celery.backends.redis import RedisBackend
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.result import EagerResult, GroupResult
 from kombu.exceptions import EncodeError
 
+from celery_durable import outcome
 from celery_durable.interrupts import Fenced
 from celery_durable.journal import NO_RESULT, Result
 from celery_durable.redis_journal import RedisJournal
@@ -104,6 +106,28 @@ def test_it_is_what_celery_writes(redis_url: str, redis_client: redis.Redis, con
     assert metas[0] == metas[1]
     assert metas[0]["result"] == VALUE
     assert kept[0] == pytest.approx(kept[1], abs=5)
+
+
+# No others: these connect to nothing when they are forgotten.
+CHILD = EagerResult("child", None, "SUCCESS")
+CHILDREN = GroupResult("children", [EagerResult(name, None, "SUCCESS") for name in ("one", "two")])
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["beside the journal", "elsewhere"])
+@pytest.mark.parametrize("sent", [CHILD, CHILDREN], ids=["one", "many"])
+def test_what_stands_for_other_tasks_is_written_as_what_finds_them(redis_url: str, sent: Any, beside: bool) -> None:
+    def sends(self: Any) -> Any:
+        self.ctx.uuid()
+        return sent
+
+    task_id = new_id()
+    with app_with_results(redis_url, **({} if beside else {"result_backend": "cache+memory://"})) as app:
+        task = task_of(app, sends)
+        assert execute(task, task_id=task_id) == "SUCCESS"
+
+        stored = task.AsyncResult(task_id).result
+        assert stored == json.loads(json.dumps(sent.as_tuple()))
+        assert outcome.read(store_of(app).runs.load(task_id), frozenset()).value == stored
 
 
 def test_who_waits_for_it_is_told(app: Celery, redis_client: redis.Redis) -> None:

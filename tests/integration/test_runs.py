@@ -388,12 +388,12 @@ def test_a_lease_that_is_given_back_lets_others_go_on_at_once(store: Store, redi
     assert isinstance(store.journal(task_id).open(delivery(task_id, hint=True)), Opened)
 
 
-def give_back(store: Store, journal: RedisJournal, by: str) -> None:
+def give_back(store: Store, journal: RedisJournal, by: str, whose: Whose = Whose.JOURNALS) -> None:
     if by == "fence":
         journal.release(orderly=True)
     else:
         _, _, pid = owner_of(store, id_of(journal)).partition(":")
-        assert store.runs.release(id_of(journal), int(pid)) is Whose.JOURNALS
+        assert store.runs.release(id_of(journal), int(pid)) is whose
 
 
 def owner_of(store: Store, task_id: str) -> str:
@@ -441,12 +441,15 @@ def test_an_outcome_that_its_process_did_not_deliver_is_another_ones_at_once(
     assert isinstance(store.journal(id_of(journal)).open(delivery(id_of(journal), hint=True)), Busy), "delivered once"
 
 
+@pytest.mark.parametrize(("status", "whose"), [("succeeded", Whose.DONE), ("failed", Whose.OVER)])
 @pytest.mark.parametrize("by", ["fence", "owner"])
-def test_a_delivered_outcome_is_not_given_back(store: Store, redis_client: redis.Redis, by: str) -> None:
-    journal = finished(store, delivered=True)
+def test_a_delivered_outcome_is_not_given_back(
+    store: Store, redis_client: redis.Redis, by: str, status: str, whose: Whose
+) -> None:
+    journal = finished(store, status, delivered=True)
     before = state(redis_client, store, id_of(journal))
 
-    give_back(store, journal, by)
+    give_back(store, journal, by, whose)
 
     assert state(redis_client, store, id_of(journal)) == before
 

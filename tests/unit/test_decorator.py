@@ -369,6 +369,37 @@ def test_a_decorator_from_the_task_annotations_is_within_the_execution(app: Cele
     assert annotated.apply((1,)).result == 4
 
 
+@pytest.mark.parametrize("inherited", [False, True])
+def test_an_annotated_class_that_celery_retries_has_its_context(app: Celery, inherited: bool) -> None:
+    """Celery has put its retry around the run() of the class before that is annotated."""
+
+    class Adds(DurableTask[Any, Any]):
+        name = "decorator.adds"
+        autoretry_for = (OSError,)
+
+        def run(self, a: int) -> Any:
+            return self.ctx.run("add", add, a)
+
+    class AddsMore(Adds):
+        name = "decorator.adds_more"
+
+        def run(self, a: int) -> Any:
+            return super().run(a) + self.ctx.run("more", add, a)
+
+    def handed_on(function: Any) -> Any:
+        def decorated(*args: Any) -> Any:
+            return function(*args)
+
+        return decorated
+
+    app.conf.task_annotations = {"*": {"@run": handed_on}}
+    task = app.register_task((AddsMore if inherited else Adds)())
+
+    result = task.apply((1,))
+
+    assert (result.state, result.result) == ("SUCCESS", 4 if inherited else 2)
+
+
 # -- Celery's retry options, where they are not the decorator's
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import inspect
+import os
 import signal
 import subprocess
 import sys
@@ -1216,6 +1217,28 @@ def test_outside_of_a_task_there_is_none_on_the_event_loop() -> None:
         return bool(current_task), get_current_worker_task()
 
     assert wait_for(known()) == (False, None)
+
+
+FAST_LOCALS = """
+from celery import Celery, current_task
+from celery._state import _task_stack
+
+app = Celery("fast", task_cls="celery_durable:DurableTask")
+
+@app.task(bind=True, name="fast.named")
+async def named(self):
+    return current_task.name
+
+print(named.apply().result, _task_stack.top)
+"""
+
+
+def test_celerys_faster_thread_locals_are_those_of_the_event_loop() -> None:
+    """They bind what they give out to the thread that asks."""
+    env = {**os.environ, "USE_FAST_LOCALS": "1"}
+    ended = subprocess.run([sys.executable, "-c", FAST_LOCALS], check=False, capture_output=True, text=True, env=env)
+
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("fast.named None\n", "", 0)
 
 
 # -- groups of asyncio's

@@ -1,0 +1,161 @@
+"""Runs that a worker was told to revoke: who ends one says so, and nobody else does."""
+
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import Mock, call
+
+import pytest
+import redis
+from celery import Celery, signals
+from celery.worker import state as worker_state
+
+from celery_durable import cancel
+from celery_durable.message import HEADER
+from celery_durable.revocation import Revocations
+from celery_durable.store import store_of
+from tests.integration.runs import app_at, execute, new_id, task_of
+
+DAY = 24 * 3600.0
+
+
+@pytest.fixture
+def app(redis_url: str) -> Iterator[Celery]:
+    with app_at(redis_url) as app:
+        yield app
+
+
+def sleeps(self: Any, *_: Any) -> None:
+    self.ctx.sleep(3600)
+
+
+def asleep(app: Celery, **options: Any) -> str:
+    """Return the id of a run that sleeps."""
+    task_id = new_id()
+    assert execute(task_of(app, sleeps, **options), "bed", task_id=task_id) == "IGNORED"
+    return task_id
+
+
+@pytest.fixture
+def worker() -> Mock:
+    """Whose monitors listen."""
+    return Mock(hostname="w1")
+
+
+def events(worker: Mock) -> list[Any]:
+    return worker.consumer.event_dispatcher.send.call_args_list
+
+
+@pytest.fixture
+def heard() -> Iterator[Mock]:
+    """A receiver of the signal."""
+    receiver = Mock(return_value=None)
+    signals.task_revoked.connect(receiver, weak=False)
+    yield receiver
+    signals.task_revoked.disconnect(receiver)
+
+
+@pytest.fixture
+def revoke(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Tell what revokes of ids, as remote control does, and let it find them twice."""
+
+    def told(revocations: Revocations, *ids: str) -> None:
+        monkeypatch.setattr(worker_state, "revoked", set(ids))
+        for _ in range(2):
+            revocations.carry_out()
+
+    return told
+
+
+def test_a_run_that_its_request_has_ended_is_not_announced_again(
+    app: Celery, worker: Mock, heard: Mock, revoke: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are in the main process of a worker."""
+    announced = Mock()
+    task_id = asleep(app)
+    monkeypatch.setattr(app.backend, "mark_as_revoked", announced)
+
+    assert store_of(app).runs.condemn(task_id, "revoked", DAY, "{}")
+    assert not store_of(app).runs.condemn(task_id, "revoked", DAY, "{}")
+    revoke(Revocations(app, worker), task_id)
+
+    assert announced.call_count == heard.call_count == len(events(worker)) == 0
+
+
+def test_what_could_not_be_said_of_a_revoked_run_is_said_the_next_time(
+    app: Celery, worker: Mock, heard: Mock, revoke: Any, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced = Mock(side_effect=[ConnectionError("away"), None])
+    task_id, revocations = asleep(app), Revocations(app, worker)
+    monkeypatch.setattr(app.backend, "mark_as_revoked", announced)
+
+    for _ in range(2):
+        revoke(revocations, task_id)
+
+    assert announced.call_count == 2
+    assert heard.call_count == len(events(worker)) == 1
+    assert redis_client.hget(store_of(app).keys(task_id).run, "status") == "revoked"
+
+
+def test_a_sleeping_run_that_is_revoked_is_announced_as_celery_announces_its_own(
+    app: Celery, worker: Mock, heard: Mock, revoke: Any
+) -> None:
+    app.conf.result_extended = True
+    task_id = asleep(app)
+    how = {"terminated": False, "signum": None, "expired": False}
+
+    revoke(Revocations(app, worker), task_id)
+
+    assert events(worker) == [call("task-revoked", uuid=task_id, **how)]
+    [said] = [received.kwargs for received in heard.call_args_list]
+    assert (said["sender"].name, {name: said[name] for name in how}) == ("shop.sleeps", how)
+    request = said["request"]
+    assert (request.id, request.args, request.kwargs, request.hostname) == (task_id, ["bed"], {}, "w1")
+    stored = app.AsyncResult(task_id)
+    assert (stored.state, stored.name, stored.args, stored.worker) == ("REVOKED", "shop.sleeps", ["bed"], "w1")
+
+
+@pytest.mark.parametrize("silent", ["worker", "task", "connection"])
+def test_monitors_hear_of_a_revoked_run_only_where_they_are_to(
+    app: Celery, worker: Mock, heard: Mock, revoke: Any, silent: str
+) -> None:
+    eventer = worker.consumer.event_dispatcher
+    if silent == "worker":
+        eventer.enabled = False
+    elif silent == "connection":
+        worker.consumer.event_dispatcher = None
+
+    revoke(Revocations(app, worker), asleep(app, send_events=silent != "task"))
+
+    assert eventer.send.call_count == 0
+    assert heard.call_count == 1
+
+
+def test_a_revoked_run_of_a_task_that_is_unknown_here_ends_unannounced(
+    app: Celery, worker: Mock, heard: Mock, revoke: Any
+) -> None:
+    task_id = asleep(app)
+    del app.tasks["shop.sleeps"]
+
+    revoke(Revocations(app, worker), task_id)
+
+    assert app.AsyncResult(task_id).state == "REVOKED"
+    assert heard.call_count == len(events(worker)) == 0
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("by", ["revoke", "cancel"])
+def test_an_error_is_stored_of_a_run_whose_result_is_ignored_where_errors_are_wanted(
+    app: Celery, worker: Mock, revoke: Any, by: str, wanted: bool
+) -> None:
+    """As Celery's own request stores it."""
+    task = task_of(app, sleeps, ignore_result=True, store_errors_even_if_ignored=wanted)
+    execute(task, task_id=(task_id := new_id()))
+    assert app.AsyncResult(task_id).state == "PENDING"
+
+    if by == "revoke":
+        revoke(Revocations(app, worker), task_id)
+    else:
+        cancel(task_id, app=app)
+        assert execute(task, task_id=task_id, headers={HEADER: {"hint": 1}}) == "IGNORED"
+
+    assert app.AsyncResult(task_id).state == ("REVOKED" if wanted else "PENDING")
