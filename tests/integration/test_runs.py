@@ -441,7 +441,7 @@ def test_an_outcome_that_its_process_did_not_deliver_is_another_ones_at_once(
     assert isinstance(store.journal(id_of(journal)).open(delivery(id_of(journal), hint=True)), Busy), "delivered once"
 
 
-@pytest.mark.parametrize(("status", "whose"), [("succeeded", Whose.DONE), ("failed", Whose.OVER)])
+@pytest.mark.parametrize(("status", "whose"), [("succeeded", Whose.DONE), ("failed", Whose.JOURNALS)])
 @pytest.mark.parametrize("by", ["fence", "owner"])
 def test_a_delivered_outcome_is_not_given_back(
     store: Store, redis_client: redis.Redis, by: str, status: str, whose: Whose
