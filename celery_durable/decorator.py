@@ -14,8 +14,8 @@ from celery.local import Proxy
 
 from . import codec
 from .context import AsyncDurableContext, DurableContext
+from .current import execution_of
 from .exceptions import ConfigurationError
-from .execution import execution_of
 from .options import suggestion
 from .retry import CELERY_RETRY_OPTIONS, RetryPolicy, TaskRetryRules, rules_from_celery
 from .settings import PREFIX, TASK_OPTIONS, Settings

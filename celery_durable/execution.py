@@ -9,7 +9,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from contextvars import ContextVar
 from functools import cache
 from math import inf
 from types import CoroutineType
@@ -17,24 +16,18 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from celery import states
-from celery._state import _task_stack  # type: ignore[attr-defined]
-from celery.app.task import Context, get_actual_ignore_result  # type: ignore[attr-defined]
+from celery.app.task import get_actual_ignore_result  # type: ignore[attr-defined]
 from celery.exceptions import Ignore, Reject, Retry
-from celery.local import Proxy
 from celery.utils.log import get_task_logger
 
 from . import call, message, outcome, report
 from .abandonment import Abandonment
 from .attempt import Attempt, Surroundings, running_step
 from .context import AsyncDurableContext, DurableContext
-from .driver import in_each_thread, on_loop, wait_for
+from .current import OPENED, current
+from .driver import on_loop, wait_for
 from .ending import Ending
-from .exceptions import (
-    DurableError,
-    EntryNotRecordableError,
-    NoContextError,
-    RecoveryLimitExceeded,
-)
+from .exceptions import DurableError, EntryNotRecordableError, RecoveryLimitExceeded
 from .hold import Hold
 from .interrupts import Fenced, Interrupt, JournalLost
 from .journal import NO_RESULT, Delivery, MemoryJournal
@@ -47,48 +40,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("celery_durable")
 
-current: ContextVar[Execution | None] = ContextVar("celery_durable_execution", default=None)
-
-# Where Celery's request keeps the execution that opened a run, for what happens outside of the body.
-_OPENED = "durable_execution"
-
 # Celery looks its loggers up anew each time.
 _task_logger = cache(get_task_logger)
 
 # Celery's eager retries are calls within the call: one journal over all of them.
 _eager_journals: dict[str, MemoryJournal] = {}
-
-
-class _NoTask:
-    """Celery's current task in a thread of async tasks, where none is."""
-
-    request = Context()
-
-    def __bool__(self) -> bool:
-        return False
-
-
-def _current_task() -> Any:
-    execution = current.get()
-    return _NoTask() if execution is None else execution.task
-
-
-def _workers_task() -> Any:
-    """The task that a worker executes, and not one that it has called as a function."""
-    execution = current.get()
-    while execution is not None and execution.direct:
-        execution = execution.outer
-    return _NoTask() if execution is None else execution.task
-
-
-def _stand_for_current_tasks() -> None:
-    for task in (_workers_task, _current_task):
-        # Looked up here: with USE_FAST_LOCALS each thread has a push() of its own, push_current_task the importer's.
-        _task_stack.push(Proxy(task))
-
-
-# Celery keeps a stack of its current tasks by thread. One of async tasks serves many, each in a context of its own.
-in_each_thread.append(_stand_for_current_tasks)
 
 
 class Execution:
@@ -242,7 +198,7 @@ class Execution:
             delivery.task_id, task.name, self.request, log,
             direct=self.direct, eager=self.eager, verdicts=(Retry, Ignore, Reject),
         )  # fmt: skip
-        self.request.__dict__[_OPENED] = self
+        self.request.__dict__[OPENED] = self
         report.begun.set(delivery.task_id)
         attempt = self.hold.open(delivery, about, task.durable_terms)
         message.catch_up(self.request, attempt.resume)
@@ -358,7 +314,7 @@ class Execution:
             self._note_delivery(self.hold, state, result, delivered=delivered)
             self.hold.close()
             # They hold each other: unless they are parted, all of the run waits for the garbage collector.
-            self.request.__dict__.pop(_OPENED, None)
+            self.request.__dict__.pop(OPENED, None)
             if state != states.RETRY:
                 self.forget_eager()
 
@@ -424,28 +380,3 @@ def has_journal(task: DurableTask[Any, Any], task_id: str) -> bool:
         return store_of(task.app).runs.is_known(task_id)
     except DurableError:
         return False
-
-
-def execution_of(task: DurableTask[Any, Any]) -> Execution:
-    """The execution of *task* that this code is in.
-
-    Raises:
-        NoContextError: outside of a running task.
-    """
-    execution = current.get()
-    if execution is None or execution.task is not task:
-        raise NoContextError(f"the context of {task.name} is known while the task runs, in its own body")
-    return execution
-
-
-def is_executing(task: DurableTask[Any, Any]) -> bool:
-    """Whether this code is in an execution of *task* under its present request, and no other one is to begin."""
-    execution = current.get()
-    return execution is not None and execution.task is task and execution.request is task.request
-
-
-def opened_by(request: Any) -> Execution | None:
-    """The execution that opened a run under *request*; None if its context was not used."""
-    execution = request.__dict__.get(_OPENED)
-    # A direct call of a task copies the request that it finds.
-    return execution if execution is not None and execution.request is request else None

@@ -19,9 +19,10 @@ from . import (
 )
 from .attempt import Terms
 from .call import changed_by_retry
+from .current import current, execution_of, is_executing, opened_by
 from .ending import Ending
 from .exceptions import ConfigurationError
-from .execution import Execution, current, execution_of, has_journal, is_executing, opened_by
+from .execution import Execution, has_journal
 from .message import (
     BROKER_AWAY,
     HEADER,

@@ -17,7 +17,7 @@ from celery import Celery
 from celery_durable import DurableContext, DurableTimeoutError, RetryPolicy, RunOptions, durable_task
 from celery_durable.abandonment import Abandonment
 from celery_durable.attempt import Attempt
-from celery_durable.execution import execution_of
+from celery_durable.current import execution_of
 from celery_durable.interrupts import Overrun
 from celery_durable.progress import watcher
 from celery_durable.store import store_of
