@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager, suppress
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 from unittest import mock
 
@@ -184,14 +184,22 @@ def test_keys_outside_of_what_the_user_may_touch_are_refused_with_the_servers_wo
     assert PASSWORD not in str(caught.value)
 
 
+class AnswersAsHttp(BaseRequestHandler):
+    """What is no Redis at all. It hangs up after its client, whom the answer would not reach otherwise."""
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):
+            while self.request.recv(65536):
+                self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
 @contextmanager
 def http_server() -> Iterator[int]:
-    """Serve what is no Redis at all at a port."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+    with ThreadingTCPServer(("127.0.0.1", 0), AnswersAsHttp) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:
-            yield server.server_port
+            yield server.server_address[1]
         finally:
             server.shutdown()
             thread.join()
