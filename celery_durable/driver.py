@@ -169,7 +169,8 @@ class OnLoop:
 
     def is_cancelled(self, error: BaseException) -> bool:
         # Python 3.11 counts cancellations; what an action has cancelled by itself, it has taken back.
-        return isinstance(error, asyncio.CancelledError) and bool(_cancellations())
+        task: Any = asyncio.current_task()
+        return isinstance(error, asyncio.CancelledError) and hasattr(task, "cancelling") and task.cancelling() > 0
 
 
 IN_THREAD = InThread()
@@ -269,11 +270,6 @@ def is_in_task_group() -> bool:
     callbacks = getattr(task, "_callbacks", None) or ()
     group = getattr(asyncio, "TaskGroup", ())
     return any(isinstance(getattr(callback, "__self__", None), group) for callback, *_ in callbacks)
-
-
-def _cancellations() -> int:
-    task: Any = asyncio.current_task()
-    return task.cancelling() if hasattr(task, "cancelling") else 0
 
 
 def _cancel_again() -> None:

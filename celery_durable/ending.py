@@ -125,9 +125,9 @@ class Ending:
             case Retry():
                 # It was sent: by ``self.retry(throw=False)``, say.
                 due = self.execution.sent_for
-                self.execution.await_retry(
-                    self.hold, time.monotonic() + message.seconds_until(self.task, said.when) if due is None else due
-                )
+                if due is None:
+                    due = time.monotonic() + message.seconds_until(self.task, said.when)
+                self.execution.await_retry(self.hold, due)
             case _:
                 # The message goes back to the broker, which brings it again.
                 self.hold.suspend(0.0, message.resume_as_is(self.request), slack=self.hold.settings.lease)

@@ -63,7 +63,7 @@ class DurableRequest(Request):
         over = whose in (Whose.OVER, Whose.DONE) and isinstance(error, _LOST)
         if whose in (None, Whose.CELERYS) or over:
             return super().on_failure(exc_info, send_failed_event, return_ok)
-        logger.warning("task %s: its worker failed it, it goes on from its journal: %r", self.id, error)
+        logger.warning("task %s: its worker failed it, its journal says what becomes of it: %r", self.id, error)
         task_ready(self)
         if self.task.acks_late:
             self.acknowledge()
