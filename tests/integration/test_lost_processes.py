@@ -14,6 +14,7 @@ from celery.exceptions import WorkerLostError
 from celery_durable.request import DurableRequest
 from celery_durable.store import store_of
 from tests.integration.runs import app_at, execute, new_id, task_of
+from tests.receivers import receiver
 
 
 @pytest.fixture
@@ -25,10 +26,8 @@ def app(redis_url: str) -> Iterator[Celery]:
 @pytest.fixture
 def failures() -> Iterator[Mock]:
     """Who listens for failed tasks."""
-    listener = Mock(return_value=None)
-    signals.task_failure.connect(listener, weak=False)
-    yield listener
-    signals.task_failure.disconnect(listener)
+    with receiver(signals.task_failure) as listener:
+        yield listener
 
 
 def succeeds(self: Any) -> str:

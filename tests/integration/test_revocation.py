@@ -14,6 +14,7 @@ from celery_durable.message import HEADER
 from celery_durable.revocation import Revocations
 from celery_durable.store import store_of
 from tests.integration.runs import app_at, execute, new_id, task_of
+from tests.receivers import receiver
 
 DAY = 24 * 3600.0
 
@@ -48,10 +49,8 @@ def events(worker: Mock) -> list[Any]:
 @pytest.fixture
 def heard() -> Iterator[Mock]:
     """A receiver of the signal."""
-    receiver = Mock(return_value=None)
-    signals.task_revoked.connect(receiver, weak=False)
-    yield receiver
-    signals.task_revoked.disconnect(receiver)
+    with receiver(signals.task_revoked) as listener:
+        yield listener
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ from celery_durable import (
 from celery_durable.driver import wait_for
 from celery_durable.execution import _eager_journals
 from celery_durable.journal import MemoryJournal
+from tests.receivers import receiver
 from tests.unit.conftest import Action
 
 pytestmark = pytest.mark.usefixtures("app")
@@ -1153,9 +1154,13 @@ def test_a_step_that_a_terminal_failure_kept_from_being_awaited_changes_nothing(
 # -- Celery's current task
 
 
-def test_celerys_current_task_is_that_of_each_async_body_and_of_its_steps() -> None:
-    sent: list[dict[str, Any]] = []
+def origins(publishing: mock.Mock) -> list[tuple[str, str]]:
+    """Parent and root of each message that was published."""
+    headers = [call.kwargs["headers"] for call in publishing.call_args_list]
+    return [(each["parent_id"], each["root_id"]) for each in headers]
 
+
+def test_celerys_current_task_is_that_of_each_async_body_and_of_its_steps() -> None:
     @durable_task(name="eager.child")
     def child(ctx: DurableContext) -> None: ...
 
@@ -1170,23 +1175,15 @@ def test_celerys_current_task_is_that_of_each_async_body_and_of_its_steps() -> N
     async def parent(ctx: AsyncDurableContext) -> list[Any]:
         return [known(), *await asyncio.gather(ctx.run("sync", known), ctx.run("async", known_async))]
 
-    def note(headers: dict[str, Any], **_: Any) -> None:
-        sent.append(headers)
-
-    signals.before_task_publish.connect(note)
-    try:
+    with receiver(signals.before_task_publish) as publishing:
         results = [parent.apply() for _ in range(2)]
-    finally:
-        signals.before_task_publish.disconnect(note)
 
     assert [result.result for result in results] == [[["eager.parent", result.id]] * 3 for result in results]
     ids = [result.id for result in results for _ in range(3)]
-    assert [(headers["parent_id"], headers["root_id"]) for headers in sent] == [(one, one) for one in ids]
+    assert origins(publishing) == [(one, one) for one in ids]
 
 
 def test_what_a_task_that_is_called_as_a_function_sends_is_sent_by_the_workers_task() -> None:
-    sent: list[dict[str, Any]] = []
-
     @durable_task(name="eager.child")
     def child(ctx: DurableContext) -> None: ...
 
@@ -1199,17 +1196,11 @@ def test_what_a_task_that_is_called_as_a_function_sends_is_sent_by_the_workers_t
     async def caller(ctx: AsyncDurableContext) -> Any:
         return await called()  # type: ignore[misc]
 
-    def note(headers: dict[str, Any], **_: Any) -> None:
-        sent.append(headers)
-
-    signals.before_task_publish.connect(note)
-    try:
+    with receiver(signals.before_task_publish) as publishing:
         result = caller.apply()
-    finally:
-        signals.before_task_publish.disconnect(note)
 
     assert result.result == "eager.called"
-    assert [(headers["parent_id"], headers["root_id"]) for headers in sent] == [(result.id, result.id)]
+    assert origins(publishing) == [(result.id, result.id)]
 
 
 def test_outside_of_a_task_there_is_none_on_the_event_loop() -> None:
