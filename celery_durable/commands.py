@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
-from celery import current_app
-
+from .apps import present_app
 from .exceptions import RunNotCancellableError
 
 
@@ -20,15 +19,16 @@ def cancel(task_id: str, app: Any = None) -> None:
 
     Args:
         task_id: that of the task.
-        app: the Celery app. Default: the current one.
+        app: the Celery app. Default: the current one; in a thread without one, the only one of the process.
 
     Raises:
         RunNotCancellableError: the run has not begun, or has ended.
+        ConfigurationError: no app is given, and which one is meant is not known.
         JournalUnavailableError: Redis does not answer.
     """
     from .store import store_of  # a process that only sends tasks does without it
 
-    app = current_app._get_current_object() if app is None else app  # type: ignore[attr-defined]  # noqa: SLF001  no proxy
+    app = present_app("cancel()") if app is None else app
     if not (isinstance(task_id, str) and task_id):  # type: ignore[redundant-expr]
         raise RunNotCancellableError(f"the id of a task is a text, got {task_id!r}")
     status, ended = store_of(app).runs.cancel(task_id)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Coroutine
 from functools import cached_property
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
-from celery import Task, _state
-from celery.local import Proxy
+from celery import Celery, Task, _state
+from celery.local import PromiseProxy, Proxy
 
 from . import codec
+from .apps import present_app
 from .context import AsyncDurableContext, DurableContext
 from .current import execution_of
 from .exceptions import ConfigurationError
@@ -53,13 +54,17 @@ def durable_task(
 @overload
 def durable_task(fun: Callable[Concatenate[DurableContext, P], R], /) -> DurableTask[P, R]: ...
 @overload
-def durable_task(*, bind: Literal[True], **options: Any) -> _BindingDecorator: ...
+def durable_task(*, bind: Literal[True], app: Celery | None = None, **options: Any) -> _BindingDecorator: ...
 @overload
-def durable_task(*, bind: Literal[False] = False, **options: Any) -> _Decorator: ...
+def durable_task(*, bind: Literal[False] = False, app: Celery | None = None, **options: Any) -> _Decorator: ...
 
 
 def durable_task(*args: Any, **options: Any) -> Any:
     """Make a durable Celery task; bare or with options, before or after the app exists, like ``shared_task``.
+
+    Without ``app=`` the task is in every app, and ``task.delay()`` sends by the current one: that of the thread, else
+    of the task that sends it, else the one whose ``set_default()`` was called, else the only one that the process has
+    made. Where it has made several, a thread without a current app (a request thread) gets a ``ConfigurationError``.
 
     The first parameter of the function is the durable context (with ``bind=True`` the second, after ``self``); callers
     do not pass it. ``acks_late`` and ``reject_on_worker_lost`` are on, and every exception but
@@ -67,6 +72,7 @@ def durable_task(*args: Any, **options: Any) -> Any:
 
     Args:
         *args: the function, where the decorator is bare.
+        app: the Celery app that the task belongs to, it alone, from whatever thread it is sent.
         task_retry_policy: a :class:`~celery_durable.RetryPolicy`. Default: ``durable_task_retry_policy``.
         inline_retry_limit: retry delays of steps up to this (seconds or ``timedelta``) are waited for in the worker.
         inactivity_timeout: an attempt without a new entry and without ``current_step().heartbeat()`` for this long is
@@ -84,7 +90,7 @@ def durable_task(*args: Any, **options: Any) -> Any:
 
     Raises:
         ConfigurationError: there is no parameter for the context, an option is unknown (the message suggests the
-            nearest one), or a policy and Celery's retry options are both given.
+            nearest one), a policy and Celery's retry options are both given, or ``app`` is no Celery app.
     """
     if not args:
         return functools.partial(_make, options=options)
@@ -103,6 +109,7 @@ def _make(fun: Callable[..., Any], options: dict[str, Any]) -> Any:
     _check_names(fun, options)
     bind = bool(options.pop("bind", False))
     base = options.pop("base", None)
+    app = _checked_app(fun, options.pop("app", None))
     body = _body(fun, bind)
     rules = _retry_rules(options)
     defaults: dict[str, Any] = {
@@ -123,7 +130,15 @@ def _make(fun: Callable[..., Any], options: dict[str, Any]) -> Any:
             body, base=kind, bind=True, **{"pydantic": _has_models(hints), **options}
         )
 
-    return _share(fun, options.get("name"), register)
+    return _share(fun, options.get("name"), register) if app is None else _give_to(app, fun, register)
+
+
+def _checked_app(fun: Callable[..., Any], app: Any) -> Any:
+    """The app itself, of what may stand for it (``current_app``)."""
+    app = app._get_current_object() if isinstance(app, Proxy) else app  # noqa: SLF001
+    if app is not None and not isinstance(app, Celery):
+        raise ConfigurationError(f"@durable_task of {fun.__qualname__}: app must be a Celery app, got {app!r}")
+    return app
 
 
 def _share(fun: Callable[..., Any], name: str | None, register: Callable[[Any], Any]) -> Any:
@@ -135,10 +150,19 @@ def _share(fun: Callable[..., Any], name: str | None, register: Callable[[Any], 
                 register(app)
 
     def of_current_app() -> Any:
-        app = _state.get_current_app()
+        app = present_app(f"task {name or fun.__qualname__}")
         return app.tasks[name or app.gen_task_name(fun.__name__, fun.__module__)]
 
     return Proxy(of_current_app)
+
+
+def _give_to(app: Any, fun: Callable[..., Any], register: Callable[[Any], Any]) -> Any:
+    """Give the task to one app, when it is complete or when the task is used; what ``app.task`` does."""
+    if app.finalized:
+        return register(app)
+    task = PromiseProxy(lambda: register(app), __doc__=fun.__doc__)
+    app._pending.append(task)  # noqa: SLF001
+    return task
 
 
 def _task_class(base: type, rules: Callable[[DurableTask[Any, Any]], TaskRetryRules]) -> type:

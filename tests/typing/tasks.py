@@ -101,3 +101,19 @@ class Billing(DurableTask[[int], str]):
 def of_a_class_based_task() -> None:
     billing = app.register_task(Billing())
     assert_type(billing.delay(5), AsyncResult[str])
+
+
+@durable_task(app=app)
+def of_one_app(ctx: DurableContext, order: int) -> str:
+    return "done"
+
+
+@durable_task(bind=True, app=app, queue="slow")
+async def bound_of_one_app(self: DurableTask[Any, Any], ctx: AsyncDurableContext, order: int) -> str:
+    return "done"
+
+
+def of_tasks_of_one_app() -> None:
+    assert_type(of_one_app.delay(5), AsyncResult[str])
+    assert_type(bound_of_one_app.s(5), Signature[str])
+    durable_task(app="shop")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
