@@ -9,9 +9,11 @@ from celery_durable import DurableContext, RunOptions, TerminalError, durable_ta
 from example_app.models import Order, Receipt
 from example_app.suppliers import charge_card, refund_card, release_stock, reserve_stock, ship
 
-# Best practice 7, limit retries by what is at stake. A customer waits for the charge: give up after some
-# tries. A carrier that is closed over night costs only patience. A refund has to happen: no limit.
-CHARGE = RunOptions(max_attempts=5, initial_retry_interval=timedelta(milliseconds=200))
+# Best practice 7, limit retries by what is at stake. A customer waits for the charge: give up after 12 executions,
+# within about 4 minutes. A carrier that is closed over night costs only patience. A refund has to happen: no limit.
+CHARGE = RunOptions(
+    max_attempts=12, initial_retry_interval=timedelta(milliseconds=200), max_retry_interval=timedelta(minutes=1)
+)
 SHIPPING = RunOptions(max_duration=timedelta(hours=12), max_retry_interval=timedelta(minutes=5))
 UNDO = RunOptions(max_retry_interval=timedelta(minutes=1))
 

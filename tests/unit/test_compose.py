@@ -49,10 +49,21 @@ def test_the_dockerfile_is_there(compose: dict[str, Any]) -> None:
     assert (PROJECT / build["context"] / build["dockerfile"]).is_file()
 
 
-COMPOSE = shutil.which("docker-compose")
+def _compose() -> list[str]:
+    """The command of Compose: a plugin of Docker's, or, where that is older, a program of its own."""
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if (
+            shutil.which(command[0])
+            and not subprocess.run([*command, "version"], capture_output=True, check=False).returncode
+        ):
+            return command
+    return []
 
 
-@pytest.mark.skipif(COMPOSE is None, reason="docker-compose is not on PATH")
+COMPOSE = _compose()
+
+
+@pytest.mark.skipif(not COMPOSE, reason="neither `docker compose` nor docker-compose is here")
 def test_compose_accepts_the_file() -> None:
-    checked = subprocess.run([str(COMPOSE), "config", "-q"], cwd=PROJECT, capture_output=True, text=True, check=False)
+    checked = subprocess.run([*COMPOSE, "config", "-q"], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
