@@ -125,7 +125,7 @@ def _make(fun: Callable[..., Any], options: dict[str, Any]) -> Any:
         # Not before: a model may be defined further down the module.
         hints = codec.hints_of(fun)
         _annotate(body, hints)
-        kind = _task_class(base or app.Task, rules)
+        kind = _task_class(app.Task if base in (None, DurableTask) else base, rules)
         return app._task_from_fun(  # noqa: SLF001  as shared_task does
             body, base=kind, bind=True, **{"pydantic": _has_models(hints), **options}
         )

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
-from celery import Task, signals
+from celery import Celery, Task, signals
 from celery.exceptions import Reject, Retry, SoftTimeLimitExceeded
 
 from . import (
+    django,
     report,
     retry_task,  # noqa: F401  registers celery_durable.retry with every app
 )
@@ -49,8 +50,9 @@ R = TypeVar("R")
 class DurableTask(Task[P, R]):
     """A Celery task with a durable context, ``self.ctx``, that is opened when it is first used.
 
-    ``@app.task(base=DurableTask, bind=True)``, class-based tasks, mixins, and ``Celery(task_cls=DurableTask)``. A task
-    that never touches ``self.ctx`` behaves exactly as in plain Celery. A step with retry options is retried by them; a
+    ``@app.task(base=DurableTask, bind=True)``, class-based tasks, mixins, and ``Celery(task_cls=DurableTask)``. It sits
+    on the app's own task class: one that was given as ``task_cls``, or Django's, with ``delay_on_commit``. A task that
+    never touches ``self.ctx`` behaves exactly as in plain Celery. A step with retry options is retried by them; a
     step without ends the attempt with its own exception, and Celery's ``autoretry_for`` and ``max_retries`` decide.
 
     Class attributes (also options of ``@app.task`` and ``@durable_task``; default: the app's ``durable_*`` setting):
@@ -77,6 +79,9 @@ class DurableTask(Task[P, R]):
     durable_serializer: Any = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
+        if (own := _apps_own_class(cls)) is not None and not issubclass(cls, own):
+            # Celery makes the class from the base that it was given, and nothing of ours comes between.
+            cls.__bases__ = (*(base for base in cls.__bases__ if not issubclass(own, base)), own)
         super().__init_subclass__(**kwargs)
         cls._make_durable()
 
@@ -308,6 +313,15 @@ class DurableTask(Task[P, R]):
         """The library's retries, which ``max_retries`` is not about; the policy that it became counts its own."""
         shares_budget = self.opinionated and not self.retry_rules.resets_on_progress
         return step_retries(request) if shares_budget else library_retries(request)
+
+
+def _apps_own_class(cls: type) -> type | None:
+    """The task class of the app for which Celery makes this one: what ``base=`` and ``task_cls=`` take the place of."""
+    app = vars(cls).get("app")
+    if not isinstance(app, Celery):
+        # Not of one task: the class of all tasks of an app, or one of the user's.
+        return django.task_class(vars(cls).get("_app"))
+    return app.Task if cls.__bases__ == (DurableTask,) else django.task_class(app)
 
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:

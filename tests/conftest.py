@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import leftovers, processes
-from tests.servers import RedisServer
+from tests import django_project, leftovers, processes
+from tests.postgresql import PostgreSQL
+from tests.servers import RedisServer, ServerUnavailableError
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,3 +40,17 @@ def redis_url(redis_server: RedisServer) -> Iterator[str]:
     redis_server.client().flushall()
     yield redis_server.url()
     leftovers.check_journals(redis_server)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """The server that all tests share, with the tables of the Django project; its user may end all connections."""
+    try:
+        server = PostgreSQL().start()
+    except ServerUnavailableError as unavailable:
+        pytest.skip(unavailable.args[0])
+    try:
+        django_project.prepare(server.django)
+        yield server
+    finally:
+        server.close()

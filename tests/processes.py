@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 
@@ -39,9 +39,18 @@ class Running(Protocol):
 
 
 class Process:
-    """A program that runs in a session of its own and writes all its output to the file `log`."""
+    """A program that runs in a session of its own and writes all its output to the file `log`.
 
-    def __init__(self, command: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None) -> None:
+    *options* are further ones of `subprocess.Popen`.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         with log.open("ab") as output:
             self._popen = subprocess.Popen(
                 command,
@@ -51,6 +60,7 @@ class Process:
                 env={**os.environ, **(env or {})},
                 cwd=PROJECT,
                 start_new_session=True,
+                **(options or {}),
             )
         _sessions.add(self.pid)
 
