@@ -12,15 +12,17 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timezone
 from functools import cached_property
 from math import inf
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
+from . import django
 from .exceptions import (
     ConfigurationError,
     ContextClosedError,
@@ -69,6 +71,8 @@ class Terms(NamedTuple):
     """A recorded step resets the count of failed attempts."""
     result_serializer: str = "json"
     """Celery's, of what the task returns."""
+    allow_atomic: bool = False
+    """An atomic block of Django's around a verb is warned of, and not refused."""
 
     def check(self) -> None:
         """Refuse what no step could be recorded by.
@@ -92,6 +96,8 @@ class Surroundings(NamedTuple):
     """Never wait."""
     verdicts: tuple[type[BaseException], ...] = ()
     """Exceptions by which user code says what becomes of the task: no failures of a step."""
+    atomic_blocks: Mapping[str, int] = MappingProxyType({})
+    """Of Django's connections: those that whoever has called the task is in, which are not the task's."""
 
 
 class Attempt:
@@ -197,6 +203,21 @@ class Attempt:
             else:
                 inside.violation = attempt.interrupt
             raise error
+
+    def check_not_atomic(self, verb: str, name: str, entry: Entry | None) -> None:
+        """Refuse to record for good amid a transaction, which a later attempt would have rolled back."""
+        alias = django.entered_since(self.about.atomic_blocks)
+        if alias is None:
+            return
+        text = (
+            f"task {self.about.task_id}: {verb} {name!r} was called inside of transaction.atomic() on the database "
+            f"connection {alias!r}: a retry or a sleep rolls the transaction back, and its steps are not executed "
+            f"again; open the transaction inside the step"
+        )
+        if not self.terms.allow_atomic:
+            raise self.end_run(InvalidStepError(f"{text} (durable_allow_atomic=True makes this a warning)"))
+        if entry is None:  # else it was said
+            logger.warning("%s", text)
 
     def stop(self, interrupt: Interrupt) -> Interrupt:
         """End the attempt; the same interrupt is raised again by whatever the body does next with its context."""

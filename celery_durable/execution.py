@@ -20,7 +20,7 @@ from celery.app.task import get_actual_ignore_result  # type: ignore[attr-define
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.log import get_task_logger
 
-from . import call, message, outcome, report
+from . import call, django, message, outcome, report
 from .abandonment import Abandonment
 from .attempt import Attempt, Surroundings, running_step
 from .context import AsyncDurableContext, DurableContext
@@ -194,9 +194,11 @@ class Execution:
         self.delivery = delivery = self._in_memory() if self.direct or self.eager else self._in_redis()
         assert self.hold is not None  # noqa: S101
         log = _task_logger(task.name)
+        # Celery's own thread is in none: what a worker's task is in, it has entered.
+        entered_before = django.atomic_blocks() if self.direct or self.eager else {}
         about = Surroundings(
             delivery.task_id, task.name, self.request, log,
-            direct=self.direct, eager=self.eager, verdicts=(Retry, Ignore, Reject),
+            direct=self.direct, eager=self.eager, verdicts=(Retry, Ignore, Reject), atomic_blocks=entered_before,
         )  # fmt: skip
         self.request.__dict__[OPENED] = self
         report.begun.set(delivery.task_id)

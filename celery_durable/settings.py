@@ -37,6 +37,7 @@ class Settings:
     max_entry_size: int = 32 * 2**20
     serializer: Any = "json"
     journal_sync: str = "memory"
+    allow_atomic: bool = False
 
     @classmethod
     def read(cls, conf: Mapping[str, Any], namespace: str | None = None) -> Settings:
@@ -118,6 +119,12 @@ def _sync(name: str, value: Any) -> str:
     return str(value)
 
 
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
 def _prefix(name: str, value: Any) -> str:
     if "{" in _text(name, value) or "}" in value:
         raise ConfigurationError(f"{name} must not contain braces, which mark the Cluster hash tag, got {value!r}")
@@ -139,6 +146,7 @@ _CHECKS: dict[str, Any] = {
     "max_entry_size": lambda name, value: whole(name, value, least=1),
     "serializer": _serializer,
     "journal_sync": _sync,
+    "allow_atomic": _flag,
 }
 
 # What a decorator may set; ``serializer`` is Celery's name for that of the message, so ours keeps its prefix there.

@@ -160,6 +160,8 @@ class Step:
         self.kwargs = kwargs
         self._check_call()
         self.position, self.entry = attempt.claim(name)
+        if not self.recorded:
+            attempt.check_not_atomic("step", name, self.entry)
         self.executions = self.entry.attempts if self.entry else 0
         self.first = self.entry.first if self.entry else None
         self.deadline = inf

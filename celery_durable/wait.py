@@ -29,6 +29,7 @@ class Wait:
         self._name = "sleep" if name is None else name
         self._duration = self._checked(duration)
         self._position, self._entry = attempt.claim(self._name, "sleep")
+        attempt.check_not_atomic("wait", self._name, self._entry)
 
     async def perform(self, driver: Driver) -> None:
         """Return when the time has come; else suspend the run until then."""
