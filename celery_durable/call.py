@@ -16,7 +16,7 @@ from kombu.utils import json as kombu_json
 
 from . import tracing
 from .journal import Delivery
-from .message import HEADER, header_of, received, resume_of_user_retry
+from .message import HEADER, header_of, received, resume_of_user_retry, seed_header, seed_of
 from .serializers import json_of, load_content
 
 _sorted_json = kombu_json.JSONEncoder(sort_keys=True).encode
@@ -81,9 +81,11 @@ class Call(NamedTuple):
                     return _text({**facts, "options": {**self.options, "serializer": serializer}}, serializer)
             raise
 
-    def send(self, app: Any, name: str, header: Mapping[str, Any], **options: Any) -> None:
-        """Send it again, with *header* as what the message says to us."""
+    def send(self, app: Any, name: str, header: Mapping[str, Any], *, seed: str = "", **options: Any) -> None:
+        """Send it again, with *header* as what the message says to us, and the *seed* that it brings to its run."""
         headers = dict(self.options.get("headers") or {})
+        if seed:
+            headers |= seed_header(self.options["task_id"], self.options.get("replaced_task_nesting"), seed)
         headers[HEADER] = {**headers.get(HEADER, {}), **header}
         # Expiry is honoured until the first attempt begins, and that has.
         options = {**self.options, **options, "headers": headers, "expires": None}
@@ -109,6 +111,7 @@ def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
         received=received(request),
         changed=int(header.get("changed", 0)),
         hint=bool(header.get("hint")),
+        seed=seed_of(request),
     )
 
 

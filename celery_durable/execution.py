@@ -204,6 +204,8 @@ class Execution:
         report.begun.set(delivery.task_id)
         attempt = self.hold.open(delivery, about, task.durable_terms)
         message.catch_up(self.request, attempt.resume)
+        if self._store is not None:
+            message.carry_seed(self.request, attempt.seed)
         if attempt.reopened:
             logger.info("task %s: the failed run is reopened, with fresh budgets", delivery.task_id)
         attempt.check_whole()

@@ -65,6 +65,8 @@ class Delivery(NamedTuple):
     """When it arrived, by this machine's monotonic clock; if that is not known: just now."""
     hint: bool = False
     """Sent on behalf of another message, to look at the run again."""
+    seed: str = ""
+    """Of a new run; drawn now, if the message brings none."""
 
 
 class Opened(NamedTuple):

@@ -30,6 +30,11 @@ RECEIVED = "durable_received"
 ARGUMENTS = "durable_arguments"
 """Which of ``request.properties`` has the arguments apart from those that the body is given."""
 
+SEED = "celery_durable_seed"
+"""The header, on all messages of a run, that brings its seed: ``<seed>:<nesting>:<task id>``; bound to the run, since
+headers are copied into other messages. Also which of ``request.properties`` has it: a task that makes no use of it does
+not see it."""
+
 
 def header_of(request: Any) -> dict[str, Any]:
     return (request.headers or {}).get(HEADER) or {}
@@ -48,6 +53,30 @@ def step_retries(request: Any) -> int:
 def own_retries(request: Any) -> int:
     """How many of ``request.retries`` user code asked for, by ``self.retry()``."""
     return int(request.retries or 0) - library_retries(request)
+
+
+# -- the seed ----------------------------------------------------------------------------------------------------------
+
+
+def seed_header(task_id: str, nesting: int | None, seed: str) -> dict[str, str]:
+    """The header that brings *seed* to a run; *nesting*: how often its task was replaced."""
+    return {SEED: f"{seed}:{nesting or 0}:{task_id}"}
+
+
+def seed_in(headers: dict[str, Any], task_id: str, nesting: int | None) -> str:
+    """What *headers* bring to this run; empty where they bring none."""
+    seed, _, run = str(headers.get(SEED, "")).partition(":")
+    return seed if run == f"{nesting or 0}:{task_id}" else ""
+
+
+def seed_of(request: Any) -> str:
+    return str((request.properties or {}).get(SEED, ""))
+
+
+def carry_seed(request: Any, seed: str) -> None:
+    """Let the messages that are made of *request* bring the seed of its run."""
+    if seed_of(request) != seed:
+        request.properties = {**(request.properties or {}), SEED: seed}
 
 
 # -- to reopen a run ---------------------------------------------------------------------------------------------------
@@ -143,7 +172,12 @@ def headers_with(request: Any, header: dict[str, Any]) -> dict[str, Any]:
     RabbitMQ says there that a message has waited in a queue, and drops one that says so when it waits there again.
     """
     headers = {name: value for name, value in (request.headers or {}).items() if name not in X_DEATH_HEADERS}
-    return {**headers, HEADER: header}
+    return {**headers, **our_headers(request, header)}
+
+
+def our_headers(request: Any, header: dict[str, Any]) -> dict[str, Any]:
+    seed = seed_of(request)
+    return {HEADER: header, **(seed_header(request.id, request.replaced_task_nesting, seed) if seed else {})}
 
 
 def _send(task: Any, request: Any, delay: float, header: dict[str, Any], retries: int) -> Any:

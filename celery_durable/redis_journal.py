@@ -142,7 +142,7 @@ class RedisJournal:
     def open(self, delivery: Delivery) -> Verdict:
         keys = self._keys
         opening = time.monotonic()
-        fence, seed = new_fence(), new_seed()
+        fence, seed = new_fence(), delivery.seed or new_seed()
         # A journal is loaded by a command of its own, for which Redis needs a third of what it needs in a script; where
         # none is expected, that would be in vain.
         expected = not delivery.fresh or delivery.reopen != ""

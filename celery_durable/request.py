@@ -16,7 +16,7 @@ from celery.worker.state import task_ready
 
 from . import outcome
 from .exceptions import ConfigurationError
-from .message import ARGUMENTS, RECEIVED
+from .message import ARGUMENTS, RECEIVED, SEED, seed_in
 from .runs import Runs, Whose
 from .store import store_of
 
@@ -41,7 +41,11 @@ class DurableRequest(Request):
         request = self.request_dict
         # The arguments travel there anyway, and Celery reads the message again for those that the body is given.
         arguments = request["args"], request["kwargs"]
-        request["properties"] = {**request["properties"], RECEIVED: time.monotonic(), ARGUMENTS: arguments}
+        ours = {RECEIVED: time.monotonic(), ARGUMENTS: arguments}
+        if seed := seed_in(request, self.id, self.replaced_task_nesting):
+            ours[SEED] = seed
+        request.pop(SEED, None)
+        request["properties"] = {**request["properties"], **ours}
 
     # -- the process of the task is gone
 

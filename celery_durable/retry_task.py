@@ -46,7 +46,7 @@ def retry(self: Any, task_id: str) -> dict[str, Any]:
     call = Call.load(fields[b"call"], frozenset(app.conf.accept_content))
     note = _note(fields)
     # Named after this request: it reopens the run once, however often the message is delivered.
-    call.send(app, name, {"reopen": self.request.id or str(uuid4())})
+    call.send(app, name, {"reopen": self.request.id or str(uuid4())}, seed=fields.get(b"seed", b"").decode())
     where = {key: call.options.get(key) for key in ("queue", "exchange", "routing_key")}
     logger.info("task %s: sent again for a Retry: %s", task_id, note)
     return {"task_id": task_id, "task": name, **where, "note": note}

@@ -26,17 +26,18 @@ from .exceptions import ConfigurationError
 from .execution import Execution, has_journal
 from .message import (
     BROKER_AWAY,
-    HEADER,
     header_of,
     headers_with,
     lasting,
     library_retries,
+    our_headers,
     seconds_until,
     sendable_delay,
     step_retries,
     unsent,
 )
 from .retry import TaskRetryRules
+from .seed import draw_for
 from .settings import TASK_OPTIONS, Settings
 from .strike import door
 
@@ -101,6 +102,8 @@ class DurableTask(Task[P, R]):
         """
         app.steps["worker"].add("celery_durable.worker:RecoveryStep")
         bound = super().bind(app)
+        # Of a class without a name Celery makes one up after this.
+        draw_for(cls.name or app.gen_task_name(cls.__name__, cls.__module__))
         # An annotation ("@run") replaces what it decorates.
         cls._make_durable()
         if cls.task_retry_policy is not None and not cls.opinionated:
@@ -275,8 +278,8 @@ class DurableTask(Task[P, R]):
     def _with_header(request: Any, options: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
         """The options of a retry and our header; headers that are given replace all others, as in plain Celery."""
         given = "headers" in options
-        headers = {**(options["headers"] or {}), HEADER: header} if given else headers_with(request, header)
-        return {**options, "headers": headers}
+        headers = {**(options["headers"] or {}), **our_headers(request, header)} if given else None
+        return {**options, "headers": headers or headers_with(request, header)}
 
     def _send_retry(self, execution: Execution, send: Callable[[], Any], delay: float) -> Any:
         """Let Celery publish, and keep what it raises: that stands, whatever user code makes of it."""

@@ -16,7 +16,7 @@ from celery_durable.attempt import Surroundings, Terms
 from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.execution import Execution
 from celery_durable.interrupts import Fenced, NotNow
-from celery_durable.message import HEADER
+from celery_durable.message import HEADER, SEED
 from celery_durable.redis_journal import RedisJournal
 from celery_durable.request import DurableRequest
 from celery_durable.store import store_of
@@ -422,7 +422,7 @@ def test_a_retry_does_not_say_which_queues_its_message_waited_in(
         saved = saved_call(task, redis_client, task_id)
 
     [message] = published.call_args.args
-    assert message.options["headers"].keys() == {"colour", HEADER}
+    assert message.options["headers"].keys() == {"colour", HEADER, SEED}
     assert saved.options["headers"] == {"colour": "red"}
 
 
@@ -442,7 +442,8 @@ def test_the_headers_of_a_users_retry_replace_all_but_ours(
         saved = saved_call(task, redis_client, task_id)
 
     [message] = published.call_args.args
-    assert message.options["headers"] == {**sent, HEADER: {"retries": 0}}
+    ours = {HEADER: {"retries": 0}, SEED: message.options["headers"][SEED]}
+    assert message.options["headers"] == {**sent, **ours}
     assert saved.options["headers"] == sent
 
 

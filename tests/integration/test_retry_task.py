@@ -13,7 +13,7 @@ from celery_durable.retry_task import NAME
 from celery_durable.store import store_of
 from tests.integration.runs import app_at, execute, new_id, opened, task_of
 
-CALL = '{"args":[],"kwargs":{},"options":{}}'
+CALL = '{"args":[],"kwargs":{},"options":{"task_id":"any"}}'
 
 
 def work(self: Any) -> None:

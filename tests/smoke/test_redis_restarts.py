@@ -205,3 +205,17 @@ def test_a_soft_time_limit_while_the_journal_is_opened_is_no_failure(
     assert [effects.count(name, result.id) for name in ("before", "limited")] == [1, 1]
     with journal_server.client() as client:
         assert journal(client, result.id)["status"] == "succeeded"
+
+
+def test_a_run_whose_journal_was_lost_charges_under_the_same_key(
+    durable: DurableSetup, journal_server: RedisServer
+) -> None:
+    durable.start_worker(conf={"durable_redis_url": journal_server.url()})
+    result = crashes.charged_by_its_key.delay()
+    effects.wait_until_blocked("second")
+    with journal_server.client() as client:
+        client.flushall()
+    effects.release("second")
+
+    key = result.get(timeout=LONG)
+    assert [hit.key for hit in effects.hits("charge")] == [key, key]

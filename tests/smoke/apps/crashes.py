@@ -476,3 +476,16 @@ async def held_async_the_first_time() -> int:
 @durable_task
 async def held_async(ctx: AsyncDurableContext) -> list[int]:
     return [await ctx.run("first", work), await ctx.run("second", held_async_the_first_time)]
+
+
+@durable_task
+def charged_by_its_key(ctx: DurableContext) -> str:
+    def charge() -> str:
+        key = str(current_step().idempotency_key)
+        effects.hit("charge", key)
+        return key
+
+    key = ctx.run("charge", charge)
+    ctx.run("second", held)
+    ctx.run("third", work)
+    return key
