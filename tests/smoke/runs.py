@@ -23,6 +23,12 @@ def messages(durable: DurableSetup) -> tuple[int, int]:
         return client.llen(QUEUE), client.hlen("unacked")
 
 
+def wait_for_messages(durable: DurableSetup, waiting: int, unacknowledged: int, what: str = "") -> None:
+    """Wait until the broker holds so many: a worker acknowledges a message a moment after it has stored the result."""
+    held = (waiting, unacknowledged)
+    eventually(lambda: messages(durable) == held, what=f"{held} messages in the broker, {what}")
+
+
 def waiting(client: redis.Redis, *kinds: str) -> list[str]:
     """Return the ids in the sorted sets of all shards: runs that somebody carries on or is to carry on."""
     keys = [key for kind in kinds or ("leases", "due") for key in client.scan_iter(match=f"*:{kind}")]

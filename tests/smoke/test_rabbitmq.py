@@ -16,7 +16,7 @@ from tests.smoke import effects
 from tests.smoke.apps import cancellation as orders
 from tests.smoke.apps import crashes, waits
 from tests.smoke.nodes import DurableSetup, Worker
-from tests.smoke.watching import countdowns, elapse, journal, received, steps, wait_until_suspended
+from tests.smoke.watching import elapse, journal, received, steps, wait_for_countdowns, wait_until_suspended
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.local_nodes(reason="RabbitMQ listens on this machine only")
@@ -74,8 +74,8 @@ def test_retries_are_counted_and_none_is_lost(durable: DurableSetup, queue: str,
 
     assert raised.value.attempts == 4
     assert [effects.count("flaky", one.id) for one in (flaky, exhausted)] == [4, 4]
-    assert countdowns(worker, flaky.id) == pytest.approx(at_least_a_second(queue, 0.05, 0.1, 0.2))
-    assert countdowns(worker, policy.id) == pytest.approx(at_least_a_second(queue, 0.3, 0.3))
+    wait_for_countdowns(worker, flaky.id, at_least_a_second(queue, 0.05, 0.1, 0.2))
+    wait_for_countdowns(worker, policy.id, at_least_a_second(queue, 0.3, 0.3))
     assert (seen["word"], seen["retries"]) == ("word", 2)
     for run in (flaky, exhausted, itself, policy):
         assert effects.count("before", run.id) == 1

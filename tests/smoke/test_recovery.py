@@ -25,7 +25,15 @@ from tests.servers import RedisServer
 from tests.smoke import effects
 from tests.smoke.apps import recovery
 from tests.smoke.nodes import BACKEND_DB, BROKER_DB, DurableSetup, Worker
-from tests.smoke.runs import end_waits, journals, lose_messages, messages, wait_until_suspended, waiting
+from tests.smoke.runs import (
+    end_waits,
+    journals,
+    lose_messages,
+    messages,
+    wait_for_messages,
+    wait_until_suspended,
+    waiting,
+)
 from tests.smoke.watching import deliver_again, journal, wait_until_idle, wait_until_logged, waiting_message
 from tests.waiting import eventually
 
@@ -92,7 +100,7 @@ def test_another_worker_goes_on_with_the_run_of_one_that_was_killed(durable: Dur
     assert counts(*STEPS, key=result.id) == [1, 2, 1]
     run = journal(durable.redis, result.id)
     assert (run["status"], run["attempt"], run["recoveries"]) == ("succeeded", "2", "0")
-    assert messages(durable) == (0, 1 if acks == "late" else 0), "the copy that was lost with the worker"
+    wait_for_messages(durable, 0, 1 if acks == "late" else 0, "the copy that was lost with the worker")
     assert states(result.id) == {"SUCCESS"}
 
 
@@ -104,7 +112,7 @@ def test_a_late_copy_of_a_message_finds_the_outcome(durable: DurableSetup) -> No
     effects.release("second")
     heir = durable.start_worker(concurrency=1)
     value = last.get(timeout=LONG)
-    assert messages(durable) == (0, 1)
+    wait_for_messages(durable, 0, 1)
     heir.stop()
     # Its broker delivers again what was not acknowledged for a second.
     last_one = durable.start_worker(concurrency=1, visibility_timeout=1)

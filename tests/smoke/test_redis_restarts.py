@@ -10,7 +10,15 @@ from tests.servers import RedisServer
 from tests.smoke import effects
 from tests.smoke.apps import crashes
 from tests.smoke.nodes import DurableSetup, Worker
-from tests.smoke.watching import countdowns, journal, logged, steps, wait_until_idle, wait_until_logged
+from tests.smoke.watching import (
+    countdowns,
+    journal,
+    logged,
+    steps,
+    wait_for_countdowns,
+    wait_until_idle,
+    wait_until_logged,
+)
 from tests.waiting import eventually
 
 LONG = 60
@@ -112,7 +120,7 @@ def test_an_attempt_that_lost_its_journal_is_retried_later(durable: DurableSetup
     journal_server.start()
 
     assert result.get(timeout=LONG)[0] == pid
-    assert len(countdowns(worker, result.id)) == 1
+    eventually(lambda: len(countdowns(worker, result.id)) == 1, what="one retry in the log")
     assert [effects.count(name, result.id) for name in ("first", "second", "third")] == [1, 2, 1]
     with journal_server.client() as client:
         assert steps(client, result.id) == [("first", "done", 1), ("second", "done", 1), ("third", "done", 1)]
@@ -165,7 +173,7 @@ def test_a_task_that_finds_no_journal_is_retried_until_there_is_one(
     journal_server.start()
 
     result.get(timeout=LONG)
-    assert len(countdowns(worker, result.id)) == 1
+    eventually(lambda: len(countdowns(worker, result.id)) == 1, what="one retry in the log")
     assert [effects.count(name, result.id) for name in ("first", "second", "third")] == [1, 1, 1]
 
 
@@ -201,7 +209,7 @@ def test_a_soft_time_limit_while_the_journal_is_opened_is_no_failure(
 
     assert value_of(result) == 1
     wait_until_idle(durable)
-    assert countdowns(worker, result.id) == [5.0]
+    wait_for_countdowns(worker, result.id, [5.0])
     assert [effects.count(name, result.id) for name in ("before", "limited")] == [1, 1]
     with journal_server.client() as client:
         assert journal(client, result.id)["status"] == "succeeded"

@@ -18,7 +18,7 @@ from celery_durable import ConfigurationError, ContextInStepError, RetriesExhaus
 from tests.smoke import effects
 from tests.smoke.apps import seeds
 from tests.smoke.nodes import DurableSetup, Worker
-from tests.smoke.watching import countdowns, journal, logged, steps, wait_until_logged
+from tests.smoke.watching import countdowns, journal, logged, steps, wait_for_countdowns, wait_until_logged
 from tests.waiting import eventually
 
 LONG = 20
@@ -183,7 +183,7 @@ def test_the_go_options_under_their_python_names(durable: DurableSetup, worker: 
     result = seeds.my_db_request.delay(["fail", "fail", "ok"])
 
     assert result.get(timeout=LONG) == "db 3"
-    assert countdowns(worker, result.id) == [0.1, 0.2]
+    wait_for_countdowns(worker, result.id, [0.1, 0.2])
     assert steps(durable.redis, result.id) == [("my_db_request", "done", 3)]
 
 
@@ -203,7 +203,7 @@ def test_a_custom_retry_policy_with_an_interval_of_a_second(worker: Worker) -> N
     result = seeds.my_operation.delay(["fail", "ok"])
 
     assert result.get(timeout=LONG) == "operation 2"
-    assert countdowns(worker, result.id) == [1.0]
+    wait_for_countdowns(worker, result.id, [1.0])
     first, second = effects.hits("operation", result.id)
     assert second.at - first.at >= 1
 
@@ -293,7 +293,7 @@ def test_an_external_service_with_a_retry_policy(durable: DurableSetup, worker: 
 
     assert result.get(timeout=LONG) == {"number": 3, "amount": 4200}
     assert effects.count("charge", "tok_visa") == 3
-    assert countdowns(worker, result.id) == [0.5, 1.0]
+    wait_for_countdowns(worker, result.id, [0.5, 1.0])
     assert steps(durable.redis, result.id) == [("payment-charge", "done", 3)]
 
 

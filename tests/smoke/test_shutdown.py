@@ -8,7 +8,7 @@ from celery.result import AsyncResult
 from tests.smoke import effects
 from tests.smoke.apps import recovery
 from tests.smoke.nodes import DurableSetup, Worker
-from tests.smoke.runs import end_waits, journals, messages, wait_until_suspended, waiting
+from tests.smoke.runs import end_waits, journals, wait_for_messages, wait_until_suspended, waiting
 from tests.smoke.test_pools import POOLS, why_not
 from tests.smoke.watching import journal, wait_until_idle
 from tests.waiting import eventually
@@ -82,7 +82,7 @@ def test_a_warm_shutdown_lets_tasks_end_and_keeps_the_waits(durable: DurableSetu
     assert counts(*STEPS) == [len(held)] * 3
     assert waiting(durable.redis) == [asleep.id]
     assert journal(durable.redis, asleep.id)["status"] == "suspended"
-    assert messages(durable) == (0, 0)
+    wait_for_messages(durable, 0, 0)
 
 
 def test_a_soft_shutdown_lets_tasks_end_that_take_no_longer(durable: DurableSetup) -> None:

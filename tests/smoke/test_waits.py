@@ -15,7 +15,6 @@ from tests.smoke import effects
 from tests.smoke.apps import waits
 from tests.smoke.nodes import BROKER_DB, DurableSetup, Worker
 from tests.smoke.watching import (
-    countdowns,
     deliver_again,
     due,
     due_set,
@@ -25,6 +24,7 @@ from tests.smoke.watching import (
     received,
     run_key,
     steps,
+    wait_for_countdowns,
     wait_until_idle,
     wait_until_suspended,
     waiting_message,
@@ -333,7 +333,7 @@ def test_a_far_retry_of_a_step_waits_in_redis(durable: DurableSetup) -> None:
     wait_until_idle(durable)
     eventually(lambda: result.state == "RETRY")
     assert str(result.info) == "failure 1"
-    assert countdowns(worker, result.id) == [HOUR]
+    wait_for_countdowns(worker, result.id, [HOUR])
     assert due(durable, result.id).timestamp() - time.time() == pytest.approx(HOUR, abs=30)
     assert waits.quick.delay().get(timeout=10) == "done"
 
@@ -368,7 +368,7 @@ def test_far_retries_are_counted(durable: DurableSetup) -> None:
         assert [effects.count(counted, result.id) for result in results] == [times] * 2
         assert [received(worker, result.id) for result in results] == [times] * 2
         assert [effects.count("before", result.id) for result in results] == [1, 1]
-    assert countdowns(worker, steps_of[0].id) == [0.3] * 3
+    wait_for_countdowns(worker, steps_of[0].id, [0.3] * 3)
 
 
 @pytest.mark.parametrize(

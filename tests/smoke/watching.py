@@ -5,6 +5,7 @@ import re
 from datetime import datetime, timezone
 from typing import Any
 
+import pytest
 import redis
 
 from tests.smoke.nodes import BROKER_DB, DurableSetup, Worker
@@ -73,6 +74,20 @@ def received(worker: Worker, task_id: str) -> int:
 def countdowns(worker: Worker, task_id: str) -> list[float]:
     """Return the seconds of each retry of a task, as Celery logs them."""
     return [float(found) for found in re.findall(rf"\[{task_id}\] retry: Retry in ([\d.]+)s", worker.log())]
+
+
+def wait_for_countdowns(worker: Worker, task_id: str, expected: list[float]) -> None:
+    """Wait until a task has been retried with these countdowns and no others, in whatever order they are logged.
+
+    The attempts of a task run in several processes: one may write its line after the next attempt has ended.
+    """
+    wanted = pytest.approx(sorted(expected))
+    eventually(lambda: sorted(countdowns(worker, task_id)) == wanted, what=f"the countdowns {expected} in the log")
+
+
+def announced_delays(worker: Worker, task_id: str) -> list[float]:
+    """Return the seconds until each next try, in their order: an attempt logs them before it sends the next one."""
+    return [float(found) for found in re.findall(rf"task {task_id}: .*; next try in ([\d.]+) s", worker.log())]
 
 
 def logged(worker: Worker, *parts: str, times: int = 1) -> bool:
