@@ -358,8 +358,8 @@ def _wrap_run(cls: type[DurableTask[Any, Any]], declared: Any) -> None:
 def _as_method(cls: type, declared: Any) -> Callable[..., Any]:
     """What a class has as ``run`` that is no function, called as Python calls it: a static method, without a task."""
     # Python 3.13 warns of a partial that it will be a method from 3.14 on, and calls it without the task as before.
-    is_method = hasattr(declared, "__get__") and (sys.version_info >= (3, 14) or type(declared) is not functools.partial)
-    if not is_method:
+    is_static = sys.version_info < (3, 14) and type(declared) is functools.partial
+    if is_static or not hasattr(declared, "__get__"):
         declared = staticmethod(declared)
     found = declared.__get__(None, cls)
     if not callable(found):
