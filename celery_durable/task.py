@@ -355,11 +355,13 @@ def _wrap_run(cls: type[DurableTask[Any, Any]], declared: Any) -> None:
     cls.is_async = inspect.iscoroutinefunction(inspect.unwrap(declared))
 
 
+# Python 3.13 warns of a partial that it will be a method from 3.14 on, and calls it without the task as before.
+_STATIC = frozenset({functools.partial} if sys.version_info < (3, 14) else ())
+
+
 def _as_method(cls: type, declared: Any) -> Callable[..., Any]:
     """What a class has as ``run`` that is no function, called as Python calls it: a static method, without a task."""
-    # Python 3.13 warns of a partial that it will be a method from 3.14 on, and calls it without the task as before.
-    is_static = sys.version_info < (3, 14) and type(declared) is functools.partial
-    if is_static or not hasattr(declared, "__get__"):
+    if type(declared) in _STATIC or not hasattr(declared, "__get__"):
         declared = staticmethod(declared)
     found = declared.__get__(None, cls)
     if not callable(found):
