@@ -71,6 +71,8 @@ class Terms(NamedTuple):
     """A recorded step resets the count of failed attempts."""
     result_serializer: str = "json"
     """Celery's, of what the task returns."""
+    db_reuse_max: int = 0
+    """Celery's CELERY_DB_REUSE_MAX: how often a connection of Django's is used; 0: as long as CONN_MAX_AGE says."""
     allow_atomic: bool = False
     """An atomic block of Django's around a verb is warned of, and not refused."""
 

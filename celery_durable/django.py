@@ -1,10 +1,15 @@
-"""Django: its task class, its transactions. Nothing here imports it: a process without it has nothing to do."""
+"""Django: its task class, its transactions, its connections. A process that has not imported it is left alone."""
 
 from __future__ import annotations
 
+import logging
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
+
+logger = logging.getLogger("celery_durable")
 
 _FIXUP = "celery.fixups.django"
 
@@ -42,11 +47,56 @@ def _depth(connection: Any) -> int:
 
 def connections() -> Sequence[Any]:
     """The database connections that this thread has used, or this asyncio task."""
-    handler = getattr(sys.modules.get("django.db"), "connections", None)
-    # Somebody may have imported Django that does not use it; its settings would raise then.
-    if handler is None or not sys.modules["django.conf"].settings.configured:
+    handler = _handler()
+    if handler is None:
         return ()
     try:
         return handler.all(initialized_only=True)  # type: ignore[no-any-return]
     except TypeError:  # before Django 4.1
         return handler.all()  # type: ignore[no-any-return]
+
+
+def _handler() -> Any:
+    handler = getattr(sys.modules.get("django.db"), "connections", None)
+    # Somebody may have imported Django that does not use it; its settings would raise then.
+    return handler if handler is not None and sys.modules["django.conf"].settings.configured else None
+
+
+# -- connections that are too old --------------------------------------------------------------------------------------
+
+_reuse = threading.local()
+"""How often this thread has kept its connections since it closed them, where Celery is told how often it may."""
+
+
+def close_old_connections(reuse_max: int) -> None:
+    """Close those of this thread that are too old (CONN_MAX_AGE) or broken, as Django does around a request.
+
+    *reuse_max*: Celery's CELERY_DB_REUSE_MAX. Unless it is 0, a connection is not too old before so many uses.
+    """
+    _close_old(connections(), reuse_max)
+
+
+def close_old_connections_of_async_code(reuse_max: int) -> None:
+    """The same in the one thread that executes the queries of async code, in turn with them; nobody waits for it."""
+    if _handler() is None:
+        return
+    with suppress(RuntimeError):  # the process ends
+        sys.modules["asgiref.sync"].SyncToAsync.single_thread_executor.submit(_close_old_of_siblings, reuse_max)
+
+
+def _close_old_of_siblings(reuse_max: int) -> None:
+    _close_old([each for each in connections() if not each.in_atomic_block], reuse_max)
+
+
+def _close_old(opened: Sequence[Any], reuse_max: int) -> None:
+    kept = getattr(_reuse, "count", 0) + 1 if opened else 0
+    # It is asked before and after each use.
+    _reuse.count = kept = kept % (2 * reuse_max) if reuse_max else 0
+    for each in opened:
+        try:
+            if reuse_max and not kept:
+                each.close()
+            elif not reuse_max or each.errors_occurred:
+                each.close_if_unusable_or_obsolete()
+        except Exception as error:
+            logger.warning("the database connection %r could not be closed: %r", each.alias, error)

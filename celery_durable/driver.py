@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
+from . import upkeep
 from .exceptions import InvalidStepError, JournalUnavailableError, JournalUnreadableError
 from .interrupts import Fenced, Interrupt, JournalLost
 from .journal import LONGEST_READ
@@ -71,7 +72,7 @@ class InThread:
         if step.options.timeout is not None:
             limit(step)
         result = step.action(*step.args, **step.kwargs)
-        return wait_for(result) if isinstance(result, Awaitable) else result
+        return wait_for(result, around=upkeep.OnLoop(step)) if isinstance(result, Awaitable) else result
 
     async def settle(self, attempt: Attempt) -> None:
         answer(attempt, attempt.journal.settle)
@@ -116,11 +117,15 @@ class OnLoop:
             return await self._call(step, limit)
 
     async def _call(self, step: Step, limit: _Limit | None = None) -> Any:
-        action, args, kwargs = step.action, step.args, step.kwargs
-        if is_async(action):
-            return await action(*args, **kwargs)
-        result = await _to_its_end(in_worker_thread(partial(copy_context().run, action, *args, **kwargs)), limit)
-        return await result if isinstance(result, Awaitable) else result
+        if is_async(step.action):
+            result = step.action(*step.args, **step.kwargs)
+        else:
+            act = partial(_act, step)
+            result = await _to_its_end(in_worker_thread(partial(copy_context().run, act)), limit)
+        if not isinstance(result, Awaitable):
+            return result
+        with upkeep.OnLoop(step):
+            return await result
 
     async def settle(self, attempt: Attempt) -> None:
         # Siblings share one connection: whoever reads first reads for all.
@@ -202,6 +207,12 @@ def is_async(action: Callable[..., Any]) -> bool:
     while isinstance(action, partial):
         action = action.func
     return inspect.iscoroutinefunction(action) or inspect.iscoroutinefunction(type(action).__call__)
+
+
+def _act(step: Step) -> Any:
+    """Call the action of a step, in a thread that is not Celery's."""
+    with upkeep.InThread(step):
+        return step.action(*step.args, **step.kwargs)
 
 
 async def in_worker_thread(work: Callable[[], T]) -> T:
@@ -353,11 +364,15 @@ def on_loop() -> bool:
     return _loop.is_here()
 
 
-def wait_for(awaitable: Awaitable[T], interrupted: Callable[[BaseException], None] | None = None) -> T:
+def wait_for(
+    awaitable: Awaitable[T],
+    interrupted: Callable[[BaseException], None] | None = None,
+    around: AbstractContextManager[object] = nullcontext(),  # noqa: B008  it has no state
+) -> T:
     """Run an awaitable on the process's loop, and wait for it in this thread.
 
-    Its context variables are those of the caller. What interrupts the wait (a soft time limit) is told to
-    *interrupted*, cancels the awaitable, and is raised once that has ended.
+    Its context variables are those of the caller, and *around* is entered there. What interrupts the wait (a soft time
+    limit) is told to *interrupted*, cancels the awaitable, and is raised once that has ended.
     """
     if _loop.is_here():
         if isinstance(awaitable, Coroutine):
@@ -372,9 +387,12 @@ def wait_for(awaitable: Awaitable[T], interrupted: Callable[[BaseException], Non
 
     async def awaited() -> None:
         try:
-            outcome.set_result(await awaitable)
+            with around:
+                value = await awaitable
         except BaseException as error:
             outcome.set_exception(error)
+        else:
+            outcome.set_result(value)
 
     loop.call_soon_threadsafe(lambda: tasks.append(loop.create_task(awaited())))
     try:

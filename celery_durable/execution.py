@@ -20,7 +20,7 @@ from celery.app.task import get_actual_ignore_result  # type: ignore[attr-define
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.log import get_task_logger
 
-from . import call, django, message, outcome, report
+from . import call, django, message, outcome, report, upkeep
 from .abandonment import Abandonment
 from .attempt import Attempt, Surroundings, running_step
 from .context import AsyncDurableContext, DurableContext
@@ -178,7 +178,8 @@ class Execution:
             self.attempt.begin_here()
             self._watch(self.attempt, AsyncBody())
         try:
-            return await body
+            with upkeep.OfBody(self.attempt):
+                return await body
         finally:
             if self.attempt is not None:
                 await self.attempt.landed()

@@ -160,6 +160,7 @@ class DurableTask(Task[P, R]):
                 accept=frozenset([*conf.accept_content, *(conf.result_accept_content or ())]),
                 progress_forgives=not self.opinionated or self.retry_rules.resets_on_progress,
                 result_serializer=conf.result_serializer,
+                db_reuse_max=int(conf.get("CELERY_DB_REUSE_MAX") or 0),
                 allow_atomic=settings.allow_atomic,
             )
             return terms

@@ -13,6 +13,8 @@ from typing import Any
 from tests.processes import PROJECT
 
 DATABASE_VARIABLE = "DURABLE_TEST_DATABASE"
+REUSE_VARIABLE = "DURABLE_TEST_REUSE"
+"""How often a connection is used, if the age of connections is not to count."""
 
 
 def environment(database: Mapping[str, Any]) -> dict[str, str]:

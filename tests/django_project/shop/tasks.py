@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from celery import shared_task
-from django.db import transaction
+from django.db import connection, transaction
 
-from celery_durable import DurableContext, DurableTask, RunOptions, current_step, durable_task
+from celery_durable import (
+    AsyncDurableContext,
+    DurableContext,
+    DurableTask,
+    RetryPolicy,
+    RunOptions,
+    current_step,
+    durable_task,
+)
+from celery_durable.signals import step_postrun, step_prerun
 from tests.django_project.shop.models import Order
 from tests.smoke import effects
 
@@ -87,3 +99,57 @@ def transaction_in_a_step(ctx: DurableContext, item: str) -> int:
 @shared_task(name="shop.confirm")
 def confirm(order: int) -> None:
     effects.hit("confirm", Order.objects.get(pk=order).item)
+
+
+# -- connections of code that does not run in Celery's thread
+
+
+def backend() -> int:
+    """Which process of the server serves the connection of this thread."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return int(cursor.fetchone()[0])
+
+
+async def async_backend() -> int:
+    return await sync_to_async(backend)()
+
+
+def backend_when_released() -> int:
+    served_by = backend()
+    effects.block("connected")
+    return served_by
+
+
+SOON = RetryPolicy(initial_retry_interval=0.05, max_retry_interval=0.05, max_attempts=4)
+
+
+@durable_task(name="shop.side_by_side", task_retry_policy=SOON)
+async def side_by_side(ctx: AsyncDurableContext, steps: int) -> list[int]:
+    return await asyncio.gather(*[ctx.run(f"step {n}", backend_when_released) for n in range(steps)])
+
+
+@durable_task(name="shop.one_by_one", task_retry_policy=SOON)
+async def one_by_one(ctx: AsyncDurableContext, steps: int) -> list[int]:
+    return [await ctx.run(f"step {n}", backend, QUICK) for n in range(steps)]
+
+
+@durable_task(name="shop.async_steps", task_retry_policy=SOON)
+async def async_steps(ctx: AsyncDurableContext, steps: int) -> list[int]:
+    return [await ctx.run(f"step {n}", async_backend, QUICK) for n in range(steps)]
+
+
+@durable_task(name="shop.async_body", task_retry_policy=SOON)
+async def async_body(ctx: AsyncDurableContext) -> list[int]:
+    return [await sync_to_async(backend)()]
+
+
+@durable_task(name="shop.async_step_of_a_def_task", task_retry_policy=SOON)
+def async_step_of_a_def_task(ctx: DurableContext) -> list[int]:
+    return [ctx.run("step", async_backend, QUICK)]
+
+
+@step_prerun.connect
+@step_postrun.connect
+def remember(sender: str, signal: Any, task_id: str, name: str, **_: Any) -> None:
+    effects.hit(signal.name, f"{sender} {task_id} {name} {threading.get_ident()}")
