@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
+import json
 import logging
 import random
 import threading
@@ -34,9 +35,9 @@ from .exceptions import (
     JournalUnreadableError,
 )
 from .failure import failure_of
-from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, RetryStep, Sleep
-from .journal import Entry, Journal, Opened, damaged, read_entry, step_field
-from .places import Places, in_order
+from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, RetryStep, Sleep, Stall
+from .journal import LAYOUT, Entry, Journal, Opened, annotated, damaged, read_entry, step_field
+from .places import Here, Places, in_order, path_of
 from .serializers import check_serializer
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ _PAIRS_AT_AN_END = 500
 LONGEST_SILENCE = 1.0
 """Seconds since a step was recorded, after which Redis is asked before an action starts."""
 _OUT_OF_TOUCH = (Fenced, JournalLost)
+UNKNOWN_BUILD = "unknown"
+"""In place of that of what version 0.1.0 recorded."""
 
 
 running_step: ContextVar[Any] = ContextVar("celery_durable_step", default=None)
@@ -75,6 +78,8 @@ class Terms(NamedTuple):
     """Celery's CELERY_DB_REUSE_MAX: how often a connection of Django's is used; 0: as long as CONN_MAX_AGE says."""
     allow_atomic: bool = False
     """An atomic block of Django's around a verb is warned of, and not refused."""
+    build: str = ""
+    """Which code of the task this process has."""
 
     def check(self) -> None:
         """Refuse what no step could be recorded by.
@@ -100,6 +105,13 @@ class Surroundings(NamedTuple):
     """Exceptions by which user code says what becomes of the task: no failures of a step."""
     atomic_blocks: Mapping[str, int] = MappingProxyType({})
     """Of Django's connections: those that whoever has called the task is in, which are not the task's."""
+
+
+class _Patched(NamedTuple):
+    """A change that a run takes on at a place, and that is not recorded yet."""
+
+    here: Here
+    patch: str
 
 
 class Attempt:
@@ -128,7 +140,17 @@ class Attempt:
         self._places = Places()
         self._draws: dict[str, int] = {}
         self._randoms: dict[tuple[str, str | None], random.Random] = {}
-        self._unsent: dict[str, str] = {}
+        self.stalled: dict[str, Any] = json.loads(opened.fields.get(b"stalled") or b"{}")
+        """What kept the attempt before this one from going on."""
+        # What it says first, if it says anything, is that it has got past that.
+        self._unsent: dict[str, str] = {"stalled": ""} if self.stalled else {}
+        self._build = opened.fields.get(b"build", b"").decode()
+        """That of the entries that name none; empty where that is not known."""
+        self._signs = self._build != terms.build
+        """Whether what this attempt records names its build."""
+        self._patches: dict[str, tuple[str, ...]] = {}
+        """Of positions that were taken: which changes stand before them, and are not recorded yet."""
+        self._pending: list[_Patched] = []
         self._progressed = False
         self._cancelled = False
         self._entries = len(opened.fields)
@@ -160,6 +182,9 @@ class Attempt:
 
     def check_whole(self) -> None:
         """End the run, if something is missing, or not allowed, without which it cannot go on."""
+        layout = self._fields.get(b"v", b"").decode() or LAYOUT
+        if int(layout) > int(LAYOUT):
+            raise self._misfit("its layout", f"layout {layout}", f"layout {LAYOUT} or older", "")
         if not self.seed:
             raise self.end_run(
                 JournalUnreadableError(
@@ -270,6 +295,8 @@ class Attempt:
     def claim(self, name: str, kind: str = "step") -> tuple[str, Entry | None]:
         """The next position in program order, with what the journal holds for it."""
         position = self._places.next()
+        if self._pending and (patches := self._patches_before(position)):
+            self._patches[position] = patches
         if not self._recorded:
             return position, None
         field_name = step_field(position)
@@ -282,11 +309,61 @@ class Attempt:
             entry = read_entry(field_name, raw)
         except JournalUnreadableError as error:
             raise self._unreadable(error) from None
-        if entry.name != name or entry.kind != kind:
+        if entry.name != name or entry.kind != kind or not entry.is_known:
             self._fields[field] = raw
             self._recorded += 1
-            raise self.end_run(self._mismatch(position, f"{entry.kind} {entry.name!r}", f"{kind} {name!r}"))
+            raise self._other_path(position, entry, f"{kind} {name!r}")
+        if self._patches and entry.is_final:
+            self._patches_are_recorded(position)
         return position, entry
+
+    # -- changes of the code that take effect from where a run has not been yet
+
+    def patched(self, patch: str) -> bool:
+        """Whether this run is to take the path of a change, here.
+
+        That it does is recorded with the operation that comes next, and not before: until then old code may take the
+        run over.
+        """
+        self.check_usable()
+        if not (isinstance(patch, str) and patch):  # type: ignore[redundant-expr]
+            about = f"task {self.about.task_id}: the id of ctx.patched is a text, got {patch!r}"
+            raise self.end_run(InvalidStepError(f'{about}: write ctx.patched("check address")'))
+        here = self._places.here()
+        if self._recorded and (recorded := self._patches_behind(here)) is not None and patch not in recorded:
+            return False
+        self._pending.append(_Patched(here, patch))
+        return True
+
+    def _patches_behind(self, here: Here) -> tuple[str, ...] | None:
+        """Those recorded behind this place; None where nothing is recorded there."""
+        following = self._fields.get(step_field(here.next).encode())
+        if following is not None:
+            return self._entry_of(here.next, following).patches
+        # Of operations side by side a later one may be recorded first; so may those of branches that begin here.
+        steps = {name[5:].decode(errors="replace"): raw for name, raw in self._fields.items() if name[:5] == b"step:"}
+        try:
+            behind = [place for place in sorted(steps, key=in_order) if here.is_before(place)]
+        except JournalUnreadableError as error:
+            raise self._unreadable(error) from None
+        if not behind:
+            return None
+        return tuple(patch for place in behind for patch in self._entry_of(place, steps[place]).patches)
+
+    def _patches_before(self, position: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(one.patch for one in self._pending if one.here.is_before(position)))
+
+    def _patches_are_recorded(self, position: str) -> None:
+        """With the operation at this position; whoever finds what comes behind it finds that, too."""
+        if self._patches.pop(position, None):
+            path = path_of(position)
+            self._pending = [one for one in self._pending if one.here.path != path or not one.here.is_before(position)]
+
+    def _entry_of(self, position: str, raw: bytes) -> Entry:
+        try:
+            return read_entry(step_field(position), raw)
+        except JournalUnreadableError as error:
+            raise self._unreadable(error) from None
 
     def recorded_failure(self, position: str, entry: Entry) -> BaseException:
         """What to raise where the journal has a failure."""
@@ -313,28 +390,63 @@ class Attempt:
                 entry = read_entry(step_field(position), self._fields[step_field(position).encode()])
             except JournalUnreadableError as error:
                 raise self._unreadable(error) from None
-            raise self.end_run(self._mismatch(position, f"{entry.kind} {entry.name!r}", "the end of the task"))
+            raise self._other_path(position, entry, "the end of the task")
 
     def _unreadable(self, error: JournalUnreadableError) -> Interrupt:
         return self.end_run(JournalUnreadableError(f"task {self.about.task_id}: {error}"))
 
-    def _mismatch(self, position: str, recorded: str, asked: str) -> JournalMismatchError:
-        self._unsent.clear()  # the journal is to stay as it is
-        return JournalMismatchError(
+    def _other_path(self, position: str, entry: Entry, asked: str) -> Interrupt:
+        build = self.build_of(entry)
+        if not entry.is_known and build == self.terms.build:
+            return self._unreadable(damaged(step_field(position), str(entry)))
+        return self._misfit(position, str(entry), asked, build)
+
+    def build_of(self, entry: Entry) -> str:
+        """Which build recorded an entry; empty if that is not known."""
+        return entry.build or self._build
+
+    def _misfit(self, position: str, found: str, expected: str, build: str) -> Interrupt:
+        """What is recorded is not what this code does."""
+        builds = (
+            "" if build == self.terms.build else f"  by build: {build or UNKNOWN_BUILD}, here: {self.terms.build}\n"
+        )
+        error = JournalMismatchError(
             f"task {self.about.task_id} took another path than the journal recorded.\n"
             f"  position: {position}\n"
-            f"  recorded: {recorded}\n"
-            f"  asked for: {asked}\n"
+            f"  recorded: {found}\n"
+            f"  asked for: {expected}\n"
+            f"{builds}"
             f"Code that changed while the run was under way, or a decision that is not deterministic (a clock, a "
             f"random number, an outside value read outside of a step). Bring the former order of steps back and "
             f"retry the task, or send it under a new id."
         )
+        return self.refuse(error, position, found, expected, build)
+
+    def refuse(self, error: DurableError, position: str, found: str, expected: str, build: str) -> Interrupt:
+        """This code cannot go on with what *build* recorded: the run ends by *error* if that is its own.
+
+        Else a worker that has that build may, or another one whose code fits.
+        """
+        # The journal is to stay as it is, but for what siblings have done.
+        self._unsent = {name: text for name, text in self._unsent.items() if name.startswith("step:")}
+        if build == self.terms.build:
+            return self.end_run(error)
+        builds = {"found_build": build or UNKNOWN_BUILD, "expected_build": self.terms.build}
+        return self.stop(Stall(error, {"position": position, "found": found, "expected": expected, **builds}))
 
     # -- what the journal has to be told
 
     def note(self, position: str, entry: str) -> None:
         """Keep an entry for the next write."""
+        if self._signs or self._patches:
+            entry = self._annotated(position, entry)
         self._unsent[step_field(position)] = entry
+
+    def _annotated(self, position: str, entry: str) -> str:
+        notes: dict[str, Any] = {"build": self.terms.build} if self._signs else {}
+        if position in self._patches:
+            notes["patches"] = self._patches[position]
+        return annotated(entry, **notes) if notes else entry
 
     def tell(self, *, with_next: bool = False) -> None:
         """Send what is unsent, without waiting."""
@@ -344,7 +456,9 @@ class Attempt:
 
     def record(self, position: str, entry: str) -> None:
         """Send the final entry of a step, with all that is unsent; it counts when its reply has been read."""
-        self._unsent[step_field(position)] = entry
+        self.note(position, entry)
+        if self._patches:
+            self._patches_are_recorded(position)
         if not self._progressed:
             self._progressed = True
             self._unsent["progress"] = str(self.number)

@@ -112,6 +112,7 @@ def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
         changed=int(header.get("changed", 0)),
         hint=bool(header.get("hint")),
         seed=seed_of(request),
+        build=task.durable_terms.build,
     )
 
 

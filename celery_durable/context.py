@@ -72,6 +72,28 @@ class _Context:
         """
         return self._attempt.random(name)
 
+    def patched(self, patch: str) -> bool:
+        """Whether this run takes a change of the code, so that runs under way keep the path that they began with.
+
+        True in a run that reaches this place for the first time with this code, False in one whose journal goes on
+        behind it without; the same on every attempt. It is recorded with the operation that comes next. Not awaited, in
+        async tasks either; each place in program order (each turn of a loop, each branch) decides for itself.
+
+        A change is brought in, and its traces are removed, in three deploys:
+
+        1. ``if ctx.patched("check address"): ctx.run("check", ...)``, with the former code in an ``else`` if there was
+           any. Runs that are past it go on without the step.
+        2. When no run is left that began before: ``ctx.patched("check address")`` alone, its answer unused, and the new
+           code without condition.
+        3. When all workers have that: remove the call. Code without it does not look at what it recorded.
+
+        Mirrors ``patched`` and ``deprecate_patch`` of Temporal's Python SDK.
+
+        Args:
+            patch: names the change in the journal.
+        """
+        return self._attempt.patched(patch)
+
     def __repr__(self) -> str:
         about = self._attempt.about
         return f"<{type(self).__name__} of {about.task}[{about.task_id}], attempt {self.attempt}>"

@@ -84,6 +84,10 @@ def durable_task(*args: Any, **options: Any) -> Any:
         max_entry_size: bytes of one result. Default 32 MiB.
         journal_sync: where a step's result is to be before it counts as recorded: in the server's ``"memory"`` (the
             default), on one of its ``"replicas"`` too, or on its ``"disk"``.
+        build: names this version of the task's code (text), see docs/deploys.md. Default: ``durable_build``, else a
+            fingerprint of the function.
+        stall_timeout: how long a run whose journal does not fit the code waits for a worker whose code fits. Default
+            1 h; 0: it fails at once.
         durable_serializer: of step results. (``serializer`` is Celery's, of the message.)
         **options: all of Celery's task options. Its retry options (``max_retries``, ``retry_backoff``, ...) become the
             task retry policy and keep their meaning, also where a base class sets them.

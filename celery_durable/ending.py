@@ -5,6 +5,7 @@ What is raised here is Celery's to handle. A good end is :mod:`execution`'s own.
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import time
@@ -25,7 +26,19 @@ from .exceptions import (
     TerminalError,
 )
 from .failure import leading, portable, shown
-from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, NotNow, Overrun, RetryStep, Sleep
+from .interrupts import (
+    EndRun,
+    FailAttempt,
+    Fenced,
+    Interrupt,
+    JournalLost,
+    NotNow,
+    Overrun,
+    RetryStep,
+    Sleep,
+    Stall,
+    text_of_time,
+)
 from .redelivery import turn_away
 from .step import NOT_A_FAILURE
 
@@ -36,6 +49,10 @@ logger = logging.getLogger("celery_durable")
 
 JOURNAL_LOST_DELAY = 5.0
 """Seconds until Celery tries an attempt again that could not reach its journal."""
+
+_STALL_PAUSE, _LONGEST_STALL_PAUSE = 1.0, 30.0
+"""Seconds until a run is sent again that does not fit a worker's code: doubling, in a rolling deploy."""
+_MISFIT = ("position", "found", "found_build", "expected_build", "expected")
 
 _EXIT_BY_SIGNAL = -(256 - signal.SIGTERM)
 """How a child of the pool exits when the worker ends it."""
@@ -103,6 +120,8 @@ class Ending:
                 raise interrupt
             case Sleep():
                 raise self._sleep(interrupt)
+            case Stall():
+                raise self._stall(interrupt)
             case FailAttempt() | Overrun():
                 raise self._failed_attempt(interrupt.error)
             case EndRun():
@@ -206,17 +225,51 @@ class Ending:
     def _sleep(self, sleep: Sleep) -> BaseException:
         """Suspend the run until it is to wake up; the journal alone keeps that wait."""
         assert self.attempt is not None  # noqa: S101
+        wait = max(0.0, (sleep.until - self.attempt.now()) / 1000)
+        return self._wait(wait, report.SUSPENDED, {"until": sleep.until_text})
+
+    def _stall(self, stall: Stall) -> BaseException:
+        """Suspend the run until a worker looks at it whose code may fit; it fails where none does for too long."""
+        attempt = self.attempt
+        assert attempt is not None  # noqa: S101
+        now = attempt.now()
+        since, times = int(attempt.stalled.get("since", now)), int(attempt.stalled.get("times", 0))
+        left = self.hold.settings.stall_timeout - (now - since) / 1000
+        if left <= 0:
+            return self.fail(stall.error)
+        delay = min(_STALL_PAUSE * 2.0 ** min(times, 16), _LONGEST_STALL_PAUSE, left)
+        logger.log(
+            logging.INFO if times else logging.WARNING,
+            "task %s: at %s the journal has %s, recorded by build %s; this worker's build %s asks for %s. It is sent "
+            "again in %.3g s, for a worker whose code fits, and fails if none comes within %.0f s",
+            self.request.id, *(stall.misfit[fact] for fact in _MISFIT), delay, left,
+        )  # fmt: skip
+        info = {**stall.misfit, "since": text_of_time(since), "fails_at": text_of_time(now + round(left * 1000))}
+        stalled = json.dumps({"since": since, "times": times + 1, **stall.misfit})
+        # Where the run is to be cancelled its code cannot be told here. Who does not want to wait revokes it.
+        known = attempt.journal.cancel_requested
+        return self._wait(delay, report.STALLED, info, {"stalled": stalled}, though_cancelled=known)
+
+    def _wait(
+        self,
+        delay: float,
+        state: str,
+        info: dict[str, str],
+        fields: dict[str, str] | None = None,
+        *,
+        though_cancelled: bool = False,
+    ) -> BaseException:
         # Said first: once the lease is given back the run may go on, and end, before this process says another word.
         self.hold.prove_lease()
-        report.suspended(self.task, self.request, sleep.until_text)
-        wait = max(0.0, (sleep.until - self.attempt.now()) / 1000)
+        report.waits(self.task, self.request, state, info)
+        fields = {**message.resume_as_is(self.request), **(fields or {})}
         try:
-            self.hold.suspend(wait, message.resume_as_is(self.request))
+            self.hold.suspend(delay, fields, though_cancelled=though_cancelled)
         except Fenced:
             # Somebody has ended the run meanwhile: what was said over it is to be taken back.
             self._report_if_over()
             raise
-        return Ignore("the run sleeps")
+        return Ignore(f"the run is {state}")
 
     def _report_if_over(self) -> None:
         from .store import store_of

@@ -240,7 +240,7 @@ class Execution:
         if not self.direct:
             journal = _eager_journals.setdefault(task_id, journal)
         self.hold = Hold(journal, self.task.durable_settings)
-        return Delivery(task_id, self.task.name, "", "{}")
+        return Delivery(task_id, self.task.name, "", "{}", build=self.task.durable_terms.build)
 
     def _check_recoveries(self, attempt: Attempt, limit: int) -> None:
         if attempt.recoveries > limit:

@@ -78,14 +78,17 @@ class Hold:
 
     # -- the end of the attempt
 
-    def suspend(self, delay: float, fields: Mapping[str, str], slack: float = 0.0) -> None:
+    def suspend(
+        self, delay: float, fields: Mapping[str, str], slack: float = 0.0, *, though_cancelled: bool = False
+    ) -> None:
         """The run goes on in *delay* seconds, in another attempt.
 
         *slack*: seconds more until a worker sends it, where a message of the broker is to bring it back.
         """
         if self.attempt is not None and not self.ended:
             words = {**self.attempt.last_words(), **fields}
-            self._tell(self.attempt, lambda: self.journal.suspend(delay, words, slack))
+            suspend = partial(self.journal.suspend, delay, words, slack, though_cancelled=though_cancelled)
+            self._tell(self.attempt, suspend)
             self.suspended = True
             self.let_go()
 

@@ -39,7 +39,12 @@ class Sleep(Interrupt):
 
     @property
     def until_text(self) -> str:
-        return datetime.fromtimestamp(self.until / 1000, timezone.utc).isoformat(timespec="milliseconds")
+        return text_of_time(self.until)
+
+
+def text_of_time(milliseconds: int) -> str:
+    """A time by Redis' clock, for people."""
+    return datetime.fromtimestamp(milliseconds / 1000, timezone.utc).isoformat(timespec="milliseconds")
 
 
 class FailAttempt(Interrupt):
@@ -67,6 +72,17 @@ class EndRun(Interrupt):
     def __init__(self, error: DurableError) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+class Stall(Interrupt):
+    """The journal does not fit this code, and another build recorded it: a worker that has that one is to go on."""
+
+    def __init__(self, error: DurableError, misfit: dict[str, str]) -> None:
+        super().__init__(str(error))
+        self.error = error
+        """What the run fails with when none does."""
+        self.misfit = misfit
+        """``position``, what is ``found`` there and what was ``expected``, ``found_build``, ``expected_build``."""
 
 
 class JournalLost(Interrupt):

@@ -11,10 +11,13 @@ A run is one hash; every value is text. Layout 1:
     seed         of uuid() and random()            progress     newest attempt that recorded a step
     nesting      how often it was replaced         recoveries   attempts in a row that died without progress
     failures, failing_since                        the task retry policy's count
+    build        that of the code that began it    attempt_build  <n>:<build>, that of the newest attempt
+    stalled      what kept the last attempt from going on, JSON: code that does not fit
     outcome      how the run ended, JSON           delivered    1: the result backend has it, callbacks are sent
     cancel       requested | raised                resent       messages sent by recovery since the last attempt began
     step:<n>     the n-th step: {"name", "state": started | retrying | done | failed | cancelled, "attempts", ...,
-                 "value"}, or wait: {"name", "state": sleeping | cancelled, "until"}
+                 "value"}, or wait: {"name", "state": sleeping | cancelled, "until"};
+                 "build" if another one than the run's recorded it, "patches" that ctx.patched() let in before it
     uuid:<n>     the n-th uuid()                   time:<n>, now:<n>   the n-th time(), now()
                  (<b>.<n>: the n-th of branch b, a coroutine that runs beside the body)
 
@@ -67,6 +70,8 @@ class Delivery(NamedTuple):
     """Sent on behalf of another message, to look at the run again."""
     seed: str = ""
     """Of a new run; drawn now, if the message brings none."""
+    build: str = ""
+    """That of the code which is to run."""
 
 
 class Opened(NamedTuple):
@@ -169,10 +174,13 @@ class Journal(Protocol):
         """Ask whether somebody has, beside what this journal sends and waits for."""
         ...
 
-    def suspend(self, delay: float, fields: Mapping[str, str], slack: float = 0.0) -> None:
+    def suspend(
+        self, delay: float, fields: Mapping[str, str], slack: float = 0.0, *, though_cancelled: bool = False
+    ) -> None:
         """Give the lease back until *delay* seconds from now.
 
-        If no message has begun an attempt *slack* seconds after that, a worker sends one.
+        If no message has begun an attempt *slack* seconds after that, a worker sends one. A run that is to be cancelled
+        does not wait, unless *though_cancelled*: this attempt knew of that, and could not tell the code.
         """
         ...
 
@@ -215,6 +223,10 @@ class Entry:
     error: dict[str, Any] | None = None
     marks: dict[str, str] = field(default_factory=dict)
     value: bytes = b""
+    build: str = ""
+    """Which one recorded it; empty: that of the run."""
+    patches: tuple[str, ...] = ()
+    """Changes that the code had already, just before this entry (``ctx.patched``)."""
 
     @property
     def settled(self) -> bool:
@@ -224,6 +236,19 @@ class Entry:
     def kind(self) -> str:
         return "sleep" if self.until is not None else "step"
 
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing is written in its place any more."""
+        return self.settled or self.state == "sleeping"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether this version writes such entries; others it cannot read."""
+        return self.state in _STATES
+
+    def __str__(self) -> str:
+        return f"{self.kind if self.is_known else self.state} {self.name!r}"
+
 
 _STATES = {state: state for state in ("started", "retrying", "done", "failed", "cancelled", "sleeping")}
 _FAILED = frozenset({"failed", "cancelled"})
@@ -231,8 +256,10 @@ _VALUE = b',"value":'
 _DONE = re.compile(rb'\{"name":"(?:[^"\\]|\\.)*","state":"done"')
 # What nearly every entry looks like: reading it so costs a third of parsing it.
 _PLAIN_DONE = re.compile(
-    rb'\{"name":"([^"\\]*)","state":"done","attempts":(\d+),"at":\d+,"ms":\d+,(?:"encoding":"(\w+)",)?"value":'
+    rb'\{"name":"([^"\\]*)","state":"done","attempts":(\d+),"at":\d+,"ms":\d+,(?:"encoding":"(\w+)",)?'
+    rb'(?:"build":"([^"\\]*)",)?"value":'
 )
+_HEAD_OF_DONE = re.compile(r'\{"name":"(?:[^"\\]|\\.)*","state":"done"')
 
 
 def done_entry(name: str, attempts: int, at: int, ms: int, marks: Mapping[str, str], value: str) -> str:
@@ -253,7 +280,15 @@ def open_entry(name: str, state: str, attempts: int, **facts: Any) -> str:
     return json.dumps({"name": name, "state": state, "attempts": attempts, **facts}, separators=(",", ":"))
 
 
-_HEAD = frozenset({"name", "state", "attempts", "at", "ms"})
+def annotated(entry: str, **notes: Any) -> str:
+    """An entry's text with some further facts; those of its own writer stay where readers look for them."""
+    more = "".join(f",{quoted(name)}:{json.dumps(fact, separators=(',', ':'))}" for name, fact in notes.items())
+    # Inside a JSON string a quote is escaped: in a step that is done the first of these is the key.
+    head, found, value = entry.partition(',"value":') if _HEAD_OF_DONE.match(entry) else (entry[:-1], "}", "")
+    return f"{head}{more}{found}{value}"
+
+
+_HEAD = frozenset({"name", "state", "attempts", "at", "ms", "build", "patches"})
 
 
 def read_entry(field_name: str, raw: bytes) -> Entry:
@@ -262,21 +297,24 @@ def read_entry(field_name: str, raw: bytes) -> Entry:
         raise damaged(field_name, raw)
     if plain := _PLAIN_DONE.match(raw):
         marks = {"encoding": plain[3].decode()} if plain[3] else {}
-        return Entry(plain[1].decode(), "done", int(plain[2]), marks=marks, value=raw[plain.end() : -1])
+        build = plain[4].decode() if plain[4] else ""
+        return Entry(plain[1].decode(), "done", int(plain[2]), None, None, None, marks, raw[plain.end() : -1], build)
     # Inside a JSON string a quote is escaped, so the first of these in a step that is done is the key.
     head, found, value = raw.partition(_VALUE) if _DONE.match(raw) else (raw, b"", b"")
     try:
         facts = json.loads(head + b"}" if found else head)
-        name, state, attempts = str(facts["name"]), _STATES[facts["state"]], int(facts["attempts"])
+        name, state = str(facts["name"]), str(facts["state"])
+        state = _STATES.get(state, state)
+        attempts = int(facts["attempts"] if state in _STATES else facts.get("attempts", 0))
         entry = Entry(name, state, attempts, facts.get("first"), facts.get("until"), facts.get("error"))
+        entry.build, entry.patches = str(facts.get("build", "")), tuple(map(str, facts.get("patches", ())))
     except (ValueError, KeyError, TypeError):
         raise damaged(field_name, raw) from None
     if entry.state in _FAILED and not isinstance(entry.error, dict):
         raise damaged(field_name, raw)
     if found:
         entry.value = value[:-1]
-        if len(facts) > len(_HEAD):
-            entry.marks = {mark: text for mark, text in facts.items() if mark not in _HEAD}
+        entry.marks = {mark: text for mark, text in facts.items() if mark not in _HEAD}
     return entry
 
 
@@ -314,7 +352,8 @@ class MemoryJournal:
         if fields.get(b"status") in (b"succeeded", b"failed"):
             return Finished(fields)
         if not fields:
-            self.send({"v": LAYOUT, "task": delivery.task, "call": delivery.call, "seed": new_seed()})
+            said = {"task": delivery.task, "call": delivery.call, "build": delivery.build}
+            self.send({"v": LAYOUT, **said, "seed": new_seed()})
         number = int(fields.get(b"attempt", 0)) + 1
         self.send({"attempt": str(number), "status": "running"})
         return Opened(number, int(time.time() * 1000), 0, False, dict(fields))
@@ -334,7 +373,14 @@ class MemoryJournal:
 
     def look_for_cancellation(self) -> None: ...
 
-    def suspend(self, delay: float, fields: Mapping[str, str], slack: float = 0.0) -> None:  # noqa: ARG002
+    def suspend(
+        self,
+        delay: float,  # noqa: ARG002
+        fields: Mapping[str, str],
+        slack: float = 0.0,  # noqa: ARG002
+        *,
+        though_cancelled: bool = False,  # noqa: ARG002
+    ) -> None:
         self.send({**fields, "status": "suspended"})
 
     def finish(self, status: str, fields: Mapping[str, str]) -> None:

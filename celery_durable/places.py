@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from .exceptions import JournalUnreadableError
 
@@ -47,6 +47,11 @@ class Places:
         branch.operations += 1
         return f"{branch.path}{branch.operations}"
 
+    def here(self) -> Here:
+        """Where the code is that asks."""
+        branch = self._branch()
+        return Here(branch.path, branch.operations, branch.branches)
+
     @property
     def path(self) -> str:
         """What the places of this branch begin with; empty in the body."""
@@ -62,6 +67,31 @@ class Places:
             branch = self._branches[task] = _Branch(f"{parent.path}{parent.branches}.", self._trunk)
             _present.set(branch)
         return self._branches[task]
+
+
+class Here(NamedTuple):
+    """Where a body, or a branch, is: between two of its operations."""
+
+    path: str
+    operations: int
+    branches: int
+
+    @property
+    def next(self) -> str:
+        """The place of the operation that comes next."""
+        return f"{self.path}{self.operations + 1}"
+
+    def is_before(self, place: str) -> bool:
+        """Whether *place* is that of an operation of this branch, or of one that it began, and comes later."""
+        if not place.startswith(self.path):
+            return False
+        number, *deeper = place[len(self.path) :].split(".")
+        return int(number) > (self.branches if deeper else self.operations)
+
+
+def path_of(place: str) -> str:
+    """What the places of its branch begin with."""
+    return place[: place.rfind(".") + 1]
 
 
 def in_order(place: str) -> tuple[int, ...]:

@@ -150,7 +150,7 @@ class RedisJournal:
             "open", keys.all, keys.task_id, fence, ms(self._lease), LAYOUT,
             delivery.task, delivery.fingerprint, delivery.call, seed,
             delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.hint),
-            owner_name(os.getpid()), delivery.reopen, int(not expected),
+            owner_name(os.getpid()), delivery.reopen, delivery.build, int(not expected),
         )  # fmt: skip
         if self._vet is not None:
             self.wire.confirm_by(self._vet)
@@ -167,7 +167,8 @@ class RedisJournal:
             loaded = [opened.pop()]
         # Of our writes only an opening and a renewal put the end of the lease off.
         self._renewed = opening
-        return self._verdict(opened, fields_of(*loaded) if loaded else {b"seed": seed.encode()}, fence.encode())
+        begun = {b"seed": seed.encode(), b"build": delivery.build.encode()}
+        return self._verdict(opened, fields_of(*loaded) if loaded else begun, fence.encode())
 
     def _verdict(self, reply: list[Any], fields: Fields, fence: bytes) -> Verdict:
         kind = reply[0].decode()
@@ -188,8 +189,10 @@ class RedisJournal:
             return Outdated("a newer message has other arguments")
         return Busy(reply[1] / 1000, _REASONS[kind])
 
-    def suspend(self, delay: float, fields: Mapping[str, str], slack: float = 0.0) -> None:
-        self._end("suspend", [ms(delay), ms(slack)], fields)
+    def suspend(
+        self, delay: float, fields: Mapping[str, str], slack: float = 0.0, *, though_cancelled: bool = False
+    ) -> None:
+        self._end("suspend", [ms(delay), ms(slack), int(though_cancelled)], fields)
 
     def finish(self, status: str, fields: Mapping[str, str]) -> None:
         self._end("finish", [status, ms(self._lease)], fields)

@@ -16,6 +16,8 @@ logger = logging.getLogger("celery_durable")
 
 SUSPENDED = "SUSPENDED"
 """State of a run that sleeps: ``ctx.sleep``; callers of ``.get()`` keep waiting."""
+STALLED = "STALLED"
+"""State of a run that waits for a worker whose code fits its journal; callers of ``.get()`` keep waiting."""
 
 begun: ContextVar[str | None] = ContextVar("celery_durable_begun", default=None)
 """The run that this thread has opened last."""
@@ -25,12 +27,12 @@ spared: ContextVar[str | None] = ContextVar("celery_durable_spared", default=Non
 _ENDED = {"succeeded": states.SUCCESS, "failed": states.FAILURE, "revoked": states.REVOKED}
 
 
-def suspended(task: Any, request: Any, until: str) -> None:
-    """The run sleeps, and holds no worker. Nothing depends on that being known."""
+def waits(task: Any, request: Any, state: str, info: dict[str, Any]) -> None:
+    """The run waits, and holds no worker. Nothing depends on that being known."""
     try:
-        _store(task, request, {"until": until}, SUSPENDED)
+        _store(task, request, info, state)
     except Exception as error:
-        logger.warning("task %s: its state %s could not be stored: %r", request.id, SUSPENDED, error)
+        logger.warning("task %s: its state %s could not be stored: %r", request.id, state, error)
 
 
 def revoked(task: Any, request: Any, error: BaseException) -> bool:

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from .exceptions import JournalUnavailableError, JournalUnreadableError
-from .journal import LAYOUT, Fields
+from .journal import Fields
 from .redis_journal import (
     SHARDS,
     SHORT_PATIENCE,
@@ -145,7 +145,7 @@ class Runs:
 
     def _claiming(self, shard: Shard, skip: tuple[int, int], names: list[str]) -> bytes:
         every = shard.keys("")  # the keys of all runs begin with that of none
-        facts = (every.run, _MOST_AT_ONCE, *skip, ms(self._lease), LAYOUT)
+        facts = (every.run, _MOST_AT_ONCE, *skip, ms(self._lease))
         return call("claim", (every.leases, every.due), *facts, *names)
 
     def unclaim(self, claimed: Iterable[Claimed]) -> None:

@@ -38,6 +38,8 @@ class Settings:
     serializer: Any = "json"
     journal_sync: str = "memory"
     allow_atomic: bool = False
+    build: str | None = None
+    stall_timeout: float = timedelta(hours=1).total_seconds()
 
     @classmethod
     def read(cls, conf: Mapping[str, Any], namespace: str | None = None) -> Settings:
@@ -147,6 +149,8 @@ _CHECKS: dict[str, Any] = {
     "serializer": _serializer,
     "journal_sync": _sync,
     "allow_atomic": _flag,
+    "build": _text,
+    "stall_timeout": seconds,
 }
 
 # What a decorator may set; ``serializer`` is Celery's name for that of the message, so ours keeps its prefix there.
@@ -160,5 +164,7 @@ TASK_OPTIONS = {
     "failure_retention": "failure_retention",
     "max_entry_size": "max_entry_size",
     "journal_sync": "journal_sync",
+    "build": "build",
+    "stall_timeout": "stall_timeout",
     "durable_serializer": "serializer",
 }

@@ -186,12 +186,13 @@ class Step:
                 serializer=options.serializer or terms.serializer, accept=terms.accept,
             )  # fmt: skip
         except Exception as error:
-            raise self.attempt.end_run(
-                JournalUnreadableError(
-                    f"{self._where}: its recorded value cannot be read ({type(error).__name__}: {error}); has the "
-                    f"return type of the action or its serializer changed?"
-                )
-            ) from error
+            unreadable = JournalUnreadableError(
+                f"{self._where}: its recorded value cannot be read ({type(error).__name__}: {error}); has the "
+                f"return type of the action or its serializer changed?"
+            )
+            found, expected = f"{entry}, {shown(error)}", f"step {self.name!r} with a value that can be read"
+            build = self.attempt.build_of(entry)
+            raise self.attempt.refuse(unreadable, self.position, found, expected, build) from error
 
     async def perform(self, driver: Driver) -> Any:
         """Execute the action until it is recorded; raise when another attempt must go on."""

@@ -14,6 +14,7 @@ from celery import Celery, Task, signals
 from celery.exceptions import Reject, Retry, SoftTimeLimitExceeded
 
 from . import (
+    build,
     django,
     report,
     retry_task,  # noqa: F401  registers celery_durable.retry with every app
@@ -58,7 +59,7 @@ class DurableTask(Task[P, R]):
 
     Class attributes (also options of ``@app.task`` and ``@durable_task``; default: the app's ``durable_*`` setting):
     ``inline_retry_limit``, ``inactivity_timeout``, ``abort_timeout``, ``max_recoveries``, ``retention``,
-    ``failure_retention``, ``max_entry_size``, ``journal_sync``, ``durable_serializer``.
+    ``failure_retention``, ``max_entry_size``, ``journal_sync``, ``durable_serializer``, ``build``, ``stall_timeout``.
     """
 
     abstract = True
@@ -78,6 +79,8 @@ class DurableTask(Task[P, R]):
     max_entry_size: Any = None
     journal_sync: Any = None
     durable_serializer: Any = None
+    build: Any = None
+    stall_timeout: Any = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if (own := _apps_own_class(cls)) is not None and not issubclass(cls, own):
@@ -139,7 +142,10 @@ class DurableTask(Task[P, R]):
             app = self.app
             base = Settings.of(app)
             given = {ours: getattr(self, option) for option, ours in TASK_OPTIONS.items()}
-            own = base.with_options({name: value for name, value in given.items() if value is not None})
+            # A task of the user's may have a method that is called ``build``.
+            own = base.with_options(
+                {name: value for name, value in given.items() if not (value is None or inspect.isroutine(value))}
+            )
             self.__dict__["_durable_settings"] = own
             return own
 
@@ -162,6 +168,7 @@ class DurableTask(Task[P, R]):
                 result_serializer=conf.result_serializer,
                 db_reuse_max=int(conf.get("CELERY_DB_REUSE_MAX") or 0),
                 allow_atomic=settings.allow_atomic,
+                build=settings.build or build.of(type(self).run),
             )
             return terms
 

@@ -1,6 +1,6 @@
 -- Find runs of a shard that nobody carries on: the lease has lapsed, the wait is over, the outcome was not delivered.
 -- To find one is to claim it: of many workers that look, one sends it, and none again before a pause, which grows.
--- KEYS leases, due   ARGV prefix of the keys of runs, most, two skips, pause ms, layout, task, ...
+-- KEYS leases, due   ARGV prefix of the keys of runs, most, two skips, pause ms, task, ...
 -- Replies {ms until the next wait is over or '', two skips for the next look, {id, status, task, call, resume}, ...}
 -- A skip passes over runs that are not ours, so that those behind them are seen.
 local time = redis.call('TIME')
@@ -8,7 +8,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local most, skips, pause = tonumber(ARGV[2]), {tonumber(ARGV[3]), tonumber(ARGV[4])}, tonumber(ARGV[5])
 local longest = 24 * 3600000
 local ours = {}
-for i = 7, #ARGV do ours[ARGV[i]] = true end
+for i = 6, #ARGV do ours[ARGV[i]] = true end
 
 local found, foreign = {}, 0
 
@@ -29,7 +29,7 @@ local function claim(id)
   elseif tonumber(redis.call('ZSCORE', KEYS[2], id) or 0) > now then
     -- An outcome that could not be delivered: the pause counts, not the lease of whoever tried.
     redis.call('ZREM', KEYS[1], id)
-  elseif run[3] ~= ARGV[6] or not ours[run[4]] then
+  elseif (tonumber(run[3]) or 0) < 1 or not ours[run[4]] then
     foreign = foreign + 1
   else
     local resent = tonumber(run[7] or 0)

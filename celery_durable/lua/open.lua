@@ -1,12 +1,13 @@
 -- Begin an attempt of a run, or say why not. Taking the lease and raising the fence is one act.
 -- KEYS run, leases, due
--- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, hint, owner, reopen, load
+-- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, hint, owner, reopen, build, load
 -- Replies {'open', attempt, now, recoveries, reopened} | {'finished'} | {'foreign', task} | {'unreadable', layout}
 --       | {'replaced', ms} | {'busy', ms} | {'early', ms} | {'outdated'} | {'failed', ended, now}
 -- and as the last element, if asked to load it, the journal of a run that was there before.
 local run, leases, due = KEYS[1], KEYS[2], KEYS[3]
 local id, fence, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local layout, task, fingerprint, call, seed = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+local build = ARGV[15]
 local nesting, fresh, changed, hint = tonumber(ARGV[9]), ARGV[10] == '1', tonumber(ARGV[11]), ARGV[12] == '1'
 
 local time = redis.call('TIME')
@@ -15,7 +16,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function create()
   redis.call('HSET', run, 'v', layout, 'task', task, 'fingerprint', fingerprint, 'call', call, 'seed', seed,
              'nesting', nesting, 'created', now, 'opened', now, 'status', 'running', 'attempt', 1, 'recoveries', 0,
-             'fence', fence, 'owner', ARGV[13])
+             'fence', fence, 'owner', ARGV[13], 'build', build)
   redis.call('ZREM', due, id)
   redis.call('ZADD', leases, now + lease, id)
   return {'open', 1, now, 0, 0}
@@ -30,7 +31,13 @@ end
 
 local function begin(recoveries, reopened)
   local attempt = redis.call('HINCRBY', run, 'attempt', 1)
-  redis.call('HSET', run, 'status', 'running', 'fence', fence, 'owner', ARGV[13], 'opened', now, 'recoveries', recoveries)
+  -- What names no build is of the one that began the run. But version 0.1.0, which may run beside, names none, either:
+  -- where an attempt of its own lies between, nobody can tell any more.
+  local builds = redis.call('HMGET', run, 'build', 'attempt_build')
+  local last = builds[2] and tonumber(string.match(builds[2], '^%d+')) or 1
+  if builds[1] and last ~= attempt - 1 then redis.call('HSET', run, 'build', '') end
+  redis.call('HSET', run, 'status', 'running', 'fence', fence, 'owner', ARGV[13], 'opened', now, 'recoveries', recoveries,
+             'attempt_build', attempt .. ':' .. build)
   redis.call('HDEL', run, 'due', 'resent')
   redis.call('ZREM', due, id)
   redis.call('ZADD', leases, now + lease, id)
@@ -57,16 +64,19 @@ local function renew_budgets()
   end
   local last = branch.at > trunk.at and branch or trunk
   if last.state == 'failed' then redis.call('HDEL', run, last.field) end
-  redis.call('HDEL', run, 'outcome', 'ended', 'delivered', 'failures', 'failing_since', 'resume', 'cancel')
+  redis.call('HDEL', run, 'outcome', 'ended', 'delivered', 'failures', 'failing_since', 'resume', 'cancel', 'stalled')
   redis.call('PERSIST', run)
 end
 
 local known = redis.call('HMGET', run, 'status', 'v', 'task', 'fingerprint', 'nesting', 'attempt', 'fence', 'due',
-                         'progress', 'recoveries', 'changed')
+                         'progress', 'recoveries', 'changed', 'stalled')
 local status = known[1]
 
 local function known_run()
-  if known[2] ~= layout then return {'unreadable', known[2]} end
+  local theirs, ours = tonumber(known[2]) or 0, tonumber(layout)
+  -- Of a newer layout the entries cannot be read: the attempt finds that, and waits for a worker that can. (What is
+  -- looked at here means the same in every layout.)
+  if theirs < 1 or (theirs > ours and status == 'failed' and fresh) then return {'unreadable', known[2]} end
 
   local expiry = redis.call('ZSCORE', leases, id)
   local held = status == 'running' and expiry and tonumber(expiry) > now
@@ -105,6 +115,8 @@ local function known_run()
       redis.call('ZADD', due, known[8], id)
       return {'early', wait}
     end
+    -- That an attempt stalled says nothing of those that died before it.
+    if known[12] and known[12] ~= '' then return begin(tonumber(known[10]), 0) end
     return begin(0, 0)
   end
 
@@ -129,5 +141,5 @@ local function known_run()
 end
 
 local reply = known_run()
-if ARGV[15] == '1' then reply[#reply + 1] = redis.call('HGETALL', run) end
+if ARGV[16] == '1' then reply[#reply + 1] = redis.call('HGETALL', run) end
 return reply

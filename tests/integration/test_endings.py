@@ -51,7 +51,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, told: list[set[str]], error: BaseException) -> None:
-    def suspend(_: RedisJournal, delay: float, fields: Mapping[str, str], slack: float = 0.0) -> None:
+    def suspend(_: RedisJournal, delay: float, fields: Mapping[str, str], *_more: float, **_facts: bool) -> None:
         told.append(set(fields))
         raise error
 

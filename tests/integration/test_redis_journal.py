@@ -91,12 +91,13 @@ def finished(store: Store, status: str = "succeeded", keep: float = DAY, task_id
 
 
 def test_the_first_attempt_creates_the_run(store: Store, redis_client: redis.Redis) -> None:
-    verdict = store.journal(task_id := new_id()).open(delivery(task_id, call='{"args":[1]}'))
+    verdict = store.journal(task_id := new_id()).open(delivery(task_id, call='{"args":[1]}', build="b1"))
 
     assert isinstance(verdict, Opened)
     assert (verdict.number, verdict.recoveries, verdict.reopened) == (1, 0, False)
     fields = redis_client.hgetall(store.keys(task_id).run)
-    assert text(verdict.fields) == {"seed": fields["seed"]}, "nothing else is there to be loaded"
+    assert text(verdict.fields) == {"seed": fields["seed"], "build": "b1"}, "nothing else is there to be loaded"
+    assert fields["build"] == "b1"
     assert fields["v"] == "1"
     assert (fields["task"], fields["fingerprint"], fields["call"]) == (TASK, "f1", '{"args":[1]}')
     assert (fields["status"], fields["attempt"], fields["recoveries"]) == ("running", "1", "0")
@@ -217,8 +218,8 @@ def test_arguments_older_than_the_newest_change_are_refused(store: Store, redis_
     assert state(redis_client, store, task_id) == before
 
 
-@pytest.mark.parametrize("layout", ["2", "0", ""])
-def test_a_journal_of_another_layout_is_left_alone(store: Store, redis_client: redis.Redis, layout: str) -> None:
+@pytest.mark.parametrize("layout", ["0", "", "none"])
+def test_what_has_no_layout_is_left_alone(store: Store, redis_client: redis.Redis, layout: str) -> None:
     opened(store, task_id := new_id()).suspend(0, {})
     key = store.keys(task_id).run
     redis_client.hset(key, "v", layout)
@@ -807,7 +808,7 @@ def test_a_journal_reads_as_text_with_hgetall(redis_url: str, redis_server: Redi
 
     assert {name for name in fields if ":" not in name} == {
         "v", "status", "task", "attempt", "fingerprint", "fence", "owner", "call", "created", "opened", "ended", "seed",
-        "progress", "nesting", "recoveries", "outcome", "delivered",
+        "progress", "nesting", "recoveries", "outcome", "delivered", "build",
     }  # fmt: skip
     steps = [json.loads(fields[f"step:{position}"]) for position in (1, 2, 3, 4)]
     assert [(step["name"], step["state"], step["attempts"]) for step in steps] == [

@@ -216,9 +216,9 @@ def test_a_run_of_a_task_that_is_not_known_is_left_alone(store: Store, redis_cli
     assert ids(store, "another.task", TASK) == [task_id]
 
 
-def test_a_run_of_another_layout_is_left_alone(store: Store, redis_client: redis.Redis) -> None:
+def test_a_run_without_a_layout_is_left_alone(store: Store, redis_client: redis.Redis) -> None:
     died(redis_client, store, task_id := new_id())
-    redis_client.hset(store.keys(task_id).run, "v", "99")
+    redis_client.hset(store.keys(task_id).run, "v", "none")
     before = state(redis_client, store, task_id)
 
     assert ids(store) == []

@@ -26,7 +26,7 @@ def test_what_is_beyond_the_promise_are_errors() -> None:
         assert issubclass(getattr(celery_durable, name), celery_durable.DurableError)
 
 
-@pytest.mark.parametrize("name", ["patched", "pause"])
+@pytest.mark.parametrize("name", ["pause"])
 def test_what_has_no_effect_yet_is_not_exported(name: str) -> None:
     assert not hasattr(celery_durable, name)
     assert not hasattr(celery_durable.DurableContext, name)

@@ -38,6 +38,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert settings.failure_retention == 7 * 24 * 60 * 60
     assert settings.max_entry_size == 32 * 1024 * 1024
     assert settings.journal_sync == "memory"
+    assert settings.build is None
+    assert settings.stall_timeout == 60 * 60
     assert settings.serializer == "json"
 
 
@@ -80,6 +82,9 @@ def test_durations_are_seconds_or_a_timedelta(name: str, given: Any) -> None:
         ("durable_max_entry_size", 0),
         ("durable_journal_sync", "everywhere"),
         ("durable_journal_sync", True),
+        ("durable_build", 2),
+        ("durable_build", ""),
+        ("durable_stall_timeout", -1),
         ("durable_max_entry_size", 1e6),
     ],
     ids=repr,
@@ -165,6 +170,8 @@ TASK_VALUES: dict[str, tuple[Any, Any]] = {
     "failure_retention": (5, 6),
     "max_entry_size": (5, 6),
     "journal_sync": ("replicas", "memory"),
+    "build": ("7", "8"),
+    "stall_timeout": (5, 6),
     "durable_serializer": ("pickle", "json"),
 }
 

@@ -310,10 +310,10 @@ def test_a_mebibyte_is_recorded_with_a_warning(run: Run, caplog: pytest.LogCaptu
 def test_a_journal_of_many_entries_is_warned_of_once(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     run.attempt()
     run.journal.send(
-        {f"step:{n}": '{"name":"n","state":"done","attempts":1,"at":1,"ms":1,"value":1}' for n in range(1, 9_995)}
+        {f"step:{n}": '{"name":"n","state":"done","attempts":1,"at":1,"ms":1,"value":1}' for n in range(1, 9_994)}
     )
     ctx = run.attempt()
-    for _ in range(9_994):
+    for _ in range(9_993):
         ctx.run("n", Action(0))
     assert caplog.text == ""
     for _ in range(20):
