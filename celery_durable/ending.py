@@ -10,8 +10,9 @@ import logging
 import signal
 import time
 from asyncio import CancelledError
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, WorkerShutdown, WorkerTerminate
 
@@ -44,6 +45,8 @@ from .step import NOT_A_FAILURE
 
 if TYPE_CHECKING:
     from .execution import Execution
+
+T = TypeVar("T")
 
 logger = logging.getLogger("celery_durable")
 
@@ -146,7 +149,8 @@ class Ending:
                 due = self.execution.sent_for
                 if due is None:
                     due = time.monotonic() + message.seconds_until(self.task, said.when)
-                self.execution.await_retry(self.hold, due)
+                if not self.hold.ended:
+                    self.suspend_as_retried(said.exc, partial(self.execution.await_retry, self.hold, due))
             case _:
                 # The message goes back to the broker, which brings it again.
                 self.hold.suspend(0.0, message.resume_as_is(self.request), slack=self.hold.settings.lease)
@@ -259,17 +263,31 @@ class Ending:
         *,
         though_cancelled: bool = False,
     ) -> BaseException:
-        # Said first: once the lease is given back the run may go on, and end, before this process says another word.
         self.hold.prove_lease()
-        report.waits(self.task, self.request, state, info)
         fields = {**message.resume_as_is(self.request), **(fields or {})}
+        self._say_and_suspend(
+            partial(report.waits, self.task, self.request, state, info),
+            partial(self.hold.suspend, delay, fields, though_cancelled=though_cancelled),
+        )
+        return Ignore(f"the run is {state}")
+
+    def suspend_as_retried(self, error: BaseException | None, suspend: Callable[[], T]) -> T:
+        """Give the run back until its retry for this *error*."""
+        if self.execution.eager:
+            return suspend()
+        if self.attempt is not None and self.attempt.is_out_of_touch:
+            self.hold.prove_lease()
+        return self._say_and_suspend(partial(report.retried, self.task, self.request, error), suspend)
+
+    def _say_and_suspend(self, say: Callable[[], None], suspend: Callable[[], T]) -> T:
+        """In this order: once the lease is given back the run may go on, and end, before this process says a word."""
+        say()
         try:
-            self.hold.suspend(delay, fields, though_cancelled=though_cancelled)
+            return suspend()
         except Fenced:
             # Somebody has ended the run meanwhile: what was said over it is to be taken back.
             self._report_if_over()
             raise
-        return Ignore(f"the run is {state}")
 
     def _report_if_over(self) -> None:
         from .store import store_of
@@ -292,7 +310,7 @@ class Ending:
         """
         delay = 0.0 if self.execution.eager else message.sendable_delay(self.task.app, delay)
         fields = {**fields, **message.resume_of_retry(self.request, by_policy=by_policy)}
-        if self.hold.back_off(delay, fields):
+        if self.suspend_as_retried(error, partial(self.hold.back_off, delay, fields)):
             return _shown_as_retry(error, delay)
         return self._publish(error, delay, by_policy=by_policy)
 
@@ -302,28 +320,24 @@ class Ending:
         # What was to begin, or to reopen, the run still is, and what was not still is not.
         fresh = self.attempt is None and self.execution.delivery is not None and self.execution.delivery.fresh
         asking = message.still_asking(self.request, fresh=fresh) if self.attempt is None else None
-        retry = self._publish(error, JOURNAL_LOST_DELAY, asking=asking)
-        ours = fresh if self.attempt is None else not self.attempt.journal.lease_in_doubt
         # Where another attempt may have ended the run no state is to be stored over its own.
+        ours = fresh if self.attempt is None else not self.attempt.journal.lease_in_doubt
+        if ours and not self.execution.eager:
+            report.retried(self.task, self.request, error)
+        retry = self._publish(error, JOURNAL_LOST_DELAY, asking=asking)
         return retry if ours or not isinstance(retry, Retry) else Ignore("the journal is lost, and perhaps the run")
 
     def _publish(
         self, error: BaseException, delay: float, *, by_policy: bool = False, asking: dict[str, Any] | None = None
     ) -> BaseException:
-        send = message.eager_signature if self.execution.eager else message.send_retry
         self.execution.restore_arguments()
-        publish = partial(send, self.task, self.request, delay, by_policy=by_policy, asking=asking)
-        try:
+        signature = message.retry_signature(self.task, self.request, delay, by_policy=by_policy, asking=asking)
+        if not self.execution.eager:
             try:
-                signature = publish()
-            except SoftTimeLimitExceeded:
-                # It strikes once, and what it was to stop has ended.
-                signature = publish()
-        except Reject:
-            raise
-        except Exception as unsendable:
-            # No broker that is away, which passes, but a message that cannot be.
-            return self.fail_after_all(unsendable)
+                message.check_encodable(self.task, signature)
+            except Exception as unencodable:
+                return self.fail_after_all(unencodable)
+            message.publish(self.task, self.request, signature, journaled=self.hold.suspended)
         return _shown_as_retry(error, delay, is_eager=self.execution.eager, sig=signature)
 
 

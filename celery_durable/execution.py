@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from functools import cache
+from functools import cache, partial
 from math import inf
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
@@ -104,6 +104,7 @@ class Execution:
         token = current.set(self)
         if not self.direct:
             report.spared.set(None)
+            report.announced.set(None)
         # An eager task is sent, not called, though it runs here and now: the step that sent it is not its own.
         sender = running_step.set(None) if self.eager and not self.direct else None
         try:
@@ -357,7 +358,9 @@ class Execution:
             opened_with = call.Call.load(self.delivery.call, self.task.durable_terms.accept)
             self.request.args, self.request.kwargs = opened_with.args, opened_with.kwargs
 
-    def before_user_retry(self, delay: float, limit: int | None, changes: Mapping[str, str]) -> bool:
+    def before_user_retry(
+        self, delay: float, limit: int | None, changes: Mapping[str, str], error: BaseException | None
+    ) -> bool:
         """``self.retry()`` is about to publish: the journal is told first when the run goes on, and what *changes*.
 
         Returns whether the journal carries the wait, so that nothing is to be published.
@@ -366,7 +369,8 @@ class Execution:
         if not within or self.hold is None or self.attempt is None:
             return False
         try:
-            return self.hold.back_off(0.0 if self.eager else delay, changes)
+            suspend = partial(self.hold.back_off, 0.0 if self.eager else delay, changes)
+            return Ending(self).suspend_as_retried(error, suspend)
         except Fenced:
             raise Ignore("another attempt has taken over") from None
         except JournalLost as lost:

@@ -8,10 +8,12 @@ from datetime import datetime
 from typing import Any
 
 from celery.app.task import X_DEATH_HEADERS  # type: ignore[attr-defined]
-from celery.exceptions import Reject
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 from celery.utils.quorum_queues import detect_quorum_queues
+from kombu import serialization
 from kombu.exceptions import OperationalError
+from kombu.utils import json as kombu_json
 
 logger = get_logger("celery_durable")
 
@@ -100,17 +102,62 @@ def still_asking(request: Any, *, fresh: bool) -> dict[str, Any]:
 # -- sending again -----------------------------------------------------------------------------------------------------
 
 
-def send_retry(
+def retry_signature(
     task: Any, request: Any, delay: float, *, by_policy: bool = False, asking: dict[str, Any] | None = None
 ) -> Any:
-    """Publish a Celery retry of the task, the library's own; its signature."""
+    """A retry of the task, the library's own."""
     header = {**_next_header(request, by_policy), **(asking or {})}
-    return _send(task, request, delay, header, retries=request.retries + 1)
+    # Expiry is honoured until the first attempt begins: as long as a message asks for that.
+    expires = request.expires if "asked" in header else None
+    return task.signature_from_request(
+        request,
+        countdown=delay,
+        retries=request.retries + 1,
+        expires=expires,
+        headers=headers_with(request, header),
+    )
 
 
-def eager_signature(task: Any, request: Any, delay: float, *, by_policy: bool = False, **_: Any) -> Any:
-    """The signature by which Celery's eager mode runs a retry, at once."""
-    return _signature(task, request, delay, _next_header(request, by_policy), request.retries + 1)
+def check_encodable(task: Any, signature: Any) -> None:
+    """Encode a message as it will be sent.
+
+    Raises:
+        Exception: it can never be sent.
+    """
+    options = signature.options
+    embedded = {name: options.get(name) for name in ("link", "link_error", "chain", "chord")}
+    serializer = options.get("serializer") or task.serializer or task.app.conf.task_serializer
+    serialization.dumps([signature.args, signature.kwargs, embedded], serializer)
+    kombu_json.dumps([options.get("headers"), [options.get(name) for name in options.get("stamped_headers") or ()]])
+
+
+def publish(task: Any, request: Any, signature: Any, *, journaled: bool) -> None:
+    """Send a retry that can be encoded: whatever else keeps it from being sent passes.
+
+    *journaled*: whether the journal knows when it is due.
+
+    Raises:
+        Reject: the message that is being handled goes back to the broker.
+    """
+    pause = 1.0
+    while True:
+        try:
+            signature.apply_async()
+        except SoftTimeLimitExceeded:
+            # It strikes once, and what it was to stop has ended.
+            pass
+        except Exception as error:
+            if task.acks_late:
+                raise unsent(request, error) from error
+            # The message was acknowledged before the task began.
+            if journaled:
+                left_to_journal(request, error)
+                return
+            logger.error("task %s: its retry cannot be published, next try in %g s: %r", request.id, pause, error)
+            time.sleep(pause)
+            pause = min(pause * 2, 30.0)
+        else:
+            return
 
 
 # -- what a message is to say that brings a suspended run back ---------------------------------------------------------
@@ -154,18 +201,6 @@ def _next_header(request: Any, by_policy: bool) -> dict[str, Any]:
     return {**kept, "retries": library_retries(request) + 1, "by_policy": int(header.get("by_policy", 0)) + by_policy}
 
 
-def _signature(task: Any, request: Any, delay: float, header: dict[str, Any], retries: int) -> Any:
-    # Expiry is honoured until the first attempt begins: as long as a message asks for that.
-    expires = request.expires if "asked" in header else None
-    return task.signature_from_request(
-        request,
-        countdown=delay,
-        retries=retries,
-        expires=expires,
-        headers=headers_with(request, header),
-    )
-
-
 def headers_with(request: Any, header: dict[str, Any]) -> dict[str, Any]:
     """The headers of the next message, ours among them.
 
@@ -178,23 +213,6 @@ def headers_with(request: Any, header: dict[str, Any]) -> dict[str, Any]:
 def our_headers(request: Any, header: dict[str, Any]) -> dict[str, Any]:
     seed = seed_of(request)
     return {HEADER: header, **(seed_header(request.id, request.replaced_task_nesting, seed) if seed else {})}
-
-
-def _send(task: Any, request: Any, delay: float, header: dict[str, Any], retries: int) -> Any:
-    signature = _signature(task, request, delay, header, retries)
-    pause = 1.0
-    while True:
-        try:
-            signature.apply_async()
-        except BROKER_AWAY as error:
-            if task.acks_late:
-                raise unsent(request, error) from error
-            # The message was acknowledged before the task began: the retry exists only here.
-            logger.error("task %s: its retry cannot be published, next try in %g s: %r", request.id, pause, error)
-            time.sleep(pause)
-            pause = min(pause * 2, 30.0)
-        else:
-            return signature
 
 
 def seconds_until(task: Any, when: Any) -> float:
@@ -211,6 +229,11 @@ def unsent(request: Any, error: Exception) -> Reject:
         "task %s: its retry could not be published, the message goes back to the broker: %r", request.id, error
     )
     return Reject(error, requeue=True)
+
+
+def left_to_journal(request: Any, error: Exception) -> None:
+    """Say that a retry could not be published, and that a worker sends it when it is due."""
+    logger.error("task %s: its retry could not be published, the journal has its due time: %r", request.id, error)
 
 
 def sendable_delay(app: Any, delay: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextvars import ContextVar
+from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -23,6 +24,8 @@ begun: ContextVar[str | None] = ContextVar("celery_durable_begun", default=None)
 """The run that this thread has opened last."""
 spared: ContextVar[str | None] = ContextVar("celery_durable_spared", default=None)
 """The run of which the result backend is to hear no more from Celery."""
+announced: ContextVar[str | None] = ContextVar("celery_durable_announced", default=None)
+"""The run whose retry the result backend knows of, before Celery says so."""
 
 _ENDED = {"succeeded": states.SUCCESS, "failed": states.FAILURE, "revoked": states.REVOKED}
 
@@ -33,6 +36,16 @@ def waits(task: Any, request: Any, state: str, info: dict[str, Any]) -> None:
         _store(task, request, info, state)
     except Exception as error:
         logger.warning("task %s: its state %s could not be stored: %r", request.id, state, error)
+
+
+def retried(task: Any, request: Any, error: BaseException | None) -> None:
+    """The run is tried again for this *error*; Celery's own word would come late. Nothing depends on it being known."""
+    announced.set(request.id)
+    traceback = None if error is None else "".join(format_exception(error))
+    try:
+        _store(task, request, error, states.RETRY, traceback=traceback)
+    except Exception as failed:
+        logger.warning("task %s: its state %s could not be stored: %r", request.id, states.RETRY, failed)
 
 
 def revoked(task: Any, request: Any, error: BaseException) -> bool:
@@ -51,7 +64,7 @@ class SparingBackend:
     """The result backend, while the journal knows better than Celery what becomes of a run.
 
     That it is done, when the journal has stored its result. That it has failed, when Celery itself has: it could not
-    store what it was told to, say, and would store that as the outcome.
+    store what it was told to, say, and would store that as the outcome. That it is retried, when that was said before.
     """
 
     def __init__(self, backend: Any) -> None:
@@ -71,6 +84,12 @@ class SparingBackend:
             return self._backend.mark_as_failure(task_id, exc, *args, **kwargs)
         spared.set(None)
         logger.warning("task %s: its worker failed it, its journal stands: %r", task_id, exc)
+        return None
+
+    def mark_as_retry(self, task_id: str, *args: Any, **kwargs: Any) -> Any:
+        if announced.get() != task_id:
+            return self._backend.mark_as_retry(task_id, *args, **kwargs)
+        announced.set(None)
         return None
 
 

@@ -26,10 +26,11 @@ from .ending import Ending
 from .exceptions import ConfigurationError
 from .execution import Execution, has_journal
 from .message import (
-    BROKER_AWAY,
+    check_encodable,
     header_of,
     headers_with,
     lasting,
+    left_to_journal,
     library_retries,
     our_headers,
     seconds_until,
@@ -194,7 +195,8 @@ class DurableTask(Task[P, R]):
     def backend(self) -> Any:
         """Celery's result backend."""
         backend = super().backend
-        return backend if report.spared.get() is None else report.SparingBackend(backend)
+        known = report.spared.get() or report.announced.get()
+        return backend if known is None else report.SparingBackend(backend)
 
     @backend.setter
     def backend(self, value: Any) -> None:
@@ -265,11 +267,12 @@ class DurableTask(Task[P, R]):
             delay = possible
             arguments |= {"eta": None, "countdown": possible}
         send = functools.partial(super().retry, **_given(arguments), **options)
-        if throw and execution.before_user_retry(delay, limit, changes):
+        if throw and execution.before_user_retry(delay, limit, changes, exc):
             # The journal carries the wait: nothing is to be published.
             execution.said = Retry(exc=exc, when=delay)  # type: ignore[arg-type]
             raise execution.said
-        return self._send_retry(execution, send, delay)
+        signature = functools.partial(self.signature_from_request, request, args, kwargs, **options)
+        return self._send_retry(execution, send, delay, signature)
 
     @staticmethod
     def _retry_header(request: Any, changed: int | None, *, begun: bool) -> dict[str, Any]:
@@ -289,7 +292,9 @@ class DurableTask(Task[P, R]):
         headers = {**(options["headers"] or {}), **our_headers(request, header)} if given else None
         return {**options, "headers": headers or headers_with(request, header)}
 
-    def _send_retry(self, execution: Execution, send: Callable[[], Any], delay: float) -> Any:
+    def _send_retry(
+        self, execution: Execution, send: Callable[[], Any], delay: float, signature: Callable[[], Any]
+    ) -> Any:
         """Let Celery publish, and keep what it raises: that stands, whatever user code makes of it."""
         due = time.monotonic() + delay
         try:
@@ -305,10 +310,16 @@ class DurableTask(Task[P, R]):
             raise
         except Reject as rejected:
             reason: Any = rejected.reason  # type: ignore[attr-defined]
-            if isinstance(reason, BROKER_AWAY) and self.acks_late:
+            try:
+                check_encodable(self, signature())
+            except Exception:
+                Ending(execution).fail_after_all(rejected)
+                raise rejected from None
+            # Whatever else keeps a message from being sent passes.
+            if self.acks_late:
                 raise unsent(execution.request, reason) from rejected
-            if isinstance(reason, BROKER_AWAY) and execution.hold is not None and execution.hold.suspended:
-                # The journal knows of it, and a worker sends it as soon as the broker is back.
+            if execution.hold is not None and execution.hold.suspended:
+                left_to_journal(execution.request, reason)
                 execution.said = Retry(exc=reason, when=delay)  # type: ignore[arg-type]
                 raise execution.said from rejected
             Ending(execution).fail_after_all(rejected)

@@ -1,6 +1,6 @@
 """An attempt whose journal, or lease, is lost just when it says how it ends."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 from unittest.mock import Mock, create_autospec
@@ -9,10 +9,11 @@ import pytest
 import redis
 from celery.canvas import Signature
 from celery.exceptions import Retry, SoftTimeLimitExceeded, TaskRevokedError
-from kombu.exceptions import EncodeError, OperationalError
+from kombu.exceptions import OperationalError
 
 from celery_durable import DurableTask, RunOptions, outcome
 from celery_durable.attempt import Surroundings, Terms
+from celery_durable.call import fingerprint
 from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.execution import Execution
 from celery_durable.interrupts import Fenced, NotNow
@@ -25,6 +26,7 @@ from tests.integration.runs import (
     delivery,
     execute,
     execute_sent,
+    lapse,
     new_id,
     opened,
     saved_call,
@@ -79,6 +81,12 @@ def fails_for_a_second(self: Any) -> None:
     self.ctx.run("charge", lambda: 1 / 0, RunOptions(initial_retry_interval=1, max_attempts=3))
 
 
+def fails_unsendably(self: Any) -> None:
+    self.ctx.uuid()
+    self.request.headers = {"colour": object()}
+    fails_for_a_second(self)
+
+
 @pytest.mark.parametrize("body", [fails, sleeps])
 @pytest.mark.parametrize(
     ("error", "state"), [(JournalUnavailableError("away"), "RETRY"), (Fenced(), "IGNORED")], ids=["away", "fenced"]
@@ -98,9 +106,8 @@ def test_a_suspension_that_fails_is_tried_once_and_not_as_something_else(
     assert journal["status"] == "running"
 
 
-@pytest.mark.parametrize(("body", "store"), [(fails, "mark_as_retry"), (succeeds, "mark_as_done")])
 def test_what_celery_could_not_store_is_no_failure_of_the_run(
-    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, body: Any, store: str
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The result backend is away for a moment, and there again for the failure that Celery makes of that."""
 
@@ -109,8 +116,8 @@ def test_what_celery_could_not_store_is_no_failure_of_the_run(
 
     task_id = new_id()
     with app_at(redis_url) as app:
-        task = task_of(app, body)
-        monkeypatch.setattr(app.backend, store, away)
+        task = task_of(app, succeeds)
+        monkeypatch.setattr(app.backend, "mark_as_done", away)
         with pytest.warns(RuntimeWarning, match="Exception raised outside body"):
             execute(task, task_id=task_id)
         journal = redis_client.hgetall(store_of(app).keys(task_id).run)
@@ -121,7 +128,84 @@ def test_what_celery_could_not_store_is_no_failure_of_the_run(
         assert task.AsyncResult(task_id).state == "FAILURE"
 
     assert "delivered" not in journal
-    assert journal["status"] == ("suspended" if body is fails else "succeeded")
+    assert journal["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("body", [fails, retries_itself])
+def test_a_retry_that_could_not_be_stored_is_no_failure_of_the_run(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, published: Mock, body: Any
+) -> None:
+    store = Mock(side_effect=ConnectionError("away"))
+    task_id = new_id()
+    with app_at(redis_url, durable_max_broker_delay=30) as app:
+        task = task_of(app, body)
+        with monkeypatch.context() as patch:
+            patch.setattr(app.backend, "store_result", store)
+            assert execute(task, task_id=task_id) == "RETRY"
+
+        assert store.call_count == 1
+        assert redis_client.hget(store_of(app).keys(task_id).run, "status") == "suspended"
+        # What Celery says of it from now on stands again.
+        task.backend.mark_as_retry(task_id, ValueError("again"))
+        assert task.AsyncResult(task_id).state == "RETRY"
+
+
+class FrozenBackend:
+    """A result backend whose process stands still, while it stores RETRY, until the run has ended elsewhere."""
+
+    def __init__(self, app: Any, end: Callable[[], None]) -> None:
+        self._store, self._end = app.backend.store_result, end
+
+    def __call__(self, task_id: str, result: Any, state: str, **options: Any) -> Any:
+        if state == "RETRY":
+            self._end()
+        return self._store(task_id, result, state, **options)
+
+
+@pytest.mark.parametrize("body", [fails, fails_for_a_second, retries_itself])
+def test_a_retry_is_stored_over_no_end(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, published: Mock, body: Any
+) -> None:
+    """The process stood still for longer than its lease, and the run has failed in another one."""
+    task_id = new_id()
+
+    with app_at(redis_url) as app:
+        task, store = task_of(app, body), store_of(app)
+
+        def end_elsewhere() -> None:
+            lapse(redis_client, store, task_id)
+            other = opened(store, task_id, task=task.name, fingerprint=fingerprint([], {}), fresh=False)
+            other.finish("failed", {"outcome": outcome.of_error(ValueError("for good"))})
+            other.deliver(60)
+            other.prove_lease()
+            app.backend.mark_as_failure(task_id, ValueError("for good"))
+
+        monkeypatch.setattr(app.backend, "store_result", FrozenBackend(app, end_elsewhere))
+        assert execute(task, task_id=task_id) == "IGNORED"
+
+        found = task.AsyncResult(task_id)
+        assert (found.state, str(found.result)) == ("FAILURE", "for good")
+    assert published.call_count == 0
+
+
+@pytest.mark.parametrize("body", [fails_for_a_second, retries_itself])
+def test_retry_is_stored_while_the_run_is_nobody_elses(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, published: Mock, body: Any
+) -> None:
+    """Once it is given back it may end at once, and what is stored after that would stand over its end."""
+    task_id, found = new_id(), []
+
+    with app_at(redis_url) as app:
+        key, store = store_of(app).keys(task_id).run, app.backend.store_result
+
+        def watched(task_id: str, result: Any, state: str, **options: Any) -> Any:
+            found.append((state, redis_client.hget(key, "status"), published.call_count))
+            return store(task_id, result, state, **options)
+
+        monkeypatch.setattr(app.backend, "store_result", watched)
+        assert execute(task_of(app, body), task_id=task_id) == "RETRY"
+
+    assert found == [("RETRY", "running", 0)]
 
 
 def test_a_process_that_was_forked_while_an_error_was_handled_delivers_its_outcomes(
@@ -218,20 +302,38 @@ def test_a_soft_time_limit_that_strikes_while_a_retry_is_published_fails_nothing
     assert journal["status"] == "suspended"
 
 
-def test_a_users_retry_that_finds_no_broker_is_left_to_the_journal(
-    redis_url: str, redis_client: redis.Redis, published: Mock
+AWAY = [OperationalError("away"), AttributeError("'NoneType' object has no attribute 'client'")]
+"""What kombu raises when its broker is away: it knows that, or it stumbles over a channel that was closed."""
+
+
+@pytest.mark.parametrize("error", AWAY, ids=["known", "unknown"])
+@pytest.mark.parametrize(("acks_late", "state"), [(True, "REJECTED"), (False, "RETRY")])
+@pytest.mark.parametrize("body", [fails_for_a_second, retries_itself])
+def test_a_retry_that_finds_no_broker_is_no_failure(
+    redis_url: str, redis_client: redis.Redis, published: Mock, body: Any, acks_late: bool, state: str, error: Exception
 ) -> None:
-    """Its message was acknowledged when the task began, so that no broker brings it back."""
-    published.side_effect = OperationalError("away")
+    """Its message goes back to the broker; one that was acknowledged when the task began is left to the journal."""
+    published.side_effect = error
     task_id = new_id()
 
     with app_at(redis_url) as app:
         keys = store_of(app).keys(task_id)
-        assert execute(task_of(app, retries_itself, acks_late=False), task_id=task_id) == "RETRY"
+        assert execute(task_of(app, body, acks_late=acks_late), task_id=task_id) == state
 
     assert published.call_count == 1
     assert redis_client.hget(keys.run, "status") == "suspended"
     assert redis_client.zscore(keys.due, task_id) is not None
+
+
+def test_a_retry_that_cannot_be_encoded_fails_the_run(
+    redis_url: str, redis_client: redis.Redis, published: Mock
+) -> None:
+    task_id = new_id()
+    with app_at(redis_url) as app:
+        assert execute(task_of(app, fails_unsendably), task_id=task_id) == "FAILURE"
+        assert redis_client.hget(store_of(app).keys(task_id).run, "status") == "failed"
+
+    assert published.call_count == 0
 
 
 @pytest.mark.parametrize(("acks_late", "state"), [(True, "REJECTED"), (False, "IGNORED")])
@@ -243,11 +345,10 @@ def test_an_attempt_that_neither_redis_nor_the_broker_listens_to_ends_without_a_
         raise JournalUnavailableError("away")
 
     monkeypatch.setattr(RedisJournal, "_end", away)
-    published.side_effect = EncodeError("no message")
     task_id = new_id()
 
     with app_at(redis_url) as app:
-        assert execute(task_of(app, fails_for_a_second, acks_late=acks_late), task_id=task_id) == state
+        assert execute(task_of(app, fails_unsendably, acks_late=acks_late), task_id=task_id) == state
         assert redis_client.hget(store_of(app).keys(task_id).run, "status") == "running"
 
 
