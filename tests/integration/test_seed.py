@@ -62,8 +62,8 @@ def retries_itself(self: Any) -> list[str]:
 @pytest.fixture
 def app(redis_url: str) -> Iterator[Celery]:
     with app_at(redis_url) as app:
+        sent(app)  # the broker is one for all apps of this process
         yield app
-        # The broker is one for all apps of this process.
         sent(app)
 
 
