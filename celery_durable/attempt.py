@@ -68,6 +68,8 @@ class Terms(NamedTuple):
     inactivity_timeout: float = inf
     abort_timeout: float = inf
     max_entry_size: int = 32 * 2**20
+    step_threads: int = 64
+    """Sync steps of async tasks at one time, in a process."""
     serializer: Any = "json"
     accept: frozenset[str] = frozenset({"json"})
     progress_forgives: bool = True
@@ -454,6 +456,15 @@ class Attempt:
             self.journal.send(self._unsent, with_next=with_next)
             self._unsent = {}
 
+    def record_late(self, position: str, entry: str) -> bool:
+        """Record a step that was given up, in any thread; False if another attempt has begun since."""
+        if self._signs or self._patches:
+            entry = self._annotated(position, entry)
+        fields = {step_field(position): entry, "progress": str(self.number)}
+        if self.terms.progress_forgives:
+            fields["failures"] = "0"
+        return self.journal.record_aside(fields)
+
     def record(self, position: str, entry: str) -> None:
         """Send the final entry of a step, with all that is unsent; it counts when its reply has been read."""
         self.note(position, entry)
@@ -498,6 +509,17 @@ class Attempt:
     def is_out_of_touch(self) -> bool:
         """Whether Redis is to be asked before an action starts: for the lease, or whether the run is cancelled."""
         return time.monotonic() - self.heard_at > LONGEST_SILENCE or self.journal.lease_in_doubt
+
+    @property
+    def may_start(self) -> bool:
+        """Whether an action may start this very moment, as far as is known without asking Redis."""
+        ended = self.closed or isinstance(self.interrupt, _OUT_OF_TOUCH)
+        return not (ended or self.cancel_requested or self.journal.lease_in_doubt)
+
+    def check_goes_on(self) -> None:
+        """Refuse to let an action begin after the attempt."""
+        if self.closed or isinstance(self.interrupt, _OUT_OF_TOUCH):
+            raise self.interrupt or Fenced()
 
     def take_cancellation(self) -> None:
         """The run's code is being told that it is cancelled, once."""

@@ -9,8 +9,8 @@ from celery._state import _task_stack  # type: ignore[attr-defined]
 from celery.app.task import Context
 from celery.local import Proxy
 
-from .driver import in_each_thread
 from .exceptions import NoContextError
+from .threads import in_each_thread
 
 if TYPE_CHECKING:
     from .execution import Execution

@@ -11,8 +11,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
-from contextvars import copy_context
 from functools import partial
+from sys import maxsize
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from . import upkeep
@@ -20,11 +20,13 @@ from .exceptions import InvalidStepError, JournalUnavailableError, JournalUnread
 from .interrupts import Fenced, Interrupt, JournalLost
 from .journal import LONGEST_READ
 from .progress import timed_out, watcher
-from .strike import door
+from .strike import door, here
+from .threads import MOST_QUESTIONS, actions, begin_thread, questions, timed, to_its_end
 
 if TYPE_CHECKING:
     from .attempt import Attempt
     from .step import Step
+    from .threads import Thread
 
 T = TypeVar("T")
 
@@ -32,15 +34,27 @@ logger = logging.getLogger("celery_durable")
 
 _TURNS_TO_BE_SURE = 10
 """Turns of the event loop in which a coroutine whose step has ended may begin the next one."""
-_STEPS_IN_THREADS = 64
-"""Sync steps of async tasks at one time, in a process."""
+_THREADS_OF_USERS = 64
+"""For what user code gives to ``asyncio.to_thread``, in a process."""
 
 
 class Driver(Protocol):
     """What a step has to wait for."""
 
-    async def call(self, step: Step) -> Any:
-        """The result of the step's action; an awaitable is awaited."""
+    async def thread_for(self, step: Step) -> Thread | None:
+        """The thread that the step's action needs, once one is there; None if it needs none of ours.
+
+        Raises:
+            Interrupt: the attempt has ended meanwhile.
+        """
+        ...
+
+    async def call(self, step: Step, thread: Thread | None) -> Any:
+        """The result of the step's action; an awaitable is awaited.
+
+        Raises:
+            Stale: the action was not started, because what its attempt may do is to be asked once more.
+        """
 
     async def settle(self, attempt: Attempt) -> None:
         """Until the journal has acknowledged all that was sent."""
@@ -67,9 +81,14 @@ class Driver(Protocol):
 class InThread:
     """Of a ``def`` task: nothing is ever suspended, so its coroutines end in the call that starts them."""
 
+    async def thread_for(self, step: Step) -> Thread | None:  # noqa: ARG002
+        return None
+
     @door
-    async def call(self, step: Step) -> Any:
+    async def call(self, step: Step, thread: Thread | None) -> Any:  # noqa: ARG002
         if step.options.timeout is not None:
+            if here() is None:
+                return _in_a_thread_of_its_own(step)
             limit(step)
         result = step.action(*step.args, **step.kwargs)
         return wait_for(result, around=upkeep.OnLoop(step)) if isinstance(result, Awaitable) else result
@@ -101,6 +120,7 @@ class OnLoop:
         try:
             return await step.perform(self)
         except Interrupt as interrupt:
+            actions.withdraw(step.attempt)
             await self.end_by(step.attempt, interrupt)
 
     async def end_by(self, attempt: Attempt, interrupt: Interrupt) -> NoReturn:
@@ -110,22 +130,40 @@ class OnLoop:
                 await self._is_alone(attempt, None)
         raise interrupt
 
-    async def call(self, step: Step) -> Any:
-        if step.options.timeout is None:
-            return await self._call(step)
-        async with _Limit(step) as limit:
-            return await self._call(step, limit)
-
-    async def _call(self, step: Step, limit: _Limit | None = None) -> Any:
+    async def thread_for(self, step: Step) -> Thread | None:
         if is_async(step.action):
-            result = step.action(*step.args, **step.kwargs)
-        else:
-            act = partial(_act, step)
-            result = await _to_its_end(in_worker_thread(partial(copy_context().run, act)), limit)
+            return None
+        most = step.attempt.terms.step_threads
+        return actions.take(most) or await self._queue(step, most)
+
+    @staticmethod
+    async def _queue(step: Step, most: int) -> Thread:
+        attempt = step.attempt
+        thread = await actions.queue(most, step)
+        if thread is None or attempt.interrupt is not None:
+            if thread is not None:
+                thread.leave()
+            raise attempt.interrupt or asyncio.CancelledError
+        return thread
+
+    async def call(self, step: Step, thread: Thread | None) -> Any:
+        result = step.action(*step.args, **step.kwargs) if thread is None else await self._in_its_thread(step, thread)
         if not isinstance(result, Awaitable):
             return result
         with upkeep.OnLoop(step):
-            return await result
+            return await result if step.options.timeout is None else await _limited(step, result)
+
+    @staticmethod
+    async def _in_its_thread(step: Step, thread: Thread) -> Any:
+        errand = step.send(thread)
+        if step.options.timeout is None:
+            return await to_its_end(errand.outcome)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(step.options.longest_execution, lambda: errand.give_up(step, timed_out(step)))
+        try:
+            return await to_its_end(errand.outcome)
+        finally:
+            timer.cancel()
 
     async def settle(self, attempt: Attempt) -> None:
         # Siblings share one connection: whoever reads first reads for all.
@@ -146,7 +184,7 @@ class OnLoop:
     @staticmethod
     async def _in_thread(attempt: Attempt, question: Callable[[], None]) -> None:
         # To its end: whoever reads next is to be alone on the connection, though this task has been cancelled.
-        await _to_its_end(in_worker_thread(partial(answer, attempt, question)))
+        await questions.do(MOST_QUESTIONS, partial(answer, attempt, question))
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -209,20 +247,26 @@ def is_async(action: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(action) or inspect.iscoroutinefunction(type(action).__call__)
 
 
-def _act(step: Step) -> Any:
-    """Call the action of a step, in a thread that is not Celery's."""
-    with upkeep.InThread(step):
-        return step.action(*step.args, **step.kwargs)
+def _in_a_thread_of_its_own(step: Step) -> Any:
+    """Execute a step of a ``def`` task where nothing reaches the thread that runs that: it is given up in time."""
+    if is_async(step.action):
+        return wait_for(_limited(step, step.action(*step.args, **step.kwargs)), around=upkeep.OnLoop(step))
+    thread = timed.take(maxsize)
+    assert thread is not None  # noqa: S101
+    errand = step.send(thread)
+    try:
+        wait([errand.outcome], step.options.longest_execution)
+    except BaseException as stop:  # a soft time limit
+        errand.give_up(step, stop)
+        raise
+    errand.give_up(step, timed_out(step))
+    result = errand.outcome.result()
+    return wait_for(_limited(step, result), around=upkeep.OnLoop(step)) if isinstance(result, Awaitable) else result
 
 
-async def in_worker_thread(work: Callable[[], T]) -> T:
-    def worked() -> T:
-        try:
-            return work()
-        except StopIteration as stop:  # which no future can hold
-            raise RuntimeError("the action raised StopIteration") from stop
-
-    return await asyncio.get_running_loop().run_in_executor(None, worked)
+async def _limited(step: Step, awaitable: Awaitable[T]) -> T:
+    async with _Limit(step):
+        return await awaitable
 
 
 def limit(step: Step) -> None:
@@ -256,22 +300,6 @@ class _Limit:
                 raise timed_out(self._step)
 
 
-async def _to_its_end(work: Coroutine[Any, Any, T], limit: _Limit | None = None) -> T:
-    """Await what cannot be stopped: a cancellation comes when it has ended, so that what it did can be recorded.
-
-    Only a *limit* that is over does not wait for it.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        if limit is not None and limit.over:
-            raise
-        await asyncio.wait([task])
-        _cancel_again()
-        return task.result()
-
-
 def is_in_task_group() -> bool:
     """Whether what this task raises has its siblings cancelled (Python 3.11 has brought groups)."""
     try:
@@ -281,14 +309,6 @@ def is_in_task_group() -> bool:
     callbacks = getattr(task, "_callbacks", None) or ()
     group = getattr(asyncio, "TaskGroup", ())
     return any(isinstance(getattr(callback, "__self__", None), group) for callback, *_ in callbacks)
-
-
-def _cancel_again() -> None:
-    """Let the next wait of this task raise the cancellation that was put off."""
-    task: Any = asyncio.current_task()
-    if hasattr(task, "uncancel"):  # Python 3.11 counts them
-        task.uncancel()
-    task.cancel()
 
 
 async def _readable(fd: int) -> bool:
@@ -311,14 +331,6 @@ def _end(arrived: asyncio.Future[bool], has_arrived: bool) -> None:
 
 # -- the process's event loop ------------------------------------------------------------------------------------------
 
-in_each_thread: list[Callable[[], object]] = []
-"""Called first in each thread in which async tasks run: what others keep by thread is to be there, too."""
-
-
-def _begin_thread() -> None:
-    for prepare in in_each_thread:
-        prepare()
-
 
 class _Loop:
     """One event loop per process, in a thread of its own, for as long as the process lives."""
@@ -336,7 +348,7 @@ class _Loop:
         with self._starting:
             if self._loop is None:
                 self._loop = loop = asyncio.new_event_loop()
-                executor = ThreadPoolExecutor(_STEPS_IN_THREADS, "celery-durable-step", initializer=_begin_thread)
+                executor = ThreadPoolExecutor(_THREADS_OF_USERS, "celery-durable-to-thread", initializer=begin_thread)
                 loop.set_default_executor(executor)
                 threading.Thread(target=_keep_running, args=(loop,), name="celery-durable-loop", daemon=True).start()
             return self._loop
@@ -347,7 +359,7 @@ class _Loop:
 
 
 def _keep_running(loop: asyncio.AbstractEventLoop) -> None:
-    _begin_thread()
+    begin_thread()
     while True:
         try:
             loop.run_forever()

@@ -33,6 +33,7 @@ from .interrupts import Fenced, Interrupt, JournalLost
 from .journal import NO_RESULT, Delivery, MemoryJournal
 from .progress import Watch, watcher
 from .strike import AsyncBody, Place, door, here
+from .threads import actions
 
 if TYPE_CHECKING:
     from .store import Store
@@ -181,6 +182,10 @@ class Execution:
         try:
             with upkeep.OfBody(self.attempt):
                 return await body
+        except BaseException:
+            if self.attempt is not None:
+                actions.withdraw(self.attempt)
+            raise
         finally:
             if self.attempt is not None:
                 await self.attempt.landed()

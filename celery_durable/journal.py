@@ -139,6 +139,10 @@ class Journal(Protocol):
         """
         ...
 
+    def record_aside(self, fields: Mapping[str, str]) -> bool:
+        """Write entries beside what this journal sends and waits for, in any thread; False if it is fenced."""
+        ...
+
     @property
     def owes(self) -> bool:
         """Whether something that was sent is not acknowledged."""
@@ -360,6 +364,10 @@ class MemoryJournal:
 
     def send(self, fields: Mapping[str, str], *, with_next: bool = False) -> None:  # noqa: ARG002
         self.fields.update({name.encode(): value.encode() for name, value in fields.items()})
+
+    def record_aside(self, fields: Mapping[str, str]) -> bool:
+        self.send(fields)
+        return True
 
     def settle(self) -> None: ...
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from .exceptions import DurableTimeoutError
 from .interrupts import Overrun
 from .strike import Place
+from .threads import actions
 
 if TYPE_CHECKING:
     from .attempt import Attempt
@@ -85,7 +86,8 @@ class Watch:
             if now >= step.deadline:
                 return _Strike(attempt, step, timed_out(step), now)
         since = attempt.progressed_at
-        if now - since >= self._abort:
+        # To wait for a thread is nobody's fault who waits.
+        if now - since >= self._abort and (running or not actions.waiting(attempt)):
             error = DurableTimeoutError(f"no progress for {self._abort:g} s (inactivity_timeout and abort_timeout)")
             return _Strike(attempt, running[0] if running else None, error, now, since)
         return None

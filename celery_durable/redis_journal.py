@@ -240,11 +240,18 @@ class RedisJournal:
             for start in range(0, len(items), _PAIRS_PER_WRITE):
                 self.send(dict(items[start : start + _PAIRS_PER_WRITE]))
             return
-        command = b"*%d\r\n" % (5 + 2 * len(fields)) + self._record + pack_pairs(fields)
+        command = self._recording(fields)
         if self._confirmed and not with_next:
             self.wire.send(command, confirmed=True)
         else:
             self.wire.send(command, with_next=with_next)
+
+    def _recording(self, fields: Mapping[str, str]) -> bytes:
+        return b"*%d\r\n" % (5 + 2 * len(fields)) + self._record + pack_pairs(fields)
+
+    def record_aside(self, fields: Mapping[str, str]) -> bool:
+        [reply] = self._wires.ask(self._recording(fields))
+        return bool(reply > 0)
 
     @property
     def owes(self) -> bool:

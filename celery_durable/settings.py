@@ -35,6 +35,7 @@ class Settings:
     retention: float = timedelta(hours=24).total_seconds()
     failure_retention: float = timedelta(days=7).total_seconds()
     max_entry_size: int = 32 * 2**20
+    step_threads: int = 64
     serializer: Any = "json"
     journal_sync: str = "memory"
     allow_atomic: bool = False
@@ -146,6 +147,7 @@ _CHECKS: dict[str, Any] = {
     "retention": seconds,
     "failure_retention": seconds,
     "max_entry_size": lambda name, value: whole(name, value, least=1),
+    "step_threads": lambda name, value: whole(name, value, least=1),
     "serializer": _serializer,
     "journal_sync": _sync,
     "allow_atomic": _flag,

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from . import tracing
+from .threads import actions
 
 if TYPE_CHECKING:
     from .attempt import Attempt
@@ -21,8 +22,15 @@ def report(task: DurableTask[Any, Any], attempt: Attempt, seconds: float, hostna
     """Say that an attempt has made no progress for so long. A broker that is slow holds up its caller."""
     about = attempt.about
     steps = [step.name for step in tuple(attempt.running)]
-    where = f"step {', '.join(map(repr, steps))}" if steps else "the code between its steps"
-    advice = "call current_step().heartbeat() now and then" if steps else "make a step of what takes long"
+    where, advice = f"step {', '.join(map(repr, steps))}", "call current_step().heartbeat() now and then"
+    if not steps:
+        steps = [step.name for step in actions.waiting(attempt)]
+        where, advice = (
+            f"step {', '.join(map(repr, steps))}",
+            (f"it waits for a thread, and all are taken (durable_step_threads={attempt.terms.step_threads})"),
+        )
+    if not steps:
+        where, advice = "the code between its steps", "make a step of what takes long"
     logger.warning(
         "task %s: %s has made no progress for %.3g s (inactivity_timeout); %s", about.task_id, where, seconds, advice
     )

@@ -10,7 +10,9 @@ import inspect
 import logging
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from datetime import timedelta
+from functools import partial
 from math import inf
 from threading import Lock
 from types import FunctionType
@@ -26,6 +28,7 @@ from .exceptions import (
     ConfigurationError,
     EntryNotRecordableError,
     InvalidStepError,
+    JournalUnavailableError,
     JournalUnreadableError,
     RetriesExhausted,
     RetryableError,
@@ -36,6 +39,7 @@ from .interrupts import FailAttempt, Interrupt, Overrun, RetryStep
 from .journal import Entry, done_entry, open_entry, started_entry
 from .retry import RunOptions
 from .serializers import check_serializer
+from .threads import Errand, Stale, Thread, act
 
 logger = logging.getLogger("celery_durable")
 
@@ -133,8 +137,8 @@ class Step:
     """A step of one attempt."""
 
     __slots__ = (
-        "action", "args", "attempt", "deadline", "entry", "executions", "first", "handover", "kwargs", "name",
-        "options", "position", "violation",
+        "action", "args", "attempt", "deadline", "entry", "errand", "executions", "first", "handover", "kwargs",
+        "name", "options", "position", "unfinished", "violation",
     )  # fmt: skip
 
     handover: Lock
@@ -166,6 +170,10 @@ class Step:
         self.first = self.entry.first if self.entry else None
         self.deadline = inf
         """When an execution in a thread has run too long, by the monotonic clock."""
+        self.unfinished = False
+        """It has no result, and this attempt does not execute it any more."""
+        self.errand: Errand[Any] | None = None
+        """What a thread of ours does for it."""
 
     # -- the main path
 
@@ -200,31 +208,67 @@ class Step:
         if self.entry is not None and not attempt.cancel_requested:
             await self._count_the_dead(self.entry, driver)
         while True:
-            if attempt.is_out_of_touch:
-                await driver.ask(attempt, attempt.journal.prove_lease)
-            if attempt.cancel_requested:
-                await cancel(attempt, self.position, driver, self.name, self.executions)
-            if self._announce():
-                await driver.settle(attempt)
+            # What follows is judged, and said, when nothing but the action itself is still to come.
+            thread = await driver.thread_for(self)
+            try:
+                await self._begin(driver)
+            except BaseException:
+                if thread is not None:
+                    thread.leave()
+                raise
             attempt.progressed_at = began = time.monotonic()
             try:
-                value = await self._act(driver)
+                value = await self._act(driver, thread)
+            except Stale:
+                self.executions -= 1
             except BaseException as raised:
                 # Cleaning up after what was aborted is not to be aborted for it, too.
                 attempt.progressed_at = time.monotonic()
-                error = self._meaning(raised)
-                if isinstance(error, (*NOT_A_FAILURE, *attempt.about.verdicts)) or driver.is_cancelled(error):
-                    if error is raised:
-                        raise
-                    raise error from None
-                delay = await self.fail(error, driver)
-                # What has failed is to count, though Redis should go away meanwhile.
-                attempt.tell()
-                await driver.settle(attempt)
-                attempt.progressed_at = time.monotonic() + delay
-                await driver.pause(delay)
+                if self.errand is None or not self.errand.is_given_up:
+                    await self._wait_after(raised, driver)
+                else:
+                    await self._wait_without(self.errand, raised, driver)
             else:
                 return await self._record(value, began, driver)
+
+    async def _wait_after(self, raised: BaseException, driver: Driver) -> None:
+        """Wait until the next execution of this attempt; raises where there is none."""
+        attempt = self.attempt
+        error = self._meaning(raised)
+        if isinstance(error, (*NOT_A_FAILURE, *attempt.about.verdicts)) or driver.is_cancelled(error):
+            if error is raised:
+                raise raised
+            raise error from None
+        delay = await self.fail(error, driver)
+        # What has failed is to count, though Redis should go away meanwhile.
+        attempt.tell()
+        await driver.settle(attempt)
+        attempt.progressed_at = time.monotonic() + delay
+        await driver.pause(delay)
+
+    async def _wait_without(self, errand: Errand[Any], raised: BaseException, driver: Driver) -> None:
+        """The same where the execution goes on, though it has failed."""
+        try:
+            await self._wait_after(raised, driver)
+        except Interrupt:
+            # Said before what it may still return, which is recorded over it.
+            self.attempt.tell()
+            await driver.settle(self.attempt)
+            raise
+        finally:
+            errand.decided()
+
+    async def _begin(self, driver: Driver) -> None:
+        """Have an execution allowed, by Redis if need be, and say that it begins."""
+        attempt = self.attempt
+        attempt.check_goes_on()
+        if attempt.is_out_of_touch:
+            await driver.ask(attempt, attempt.journal.prove_lease)
+            attempt.heard_at = time.monotonic()
+        if attempt.cancel_requested:
+            await cancel(attempt, self.position, driver, self.name, self.executions)
+        if self._announce():
+            await driver.settle(attempt)
 
     def _announce(self) -> bool:
         """Send what must be known if the process dies inside the action; whether to wait until Redis has it."""
@@ -241,15 +285,15 @@ class Step:
         attempt.tell(with_next=not wait)
         return wait
 
-    async def _act(self, driver: Driver) -> Any:
+    async def _act(self, driver: Driver, thread: Thread | None) -> Any:
         attempt = self.attempt
         token = running_step.set(self)
         attempt.running.add(self)
         try:
             if tracing.is_recording():
                 with tracing.span(self.name, attempt.about.task_id, self.executions):
-                    return await driver.call(self)
-            return await driver.call(self)
+                    return await driver.call(self, thread)
+            return await driver.call(self, thread)
         finally:
             running_step.reset(token)
             try:
@@ -285,6 +329,29 @@ class Step:
             raise attempt.interrupt
         return encoded.value
 
+    def send(self, thread: Thread) -> Errand[Any]:
+        """Let a thread execute the action, in the context of the code that calls this."""
+        work, late = partial(copy_context().run, act, self), partial(self.record_late, self.executions)
+        self.errand = thread.begin(work, late)
+        return self.errand
+
+    def record_late(self, execution: int, value: Any) -> None:
+        """Record what an execution has returned after it was given up, unless the run has gone on meanwhile."""
+        attempt, recorded = self.attempt, False
+        if self.unfinished and self.executions == execution and not (attempt.about.direct or attempt.about.eager):
+            try:
+                encoded = self._encode(value)
+                entry = done_entry(self.name, execution, attempt.now(), 0, encoded.marks, encoded.text)
+                recorded = attempt.record_late(self.position, entry)
+            except (JournalUnavailableError, JournalUnreadableError) as error:
+                logger.warning("%s: %s", self._where, error)
+            except Interrupt:
+                logger.warning("%s: a %s cannot be recorded", self._where, type(value).__name__)
+        logger.warning(
+            "%s has returned after it was given up (execution %d); its value is %s",
+            self._where, execution, "recorded all the same" if recorded else "dropped",
+        )  # fmt: skip
+
     async def _commit(self, entry: str, driver: Driver) -> None:
         """Write the final entry and wait until Redis has it."""
         attempt = self.attempt
@@ -314,6 +381,7 @@ class Step:
         if options.backoff is None:
             attempt.note(self.position, open_entry(self.name, "retrying", self.executions, **note))
             logger.warning("%s failed (execution %d): %s", self._where, self.executions, shown(error))
+            self.unfinished = True
             raise attempt.stop(FailAttempt(self.name, error)) from error
         if self.first is None:
             self.first = attempt.now()
@@ -328,6 +396,7 @@ class Step:
         )  # fmt: skip
         attempt.note(self.position, open_entry(self.name, "retrying", self.executions, first=self.first, **note))
         if delay > attempt.terms.inline_retry_limit:
+            self.unfinished = True
             raise attempt.stop(RetryStep(self.name, error, delay)) from error
         return 0.0 if attempt.about.eager else delay
 

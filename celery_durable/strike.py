@@ -150,5 +150,10 @@ class AsyncBody:
     def _cancel(self, strike: Strike) -> None:
         # It is suspended in an await, where a cancellation is foreseen.
         if self._body is not None and strike.lands():
-            strike.overrun.attempt.struck_by = strike.overrun
+            overrun = strike.overrun
+            overrun.attempt.struck_by = overrun
+            for step in tuple(overrun.attempt.running):
+                # What runs in a thread does not end by that.
+                if step.errand is not None:
+                    step.errand.give_up(step, overrun)
             self._body.cancel()

@@ -162,6 +162,7 @@ class DurableTask(Task[P, R]):
                 inactivity_timeout=settings.inactivity_timeout,
                 abort_timeout=inf if self._has_time_limit else settings.abort_timeout,
                 max_entry_size=settings.max_entry_size,
+                step_threads=settings.step_threads,
                 serializer=settings.serializer,
                 # What the app reads of serialized content, in messages or in results.
                 accept=frozenset([*conf.accept_content, *(conf.result_accept_content or ())]),

@@ -116,27 +116,34 @@ def test_strikes_at_any_moment_hit_actions_only(app: Celery, redis_client: redis
     assert all(starts[number] <= times for number, times in zip(numbers, executions, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("options", "limits", "given_up"),
+    [({"timeout": 0.02}, {}, "RETRY"), ({}, {"inactivity_timeout": 0.01, "abort_timeout": 0.01}, "IGNORED")],
+    ids=["by its timeout", "by the abort of its attempt"],
+)
 def test_an_execution_that_ends_while_it_is_given_up_is_recorded_all_the_same(
-    app: Celery, redis_client: redis.Redis
+    app: Celery, redis_client: redis.Redis, options: dict[str, Any], limits: dict[str, Any], given_up: str
 ) -> None:
     """In a thread, where nothing can be struck: in time or late, the value counts, and there is one verdict."""
     dice = random.Random(5)
     ends: Counter[tuple[Any, str]] = Counter()
 
     def body(ctx: DurableContext, seconds: float) -> str:
-        options = RunOptions(timeout=0.02, initial_retry_interval=50)
-        return ctx.run("work", lambda: time.sleep(seconds) or "worked", options)
+        return ctx.run(
+            "work", lambda: time.sleep(seconds) or "worked", RunOptions(initial_retry_interval=50, **options)
+        )
 
-    task = task_in(app, body)
+    task = task_in(app, body, **limits)
     for _ in range(60):
         task_id = new_id()
         with ThreadPoolExecutor(1) as thread:
             ended = thread.submit(execute, task, dice.uniform(0.015, 0.025), task_id=task_id).result()
+        recorded = [("work", "done", 1, "worked")]
+        eventually(lambda: entries(redis_client, app, task_id) == recorded)  # noqa: B023
         after = state(redis_client, store_of(app), task_id)
         ends[ended, after["fields"]["status"]] += 1
-        assert entries(redis_client, app, task_id) == [("work", "done", 1, "worked")]
         assert (after["due"] is None) == (ended == "SUCCESS")
-    assert set(ends) == {("SUCCESS", "succeeded"), ("IGNORED", "suspended")}
+    assert set(ends) == {("SUCCESS", "succeeded"), (given_up, "suspended")}
 
 
 def test_an_execution_that_has_ended_is_not_given_up(app: Celery, redis_client: redis.Redis) -> None:
