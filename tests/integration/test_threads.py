@@ -1,0 +1,237 @@
+"""Threads of steps, and the journal: what waits while another attempt takes over, and what comes back late."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+
+from celery_durable import AsyncDurableContext, DurableContext, RetriesExhausted, RunOptions, durable_task
+from celery_durable.store import store_of
+from celery_durable.threads import hanging
+from tests.integration.runs import app_at, execute, lapse, new_id, opened, state
+from tests.waiting import eventually
+
+ONE_THREAD = {"durable_step_threads": 1, "durable_lease": 1}
+
+
+@pytest.fixture
+def app(redis_url: str) -> Iterator[Celery]:
+    with app_at(redis_url, **ONE_THREAD) as app:
+        app.set_current()
+        yield app
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """Actions wait for it; open after the test."""
+    gate = threading.Event()
+    yield gate
+    gate.set()
+    eventually(lambda: not hanging(), what="the end of the threads that hang")
+
+
+def task_in(app: Celery, body: Any, **options: Any) -> Any:
+    """A durable task of this app."""
+    name = f"threads.{new_id()}"  # such tasks go to every app there will be
+    durable_task(name=name, shared=False, **options)(body)
+    app.finalize()
+    return app.tasks[name]
+
+
+class Executing(threading.Thread):
+    """An execution of a task, as in a worker's process."""
+
+    def __init__(self, task: Any, *args: Any, task_id: str) -> None:
+        super().__init__(daemon=True)
+        self._call = lambda: execute(task, *args, task_id=task_id)
+        self.state: Any = None
+        self.start()
+
+    def run(self) -> None:
+        self.state = self._call()
+
+    def ended(self) -> Any:
+        """Return the state in which it has ended."""
+        self.join(20)
+        assert not self.is_alive()
+        return self.state
+
+
+def entry(client: redis.Redis, app: Celery, task_id: str) -> tuple[str, int, Any]:
+    """State, executions and value of a run's first step."""
+    found = json.loads(state(client, store_of(app), task_id)["fields"].get("step:1", '{"state":"","attempts":0}'))
+    return found["state"], found["attempts"], found.get("value")
+
+
+def holding(app: Celery, gate: threading.Event) -> Executing:
+    """Another run, whose action has the only thread until the gate opens."""
+    begun = threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        assert gate.wait(30)
+
+    async def body(ctx: AsyncDurableContext) -> None:
+        await ctx.run("hold", hold)
+
+    executing = Executing(task_in(app, body), task_id=new_id())
+    assert begun.wait(20)
+    return executing
+
+
+def test_what_waits_for_a_thread_while_another_attempt_takes_over_never_starts(
+    app: Celery, redis_client: redis.Redis, gate: threading.Event
+) -> None:
+    other = holding(app, gate)
+    attempts, started = [], []
+
+    async def body(ctx: AsyncDurableContext) -> None:
+        attempts.append(ctx._attempt)  # noqa: SLF001
+        await ctx.run("step", lambda: started.append(1), RunOptions(max_attempts=1))
+
+    task_id = new_id()
+    executing = Executing(task_in(app, body), task_id=task_id)
+    eventually(lambda: attempts)
+    lapse(redis_client, store_of(app), task_id)
+    opened(store_of(app), task_id, fresh=False, **_as_opened(redis_client, app, task_id))
+    eventually(lambda: attempts[0].is_out_of_touch, what="a lease in doubt")
+    gate.set()
+
+    assert executing.ended() == "IGNORED"
+    assert other.ended() == "SUCCESS"
+    assert not started
+    # Nor was it said to have started, which would spend the only execution that it has.
+    assert entry(redis_client, app, task_id) == ("", 0, None)
+
+
+def _as_opened(client: redis.Redis, app: Celery, task_id: str) -> dict[str, Any]:
+    fields = state(client, store_of(app), task_id)["fields"]
+    return {name: fields[name] for name in ("task", "fingerprint", "call")}
+
+
+def test_an_action_that_hangs_keeps_no_question_to_the_journal_waiting(app: Celery, gate: threading.Event) -> None:
+    other = holding(app, gate)
+
+    async def one() -> int:
+        return 1
+
+    async def body(ctx: AsyncDurableContext) -> int:
+        ctx._attempt.heard_at -= 10  # noqa: SLF001  so that Redis is asked before the action starts
+        return await ctx.run("step", one)
+
+    assert Executing(task_in(app, body), task_id=new_id()).ended() == "SUCCESS"
+    assert other.is_alive()
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_what_a_given_up_action_returns_is_recorded_unless_an_attempt_has_begun(
+    app: Celery, redis_client: redis.Redis, gate: threading.Event, kind: str
+) -> None:
+    executed: list[int] = []
+
+    def act() -> str:
+        executed.append(1)
+        assert gate.wait(30)
+        return "late"
+
+    options = RunOptions(timeout=0.05, initial_retry_interval=30, max_retry_interval=30)
+
+    def body(ctx: DurableContext) -> str:
+        return ctx.run("held", act, options)
+
+    async def body_async(ctx: AsyncDurableContext) -> str:
+        return await ctx.run("held", act, options)
+
+    bodies: dict[str, Callable[..., Any]] = {"def": body, "async def": body_async}
+    task, in_time, too_late = task_in(app, bodies[kind]), new_id(), new_id()
+    for task_id in (in_time, too_late):
+        assert Executing(task, task_id=task_id).ended() == "RETRY"
+        assert entry(redis_client, app, task_id) == ("retrying", 1, None)
+    redis_client.hset(store_of(app).keys(too_late).run, "due", 0)
+    opened(store_of(app), too_late, fresh=False, **_as_opened(redis_client, app, too_late))
+    gate.set()
+
+    eventually(lambda: not hanging())
+    eventually(lambda: entry(redis_client, app, in_time) == ("done", 1, "late"))
+    assert entry(redis_client, app, too_late) == ("retrying", 1, None)
+    assert len(executed) == 2
+    redis_client.hset(store_of(app).keys(in_time).run, "due", 0)
+    assert Executing(task, task_id=in_time).ended() == "SUCCESS"
+    assert len(executed) == 2
+
+
+def test_the_abort_of_an_attempt_gives_up_the_actions_that_run_in_threads(
+    app: Celery, redis_client: redis.Redis, gate: threading.Event
+) -> None:
+    """It counts as an execution, the slot is free, and the thread is replaced."""
+    executed: list[int] = []
+
+    def act() -> int:
+        executed.append(1)
+        assert len(executed) > 1 or gate.wait(30)
+        return len(executed)
+
+    async def body(ctx: AsyncDurableContext) -> int:
+        return await ctx.run("silent", act, RunOptions(initial_retry_interval=0.01, max_attempts=5))
+
+    task = task_in(app, body, inactivity_timeout=0.1, abort_timeout=0.1)
+    task_id = new_id()
+    assert Executing(task, task_id=task_id).ended() == "RETRY"
+    assert entry(redis_client, app, task_id) == ("retrying", 1, None)
+    redis_client.hset(store_of(app).keys(task_id).run, "due", 0)
+    assert Executing(task, task_id=task_id).ended() == "SUCCESS"
+    assert entry(redis_client, app, task_id) == ("done", 2, 2)
+    assert hanging() == 1
+
+
+def test_a_step_that_waits_for_a_thread_is_reported_and_not_aborted(
+    app: Celery, gate: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING")
+    other = holding(app, gate)
+
+    async def body(ctx: AsyncDurableContext) -> int:
+        return await ctx.run("patient", lambda: 1)
+
+    executing = Executing(task_in(app, body, inactivity_timeout=0.1, abort_timeout=0.1), task_id=new_id())
+    eventually(lambda: "it waits for a thread, and all are taken (durable_step_threads=1)" in caplog.text)
+    begun = time.monotonic()
+    eventually(lambda: time.monotonic() - begun > 0.5)  # several times as long as it may be silent
+    gate.set()
+    assert executing.ended() == "SUCCESS"
+    assert other.ended() == "SUCCESS"
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_timeout_is_kept_by_a_worker_whose_pool_is_not_in_the_main_thread(
+    redis_url: str, gate: threading.Event, kind: str
+) -> None:
+    """As Celery's `celery_worker` fixture starts it."""
+    executed: list[int] = []
+
+    def hang() -> None:
+        executed.append(1)
+        assert gate.wait(30)
+
+    async def hang_async() -> None:
+        executed.append(1)
+        await asyncio.get_running_loop().create_future()
+
+    def body(ctx: DurableContext) -> None:
+        options = RunOptions(timeout=0.1, max_attempts=2, initial_retry_interval=0.01)
+        ctx.run("hang", {"def": hang, "async def": hang_async}[kind], options)
+
+    with app_at(redis_url, durable_lease=3) as app:
+        task = task_in(app, body)
+        with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=20):
+            with pytest.raises(RetriesExhausted) as exhausted:
+                task.delay().get(timeout=20)
+            assert (exhausted.value.attempts, exhausted.value.last_error_type) == (2, "DurableTimeoutError")
+        assert len(executed) == 2
