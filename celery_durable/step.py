@@ -331,8 +331,8 @@ class Step:
 
     def send(self, thread: Thread) -> Errand[Any]:
         """Let a thread execute the action, in the context of the code that calls this."""
-        work, late = partial(copy_context().run, act, self), partial(self.record_late, self.executions)
-        self.errand = thread.begin(work, late)
+        context = copy_context()
+        self.errand = thread.begin(lambda: context.run(act, self), partial(self.record_late, self.executions))
         return self.errand
 
     def record_late(self, execution: int, value: Any) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -201,6 +202,8 @@ class Threads:
         """Held by who calls :meth:`free`, :meth:`replace`, :meth:`returned`."""
         self._idle: list[Thread] = []
         self._queue: deque[Turn] = deque()
+        self._waiting: dict[Turn, None] = {}
+        """Also those that have been called, and do not know yet."""
         self._taken = 0
         self._made = 0
         self._hanging: set[Thread] = set()
@@ -228,6 +231,7 @@ class Threads:
         with self.lock:
             turn = Turn(most, step)
             self._queue.append(turn)
+            self._waiting[turn] = None
             self._call_next()
         try:
             await turn.wait()
@@ -237,6 +241,12 @@ class Threads:
                 if turn.thread is not None:
                     self.free(turn.thread)
             raise
+        finally:
+            if step is not None:
+                # That was no silence, and nobody is to take it for one now.
+                step.attempt.progressed_at = time.monotonic()
+            with self.lock:
+                del self._waiting[turn]
         return turn.thread
 
     async def do(self, most: int, work: Callable[[], T]) -> T:
@@ -247,20 +257,20 @@ class Threads:
 
     def withdraw(self, attempt: Attempt) -> None:
         """Let nothing of an attempt wait for a thread any more."""
-        for turn in self._turns_of(attempt):
-            with self.lock:
+        with self.lock:
+            for turn in self._turns_of(attempt):
                 if not turn.is_over:
                     turn.call(None)
 
     def waiting(self, attempt: Attempt) -> list[Step]:
         """Its steps that wait for a thread."""
-        return [turn.step for turn in self._turns_of(attempt) if turn.step is not None]
-
-    def _turns_of(self, attempt: Attempt) -> list[Turn]:
         with self.lock:
-            return [turn for turn in self._queue if turn.step and turn.step.attempt is attempt and not turn.is_over]
+            return [turn.step for turn in self._turns_of(attempt) if turn.step is not None]
 
     # -- with the lock
+
+    def _turns_of(self, attempt: Attempt) -> list[Turn]:
+        return [turn for turn in self._waiting if turn.step is not None and turn.step.attempt is attempt]
 
     def free(self, thread: Thread) -> None:
         """It is there for other work."""

@@ -1,7 +1,9 @@
 """Threads of steps, and the journal: what waits while another attempt takes over, and what comes back late."""
 
-import asyncio
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,12 +12,12 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
-from celery.contrib.testing.worker import start_worker
 
-from celery_durable import AsyncDurableContext, DurableContext, RetriesExhausted, RunOptions, durable_task
+from celery_durable import AsyncDurableContext, DurableContext, RunOptions, durable_task
 from celery_durable.store import store_of
 from celery_durable.threads import hanging
 from tests.integration.runs import app_at, execute, lapse, new_id, opened, state
+from tests.processes import PROJECT
 from tests.waiting import eventually
 
 ONE_THREAD = {"durable_step_threads": 1, "durable_lease": 1}
@@ -209,29 +211,36 @@ def test_a_step_that_waits_for_a_thread_is_reported_and_not_aborted(
     assert other.ended() == "SUCCESS"
 
 
-@pytest.mark.parametrize("kind", ["def", "async def"])
-def test_a_timeout_is_kept_by_a_worker_whose_pool_is_not_in_the_main_thread(
-    redis_url: str, gate: threading.Event, kind: str
-) -> None:
-    """As Celery's `celery_worker` fixture starts it."""
-    executed: list[int] = []
+UNDER_START_WORKER = """
+import asyncio, os, threading
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+from celery_durable import RetriesExhausted, RunOptions, durable_task
 
-    def hang() -> None:
-        executed.append(1)
-        assert gate.wait(30)
+app = Celery("tests", broker="memory://", backend="cache+memory://")
+app.conf.durable_redis_url = os.environ["REDIS_URL"]
+OPTIONS = RunOptions(timeout=0.1, max_attempts=2, initial_retry_interval=0.01)
 
-    async def hang_async() -> None:
-        executed.append(1)
-        await asyncio.get_running_loop().create_future()
+async def hang_async():
+    await asyncio.get_running_loop().create_future()
 
-    def body(ctx: DurableContext) -> None:
-        options = RunOptions(timeout=0.1, max_attempts=2, initial_retry_interval=0.01)
-        ctx.run("hang", {"def": hang, "async def": hang_async}[kind], options)
+@durable_task
+def hangs(ctx, kind):
+    ctx.run("hang", {"def": threading.Event().wait, "async def": hang_async}[kind], OPTIONS)
 
-    with app_at(redis_url, durable_lease=3) as app:
-        task = task_in(app, body)
-        with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=20):
-            with pytest.raises(RetriesExhausted) as exhausted:
-                task.delay().get(timeout=20)
-            assert (exhausted.value.attempts, exhausted.value.last_error_type) == (2, "DurableTimeoutError")
-        assert len(executed) == 2
+with start_worker(app, pool="solo", perform_ping_check=False):
+    for kind in ("def", "async def"):
+        try:
+            hangs.delay(kind).get(timeout=20)
+        except RetriesExhausted as error:
+            print(kind, error.attempts, error.last_error_type)
+"""
+
+
+def test_a_timeout_is_kept_by_a_worker_whose_pool_is_not_in_the_main_thread(redis_url: str) -> None:
+    """As Celery's `celery_worker` fixture starts it; in a process of its own, whose logging it sets up."""
+    program = [sys.executable, "-c", UNDER_START_WORKER]
+    env = {**os.environ, "REDIS_URL": redis_url}
+    ended = subprocess.run(program, cwd=PROJECT, env=env, timeout=60, check=True, stdout=subprocess.PIPE, text=True)
+    said = [line for line in ended.stdout.splitlines() if "DurableTimeoutError" in line]
+    assert said == ["def 2 DurableTimeoutError", "async def 2 DurableTimeoutError"]
