@@ -173,6 +173,7 @@ class ClusterWire(Wire):
         self.node = Node("", 0)
         self._cluster = cluster
         self._redirected: tuple[Node, bool] | None = None
+        self._asking = False
         self._tried = _NEVER
 
     def turn_to(self, slot: int) -> bool:
@@ -186,15 +187,17 @@ class ClusterWire(Wire):
         return False
 
     def _resume(self) -> None:
-        (self.node, asking), self._redirected = self._redirected or self._find(), None
+        (self.node, self._asking), self._redirected = self._redirected or self._find(), None
         # Should this fail, what was known until now is in doubt.
         self._tried = time.monotonic()
         self._connection.host, self._connection.port = self.node
-        if asking:
-            with self._lock:
-                plain = [one for one in self._unread if one[0] != _ASKING]
-                self._unread = [one for command in plain for one in ((_ASKING, None), command)]
         super()._resume()
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        if self._asking:
+            plain = [one for one in self._unread if one[0] != _ASKING]
+            self._unread = [one for command in plain for one in ((_ASKING, None), command)]
 
     def _find(self) -> tuple[Node, bool]:
         return self._cluster.master(self.slot, since=self._tried), False

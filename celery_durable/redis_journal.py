@@ -22,6 +22,7 @@ from zlib import crc32
 
 from .confirmation import vet_for
 from .exceptions import ConfigurationError, JournalUnavailableError, JournalUnreadableError
+from .fence import Fence
 from .interrupts import Fenced
 from .journal import (
     LAYOUT,
@@ -38,7 +39,7 @@ from .journal import (
     Verdict,
     new_seed,
 )
-from .wire import Refused, Wire, Wires, call, pack, pack_pairs, pack_parts, script
+from .wire import Refused, Wire, Wires, call, dated_call, pack, pack_pairs, pack_parts, script
 
 logger = logging.getLogger("celery_durable")
 
@@ -127,6 +128,7 @@ class RedisJournal:
         self._lease = lease
         self._keep = keep
         self._fence = b""
+        self._guard: Fence | None = None
         self._record = b""
         self._renewed = 0.0
         self.cancel_requested = False
@@ -135,6 +137,9 @@ class RedisJournal:
     def wire(self) -> Wire:
         if self._wire is None:
             self._wire = self._wires.take()
+            if self._guard is not None:
+                # Code that the run went on without, and that still records what it did.
+                self._wire.guard(self._guard, goes_on=True)
         return self._wire
 
     # -- begin and end of an attempt
@@ -146,7 +151,7 @@ class RedisJournal:
         # A journal is loaded by a command of its own, for which Redis needs a third of what it needs in a script; where
         # none is expected, that would be in vain.
         expected = not delivery.fresh or delivery.reopen != ""
-        begin = call(
+        begin = dated_call(
             "open", keys.all, keys.task_id, fence, ms(self._lease), LAYOUT,
             delivery.task, delivery.fingerprint, delivery.call, seed,
             delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.hint),
@@ -158,7 +163,7 @@ class RedisJournal:
         try:
             opened, *loaded = self._replies()
         except BaseException:
-            # Unlike every other script this one carries no fence: nobody else is to send it again.
+            # Unlike what follows, this begins something: nobody else is to send it again.
             self.wire.abandon()
             raise
         if opened[0] == b"failed":
@@ -175,7 +180,8 @@ class RedisJournal:
         # What is said of a finished run is said in the name of the attempt that ended it.
         self._fence = fields.get(b"fence", b"")
         if kind == "open":
-            self._fence = fence
+            self._fence, self._guard = fence, Fence(fence, self._keys.run)
+            self.wire.guard(self._guard)
             self.cancel_requested = fields.get(b"cancel") == b"requested"
             self._record = script("record").call + pack_parts((1, self._keys.run, self._fence))
             return Opened(reply[1], reply[2], reply[3], bool(reply[4]), fields)

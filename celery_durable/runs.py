@@ -21,7 +21,7 @@ from .redis_journal import (
     owner_name,
 )
 from .shards import Shard, Shards
-from .wire import call, pack
+from .wire import Dated, call, dated_call, pack
 
 logger = logging.getLogger("celery_durable")
 
@@ -98,7 +98,7 @@ class Runs:
         owner = "" if pid is None else owner_name(pid)
         # Kept for a lease at least: whoever carries the run on is to meet another fence, and not an empty place.
         keep = max(keep, self._lease)
-        condemned = call("condemn", keys.all, task_id, fence, status, ms(keep), owner, "outcome", outcome)
+        condemned = dated_call("condemn", keys.all, task_id, fence, status, ms(keep), owner, "outcome", outcome)
         return self._ask(task_id, condemned, patience=SHORT_PATIENCE) == [1]
 
     def release(self, task_id: str, pid: int) -> Whose:
@@ -110,7 +110,7 @@ class Runs:
 
     def cancel(self, task_id: str) -> tuple[str, int]:
         """Ask a live run to end by ``TaskCancelled``; the status that it has, and when it ended if it did."""
-        cancelled = call("cancel", self.keys(task_id).all, task_id)
+        cancelled = dated_call("cancel", self.keys(task_id).all, task_id)
         [[status, ended]] = self._ask(task_id, cancelled, patience=SHORT_PATIENCE)
         return status.decode(), int(ended or 0)
 
@@ -143,17 +143,17 @@ class Runs:
             logger.warning("cannot look for runs in %d of %d shards: %s", len(silent), SHARDS, silent[0])
         return [found[number] for number in range(SHARDS)]
 
-    def _claiming(self, shard: Shard, skip: tuple[int, int], names: list[str]) -> bytes:
+    def _claiming(self, shard: Shard, skip: tuple[int, int], names: list[str]) -> Dated:
         every = shard.keys("")  # the keys of all runs begin with that of none
         facts = (every.run, _MOST_AT_ONCE, *skip, ms(self._lease))
-        return call("claim", (every.leases, every.due), *facts, *names)
+        return dated_call("claim", (every.leases, every.due), *facts, *names)
 
     def unclaim(self, claimed: Iterable[Claimed]) -> None:
         """These could not be sent: they are to be found again."""
         for run in claimed:
             self._ask(run.task_id, call("unclaim", self.keys(run.task_id).all, run.task_id, ms(_UNSENT_PAUSE)))
 
-    def _ask(self, task_id: str, *commands: bytes, patience: float | None = None) -> list[Any]:
+    def _ask(self, task_id: str, *commands: bytes | Dated, patience: float | None = None) -> list[Any]:
         return self._shards.of(task_id).wires.ask(*commands, patience=patience)
 
 

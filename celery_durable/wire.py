@@ -2,7 +2,8 @@
 
 redis-py makes the connection and reads the protocol; what is ours is that a connection stays with its attempt (to
 check one out and in costs as much as the write itself), and that commands whose replies were lost are sent again. That
-is safe because every script of the journal may be applied twice. With :mod:`redis_journal`, :mod:`runs`,
+is safe because every script of the journal may be applied twice, and because what the lost connection still delivers
+after that is refused: see :mod:`fence`, and :class:`Dated`. With :mod:`redis_journal`, :mod:`runs`,
 :mod:`address`, :mod:`cluster`, :mod:`confirmation` and :mod:`server`, alone in knowing Redis.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import ssl
 import threading
@@ -20,7 +22,7 @@ from functools import cache
 from hashlib import sha1
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from weakref import WeakSet
 
 from redis.connection import AbstractConnection, ConnectionPool
@@ -45,7 +47,11 @@ from redis.exceptions import (
 )
 
 from .exceptions import DurableError, JournalUnavailableError, JournalUnreadableError
+from .journal import LONGEST_READ
 from .lookout import Lookout
+
+if TYPE_CHECKING:
+    from .fence import Fence
 
 logger = logging.getLogger("celery_durable")
 
@@ -54,8 +60,8 @@ _PASSING = (
     RedisConnectionError, RedisTimeoutError, OSError, BusyLoadingError, ReadOnlyError, OutOfMemoryError, NoScriptError,
     ClusterDownError, TryAgainError, InvalidResponse,
 )  # fmt: skip
-# The same, for which redis-py has no class.
-_NOT_NOW = ("BUSY", "MISCONF", "NOREPLICAS")
+# The same, for which redis-py has no class; LATE is our own.
+_NOT_NOW = ("BUSY", "MISCONF", "NOREPLICAS", "LATE")
 
 
 class Passing(RedisConnectionError):
@@ -78,13 +84,36 @@ Vet = Callable[[Any], Confirmation | None]
 """Asks the server at the other end of a new connection how its writes are confirmed; None: by its reply alone."""
 
 
-Owed = tuple[bytes, bool | Callable[[Any, list[Any]], None] | None]
+class Dated(NamedTuple):
+    """A command that no fence guards: Redis carries it out only while somebody may wait for its reply.
+
+    A packet of it that comes later does nothing: see ``lua/parts/in_time.lua``.
+    """
+
+    command: bytes
+    """Without its last argument, which says until when."""
+
+    def packed(self, now: float) -> bytes:
+        """As it is sent when it is *now*, in milliseconds of Redis' clock."""
+        return self.command + pack_parts((int(now + _LONGEST_REPLY * 1000),))
+
+
+Owed = tuple[bytes | Dated, bool | Callable[[Any, list[Any]], None] | None]
 """A command, and what becomes of its reply: it is returned (True), given to a check, or dropped, because nobody ever
 wanted it (False), or because who did is gone (None)."""
 
+_LONGEST_REPLY = LONGEST_READ + 1
+"""Seconds after which nobody waits for a reply: the connection was given up."""
 _LONGEST_PAUSE = 1.0
 _LONG_IDLE = 1.0
 _HOLD = getattr(socket, "MSG_MORE", 0)
+
+
+_INCLUDE = re.compile(r"^ *--include (\w+)\n", re.MULTILINE)
+
+
+def _lua(name: str) -> str:
+    return (Path(__file__).parent / "lua" / f"{name}.lua").read_text("utf-8")
 
 
 class Script:
@@ -93,7 +122,7 @@ class Script:
     __slots__ = ("call", "text")
 
     def __init__(self, name: str) -> None:
-        self.text = (Path(__file__).parent / "lua" / f"{name}.lua").read_text("utf-8")
+        self.text = _INCLUDE.sub(lambda line: _lua(f"parts/{line[1]}"), _lua(name))
         sha = sha1(self.text.encode()).hexdigest()  # noqa: S324  the name that Redis gives it
         self.call = pack_parts(("EVALSHA", sha))
 
@@ -124,6 +153,9 @@ class Wire:
         self._confirmation: Confirmation | None = None
         self._vet: Vet | None = None
         self._vetted_by: Vet | None = None
+        self._fence: Fence | None = None
+        self._superseding = b""
+        self._clock = 0.0
         self.idle_since = 0.0
 
     @property
@@ -140,7 +172,18 @@ class Wire:
         if self._vetted_by is not vet:
             self._drop()
 
-    def send(self, *commands: bytes, wanted: bool = True, with_next: bool = False, confirmed: bool = False) -> None:
+    def guard(self, fence: Fence, *, goes_on: bool = False) -> None:
+        """Until the wire is given back, what is sent belongs to the attempt that this is the fence of.
+
+        *goes_on*: the attempt has written over another wire before.
+        """
+        self._fence = fence
+        if goes_on:
+            self._drop()
+
+    def send(
+        self, *commands: bytes | Dated, wanted: bool = True, with_next: bool = False, confirmed: bool = False
+    ) -> None:
         """Send packed commands; their replies are read by :meth:`replies`, or dropped there if not *wanted*.
 
         Nobody learns of the loss of one that is not wanted: it stays owed until the server has answered it, whoever
@@ -160,12 +203,21 @@ class Wire:
                 self._unread.append(self._confirmation)
             if self._sendall is not None:
                 try:
-                    self._sendall(b"".join(commands), flags)
+                    if self._fence is None or self._fence.number > 1:
+                        commands = tuple(map(self._packed, commands))
+                    # All are bytes by now: an attempt sends none that are dated.
+                    self._sendall(b"".join(commands), flags)  # type: ignore[arg-type]
                 except OSError:
                     self._lose()
                 except BaseException:
                     self._lose()
                     raise
+
+    def _packed(self, command: bytes | Dated) -> bytes:
+        """A command as it is sent over the connection that there is now."""
+        if isinstance(command, Dated):
+            return command.packed(time.monotonic() * 1000 + self._clock)
+        return command if self._fence is None or command is self._superseding else self._fence.put_into(command)
 
     def look_out(self) -> None:
         """Give a reply that will be quick a moment to arrive."""
@@ -199,15 +251,15 @@ class Wire:
                 if self._sendall is None:
                     self._resume()
                 return self._read()
-            except _PASSING as error:
+            except (*_PASSING, ResponseError) as raised:
+                error = self._judged(raised)
                 self._drop()
+                if not isinstance(error, _PASSING):
+                    raise self._refused(error) from error
                 if time.monotonic() + pause > deadline:
                     raise self._unavailable(error, patience) from error
                 time.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
-            except ResponseError as error:
-                self._drop()
-                raise self._refused(error) from error
             except BaseException:
                 # A time limit's signal, say: the protocol is out of step, what was sent will be sent again.
                 self._drop()
@@ -257,19 +309,35 @@ class Wire:
         connection.connect()
         for script in scripts:
             connection.send_packed_command((pack("SCRIPT", "LOAD", script.text),))
+        connection.send_packed_command((pack("TIME"),))
         for _ in scripts:
             connection.read_response()
+        seconds, microseconds = map(int, connection.read_response(disable_decoding=True))
+        self._clock = seconds * 1000 + microseconds / 1000 - time.monotonic() * 1000
         self._vetted_by = self._vet
         if self._vet is not None:
             self._confirmation = self._vet(connection)
         with self._lock:
+            self._prepare()
             for command, _ in self._unread:
-                connection.send_packed_command((command,))
+                connection.send_packed_command((self._packed(command),))
             # The connection's own methods check at each call what is checked here once, and cost a tenth of a step.
             self._sendall = connection._sock.sendall  # noqa: SLF001
             self._hold = 0 if isinstance(connection._sock, ssl.SSLSocket) else _HOLD  # noqa: SLF001
             self._receive = connection._parser.read_response  # noqa: SLF001
             self._lookout = Lookout.over(connection._sock)  # noqa: SLF001
+
+    def _prepare(self) -> None:
+        """Make what is owed fit for another connection."""
+        self._unread = [
+            (command, wanted)
+            for command, wanted in self._unread
+            if command is not self._superseding and not (wanted is None and isinstance(command, Dated))
+        ]
+        if self._fence is not None:
+            self._superseding = self._fence.supersede()
+            # Where it is refused, what follows meets the number of an earlier connection: its replies are not read.
+            self._unread.insert(0, (self._superseding, _carried_out))
 
     def _lose(self) -> None:
         """The connection is out of step; who waits for it on the event loop is woken up."""
@@ -305,7 +373,7 @@ class Wire:
                 why = f"{type(error).__name__}: {error}"
         return JournalUnavailableError(f"{self._server} did not take the journal within {patience:.3g} s: {why}")
 
-    def _refused(self, error: ResponseError) -> DurableError:
+    def _refused(self, error: Exception) -> DurableError:
         self._give_up()
         if "WRONGTYPE" in str(error):
             return JournalUnreadableError(f"a key of the journal holds something else: {error}")
@@ -324,8 +392,15 @@ class Wire:
 
     def disown(self) -> None:
         """What is still owed is to be read, and dropped."""
-        self._unread = [(command, None if wanted else wanted) for command, wanted in self._unread]
-        self._vet = None
+        self._unread = [
+            (command if isinstance(command, Dated) else self._packed(command), None if wanted else wanted)
+            for command, wanted in self._unread
+        ]
+        self._vet = self._fence = None
+
+
+def _carried_out(_reply: Any, _before: list[Any]) -> None:
+    """What is sent with it says whether the attempt is stale."""
 
 
 class Wires:
@@ -355,7 +430,7 @@ class Wires:
         wire.idle_since = time.monotonic()
         self._idle.append(wire)
 
-    def ask(self, *commands: bytes, patience: float | None = None) -> list[Any]:
+    def ask(self, *commands: bytes | Dated, patience: float | None = None) -> list[Any]:
         """The replies to these commands, over a connection of their own; raises what :meth:`Wire.replies` does."""
         wire = self.take()
         try:
@@ -425,5 +500,14 @@ def pack_pairs(fields: Mapping[str, str]) -> bytes:
 
 def call(script_name: str, keys: tuple[str | bytes, ...], *args: Any) -> bytes:
     """The command that runs a script."""
+    return _call(script_name, keys, args, 0)
+
+
+def dated_call(script_name: str, keys: tuple[str | bytes, ...], *args: Any) -> Dated:
+    """The same for a script that includes ``in_time``."""
+    return Dated(_call(script_name, keys, args, 1))
+
+
+def _call(script_name: str, keys: tuple[str | bytes, ...], args: tuple[Any, ...], to_come: int) -> bytes:
     parts = (len(keys), *keys, *args)
-    return b"*%d\r\n" % (2 + len(parts)) + script(script_name).call + pack_parts(parts)
+    return b"*%d\r\n" % (2 + len(parts) + to_come) + script(script_name).call + pack_parts(parts)

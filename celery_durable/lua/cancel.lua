@@ -1,13 +1,12 @@
 -- Ask a live run to end by TaskCancelled; one that waits goes on at once.
--- KEYS run, leases, due   ARGV id   Replies the status that was found, and when a finished run ended
+-- KEYS run, leases, due   ARGV id, until when   Replies the status that was found, and when a finished run ended
+--include in_time
 local run = redis.call('HMGET', KEYS[1], 'status', 'cancel', 'ended')
 local status = run[1]
 if status ~= 'running' and status ~= 'suspended' then return {status or 'unknown', run[3] or ''} end
 if not run[2] then
   redis.call('HSET', KEYS[1], 'cancel', 'requested')
   if status == 'suspended' then
-    local time = redis.call('TIME')
-    local now = time[1] * 1000 + math.floor(time[2] / 1000)
     redis.call('HSET', KEYS[1], 'due', now)
     redis.call('ZADD', KEYS[3], now, ARGV[1])
   end

@@ -1,10 +1,9 @@
 -- Find runs of a shard that nobody carries on: the lease has lapsed, the wait is over, the outcome was not delivered.
 -- To find one is to claim it: of many workers that look, one sends it, and none again before a pause, which grows.
--- KEYS leases, due   ARGV prefix of the keys of runs, most, two skips, pause ms, task, ...
+-- KEYS leases, due   ARGV prefix of the keys of runs, most, two skips, pause ms, task, ..., until when
 -- Replies {ms until the next wait is over or '', two skips for the next look, {id, status, task, call, resume}, ...}
 -- A skip passes over runs that are not ours, so that those behind them are seen.
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+--include in_time
 local most, skips, pause = tonumber(ARGV[2]), {tonumber(ARGV[3]), tonumber(ARGV[4])}, tonumber(ARGV[5])
 local longest = 24 * 3600000
 local ours = {}

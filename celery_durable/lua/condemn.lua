@@ -1,15 +1,15 @@
 -- End a run from outside its attempt (its process was killed by a hard time limit, or it was revoked), and fence it.
--- KEYS run, leases, due   ARGV id, fence, status, ttl ms, owner ('' for any), field, value, ...
+-- KEYS run, leases, due   ARGV id, fence, status, ttl ms, owner ('' for any), field, value, ..., until when
 -- Replies 1, or 0 when there is no live run, or another process carries it on
+--include in_time
 local run = redis.call('HMGET', KEYS[1], 'status', 'fence', 'owner')
 if run[1] ~= 'running' and run[1] ~= 'suspended' then
   -- 1: our own call, sent again because its reply was lost, or what hangs on it could not be said.
   return run[2] == ARGV[2] and 1 or 0
 end
 if ARGV[5] ~= '' and run[3] ~= ARGV[5] then return 0 end
-local time = redis.call('TIME')
 redis.call('HSET', KEYS[1], 'status', ARGV[3], 'fence', ARGV[2], 'delivered', 1,
-           'ended', time[1] * 1000 + math.floor(time[2] / 1000), unpack(ARGV, 6))
+           'ended', now, unpack(ARGV, 6))
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])

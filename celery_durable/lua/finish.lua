@@ -1,12 +1,13 @@
 -- Write the outcome. The run keeps its place among the leases, and has no TTL, until the outcome is delivered, so that a
 -- finished run whose worker died before delivery can be found.
 -- KEYS run, leases, due   ARGV fence, id, status, lease ms, field, value, ...
--- Replies 1, 0 to a stale attempt, or where the outcome has been delivered, -1 where there is no journal
+-- Replies 1, 0 to a stale attempt or connection, or where the outcome has been delivered, -1 where there is no journal
+--include write
 local run = redis.call('HMGET', KEYS[1], 'fence', 'delivered')
 if run[1] ~= ARGV[1] or run[2] then return run[1] and 0 or -1 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('HSET', KEYS[1], 'status', ARGV[3], 'ended', now, unpack(ARGV, 5))
+write(5, {'status', ARGV[3], 'ended', now})
 redis.call('ZREM', KEYS[3], ARGV[2])
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[4]), ARGV[2])
 return 1

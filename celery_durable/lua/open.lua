@@ -1,17 +1,16 @@
 -- Begin an attempt of a run, or say why not. Taking the lease and raising the fence is one act.
 -- KEYS run, leases, due
--- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, hint, owner, reopen, build, load
+-- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, hint, owner, reopen, build, load,
+--   until when it is carried out, by Redis' clock
 -- Replies {'open', attempt, now, recoveries, reopened} | {'finished'} | {'foreign', task} | {'unreadable', layout}
 --       | {'replaced', ms} | {'busy', ms} | {'early', ms} | {'outdated'} | {'failed', ended, now}
 -- and as the last element, if asked to load it, the journal of a run that was there before.
+--include in_time
 local run, leases, due = KEYS[1], KEYS[2], KEYS[3]
 local id, fence, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local layout, task, fingerprint, call, seed = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 local build = ARGV[15]
 local nesting, fresh, changed, hint = tonumber(ARGV[9]), ARGV[10] == '1', tonumber(ARGV[11]), ARGV[12] == '1'
-
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local function create()
   redis.call('HSET', run, 'v', layout, 'task', task, 'fingerprint', fingerprint, 'call', call, 'seed', seed,
@@ -73,6 +72,9 @@ local known = redis.call('HMGET', run, 'status', 'v', 'task', 'fingerprint', 'ne
 local status = known[1]
 
 local function known_run()
+  -- Our own call, sent again because its reply was lost; a late copy of it begins the attempt no second time.
+  local own = string.match(known[7] or '', '^[^:]*') == fence
+  if own and status ~= 'running' then return {'outdated'} end
   local theirs, ours = tonumber(known[2]) or 0, tonumber(layout)
   -- Of a newer layout the entries cannot be read: the attempt finds that, and waits for a worker that can. (What is
   -- looked at here means the same in every layout.)
@@ -98,10 +100,7 @@ local function known_run()
   end
 
   if status == 'running' then
-    if known[7] == fence then
-      -- Our own call, sent again because its reply was lost.
-      return {'open', tonumber(known[6]), now, tonumber(known[10]), 0}
-    end
+    if own then return {'open', tonumber(known[6]), now, tonumber(known[10]), 0} end
     if held then return {'busy', tonumber(expiry) - now} end
     -- The last attempt died. One that recorded something new is no sign of a poison pill.
     if known[9] == known[6] then return begin(0, 0) end

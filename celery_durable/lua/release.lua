@@ -4,7 +4,12 @@
 -- delivered; 2 where another process has ended it otherwise; 0 where there is no journal
 local run = redis.call('HMGET', KEYS[1], 'status', 'delivered', ARGV[2], 'attempt')
 if not run[1] then return 0 end
-local own, live = run[3] == ARGV[3], run[1] == 'running' or run[1] == 'suspended' or not run[2]
+local held, value = run[3] or '', ARGV[3]
+if ARGV[2] == 'fence' then
+  -- Over whichever connection.
+  held, value = string.match(held, '^[^:]*'), string.match(value, '^[^:]*')
+end
+local own, live = held == value, run[1] == 'running' or run[1] == 'suspended' or not run[2]
 if own and live and run[1] ~= 'suspended' then
   -- Without a fence no renewal that is under way takes the lease again.
   redis.call('HSET', KEYS[1], 'fence', '')

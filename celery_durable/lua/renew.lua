@@ -2,7 +2,9 @@
 -- KEYS run, leases, due   ARGV fence, id, lease ms
 -- Replies 1 (2 where the run is to be cancelled), 0 to a stale attempt, -1 where there is no journal
 local run = redis.call('HMGET', KEYS[1], 'fence', 'status', 'cancel', 'delivered')
-if run[1] ~= ARGV[1] then return run[1] and 0 or -1 end
+-- Over whichever connection: the thread that keeps leases has its own.
+if not run[1] then return -1 end
+if string.match(run[1], '^[^:]*') ~= string.match(ARGV[1], '^[^:]*') then return 0 end
 if run[2] ~= 'suspended' and not run[4] then
   local time = redis.call('TIME')
   redis.call('ZADD', KEYS[2], time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[3]), ARGV[2])

@@ -131,6 +131,13 @@ def cut_connection(stage: Stage, rng: Random) -> Iterator[Harm]:
     yield Harm(0.5)
 
 
+def delay_request(stage: Stage, rng: Random) -> Iterator[Harm]:
+    """What connections to the journals' Redis had sent when they were cut arrives when it was sent again long ago."""
+    stage.proxy.hold_back(b"EVALSHA", rng.randint(1, 3))
+    yield Harm(rng.uniform(0.1, stage.terms.lease * 2))
+    stage.proxy.deliver_late()
+
+
 WEIGHTS: dict[Fault, int] = {
     kill_child: 8,
     kill_worker: 3,
@@ -144,10 +151,11 @@ WEIGHTS: dict[Fault, int] = {
     kill_journal: 2,
     kill_both: 1,
     cut_connection: 6,
+    delay_request: 6,
 }
 CUTTING = WEIGHTS.keys() - {duplicate_message, lose_message, kill_broker}
 """The faults that may cut an attempt short; what happens to messages, or to their broker, must not."""
-SILENCING: set[Fault] = {kill_journal, kill_both, cut_connection}
+SILENCING: set[Fault] = {kill_journal, kill_both, cut_connection, delay_request}
 """Those that take what was sent to the journal, and not acknowledged."""
 
 

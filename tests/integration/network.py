@@ -1,4 +1,6 @@
-"""What lies between a client and its server: counted waits, and a proxy that loses replies, or falls silent."""
+"""What lies between a client and its server: counted waits, and a proxy that loses replies, falls silent, or delivers
+what closed connections have sent when their clients have long sent it again.
+"""
 
 import selectors
 import socket
@@ -66,7 +68,7 @@ class _WatchedSocket:
 
 
 class Proxy:
-    """A TCP proxy before a server: it passes everything on, until it is told to lose replies, or to fall silent."""
+    """A TCP proxy before a server: it passes everything on, until it is told otherwise."""
 
     def __init__(self, server: RedisServer) -> None:
         self._server = ("127.0.0.1", server.port)
@@ -76,6 +78,8 @@ class Proxy:
         self._losing = threading.Lock()
         self.lost = 0
         """Replies that were lost so far, each with its connection."""
+        self._to_hold: list[bytes] = []
+        self._late: list[tuple[socket.socket, bytes]] = []
         self._open: set[socket.socket] = set()
         self._silent: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -88,6 +92,29 @@ class Proxy:
     def fall_silent(self) -> None:
         """Forget the connections that there are, without a word to either side; new ones are served."""
         self._silent |= self._open
+
+    def hold_back(self, mark: bytes = b"", count: int = 1) -> None:
+        """Cut the connections of the next requests that have this mark in them; what they have sent is on its way."""
+        self._to_hold += [mark] * count
+
+    @property
+    def late(self) -> int:
+        """How many requests are held back."""
+        return len(self._late)
+
+    def deliver_late(self) -> bytes:
+        """Hold no more back, let what was held arrive, and return what the server replies, which reaches nobody."""
+        replies = b""
+        self._to_hold.clear()
+        late, self._late = self._late, []
+        for server, sent in late:
+            with server, suppress(OSError):  # it has died meanwhile, say
+                server.sendall(sent)
+                # It closes its side when it has dealt with all of it.
+                server.shutdown(socket.SHUT_WR)
+                while reply := server.recv(65536):
+                    replies += reply
+        return replies
 
     def _start(self, work: Any, *args: Any) -> None:
         thread = threading.Thread(target=work, args=args, daemon=True)
@@ -115,7 +142,17 @@ class Proxy:
                             return
                         if side in self._silent:
                             continue
+                        if side is client and self._holds(data):
+                            self._late.append((socket.socket(fileno=server.detach()), data))
+                            return
                         other_side[side].sendall(data)
+
+    def _holds(self, data: bytes) -> bool:
+        with self._losing:
+            mark = next((mark for mark in self._to_hold if mark in data), None)
+            if mark is not None:
+                self._to_hold.remove(mark)
+            return mark is not None
 
     def _loses(self) -> bool:
         with self._losing:
@@ -132,6 +169,8 @@ class Proxy:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        for server, _ in self._late:
+            server.close()
         for one in self._open:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
