@@ -62,6 +62,8 @@ _PASSING = (
 )  # fmt: skip
 # The same, for which redis-py has no class; LATE is our own.
 _NOT_NOW = ("BUSY", "MISCONF", "NOREPLICAS", "LATE")
+# What Redis 6.2 puts before an error that a script has met.
+_MET_IN_SCRIPT = re.compile(r"Error running script \(call to \w+\): .*@user_script: ?\d+: -?")
 
 
 class Passing(RedisConnectionError):
@@ -301,6 +303,8 @@ class Wire:
 
     def _judged(self, error: Exception) -> Exception:
         """An error that the server replied, as one that passes if it does."""
+        if isinstance(error, ResponseError) and (met := _MET_IN_SCRIPT.match(str(error))):
+            error = self._connection._parser.parse_error(str(error)[met.end() :])  # noqa: SLF001
         return Passing(str(error)) if str(error).startswith(_NOT_NOW) else error
 
     def _resume(self) -> None:

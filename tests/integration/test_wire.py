@@ -25,9 +25,10 @@ from celery_durable.lookout import Lookout
 from celery_durable.startup import risks_of
 from celery_durable.store import Store, store_of
 from celery_durable.wire import Wire
+from tests.groups import program_or_skip
 from tests.integration.network import Proxy
 from tests.integration.runs import app_at, app_for, delivery, execute, new_id, opened, state, store_at, task_of
-from tests.servers import RedisServer, ServerUnavailableError
+from tests.servers import OLDEST, RedisServer, ServerUnavailableError, free_port
 from tests.waiting import eventually
 
 DAY = 24 * 3600.0
@@ -699,17 +700,27 @@ def test_an_opening_that_was_interrupted_is_not_sent_again_by_the_next_attempt()
         assert client.exists(store.keys(task_id).run) == 0
 
 
-@pytest.mark.parametrize("refusal", ["NOREPLICAS", "BUSY"])
-def test_a_refusal_that_passes_is_waited_for(refusal: str) -> None:
-    with RedisServer() as server, server.client() as admin, store_at(server.url(), durable_lease=20) as store:
+@pytest.mark.parametrize("connected", [True, False])
+@pytest.mark.parametrize("refusal", ["NOREPLICAS", "BUSY", "READONLY", "OOM"])
+@pytest.mark.parametrize("make", ["redis", OLDEST])
+def test_a_refusal_that_passes_is_waited_for(make: str, refusal: str, connected: bool) -> None:
+    """Also where it answers what a connection begins with."""
+    said = {"READONLY": "read only replica", "OOM": "maxmemory"}.get(refusal, refusal)
+    with (
+        RedisServer(program=program_or_skip(make)) as server,
+        server.client() as admin,
+        store_at(server.url(), durable_lease=20) as store,
+    ):
         journal = opened(store, task_id := new_id())
+        if not connected:
+            journal.wire._drop()  # noqa: SLF001
         if refusal == "BUSY":
-            admin.config_set("busy-reply-threshold", 1)
+            admin.config_set("lua-time-limit", 1)
             script = threading.Thread(target=endless_script, args=(server,))
             script.start()
             eventually(lambda: is_busy(admin))
         else:
-            admin.config_set("min-replicas-to-write", 1)
+            begin_to_refuse(admin, refusal)
         seen: list[Exception] = []
         usual = journal.wire._drop  # noqa: SLF001
         journal.wire._drop = lambda: (seen.append(sys.exc_info()[1]), usual())[1]  # noqa: SLF001
@@ -722,7 +733,7 @@ def test_a_refusal_that_passes_is_waited_for(refusal: str) -> None:
         recovering.join()
         if refusal == "BUSY":
             script.join()
-        assert refusal in str(seen[0])
+        assert said in str(seen[0])
         assert admin.hget(store.keys(task_id).run, "step:1") == "{}"
 
 
@@ -739,8 +750,23 @@ def is_busy(client: redis.Redis) -> bool:
     return False
 
 
+_REFUSING = {"NOREPLICAS": "min-replicas-to-write", "OOM": "maxmemory"}
+
+
+def begin_to_refuse(client: redis.Redis, refusal: str) -> None:
+    if refusal == "READONLY":
+        client.replicaof("127.0.0.1", free_port())  # another one has become the master
+    else:
+        client.config_set(_REFUSING[refusal], 1)
+
+
 def recover(client: redis.Redis, refusal: str) -> None:
-    client.script_kill() if refusal == "BUSY" else client.config_set("min-replicas-to-write", 0)
+    if refusal == "BUSY":
+        client.script_kill()
+    elif refusal == "READONLY":
+        client.replicaof("NO", "ONE")
+    else:
+        client.config_set(_REFUSING[refusal], 0)
 
 
 def test_siblings_may_send_while_another_reads_and_nothing_is_taken_for_acknowledged(
