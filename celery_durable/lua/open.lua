@@ -1,7 +1,7 @@
 -- Begin an attempt of a run, or say why not. Taking the lease and raising the fence is one act.
 -- KEYS run, leases, due
--- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, hint, owner, reopen, build, load,
---   until when it is carried out, by Redis' clock
+-- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, hint, owner, reopen, build,
+--   load, until when it is carried out, by Redis' clock
 -- Replies {'open', attempt, now, recoveries, reopened} | {'finished'} | {'foreign', task} | {'unreadable', layout}
 --       | {'replaced', ms} | {'busy', ms} | {'early', ms} | {'outdated'} | {'failed', ended, now}
 -- and as the last element, if asked to load it, the journal of a run that was there before.
