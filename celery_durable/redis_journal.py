@@ -9,6 +9,7 @@ The shard is the Cluster hash tag, so that one script can change all three.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import socket
@@ -19,6 +20,8 @@ from functools import cache
 from math import inf
 from typing import Any, NamedTuple
 from zlib import crc32
+
+from billiard import current_process
 
 from .confirmation import vet_for
 from .exceptions import ConfigurationError, JournalUnavailableError, JournalUnreadableError
@@ -82,8 +85,13 @@ def _decided(delivery: Delivery, asked: float, ended: int, now: int) -> Delivery
 
 @cache
 def owner_name(pid: int) -> str:
-    """A process of this machine, as the journal names it."""
-    return f"{socket.gethostname()}:{pid}"
+    """This process, or one of its pool, as the journal names it.
+
+    Containers may have equal host names, and equal pids: so it names their worker, too. All processes of one share a
+    random key, however they were started, which is not to be shown.
+    """
+    worker = hashlib.sha256(current_process().authkey).hexdigest()[:8]
+    return f"{socket.gethostname()}:{worker}:{pid}"
 
 
 class Keys(NamedTuple):

@@ -1,11 +1,14 @@
 """Runs seen from outside their attempts: each is claimed once, given back, ended or cancelled in one act."""
 
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -392,7 +395,7 @@ def give_back(store: Store, journal: RedisJournal, by: str, whose: Whose = Whose
     if by == "fence":
         journal.release(orderly=True)
     else:
-        _, _, pid = owner_of(store, id_of(journal)).partition(":")
+        _, _, pid = owner_of(store, id_of(journal)).rpartition(":")
         assert store.runs.release(id_of(journal), int(pid)) is whose
 
 
@@ -404,6 +407,32 @@ def test_an_attempt_says_which_process_it_is_in(store: Store) -> None:
     opened(store, task_id := new_id())
 
     assert owner_of(store, task_id) == owner_name(os.getpid())
+
+
+POOL = """
+import sys
+import billiard
+from celery_durable.redis_journal import owner_name
+
+def tell():
+    print(owner_name(1), flush=True)
+
+if __name__ == "__main__":
+    tell()
+    child = billiard.get_context(sys.argv[1]).Process(target=tell)
+    child.start()
+    child.join()
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_worker_knows_the_names_of_its_processes_and_has_none_of_anothers(tmp_path: Path, method: str) -> None:
+    """Containers may have equal host names, and equal process ids."""
+    (script := tmp_path / "pool.py").write_text(POOL, encoding="utf-8")
+    workers = [subprocess.check_output([sys.executable, script, method], text=True).split() for _ in range(2)]
+
+    assert [parent for parent, child in workers] == [child for parent, child in workers]
+    assert len({owner_name(1), *(parent for parent, _ in workers)}) == 3
 
 
 def test_only_the_present_attempt_gives_its_lease_back(store: Store, redis_client: redis.Redis) -> None:

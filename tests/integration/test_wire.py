@@ -892,4 +892,5 @@ def test_the_owner_names_the_host_and_the_process(redis_url: str, redis_client: 
     with store_at(redis_url) as store:
         opened(store, task_id := new_id())
 
-        assert redis_client.hget(store.keys(task_id).run, "owner") == f"{socket.gethostname()}:{os.getpid()}"
+        host, _, process = redis_client.hget(store.keys(task_id).run, "owner").split(":")
+    assert (host, int(process)) == (socket.gethostname(), os.getpid())
