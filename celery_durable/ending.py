@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, WorkerShutdown, WorkerTerminate
 
 from . import message, outcome, report
+from .announcement import Announcement
 from .attempt import Attempt
 from .exceptions import (
     DurableError,
@@ -217,9 +218,10 @@ class Ending:
         if not cancelled:
             return error
         logger.info("task %s: cancelled", self.request.id)
-        if not report.revoked(self.task, self.request, error):
-            self.hold.not_delivered()
-        return Ignore("the run was cancelled")
+        if report.revoked(self.task, self.request, error):
+            return Announcement.of_cancellation(error)
+        self.hold.not_delivered()
+        return Ignore("the run was cancelled, which could not be delivered")
 
     def fail_after_all(self, error: BaseException) -> BaseException:
         """A retry was announced to the journal, and cannot be sent."""
@@ -269,7 +271,7 @@ class Ending:
             partial(report.waits, self.task, self.request, state, info),
             partial(self.hold.suspend, delay, fields, though_cancelled=though_cancelled),
         )
-        return Ignore(f"the run is {state}")
+        return Announcement.of_wait(state, info)
 
     def suspend_as_retried(self, error: BaseException | None, suspend: Callable[[], T]) -> T:
         """Give the run back until its retry for this *error*."""

@@ -22,6 +22,7 @@ from celery.utils.log import get_task_logger
 
 from . import call, django, message, outcome, report, upkeep
 from .abandonment import Abandonment
+from .announcement import Announcement
 from .attempt import Attempt, Surroundings, running_step
 from .context import AsyncDurableContext, DurableContext
 from .current import OPENED, current
@@ -319,6 +320,8 @@ class Execution:
                 Ending(self).fail(result)
             elif state == states.SUCCESS and self.hold.lacks_success:
                 self._succeed_after_all(self.hold, result)
+            elif isinstance(result, Announcement):
+                result.call_hooks(self.task, self.request)
         except Interrupt as error:
             logger.error("task %s: its end could not be journaled: %s", self.request.id, error)
         finally:

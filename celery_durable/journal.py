@@ -89,6 +89,8 @@ class Busy(NamedTuple):
 
     wait: float
     reason: str
+    early: bool = False
+    """It is not due yet."""
 
 
 class Outdated(NamedTuple):

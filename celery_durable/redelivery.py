@@ -8,6 +8,7 @@ from typing import Any
 from celery.exceptions import Ignore
 
 from . import outcome, report
+from .announcement import Announcement
 from .hold import Hold
 from .journal import Busy, Finished, Foreign, Outdated, Verdict
 
@@ -23,7 +24,9 @@ def turn_away(verdict: Verdict, task: Any, request: Any, hold: Hold, *, fresh: b
         case Busy(reason=reason) | Outdated(reason=reason):
             # The journal keeps the run; whatever becomes of it, a worker will send it again.
             logger.info("task %s: %s; this message is forgotten", request.id, reason)
-            raise Ignore(reason)
+            # It has not begun to go on.
+            is_early = isinstance(verdict, Busy) and verdict.early
+            raise Announcement.of_wait(report.SUSPENDED) if is_early else Ignore(reason)
         case Foreign():
             raise _refused(verdict, task, request)
         case Finished(fields=fields):
@@ -36,7 +39,7 @@ def turn_away(verdict: Verdict, task: Any, request: Any, hold: Hold, *, fresh: b
                 request.id, ended.ended.isoformat(timespec="seconds"),
             )  # fmt: skip
             report.again(task, request, ended)
-            raise Ignore("already finished")
+            raise Announcement.of_outcome("already finished", ended)
     raise AssertionError(verdict)  # pragma: no cover
 
 
@@ -44,8 +47,9 @@ def _deliver(ended: outcome.Outcome, task: Any, request: Any, hold: Hold) -> Any
     """The worker that had the outcome died before it was delivered, with what hangs on it."""
     hold.will_deliver(ended.status)
     if ended.status == "revoked" and ended.error is not None:
-        if not report.revoked(task, request, ended.error):
-            hold.not_delivered()
+        if report.revoked(task, request, ended.error):
+            raise Announcement.of_cancellation(ended.error)
+        hold.not_delivered()
     elif ended.error is not None:
         raise ended.error
     elif ended.status == "succeeded":
@@ -58,7 +62,8 @@ def _refused(verdict: Foreign, task: Any, request: Any) -> Ignore:
         "task %s refused: the id belongs to a run of %s%s; send it under a new task_id",
         request.id, verdict.task, " with other arguments" if verdict.task == task.name else "",
     )  # fmt: skip
+    recorded = outcome.read(verdict.fields, task.durable_terms.accept)
     if task.track_started:
         # Celery has written STARTED over it.
-        report.again(task, request, outcome.read(verdict.fields, task.durable_terms.accept))
-    return Ignore("the id belongs to another run")
+        report.again(task, request, recorded)
+    return Announcement.of_outcome("the id belongs to another run", recorded)

@@ -201,7 +201,7 @@ class RedisJournal:
             check_layout(self._keys, {b"v": reply[1]})
         if kind == "outdated":
             return Outdated("a newer message has other arguments")
-        return Busy(reply[1] / 1000, _REASONS[kind])
+        return Busy(reply[1] / 1000, _REASONS[kind], early=kind == "early")
 
     def suspend(
         self, delay: float, fields: Mapping[str, str], slack: float = 0.0, *, though_cancelled: bool = False

@@ -27,7 +27,8 @@ spared: ContextVar[str | None] = ContextVar("celery_durable_spared", default=Non
 announced: ContextVar[str | None] = ContextVar("celery_durable_announced", default=None)
 """The run whose retry the result backend knows of, before Celery says so."""
 
-_ENDED = {"succeeded": states.SUCCESS, "failed": states.FAILURE, "revoked": states.REVOKED}
+ENDED = {"succeeded": states.SUCCESS, "failed": states.FAILURE, "revoked": states.REVOKED}
+"""The state of a run that has ended, by what its journal says."""
 
 
 def waits(task: Any, request: Any, state: str, info: dict[str, Any]) -> None:
@@ -95,10 +96,10 @@ class SparingBackend:
 
 def again(task: Any, request: Any, ended: Outcome) -> None:
     """The recorded outcome, once more; nothing else hangs on that, and nothing depends on it."""
-    if ended.status in _ENDED:
+    if ended.status in ENDED:
         result = ended.value if ended.error is None else ended.error
         try:
-            _store(task, request, result, _ENDED[ended.status], traceback=ended.traceback or None)
+            _store(task, request, result, ENDED[ended.status], traceback=ended.traceback or None)
         except Exception as error:
             logger.warning("task %s: its outcome could not be stored once more: %r", request.id, error)
 

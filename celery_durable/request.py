@@ -9,14 +9,16 @@ from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 from billiard.exceptions import Terminated
+from celery import states
 from celery.exceptions import TaskPredicate, TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from . import outcome
+from .announcement import Announcement, going_on
 from .exceptions import ConfigurationError
-from .message import ARGUMENTS, RECEIVED, SEED, seed_in
+from .message import ARGUMENTS, HEADER, RECEIVED, SEED, seed_in
 from .runs import Runs, Whose
 from .store import store_of
 
@@ -33,6 +35,8 @@ class DurableRequest(Request):
 
     _is_done = False
     """The process was lost when the run had succeeded, and all was delivered."""
+    _is_revoked = False
+    """The run, which had begun, is ended by its revocation."""
 
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
@@ -56,7 +60,10 @@ class DurableRequest(Request):
         """
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if return_ok or not self._befell_the_worker(error):
-            return super().on_failure(exc_info, send_failed_event, return_ok)
+            super().on_failure(exc_info, send_failed_event, return_ok)
+            if isinstance(error, Announcement):
+                error.publish(self)
+            return None
         whose = self._given_back()
         if whose is None and self.task.opinionated and self.task.acks_late:  # type: ignore[attr-defined]
             # The journal is away: the next worker may find it.
@@ -111,7 +118,7 @@ class DurableRequest(Request):
     # -- revoked, expired
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
-        self._condemn("revoked", TaskRevokedError(reason))
+        self._is_revoked = bool(self._condemn("revoked", TaskRevokedError(reason)))
         super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
 
     def maybe_expire(self) -> Literal[True] | None:
@@ -122,14 +129,28 @@ class DurableRequest(Request):
             return None
         return super().maybe_expire()
 
+    # -- what monitors are told
+
+    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  Celery's name for it
+        """Tell what Celery tells, and which state that is where monitors would keep the one of before."""
+        header = self.request_dict.get(HEADER)
+        if type == "task-started" and (header is not None or self.task.opinionated):  # type: ignore[attr-defined]
+            # Whatever it finds the run in: if it does not begin, it says so in turn.
+            fields = going_on(header or {}) | fields
+        elif type == "task-revoked" and self._is_revoked:
+            fields = {"state": states.REVOKED, **fields}
+        super().send_event(type, **fields)
+
     # -- the journal
 
-    def _condemn(self, status: str, error: BaseException, pid: int | None = None) -> None:
-        def end(runs: Runs) -> None:
-            keep = self.task.durable_settings.failure_retention  # type: ignore[attr-defined]
-            runs.condemn(self.id, status, keep, outcome.of_error(error), pid=pid)
+    def _condemn(self, status: str, error: BaseException, pid: int | None = None) -> bool | None:
+        """End the run; whether that has ended it, None if it is not known."""
 
-        self._ask(end, "its end could not be journaled")
+        def end(runs: Runs) -> bool:
+            keep = self.task.durable_settings.failure_retention  # type: ignore[attr-defined]
+            return runs.condemn(self.id, status, keep, outcome.of_error(error), pid=pid)
+
+        return self._ask(end, "its end could not be journaled")
 
     def _ask(self, question: Callable[[Runs], T], otherwise: str) -> T | None:
         try:

@@ -8,9 +8,11 @@ from typing import Any
 from celery import signals, states
 from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
+from celery.utils.functional import maybe_list
 from celery.worker import state as worker_state
 
 from . import outcome, report
+from .announcement import HOW_REVOKED, REVOKED
 from .call import Call
 from .forks import undisturbed
 from .journal import Fields
@@ -18,9 +20,6 @@ from .redis_journal import new_fence
 from .store import store_of
 
 logger = logging.getLogger("celery_durable")
-
-_HOW = {"terminated": False, "signum": None, "expired": False}
-"""As Celery says it of a task that does not run."""
 
 
 class Revocations:
@@ -32,13 +31,16 @@ class Revocations:
         self._store = store_of(app)
         self._accept = frozenset(app.conf.accept_content)
         self._told: set[str] = set()
+        self._stamped: set[str] = set()
+        """Runs that waited when they were revoked by a stamp of theirs."""
+        self._stamps: dict[str, list[Any]] = {}
         self._ended: set[str] = set()
         self._fence = new_fence()
         """By which a run is known again that was ended here, and of which that could not be said everywhere."""
 
     def carry_out(self) -> None:
         """End the runs that were revoked by the last time: a request that is being terminated comes first."""
-        for task_id in self._told - self._ended:
+        for task_id in (self._told | self._stamped) - self._ended:
             try:
                 with undisturbed:
                     request = self._end(task_id)
@@ -49,7 +51,26 @@ class Revocations:
             else:
                 self._ended.add(task_id)
         self._told = set(worker_state.revoked)
+        self._stamped -= self._ended
+        self._look_for_stamps()
         self._ended &= self._told
+
+    def _look_for_stamps(self) -> None:
+        """Find the runs that wait and have a stamp that was revoked since; one that waits later ends when it wakes."""
+        stamps = {header: maybe_list(values) for header, values in worker_state.revoked_stamps.items()}
+        if stamps != self._stamps:
+            with undisturbed:
+                for task_id, call in self._store.runs.waiting():
+                    if self._bears(call, stamps):
+                        self._stamped.add(task_id)
+            self._stamps = stamps
+
+    def _bears(self, call: bytes, stamps: dict[str, list[Any]]) -> bool:
+        if b"stamped_headers" not in call and b"content_type" not in call:
+            return False
+        options = Call.load(call, self._accept).options
+        headers = [header for header in options.get("stamped_headers") or () if header in stamps]
+        return any(stamp in stamps[header] for header in headers for stamp in maybe_list(options.get(header)))
 
     def _end(self, task_id: str) -> Context | None:
         """The request of the run that has been ended; None where that is not for us to do."""
@@ -91,9 +112,9 @@ class Revocations:
     def _tell_monitors(self, request: Any) -> None:
         task, eventer = self._app.tasks.get(request.task), self._worker.consumer.event_dispatcher
         if task is not None and task.send_events and eventer is not None and eventer.enabled:
-            eventer.send("task-revoked", uuid=request.id, **_HOW)
+            eventer.send("task-revoked", uuid=request.id, **REVOKED)
 
     def _tell_listeners(self, request: Any) -> None:
         task = self._app.tasks.get(request.task)
         if task is not None:
-            signals.task_revoked.send(task, request=request, **_HOW)
+            signals.task_revoked.send(task, request=request, **HOW_REVOKED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -117,6 +117,18 @@ class Runs:
     def is_known(self, task_id: str) -> bool:
         """Whether an attempt of the run has begun, and its journal is still there."""
         return self._ask(task_id, pack("EXISTS", self.keys(task_id).run), patience=SHORT_PATIENCE) == [1]
+
+    def waiting(self) -> Iterator[tuple[str, bytes]]:
+        """All runs that wait, and how each was called; of one Redis a few at a time."""
+        for shard in self._shards:
+            due = shard.keys("").due
+            [found] = shard.wires.ask(pack("ZRANGE", due, 0, -1), patience=SHORT_PATIENCE)
+            ids = [task_id.decode() for task_id in found]
+            for first in range(0, len(ids), _MOST_AT_ONCE):
+                some = ids[first : first + _MOST_AT_ONCE]
+                questions = [pack("HGET", shard.keys(task_id).run, "call") for task_id in some]
+                calls = shard.wires.ask(*questions, patience=SHORT_PATIENCE)
+                yield from ((task_id, call) for task_id, call in zip(some, calls, strict=True) if call)
 
     def claim(self, tasks: Iterable[str], before: list[Claims] | None = None) -> list[Claims]:
         """Claim runs of these tasks that nobody carries on: one script per shard, sent together to one Redis.

@@ -1,7 +1,7 @@
 """Runs that a worker was told to revoke: who ends one says so, and nobody else does."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import Mock, call
 
 import pytest
@@ -9,11 +9,11 @@ import redis
 from celery import Celery, signals
 from celery.worker import state as worker_state
 
-from celery_durable import cancel
+from celery_durable import DurableTask, TaskCancelled, cancel
 from celery_durable.message import HEADER
 from celery_durable.revocation import Revocations
 from celery_durable.store import store_of
-from tests.integration.runs import app_at, execute, new_id, task_of
+from tests.integration.runs import app_at, execute, lapse, new_id, task_of
 from tests.receivers import receiver
 
 DAY = 24 * 3600.0
@@ -104,13 +104,38 @@ def test_a_sleeping_run_that_is_revoked_is_announced_as_celery_announces_its_own
 
     revoke(Revocations(app, worker), task_id)
 
-    assert events(worker) == [call("task-revoked", uuid=task_id, **how)]
+    # The state, too: monitors would keep SUSPENDED otherwise.
+    assert events(worker) == [call("task-revoked", uuid=task_id, state="REVOKED", **how)]
     [said] = [received.kwargs for received in heard.call_args_list]
     assert (said["sender"].name, {name: said[name] for name in how}) == ("shop.sleeps", how)
     request = said["request"]
     assert (request.id, request.args, request.kwargs, request.hostname) == (task_id, ["bed"], {}, "w1")
     stored = app.AsyncResult(task_id)
     assert (stored.state, stored.name, stored.args, stored.worker) == ("REVOKED", "shop.sleeps", ["bed"], "w1")
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+def test_runs_that_wait_end_by_a_stamp_that_is_revoked_and_no_others(
+    app: Celery, worker: Mock, heard: Mock, monkeypatch: pytest.MonkeyPatch, serializer: str
+) -> None:
+    app.conf.update(task_serializer=serializer, accept_content=["json", "pickle"])
+    marks = {"first": {"order": "o-1"}, "second": {"order": ["o-0", "o-2"]}, "other": {"order": "o-9"}, "none": None}
+    ids = {name: new_id() for name in marks}
+    for name, stamps in marks.items():
+        stamped = {"stamped_headers": ["order"], "stamps": stamps} if stamps else {}
+        assert execute(task_of(app, sleeps), task_id=ids[name], **stamped) == "IGNORED"
+    revocations = Revocations(app, worker)
+    monkeypatch.setattr(worker_state, "revoked", set())
+
+    for stamps in ({"order": "o-1"}, {"order": ["o-1", "o-2"], "customer": "c-1"}):
+        monkeypatch.setattr(worker_state, "revoked_stamps", stamps)
+        for _ in range(2):
+            revocations.carry_out()
+
+    assert {name: app.AsyncResult(task_id).state for name, task_id in ids.items()} == {
+        "first": "REVOKED", "second": "REVOKED", "other": "SUSPENDED", "none": "SUSPENDED",
+    }  # fmt: skip
+    assert heard.call_count == len(events(worker)) == 2
 
 
 @pytest.mark.parametrize("silent", ["worker", "task", "connection"])
@@ -158,3 +183,45 @@ def test_an_error_is_stored_of_a_run_whose_result_is_ignored_where_errors_are_wa
         assert execute(task, task_id=task_id, headers={HEADER: {"hint": 1}}) == "IGNORED"
 
     assert app.AsyncResult(task_id).state == ("REVOKED" if wanted else "PENDING")
+
+
+class Hooked(DurableTask[Any, Any]):
+    """Notes its hooks, of which one fails."""
+
+    abstract = True
+    heard: ClassVar[list[tuple[Any, ...]]] = []
+
+    def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        self.heard.append(("on_failure", type(exc), task_id, args, kwargs, einfo.type))
+        raise KeyError("a lock that is gone")
+
+    def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        self.heard.append(("after_return", status, type(retval), task_id, args, kwargs))
+
+
+def test_the_hooks_of_a_cancelled_run_are_called_when_its_end_is_delivered(
+    app: Celery, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the attempt itself or, where that could not deliver it, by who does; a hook that fails is logged."""
+    made = app.task(base=Hooked, bind=True, shared=False, name="shop.hooked")(sleeps)
+    task, task_id, hint = app.tasks[made.name], new_id(), {HEADER: {"hint": 1}}
+    execute(task, "bed", task_id=task_id)
+    cancel(task_id, app=app)
+    key = store_of(app).keys(task_id).run
+    Hooked.heard.clear()
+    with monkeypatch.context() as broken:
+        broken.setattr(app.backend, "store_result", Mock(side_effect=ConnectionError("away")))
+        assert execute(task, "bed", task_id=task_id, headers=hint) == "IGNORED"
+    assert (redis_client.hmget(key, "status", "delivered"), Hooked.heard) == (["revoked", None], [])
+    lapse(redis_client, store_of(app), task_id)
+
+    for _ in range(2):
+        assert execute(task, "bed", task_id=task_id, headers=hint) == "IGNORED"
+
+    assert redis_client.hmget(key, "status", "delivered") == ["revoked", "1"]
+    assert app.AsyncResult(task_id).state == "REVOKED"
+    assert Hooked.heard == [
+        ("on_failure", TaskCancelled, task_id, ("bed",), {}, TaskCancelled),
+        ("after_return", "REVOKED", TaskCancelled, task_id, ("bed",), {}),
+    ]
+    assert f"task {task_id}: it was cancelled, and its on_failure failed" in caplog.text
