@@ -16,6 +16,7 @@ from celery import signals, states
 from celery.exceptions import Ignore
 from kombu.utils.encoding import safe_repr
 
+from . import sentry
 from .report import ENDED
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Announcement(Ignore):
         """Tell the task itself, as when it fails: what it holds, a lock say, it gives back there."""
         error = self.error
         if error is None:
+            sentry.end_well()
             return
         call = request.id, request.args, request.kwargs
         einfo = _raised(error)
@@ -85,6 +87,7 @@ class Announcement(Ignore):
                 getattr(task, hook)(*given)
             except Exception:
                 logger.exception("task %s: it was cancelled, and its %s failed", request.id, hook)
+        sentry.end_check_in(request)
 
 
 def going_on(header: dict[str, Any]) -> dict[str, Any]:

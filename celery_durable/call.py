@@ -14,7 +14,7 @@ from celery.app.task import get_actual_ignore_result  # type: ignore[attr-define
 from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
-from . import tracing
+from . import sentry, tracing
 from .journal import Delivery
 from .message import HEADER, header_of, received, resume_of_user_retry, seed_header, seed_of
 from .serializers import json_of, load_content
@@ -58,7 +58,8 @@ class Call(NamedTuple):
         headers = {name: value for name, value in (options.get("headers") or {}).items() if name != HEADER}
         if changed := (header or header_of(request)).get("changed"):
             headers[HEADER] = {"changed": changed}
-        options["headers"] = headers
+        # Of a sender without a trace: that of this attempt goes on in the next ones.
+        options["headers"] = tracing.traced(headers)
         return cls(args, kwargs, options)
 
     @classmethod
@@ -88,7 +89,7 @@ class Call(NamedTuple):
             headers |= seed_header(self.options["task_id"], self.options.get("replaced_task_nesting"), seed)
         headers[HEADER] = {**headers.get(HEADER, {}), **header}
         # Expiry is honoured until the first attempt begins, and that has.
-        options = {**self.options, **options, "headers": headers, "expires": None}
+        options = {**self.options, **options, "headers": sentry.readable(headers), "expires": None}
         if (task := app.tasks.get(name)) is not None:
             # The task's own: its serializer, say.
             options = {**task._get_exec_options(), **options, "task_type": task}  # noqa: SLF001

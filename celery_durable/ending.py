@@ -27,7 +27,7 @@ from .exceptions import (
     TaskCancelled,
     TerminalError,
 )
-from .failure import leading, portable, shown
+from .failure import leading, located, portable, shown
 from .interrupts import (
     EndRun,
     FailAttempt,
@@ -76,15 +76,23 @@ class Ending:
     def settle(self, error: BaseException) -> Any:
         """Turn what ended the body into what Celery is to do."""
         try:
-            try:
-                return self._settle(self.execution.interrupt or self.execution.said or self._reason(leading(error)))
-            except Interrupt as late:
-                # The end itself met a fence, a lost journal, or steps that were left over.
-                return self._settle_late(late)
+            return self._settle_twice(error)
         except BaseException as decided:
             if not self.execution.undecided:
                 self.execution.decided = decided
-            raise
+            place = decided.__traceback__
+            while place is not None and place.tb_frame.f_globals is globals():
+                place = place.tb_next
+            # Where it was raised, if it was not here; how we came to pass it on says nothing.
+            raise decided.with_traceback(place or decided.__traceback__)  # noqa: B904  it is this very error
+
+    def _settle_twice(self, error: BaseException) -> Any:
+        try:
+            return self._settle(self.execution.interrupt or self.execution.said or self._reason(leading(error)))
+        except Interrupt as met:
+            # The end itself met a fence, a lost journal, or steps that were left over.
+            late = met
+        return self._settle_late(late)
 
     def _settle_late(self, late: Interrupt) -> Any:
         try:
@@ -118,7 +126,7 @@ class Ending:
                 fresh = self.execution.delivery is not None and self.execution.delivery.fresh
                 return turn_away(verdict, self.task, self.request, self.hold, fresh=fresh)
             case RetryStep():
-                raise self._retry(interrupt.error, interrupt.delay, {})
+                raise self._retry(located(interrupt.error, interrupt), interrupt.delay, {})
             case Overrun() if interrupt.attempt is not self.attempt:
                 # Of a step that called this task as a function.
                 raise interrupt
@@ -127,9 +135,9 @@ class Ending:
             case Stall():
                 raise self._stall(interrupt)
             case FailAttempt() | Overrun():
-                raise self._failed_attempt(interrupt.error)
+                raise self._failed_attempt(located(interrupt.error, interrupt))
             case EndRun():
-                raise self.fail(interrupt.error)
+                raise self.fail(located(interrupt.error, interrupt))
             case JournalLost():
                 raise self._lost(interrupt.error)
         logger.warning("task %s: another attempt has taken over, this one ends", self.request.id)
@@ -185,7 +193,8 @@ class Ending:
         since = attempt.failing_since(failures)
         delay = rules.next(failures, (attempt.now() - since) / 1000, error)
         if delay is None:
-            level = logging.INFO if isinstance(error, self.task.throws) else logging.ERROR
+            # Celery logs the error itself, as one; here is only why it is final.
+            level = logging.INFO if isinstance(error, self.task.throws) else logging.WARNING
             logger.log(level, "task %s: attempt %d failed for good: %s", self.request.id, failures, shown(error))
             return self.fail(error)
         logger.warning(
@@ -242,7 +251,7 @@ class Ending:
         since, times = int(attempt.stalled.get("since", now)), int(attempt.stalled.get("times", 0))
         left = self.hold.settings.stall_timeout - (now - since) / 1000
         if left <= 0:
-            return self.fail(stall.error)
+            return self.fail(located(stall.error, stall))
         delay = min(_STALL_PAUSE * 2.0 ** min(times, 16), _LONGEST_STALL_PAUSE, left)
         logger.log(
             logging.INFO if times else logging.WARNING,

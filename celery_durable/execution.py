@@ -110,18 +110,24 @@ class Execution:
         # An eager task is sent, not called, though it runs here and now: the step that sent it is not its own.
         sender = running_step.set(None) if self.eager and not self.direct else None
         try:
-            value = self._call(body)
-            return value if self.hold is None else self._succeed(self.hold, value)
-        except BaseException as error:
-            if self.hold is None:
-                raise  # as in plain Celery: nothing here is ours
-            return Ending(self).settle(error)
+            return self._run(body)
         finally:
             current.reset(token)
             if sender is not None:
                 running_step.reset(sender)
             if not self._awaited:
                 self._let_go_if_direct()
+
+    def _run(self, body: Callable[..., Any]) -> Any:
+        try:
+            value = self._call(body)
+            return value if self.hold is None else self._succeed(self.hold, value)
+        except BaseException as error:
+            if self.hold is None:
+                raise  # as in plain Celery: nothing here is ours
+            ended = error
+        # When it is handled no more: what is raised now is not to have it as its context.
+        return Ending(self).settle(ended)
 
     def _let_go_if_direct(self) -> None:
         if self.direct and self.hold is not None:
@@ -167,11 +173,13 @@ class Execution:
     async def _awaitable(self, body: Coroutine[Any, Any, Any]) -> Any:
         token = current.set(self)
         try:
-            return await self._on_loop(body)
-        except BaseException as error:
-            if self.hold is None:
-                raise
-            return Ending(self).settle(error)
+            try:
+                return await self._on_loop(body)
+            except BaseException as error:
+                if self.hold is None:
+                    raise
+                ended = error
+            return Ending(self).settle(ended)
         finally:
             current.reset(token)
             self._let_go_if_direct()

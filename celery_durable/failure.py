@@ -6,6 +6,7 @@ import builtins
 import json
 import sys
 import traceback
+from types import TracebackType
 from typing import Any
 
 from . import codec
@@ -16,6 +17,13 @@ _GROUPS: tuple[type[BaseException], ...] = tuple(
     kind for kind in (getattr(builtins, "BaseExceptionGroup", None),) if kind is not None
 )
 _LONGEST_TEXT = 20_000
+
+
+class RecordedTraceback(Exception):
+    """Where an error that is read from the journal was raised: its cause, as text, as Celery's remote ones have it."""
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.args[0]}"""'
 
 
 def describe(error: BaseException, *, with_args: bool = True, with_metadata: bool = True) -> dict[str, Any]:
@@ -58,8 +66,31 @@ def traceback_of(error: BaseException) -> str:
     return text[-_LONGEST_TEXT:]
 
 
+def located(error: BaseException, brought_by: BaseException) -> BaseException:
+    """*error* with the traceback that it would have, had it left the body itself, and not been *brought_by* another."""
+    inner, outer = error.__traceback__, brought_by.__traceback__
+    if inner is None:
+        return error.with_traceback(outer)
+    path = []
+    while outer is not None and outer.tb_frame is not inner.tb_frame:
+        path.append(outer)
+        outer = outer.tb_next
+    if outer is not None:
+        for place in reversed(path):
+            inner = TracebackType(inner, place.tb_frame, place.tb_lasti, place.tb_lineno)
+    return error.with_traceback(inner)
+
+
 def failure_of(facts: dict[str, Any]) -> Exception:
-    """The exception again: of its class where the process knows it and it rebuilds from its args.
+    """The exception again, its recorded traceback as its cause."""
+    error = _failure_of(facts)
+    if text := facts.get("traceback"):
+        error.__cause__ = RecordedTraceback(text)
+    return error
+
+
+def _failure_of(facts: dict[str, Any]) -> Exception:
+    """Of its class where the process knows it and it rebuilds from its args.
 
     A terminal failure is a ``TerminalError`` in any case; any other unknown class becomes one made up by that name.
 
@@ -111,7 +142,7 @@ def portable(error: BaseException) -> BaseException:
     that is none (``CancelledError``, ``gevent.Timeout``), with which Celery would end the worker.
     """
     if not isinstance(error, Exception):
-        return failure_of(describe(error)).with_traceback(error.__traceback__)
+        return _failure_of(describe(error)).with_traceback(error.__traceback__)
     if not isinstance(error, TerminalError) or rebuilds(error):
         return error
     stand_in = TerminalError(error.message, error.status_code, error.metadata)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from . import sentry
+
 _NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
@@ -29,6 +31,20 @@ def continued(headers: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
     if "opentelemetry.trace" not in sys.modules or not headers:
         return _NOTHING
     return _Attached(headers)
+
+
+def traced(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """*headers* with the trace that the code which runs belongs to, where they carry none themselves."""
+    own: dict[str, Any] = {}
+    if "opentelemetry.trace" in sys.modules:
+        from opentelemetry import propagate
+
+        propagate.inject(own)
+        if not own.keys().isdisjoint(headers):
+            own = {}
+    if "sentry-trace" not in headers:
+        own |= sentry.trace_headers()
+    return {**own, **headers}
 
 
 class _Attached:

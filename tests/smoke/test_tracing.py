@@ -96,6 +96,16 @@ def test_the_trace_goes_on_when_a_failed_run_is_retried(durable: DurableSetup) -
     assert [hit.key for hit in effects.hits("failing")] == [TRACE] * 2
 
 
+def test_the_trace_of_the_first_attempt_goes_on_where_the_sender_had_none(durable: DurableSetup) -> None:
+    durable.start_worker()
+    first, *others = tracing.sleeping.delay().get(timeout=LONG)
+
+    assert first != "0" * 32
+    assert others == [first, first]
+    eventually(lambda: len(spans("run sleeping")) == 2, what="the spans of two attempts")
+    assert {span["trace"] for span in spans("run sleeping")} == {first}
+
+
 def test_without_a_trace_there_are_no_spans_of_steps_and_no_errors(durable: DurableSetup) -> None:
     """A process that records nothing is left alone."""
     durable.start_worker(env={"OTEL_SDK_DISABLED": "true"})

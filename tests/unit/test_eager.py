@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -332,6 +333,57 @@ def test_spent_retries_of_a_step_that_nobody_catches_fail_the_task() -> None:
     error = failure_of(applied(body), RetriesExhausted)
     assert (error.attempts, error.last_error_type, error.last_error_message) == (3, "OSError", "away")
     assert action.executions == 3
+
+
+def chain(error: BaseException | None) -> list[str]:
+    """What a log shows of an error: its class, and those of all that led to it."""
+    return [] if error is None else [type(error).__name__, *chain(error.__cause__ or error.__context__)]
+
+
+def way(error: BaseException) -> list[str]:
+    return [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+
+
+@pytest.mark.parametrize("directly", [False, True])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_failure_of_a_step_shows_the_users_own_errors_and_the_way_from_the_body(
+    is_async: bool, directly: bool
+) -> None:
+    def gone() -> None:
+        raise OSError("gone")
+
+    def body(ctx: DurableContext) -> None:
+        try:
+            {}["earlier"]
+        except KeyError:
+            ctx.run("charge", gone)
+
+    async def body_async(ctx: AsyncDurableContext) -> None:
+        try:
+            {}["earlier"]
+        except KeyError:
+            await ctx.run("charge", gone)
+
+    task = durable_task(task_retry_policy=RetryPolicy(max_attempts=1))(body_async if is_async else body)
+    if directly:
+        with pytest.raises(OSError, match="gone") as raised:
+            task()
+        error = raised.value
+    else:
+        error = failure_of(task.apply(), OSError)
+    # What the body was handling is part of it, where the action runs in the same thread.
+    assert chain(error) == ["OSError", "KeyError"] or (is_async and chain(error) == ["OSError"])
+    frames = way(error)
+    assert frames.index("body_async" if is_async else "body") < frames.index("gone") == len(frames) - 1
+
+
+def test_an_error_that_ends_the_run_shows_the_line_of_the_body_and_no_interrupt() -> None:
+    def body(ctx: DurableContext) -> None:
+        ctx.run("object", object)
+
+    error = failure_of(applied(body), EntryNotRecordableError)
+    assert "EndRun" not in chain(error)
+    assert "body" in way(error)
 
 
 def test_compensations_run_once() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from celery_durable import RetriesExhausted, TerminalError
-from celery_durable.failure import describe, failure_of, portable, shown
+from celery_durable.failure import RecordedTraceback, describe, failure_of, portable, shown, traceback_of
 
 
 class CardDeclined(TerminalError):
@@ -52,6 +52,20 @@ def test_a_terminal_failure_is_the_same_on_every_replay(error: TerminalError) ->
     assert replayed.args == error.args
     assert str(replayed) == str(error)
     assert vars(replayed) == vars(error)
+
+
+def test_where_a_replayed_failure_was_raised_is_told_as_its_cause() -> None:
+    def decline() -> None:
+        raise CardDeclined("declined", 402)
+
+    with pytest.raises(CardDeclined) as raised:
+        decline()
+    replayed, where = through_text(raised.value), traceback_of(raised.value)
+
+    assert isinstance(replayed.__cause__, RecordedTraceback)
+    assert where in str(replayed.__cause__)
+    assert "in decline\n" in where
+    assert where in traceback_of(replayed)
 
 
 def test_a_subclass_that_does_not_rebuild_is_a_terminal_error_that_names_it() -> None:

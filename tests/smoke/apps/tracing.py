@@ -124,3 +124,11 @@ def failing(ctx: restate.DurableContext) -> str:
     if effects.hit("failing", seen()) == 1:
         raise restate.TerminalError("not today")
     return first
+
+
+@restate.durable_task
+def sleeping(ctx: restate.DurableContext) -> list[str]:
+    """Looks, sleeps, and looks again in another attempt; the last time outside of its steps."""
+    first = ctx.run("before", seen)
+    ctx.sleep(0.05)
+    return [first, ctx.run("after", seen), seen()]
