@@ -34,7 +34,7 @@ from .exceptions import (
     JournalUnavailableError,
     JournalUnreadableError,
 )
-from .failure import failure_of
+from .failure import failure_of, text_of
 from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, RetryStep, Sleep, Stall
 from .journal import LAYOUT, Entry, Journal, Opened, annotated, damaged, read_entry, step_field
 from .places import Here, Places, in_order, path_of
@@ -424,7 +424,15 @@ class Attempt:
         )
         return self.refuse(error, position, found, expected, build)
 
-    def refuse(self, error: DurableError, position: str, found: str, expected: str, build: str) -> Interrupt:
+    @property
+    def was_begun_by_another_build(self) -> bool:
+        return self._signs
+
+    def refuse_arguments(self, error: BaseException) -> Interrupt:
+        """Another build has begun the run, whose parameters were others."""
+        return self.refuse(error, "its arguments", "those of its first message", text_of(error), self._build)
+
+    def refuse(self, error: BaseException, position: str, found: str, expected: str, build: str) -> Interrupt:
         """This code cannot go on with what *build* recorded: the run ends by *error* if that is its own.
 
         Else a worker that has that build may, or another one whose code fits.
@@ -432,7 +440,7 @@ class Attempt:
         # The journal is to stay as it is, but for what siblings have done.
         self._unsent = {name: text for name, text in self._unsent.items() if name.startswith("step:")}
         if build == self.terms.build:
-            return self.end_run(error)
+            return self.stop(EndRun(error))
         builds = {"found_build": build or UNKNOWN_BUILD, "expected_build": self.terms.build}
         return self.stop(Stall(error, {"position": position, "found": found, "expected": expected, **builds}))
 

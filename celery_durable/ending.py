@@ -175,7 +175,10 @@ class Ending:
                 return self._lost(JournalUnavailableError("a time limit struck before the journal was open"))
             return error
         if self.task.opinionated and not self.execution.began:
-            return self.fail(_misfit(error))
+            misfit = _misfit(error)
+            if attempt.was_begun_by_another_build:
+                raise attempt.refuse_arguments(misfit)
+            return self.fail(misfit)
         if isinstance(error, TerminalError):
             attempt.check_nothing_left()
         final = isinstance(error, DurableError) and not isinstance(error, (RetryableError, DurableTimeoutError))

@@ -69,7 +69,7 @@ class Overrun(Interrupt):
 class EndRun(Interrupt):
     """The run cannot go on, now or later."""
 
-    def __init__(self, error: DurableError) -> None:
+    def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
         self.error = error
 
@@ -77,7 +77,7 @@ class EndRun(Interrupt):
 class Stall(Interrupt):
     """The journal does not fit this code, and another build recorded it: a worker that has that one is to go on."""
 
-    def __init__(self, error: DurableError, misfit: dict[str, str]) -> None:
+    def __init__(self, error: BaseException, misfit: dict[str, str]) -> None:
         super().__init__(str(error))
         self.error = error
         """What the run fails with when none does."""

@@ -1,9 +1,11 @@
 """Code that changes while a run is under way: one build of a task after, or beside, another on the same journal."""
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from celery import Celery
 from celery.result import AsyncResult
 from pydantic import BaseModel
 
-from celery_durable import DurableTask, RunOptions, TerminalError, build
+from celery_durable import DurableContext, DurableTask, RunOptions, TerminalError, build, durable_task
 from celery_durable.commands import cancel
 from celery_durable.journal import Opened
 from celery_durable.store import store_of
@@ -609,3 +611,296 @@ def test_the_id_of_a_change_is_a_text(deploy: Deploy, bad: Any) -> None:
 
     assert deploy.run(wrong) == "FAILURE"
     assert "the id of ctx.patched is a text" in str(deploy.result.result)
+
+
+def path_of_old(self: Any) -> Any:
+    async def branch(name: str) -> str:
+        await self.ctx.run(f"{name} first", first)
+        await self.ctx.sleep(60, f"{name} waits")
+        return str(await self.ctx.run(f"{name} last", first))
+
+    return asyncio.gather(branch("a"), branch("b"))
+
+
+async def branched(self: Any) -> list[str]:
+    return list(await path_of_old(self))
+
+
+async def branched_patched(self: Any) -> list[str]:
+    """What is side by side is another thing altogether."""
+    if not self.ctx.patched("side by side"):
+        return ["old", *await path_of_old(self)]
+
+    async def branch(name: str) -> str:
+        await self.ctx.sleep(60, f"{name} waits")
+        return str(await self.ctx.run(f"{name} only", first))
+
+    return list(await asyncio.gather(branch("c"), branch("d"), branch("e")))
+
+
+async def patched_in_branches(self: Any) -> list[bool]:
+    async def branch(name: str) -> bool:
+        await self.ctx.run(f"{name} first", first)
+        taken: bool = self.ctx.patched("wait no more")
+        if not taken:
+            await self.ctx.sleep(60, f"{name} waits")
+        await self.ctx.run(f"{name} last", first)
+        return taken
+
+    return list(await asyncio.gather(branch("a"), branch("b")))
+
+
+def elapse_all(deploy: Deploy) -> None:
+    for name, text in deploy.journal.items():
+        if name.startswith("step:") and '"sleeping"' in text:
+            deploy.client.hset(deploy.key, name, json.dumps({**json.loads(text), "until": LONG_AGO}))
+
+
+def test_branches_that_a_change_begins_are_its_own(deploy: Deploy) -> None:
+    deploy.run(branched_patched)
+    elapse_all(deploy)
+    assert deploy.run(branched_patched) == "SUCCESS"
+    assert deploy.result.get(timeout=5) == ["first", "first", "first"]
+
+
+def test_branches_that_began_before_a_change_go_on_without_it(deploy: Deploy) -> None:
+    deploy.run(branched)
+    elapse_all(deploy)
+    assert deploy.run(branched_patched) == "SUCCESS"
+    assert deploy.result.get(timeout=5) == ["old", "first", "first"]
+
+
+def test_old_code_leaves_branches_of_a_change_to_new_code(deploy: Deploy) -> None:
+    deploy.run(branched_patched)
+    before = deploy.journal
+    deploy.run(branched)
+    assert deploy.result.state == "STALLED"
+    assert {name: text for name, text in deploy.journal.items() if name.startswith("step:")} == {
+        name: text for name, text in before.items() if name.startswith("step:")
+    }
+    elapse_all(deploy)
+    assert deploy.run(branched_patched) == "SUCCESS"
+
+
+def test_a_branch_decides_for_itself(deploy: Deploy) -> None:
+    """One has its wait behind the change, the other has not begun it."""
+    deploy.run(branched)
+    waits = next(name for name, text in deploy.journal.items() if "b waits" in text)
+    deploy.client.hdel(deploy.key, waits)
+    elapse_all(deploy)
+
+    assert deploy.run(patched_in_branches) == "SUCCESS"
+
+    assert deploy.result.get(timeout=5) == [False, True]
+
+
+def test_what_is_recorded_first_of_several_side_by_side_has_the_change(deploy: Deploy) -> None:
+    """The first in program order is the last to be recorded: its worker dies before."""
+
+    async def together(self: Any) -> list[Any]:
+        taken = self.ctx.patched("a and b")
+        names = ("a", "b") if taken else ("c", "d")
+        slow, quick = self.ctx.run(names[0], lag), self.ctx.run(names[1], first)
+        return [taken, *await asyncio.gather(slow, quick)]
+
+    dies = [True]
+
+    async def lag() -> str:
+        if not dies:
+            return "slow"
+        dies.clear()
+        await asyncio.sleep(0.1)
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        deploy.run(together)
+    lapse_if_held(deploy)
+    assert [name for name in deploy.journal if name.startswith("step:")] == ["step:2"]
+
+    assert deploy.run(together) == "SUCCESS"
+    assert deploy.result.get(timeout=5) == [True, "slow", "first"]
+
+
+# -- docs/deploys.md: what may change ----------------------------------------------------------------------------------
+
+Row = Callable[[Deploy], None]
+ROWS: dict[str, Row] = {}
+
+
+def row(change: str) -> Callable[[Row], Row]:
+    """Register the test of a row of the table, which is named by its first cell."""
+
+    def register(check: Row) -> Row:
+        ROWS[change] = check
+        return check
+
+    return register
+
+
+def goes_on(deploy: Deploy, before: Callable[..., Any], after: Callable[..., Any], names: list[str]) -> None:
+    deploy.run(before)
+    assert deploy.result.state == "SUSPENDED"
+    elapse(deploy)
+    assert deploy.run(after) == "SUCCESS"
+    assert deploy.names == names
+
+
+@row("what an action does, or where it is defined")
+def _action(deploy: Deploy) -> None:
+    def after(self: Any) -> str:
+        self.ctx.run("reserve", lambda: "second")
+        self.ctx.sleep(60)
+        return str(self.ctx.run("charge", lambda: "second"))
+
+    goes_on(deploy, old, after, OLD)
+    assert deploy.result.get(timeout=5) == "second"
+
+
+@row("the arguments or the options of a step")
+def _options(deploy: Deploy) -> None:
+    def after(self: Any) -> str:
+        self.ctx.run("reserve", str, RunOptions(max_attempts=2), "argument")
+        self.ctx.sleep(30)
+        return str(self.ctx.run("charge", str, RunOptions(timeout=5), "argument"))
+
+    goes_on(deploy, old, after, OLD)
+
+
+@row("a step added or removed behind the point that a run has reached")
+def _behind(deploy: Deploy) -> None:
+    def after(self: Any) -> str:
+        self.ctx.run("reserve", first)
+        self.ctx.sleep(60)
+        self.ctx.run("check", first)
+        self.ctx.sleep(60, "again")
+        return str(self.ctx.run("charge", first))
+
+    deploy.run(old)
+    elapse(deploy)
+    deploy.run(after)
+    assert deploy.result.state == "SUSPENDED"
+    deploy.run(old)
+    assert deploy.result.state == "STALLED"
+    elapse(deploy)
+    assert deploy.run(after) == "SUCCESS"
+    assert deploy.names == ["reserve", "sleep", "check", "again", "charge"]
+
+
+@row("a step added, removed, renamed or moved before that point")
+def _before(deploy: Deploy) -> None:
+    def added(self: Any) -> None:
+        self.ctx.run("check", first)
+        old(self)
+
+    def moved(self: Any) -> None:
+        self.ctx.sleep(60)
+        self.ctx.run("reserve", first)
+
+    deploy.run(old)
+    for after in (added, renamed, moved, shorter):
+        assert deploy.run(after) == "IGNORED"
+        assert deploy.result.state == "STALLED"
+    deploy.go_back(4000)
+    assert deploy.run(renamed) == "FAILURE"
+
+
+@row("the same by `ctx.patched`")
+def _patched(deploy: Deploy) -> None:
+    goes_on(deploy, old, patched, OLD)
+
+
+@row("a `uuid`, `random` or `time` more or less")
+def _draws(deploy: Deploy) -> None:
+    def before(self: Any) -> str:
+        charged = self.ctx.uuid()
+        self.ctx.run("reserve", first)
+        self.ctx.sleep(60)
+        return str(charged)
+
+    def after(self: Any) -> list[str]:
+        more, charged = self.ctx.uuid(), self.ctx.uuid()
+        self.ctx.run("reserve", first)
+        self.ctx.sleep(60)
+        return [str(more), str(charged)]
+
+    goes_on(deploy, before, after, OLD[:2])
+    assert deploy.result.get(timeout=5)[0] == deploy.journal["uuid:1"], "the first of the new code is that of the old"
+
+
+@row("the return type of an action")
+def _type(deploy: Deploy) -> None:
+    test_a_value_that_another_build_recorded_and_this_one_cannot_read_stalls_the_run(deploy)
+
+
+def opinionated(deploy: Deploy, fun: Callable[..., Any]) -> str:
+    """Let a worker take the run that has this function as its `@durable_task`, with the argument 1."""
+    durable_task(app=deploy.app, name="shop.order")(fun)
+    task = deploy.app.tasks["shop.order"]
+    del deploy.app._tasks["shop.order"]  # noqa: SLF001
+    if deploy.journal:
+        deploy.client.hset(deploy.key, "due", LONG_AGO)
+    return execute(task, 1, task_id=deploy.task_id)
+
+
+def one(ctx: DurableContext, number: int) -> str:
+    ctx.sleep(60)
+    return str(number)
+
+
+@row("a parameter of the task, added with a default")
+def _default(deploy: Deploy) -> None:
+    def after(ctx: DurableContext, number: int, how: str = "by mail") -> str:
+        ctx.sleep(60)
+        return f"{number} {how}"
+
+    opinionated(deploy, one)
+    elapse(deploy)
+    assert opinionated(deploy, after) == "SUCCESS"
+    assert deploy.result.get(timeout=5) == "1 by mail"
+
+
+@row("a parameter of a `@durable_task`, added without one, or removed")
+def _parameters(deploy: Deploy) -> None:
+    def more(ctx: DurableContext, number: int, how: str) -> str:
+        ctx.sleep(60)
+        return f"{number} {how}"
+
+    def less(ctx: DurableContext) -> str:
+        ctx.sleep(60)
+        return "none"
+
+    opinionated(deploy, one)
+    for after in (more, less):
+        assert opinionated(deploy, after) == "IGNORED"
+        assert deploy.result.state == "STALLED"
+    elapse(deploy)
+    assert opinionated(deploy, one) == "SUCCESS"
+
+
+@row("the name of the task, or the module that it takes its name from")
+def _name(deploy: Deploy) -> None:
+    deploy.run(old)
+    deploy.client.hset(deploy.key, "due", LONG_AGO)
+    store = store_of(deploy.app)
+    deploy.client.zadd(store.keys(deploy.task_id).due, {deploy.task_id: LONG_AGO}, xx=True)
+
+    found = [run for known in ("shop.renamed", "shop.order") for each in store.runs.claim([known]) for run in each.runs]
+
+    assert [(run.task_id, run.task) for run in found] == [(deploy.task_id, "shop.order")]
+
+
+@pytest.mark.parametrize("change", ROWS)
+def test_a_row_of_the_table(deploy: Deploy, change: str) -> None:
+    ROWS[change](deploy)
+
+
+def test_every_row_of_the_table_has_a_test() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "deploys.md").read_text("utf-8")
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")]
+    assert rows == ["change", *ROWS]
+
+
+def test_arguments_that_never_fitted_fail_at_once(deploy: Deploy) -> None:
+    def fits_not(ctx: DurableContext) -> None: ...
+
+    assert opinionated(deploy, fits_not) == "FAILURE"
