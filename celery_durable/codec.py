@@ -6,26 +6,23 @@ first. Imports neither Celery nor Redis.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import math
+import json
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import datetime
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from . import serializers, tagged
+from .remainder import is_certain, put_back, remainder_of, same
 from .serializers import JSON_ONLY, Marks, Serializer
 from .tagged import NotEncodable, is_model
+from .unvalidated import declared
 
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
-__all__ = ["Encoded", "NotEncodable", "adapter", "declared_type", "decode", "encode", "usable"]
+__all__ = ["Encoded", "NotEncodable", "declared_type", "decode", "encode", "objection", "same", "usable"]
 
 
 class Encoded(NamedTuple):
@@ -75,10 +72,17 @@ def decode(
     accept: frozenset[str] = JSON_ONLY,
 ) -> Any:
     """The value that *text* and *marks* keep."""
+    if not marks:
+        return tagged.loads(text)
     if "serializer" in marks:
         return _decode_custom(text, marks, serializer, accept)
     if "compression" in marks:
         text = serializers.expand(serializers.as_bytes(text), marks["compression"])
+    value = _read(text, marks, hint)
+    return put_back(value, json.loads(marks["rest"])) if "rest" in marks else value
+
+
+def _read(text: str | bytes, marks: Marks, hint: Any) -> Any:
     encoding = marks.get("encoding")
     if encoding is None:
         return tagged.loads(text)
@@ -89,9 +93,36 @@ def decode(
         if marks["member"] not in members:
             raise NotEncodable(f"recorded as {marks['member']}, which is not in the declared type any more")
         hint = members[marks["member"]]
-    if encoding == "python":
-        return adapter(hint).validator.validate_python(tagged.loads(text), by_name=True, by_alias=False)
-    return adapter(hint).validator.validate_json(text, by_name=True, by_alias=False)
+    refused: Exception | None = None
+    for validator in _validators(hint, marks.get("read", "")):
+        try:
+            if encoding == "python":
+                return validator.validate_python(tagged.loads(text), by_name=True, by_alias=False)
+            return validator.validate_json(text, by_name=True, by_alias=False)
+        except Exception as error:
+            refused = refused or error
+    assert refused is not None  # noqa: S101
+    raise refused
+
+
+def _validators(hint: Any, read: str) -> Iterator[Any]:
+    """The ways to read a value that was recorded to be *read* in one of them; the next one where one refuses it.
+
+    As long as its type has the shape that it had then, as was found to give the value that was recorded. If the type
+    has changed, or nothing was found out (before version 0.2), the type itself comes first: it may know how to read
+    what is old.
+    """
+    known = declared(hint)
+    way, _, shape = read.partition(" ")
+    unchanged = shape == known.shape
+    if unchanged and way == "bare":
+        yield known.bare
+    if unchanged and way == "lenient":
+        yield known.lenient
+    yield known.adapter.validator
+    if not unchanged:
+        yield known.lenient
+        yield known.bare
 
 
 def _encode_custom(
@@ -116,8 +147,7 @@ def _decode_custom(text: str | bytes, marks: Marks, serializer: str | Serializer
 
 def _encode_json(value: Any, hint: Any) -> Encoded:
     if hint is None:
-        text, decoded = tagged.round_trip(value)
-        return Encoded(text, _NO_MARKS, decoded)
+        return _plainly(value)
     for way in (_as_plain_data, _as_typed_json, _as_typed_python, _as_member):
         encoded = way(value, hint)
         if encoded is not None:
@@ -125,21 +155,43 @@ def _encode_json(value: Any, hint: Any) -> Encoded:
     return _despite_its_type(value, hint)
 
 
+def _plainly(value: Any, *, faithful: bool = False) -> Encoded:
+    text, decoded = tagged.round_trip(value, faithful=faithful)
+    if not tagged.has_odd_times(value, text):
+        return Encoded(text, _NO_MARKS, decoded)
+    encoded = _with_the_rest(text, _NO_MARKS, value if faithful else tagged.as_in_json(value), decoded)
+    if encoded is None:
+        raise NotEncodable(
+            "a time in it has a time zone that is no zoneinfo.ZoneInfo and no fixed offset: return it as UTC from "
+            "{action}, or pass serializer="
+        )
+    return encoded
+
+
+def _with_the_rest(text: str, marks: Marks, value: Any, decoded: Any) -> Encoded | None:
+    """*text*, of which *decoded* was read, with what that lacks of *value*; None where it would not be the same."""
+    rest = remainder_of(value, decoded)
+    if not rest:
+        return None if rest is None else Encoded(text, marks, decoded)
+    decoded = put_back(decoded, rest)
+    kept = is_certain(rest) or same(value, decoded)
+    return Encoded(text, {**marks, "rest": json.dumps(rest)}, decoded) if kept else None
+
+
 def _despite_its_type(value: Any, hint: Any) -> Encoded:
-    """Tagged JSON of what is not what it was declared to be; of enums, those only that equal their values."""
+    """Tagged JSON of what is not what it was declared to be; of enums, those only that are declared as their values."""
     try:
-        text = tagged.dumps(value, tuples=True)
-        return Encoded(text, _NO_MARKS, tagged.loads(text))
+        return _plainly(value, faithful=True)
     except NotEncodable as refused:
         reason = str(refused).partition(":")[0]  # without the advice, which is for what has no declared type
-    with suppress(NotEncodable):
-        text = tagged.dumps(value, tuples=True, enums=True)
+    with suppress(Exception):
+        text = tagged.dumps(value, faithful=True, enums=True)
         decoded = tagged.loads(text)
-        if value == decoded:
+        if value == decoded and same(declared(hint).adapter.validator.validate_python(value), decoded):
             return Encoded(text, _NO_MARKS, decoded)
-    declared = hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else hint
+    name = hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else hint
     raise NotEncodable(
-        f"{reason}, and by the declared type, {declared}, Pydantic does not give it back equal and of its type in all "
+        f"{reason}, and by the declared type, {name}, Pydantic does not give it back equal and of its type in all "
         f"its parts: declare the type that it has (a union with a discriminator, say), return plain data from "
         f"{{action}}, or pass serializer="
     )
@@ -150,33 +202,44 @@ def _as_plain_data(value: Any, hint: Any) -> Encoded | None:  # noqa: ARG001
     if type(value) not in tagged.KINDS:
         return None
     try:
-        text, decoded = tagged.round_trip(value, faithful=True)
+        return _plainly(value, faithful=True)
     except NotEncodable:
         return None
-    return Encoded(text, _NO_MARKS, decoded)
 
 
 def _as_typed_json(value: Any, hint: Any) -> Encoded | None:
     """Pydantic's own JSON; None where it would lose something (bytes that are not UTF-8, NaN, a subclass's fields)."""
-    typed = adapter(hint)
     try:
-        raw = typed.serializer.to_json(value, round_trip=True, by_alias=False, warnings="error")
-        decoded = typed.validator.validate_json(raw, by_name=True, by_alias=False)
-    except (ValueError, TypeError):  # pydantic's errors are ValueErrors
+        raw = declared(hint).adapter.serializer.to_json(value, round_trip=True, by_alias=False, warnings="error")
+        text = raw.decode()
+    except Exception:
         return None
-    return Encoded(raw.decode(), _TYPED, decoded) if same(value, decoded) else None
+    return _typed(text, _TYPED, value, hint, lambda way: way.validate_json(raw, by_name=True, by_alias=False))
 
 
 def _as_typed_python(value: Any, hint: Any) -> Encoded | None:
     """Pydantic down to plain Python, then tagged JSON: slower, keeps what JSON alone cannot."""
-    typed = adapter(hint)
     try:
-        data = typed.serializer.to_python(value, round_trip=True, by_alias=False, warnings="error")
-        text = tagged.dumps(data, tuples=True, enums=True)
-        decoded = typed.validator.validate_python(tagged.loads(text), by_name=True, by_alias=False)
-    except (ValueError, TypeError, NotEncodable):
+        data = declared(hint).adapter.serializer.to_python(value, round_trip=True, by_alias=False, warnings="error")
+        text = tagged.dumps(data, faithful=True, enums=True)
+    except Exception:
         return None
-    return Encoded(text, _PYTHON, decoded) if same(value, decoded) else None
+    return _typed(
+        text, _PYTHON, value, hint, lambda way: way.validate_python(tagged.loads(text), by_name=True, by_alias=False)
+    )
+
+
+def _typed(text: str, marks: Marks, value: Any, hint: Any, read: Callable[[Any], Any]) -> Encoded | None:
+    """*text* with how it is to be read: best without code of the user's, which may decide otherwise some day."""
+    known = declared(hint)
+    ways = (("bare", lambda: known.bare), ("lenient", lambda: known.lenient), ("", lambda: known.adapter.validator))
+    for name, way in ways:
+        said = {**marks, "read": f"{name} {known.shape}"} if name else marks
+        with suppress(Exception):  # one that cannot be built; code of the user's, in validators and in __eq__
+            encoded = _with_the_rest(text, said, value, read(way()))
+            if encoded is not None:
+                return encoded
+    return None
 
 
 def _as_member(value: Any, hint: Any) -> Encoded | None:
@@ -199,63 +262,17 @@ def _members(hint: Any) -> dict[str, Any]:
     return {f"{bare.__module__}.{bare.__qualname__}" if named else str(bare): hint}
 
 
-def same(value: Any, decoded: Any) -> bool:  # noqa: PLR0911  a line per kind
-    """Whether nothing was lost: equal, and of the same types down to the leaves, or of the declared one."""
-    kind = type(value)
-    if kind is int and type(decoded) is float:
-        return bool(value == decoded)  # declared as float, where Python lets an int pass for one
-    if type(decoded) is not kind:
-        return False
-    if kind in (list, tuple):
-        return len(value) == len(decoded) and all(map(same, value, decoded))
-    if kind is dict:
-        return value.keys() == decoded.keys() and all(same(item, decoded[key]) for key, item in value.items())
-    if is_model(kind):
-        return all(same(getattr(value, part), getattr(decoded, part)) for part in _PARTS_OF_A_MODEL)
-    if dataclasses.is_dataclass(value):
-        return same(vars(value), vars(decoded)) if hasattr(value, "__dict__") else bool(value == decoded)
-    if kind is float:
-        return bool(value == decoded) or (math.isnan(value) and math.isnan(decoded))
-    if kind is datetime and value.tzinfo is not None:
-        # Python calls times of two zones unequal in the hour of a clock change.
-        same_clock = value.replace(tzinfo=None) == decoded.replace(tzinfo=None)
-        return same_clock and bool(value.utcoffset() == decoded.utcoffset())
-    return bool(value == decoded)
-
-
-_PARTS_OF_A_MODEL = ("__dict__", "__pydantic_extra__", "__pydantic_private__")
-
-
 # -- declared types ----------------------------------------------------------------------------------------------------
 
 
-def _new_adapter(hint: Any) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter  # half of the package's import time, for the first typed step only
-
-    return TypeAdapter(hint)
-
-
-_cached_adapter = lru_cache(maxsize=1024)(_new_adapter)
-
-
-def adapter(hint: Any) -> TypeAdapter[Any]:
-    """Pydantic's adapter for a type; building one costs a hundred times its use, so each is built once."""
-    try:
-        return _cached_adapter(hint)
-    except TypeError:  # an unhashable hint, such as Annotated[int, [...]]
-        return _new_adapter(hint)
-
-
 _declared: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_never: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+"""Functions of which nothing that they return can be recorded, with the reason."""
 
 
 def declared_type(action: Callable[..., Any]) -> Any:
     """What *action* says it returns (its result, if it is async); None where it says nothing that Pydantic can use."""
-    while isinstance(action, partial):
-        action = action.func
-    function = getattr(action, "__func__", action)
-    if not isinstance(function, types.FunctionType):
-        function = type(function).__call__ if callable(function) else function
+    function = _function_of(action)
     if not getattr(function, "__annotations__", None):
         return None
     try:
@@ -265,6 +282,25 @@ def declared_type(action: Callable[..., Any]) -> Any:
         return hint
     except TypeError:  # not weakly referable
         return _read_declared_type(function)
+
+
+def objection(action: Callable[..., Any], hint: Any = None) -> str | None:
+    """Why nothing can be recorded that *action* returns, if its type (*hint* or what it declares) tells already."""
+    try:
+        if hint is not None:
+            return _of_hint(hint)
+        return _never.get(_function_of(action)) if _never else None
+    except TypeError:  # an unhashable hint, a function that is not weakly referable
+        return None
+
+
+def _function_of(action: Any) -> Any:
+    while isinstance(action, partial):
+        action = action.func
+    function = getattr(action, "__func__", action)
+    if not isinstance(function, types.FunctionType):
+        function = type(function).__call__ if callable(function) else function
+    return function
 
 
 # Nor does a bare container say more than JSON does by itself.
@@ -289,13 +325,47 @@ def _read_declared_type(function: Any) -> Any:
         hint = typing.get_args(hint)[-1]  # Awaitable[T], Coroutine[Any, Any, T]
     if any(hint is nothing for nothing in _SAYS_NOTHING):
         return None
+    # A decorator may return something else than the function whose annotations it copies.
+    if not hasattr(function, "__wrapped__") and (reason := _never_recordable(hint)):
+        with suppress(TypeError):  # not weakly referable
+            _never[function] = reason
     return hint if usable(hint) else None
 
 
 def usable(hint: Any) -> bool:
     """Whether Pydantic can read and write values of this type."""
     try:
-        adapter(hint)
+        declared(hint)
     except Exception:  # any class without a schema: httpx.Response, a TypeVar, ...
         return False
     return not isinstance(hint, str)  # a name, which means nothing here
+
+
+def _never_recordable(hint: Any) -> str | None:
+    if _keeps_a_secret(hint):
+        return "it has a secret in it, of which JSON is to show nothing: return what is no secret"
+    if inspect.isclass(hint) and not usable(hint) and not issubclass(hint, typing.Awaitable):
+        with suppress(TypeError):  # a protocol
+            if not any(issubclass(kind, hint) for kind in tagged.KINDS):
+                return "that type has no JSON form: return plain data"
+    return None
+
+
+_of_hint = lru_cache(maxsize=1024)(_never_recordable)
+
+
+def _keeps_a_secret(hint: Any, seen: frozenset[Any] = frozenset()) -> bool:
+    """Whether values of this type are or have in them one of Pydantic's secrets, and nothing says how to write it."""
+    kind = typing.get_origin(hint) or hint
+    if hasattr(kind, "get_secret_value"):
+        return True
+    if not is_model(kind) or kind in seen:
+        return False
+    own = kind.__pydantic_decorators__
+    if own.field_serializers or own.model_serializers or kind.model_config.get("json_encoders"):
+        return False
+    return any(
+        field.is_required() and not field.exclude and not any(hasattr(part, "when_used") for part in field.metadata)
+        and _keeps_a_secret(field.annotation, seen | {kind})
+        for field in kind.model_fields.values()
+    )  # fmt: skip

@@ -19,6 +19,7 @@ A run is one hash; every value is text. Layout 1:
                  "value"}, or wait: {"name", "state": sleeping | cancelled, "until"};
                  "build" if another one than the run's recorded it, "patches" that ctx.patched() let in before it
     uuid:<n>     the n-th uuid()                   time:<n>, now:<n>   the n-th time(), now()
+    arguments:<n>   the arguments that are models, as accepted, after the n-th change by self.retry()
                  (<b>.<n>: the n-th of branch b, a coroutine that runs beside the body)
 
 Imports neither Celery nor Redis.
@@ -262,8 +263,8 @@ _VALUE = b',"value":'
 _DONE = re.compile(rb'\{"name":"(?:[^"\\]|\\.)*","state":"done"')
 # What nearly every entry looks like: reading it so costs a third of parsing it.
 _PLAIN_DONE = re.compile(
-    rb'\{"name":"([^"\\]*)","state":"done","attempts":(\d+),"at":\d+,"ms":\d+,(?:"encoding":"(\w+)",)?'
-    rb'(?:"build":"([^"\\]*)",)?"value":'
+    rb'\{"name":"([^"\\]*)","state":"done","attempts":(\d+),"at":\d+,"ms":\d+,'
+    rb'(?:"encoding":"(\w+)",(?:"read":"([\w ]+)",)?)?(?:"build":"([^"\\]*)",)?"value":'
 )
 _HEAD_OF_DONE = re.compile(r'\{"name":"(?:[^"\\]|\\.)*","state":"done"')
 
@@ -302,8 +303,12 @@ def read_entry(field_name: str, raw: bytes) -> Entry:
     if not raw.endswith(b"}"):
         raise damaged(field_name, raw)
     if plain := _PLAIN_DONE.match(raw):
-        marks = {"encoding": plain[3].decode()} if plain[3] else {}
-        build = plain[4].decode() if plain[4] else ""
+        marks = {}
+        if plain[3]:
+            marks["encoding"] = plain[3].decode()
+            if plain[4]:
+                marks["read"] = plain[4].decode()
+        build = plain[5].decode() if plain[5] else ""
         return Entry(plain[1].decode(), "done", int(plain[2]), None, None, None, marks, raw[plain.end() : -1], build)
     # Inside a JSON string a quote is escaped, so the first of these in a step that is done is the key.
     head, found, value = raw.partition(_VALUE) if _DONE.match(raw) else (raw, b"", b"")

@@ -137,8 +137,8 @@ class Step:
     """A step of one attempt."""
 
     __slots__ = (
-        "action", "args", "attempt", "deadline", "entry", "errand", "executions", "first", "handover", "kwargs",
-        "name", "options", "position", "unfinished", "violation",
+        "action", "args", "attempt", "deadline", "entry", "errand", "executions", "first", "handover", "hint",
+        "kwargs", "name", "options", "position", "unfinished", "violation",
     )  # fmt: skip
 
     handover: Lock
@@ -207,6 +207,7 @@ class Step:
         attempt = self.attempt
         if self.entry is not None and not attempt.cancel_requested:
             await self._count_the_dead(self.entry, driver)
+        self._check_type()
         while True:
             # What follows is judged, and said, when nothing but the action itself is still to come.
             thread = await driver.thread_for(self)
@@ -484,8 +485,25 @@ class Step:
         if self.options.type_hint is not None and not codec.usable(self.options.type_hint):
             self._refuse_type_hint()
 
+    @property
+    def _is_json(self) -> bool:
+        """Whether the type of its value matters: no other serializer needs one."""
+        return (self.options.serializer or self.attempt.terms.serializer) in (None, "json")
+
+    def _check_type(self) -> None:
+        """End the run before the action has an effect, if its result could not be recorded whatever it were."""
+        self.hint = self._hint()
+        reason = codec.objection(self.action, self.options.type_hint)
+        if reason is not None and self._is_json:
+            raise self.attempt.end_run(
+                EntryNotRecordableError(
+                    f"{self._where} did not run, since what it returns by its declared type cannot be recorded: "
+                    f"{reason}, or pass serializer="
+                )
+            )
+
     def _refuse_type_hint(self) -> None:
-        if (self.options.serializer or self.attempt.terms.serializer) in (None, "json"):  # any other needs no type
+        if self._is_json:
             hint = f"type_hint must be a type that Pydantic can write and read, got {self.options.type_hint!r}"
             raise self.attempt.end_run(ConfigurationError(f"{self._where}: {hint}"))
 
@@ -514,7 +532,7 @@ class Step:
         options, terms = self.options, self.attempt.terms
         try:
             encoded = codec.encode(
-                value, self._hint(), serializer=options.serializer or terms.serializer,
+                value, self.hint, serializer=options.serializer or terms.serializer,
                 compression=options.compression, accept=terms.accept,
             )  # fmt: skip
         except ConfigurationError as error:
@@ -523,6 +541,8 @@ class Step:
             cause = None if isinstance(error, codec.NotEncodable) else error  # that says it all
             raise self._refuse(f"a {type(value).__name__} cannot be recorded: {error}") from cause
         size = len(encoded.text) if encoded.text.isascii() else len(encoded.text.encode())
+        if encoded.marks:
+            size += len(encoded.marks.get("rest", ""))
         if size > terms.max_entry_size:
             raise self._refuse(
                 f"a {type(value).__name__} of {size} bytes is larger than durable_max_entry_size="

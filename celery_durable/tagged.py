@@ -1,7 +1,7 @@
 """Plain JSON in which the kinds that JSON lacks are tagged: ``{"$type": "datetime", "$value": "..."}``.
 
-A value comes back equal and of its type, or is refused. Two exceptions, as in JSON: tuples become lists, and the keys
-of a dict become strings. Imports nothing of this package.
+A value comes back equal and of its type, or is refused. Two exceptions, as in JSON, unless it is to be *faithful*:
+tuples become lists, and the keys of a dict become strings. Imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -58,15 +58,18 @@ KINDS = frozenset({*_SCALARS, dict, list, tuple, *_COLLECTIONS, *_TAGGED})
 """What can be written here; all else needs a declared type."""
 
 
-def dumps(value: Any, *, tuples: bool = False, enums: bool = False, any_keys: bool = True) -> str:
-    """*value* as text; *tuples* stay tuples, *enums* become their values, *any keys* become strings, or are refused.
+def dumps(value: Any, *, faithful: bool = False, enums: bool = False) -> str:
+    """*value* as text; *faithful*: tuples stay tuples, and keys what they are; *enums* become their values.
 
     Raises:
         NotEncodable: some part of it would be degraded.
     """
-    if _survey(value, tuples=tuples, enums=enums, any_keys=any_keys):
-        value = _plain(value, tuples=tuples)
-    return _written(value)
+    try:
+        if _survey(value, faithful=faithful, enums=enums):
+            value = _plain(value, faithful=faithful)
+        return _written(value)
+    except (ValueError, RecursionError) as error:
+        raise _endless(error) from None
 
 
 def loads(text: str | bytes) -> Any:
@@ -80,7 +83,7 @@ def loads(text: str | bytes) -> Any:
 
 
 def round_trip(value: Any, *, faithful: bool = False) -> tuple[str, Any]:
-    """*value* as :func:`dumps` writes it, and what :func:`loads` makes of that; *faithful*: tuples and keys, too.
+    """*value* as :func:`dumps` writes it, and what :func:`loads` makes of that.
 
     Raises:
         NotEncodable: as :func:`dumps`.
@@ -88,9 +91,49 @@ def round_trip(value: Any, *, faithful: bool = False) -> tuple[str, Any]:
     if type(value) is dict and _is_flat(value):
         # It comes back as a copy of itself, which is made in a tenth of the time.
         text = _written(value)
-        return text, value.copy() if len(text) < _NO_LONG_NUMBER else loads(text)
-    text = dumps(value, tuples=faithful, any_keys=not faithful)
-    return text, loads(text)
+        return text, value.copy() if len(text) < _NO_LONG_NUMBER else _read_again(text)
+    text = dumps(value, faithful=faithful)
+    return text, _read_again(text)
+
+
+def has_odd_times(value: Any, text: str) -> bool:
+    """Whether there is a time in *value* of which its *text* says too little: its time zone's name, or its fold."""
+    if 'time","$value":' not in text:
+        return False
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        kind = type(item)
+        if kind is datetime or kind is time:
+            if item.fold or not (item.tzinfo is None or type(item.tzinfo) is timezone):
+                return True
+        elif kind is dict:
+            pending += item
+            pending += item.values()
+        elif kind is list or kind is tuple or kind in _COLLECTIONS:
+            pending += item
+    return False
+
+
+def as_in_json(item: Any) -> Any:
+    """Data that is not kept *faithful*, as it comes back."""
+    if type(item) is dict:
+        return {_key(key): as_in_json(part) for key, part in item.items()}
+    return [*map(as_in_json, item)] if type(item) in (list, tuple) else item
+
+
+def _read_again(text: str) -> Any:
+    try:
+        return loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _endless(error) from None
+
+
+def _endless(error: Exception) -> NotEncodable:
+    return NotEncodable(
+        f"it contains itself, is nested too deeply, or has a number of thousands of digits ({error}): return plain "
+        f"data from {{action}}, or pass serializer="
+    )
 
 
 def _is_flat(item: dict[Any, Any]) -> bool:
@@ -105,7 +148,7 @@ def _written(value: Any) -> str:
         return json.dumps(value, separators=(",", ":"))
 
 
-def _survey(value: Any, *, tuples: bool, enums: bool, any_keys: bool) -> bool:
+def _survey(value: Any, *, faithful: bool, enums: bool) -> bool:
     """Refuse what would be degraded; whether anything in *value* needs a tag."""
     tags = False
     seen: set[int] = set()
@@ -118,10 +161,13 @@ def _survey(value: Any, *, tuples: bool, enums: bool, any_keys: bool) -> bool:
         seen.add(id(item))
         parts: Iterable[Any] = ()
         if kind is dict:
-            tags = _check_keys(item, any_keys) or tags
+            if not _TEXT.issuperset(map(type, item)):
+                tags = True
+                pending.extend(item if faithful else _checked_keys(item))
+            tags = tags or TAG in item
             parts = item.values()
         elif kind is list or kind is tuple:
-            tags = tags or (tuples and kind is tuple)
+            tags = tags or (faithful and kind is tuple)
             parts = item
         elif kind in _COLLECTIONS:
             tags = True
@@ -135,18 +181,14 @@ def _survey(value: Any, *, tuples: bool, enums: bool, any_keys: bool) -> bool:
     return tags
 
 
-def _check_keys(item: dict[Any, Any], any_keys: bool) -> bool:
-    """Refuse keys that JSON would lose; whether the dict is to be rewritten: it looks like one of our tags, say."""
-    if not _TEXT.issuperset(map(type, item)):
-        if not any_keys:
-            raise NotEncodable(f"a dict has keys that are no strings: {list(item)!r}")
-        for key in item:
-            if type(key) not in _SCALARS:
-                raise NotEncodable(f"a dict key of type {type(key).__name__} has no JSON form: {key!r}")
-        if len({_key(key) for key in item}) != len(item):
-            raise NotEncodable(f"two keys of a dict become the same JSON string: {list(item)!r}")
-        return True
-    return TAG in item
+def _checked_keys(item: dict[Any, Any]) -> Iterable[Any]:
+    """The keys of a dict, unless JSON would lose some."""
+    for key in item:
+        if type(key) not in _SCALARS:
+            raise NotEncodable(f"a dict key of type {type(key).__name__} has no JSON form: {key!r}")
+    if len({_key(key) for key in item}) != len(item):
+        raise NotEncodable(f"two keys of a dict become the same JSON string: {list(item)!r}")
+    return item
 
 
 def _key(key: Any) -> str:
@@ -170,23 +212,27 @@ def _refusal(item: Any, *, whole: bool) -> str:
     )
 
 
-def _plain(item: Any, *, tuples: bool) -> Any:  # noqa: PLR0911  a line per kind
+def _plain(item: Any, *, faithful: bool) -> Any:  # noqa: PLR0911  a line per kind
     """The same data in what JSON has."""
     kind = type(item)
     if kind in _SCALARS:
         return item
     if kind is dict:
-        pairs = {_key(key): _plain(value, tuples=tuples) for key, value in item.items()}
+        if faithful and not _TEXT.issuperset(map(type, item)):
+            return _tagged(
+                "dict", ((_plain(key, faithful=True), _plain(part, faithful=True)) for key, part in item.items())
+            )
+        pairs = {_key(key): _plain(value, faithful=faithful) for key, value in item.items()}
         return _tagged("dict", pairs.items()) if TAG in pairs else pairs
-    if kind is list or (kind is tuple and not tuples):
-        return [_plain(value, tuples=tuples) for value in item]
+    if kind is list or (kind is tuple and not faithful):
+        return [_plain(value, faithful=faithful) for value in item]
     if kind is tuple:
-        return _tagged("tuple", (_plain(value, tuples=True) for value in item))
+        return _tagged("tuple", (_plain(value, faithful=True) for value in item))
     if kind in _COLLECTIONS:
         # A list cannot be an element of a set: tuples in it stay tuples.
-        return _tagged(_COLLECTIONS[kind], (_plain(value, tuples=True) for value in item))
+        return _tagged(_COLLECTIONS[kind], (_plain(value, faithful=True) for value in item))
     if isinstance(item, Enum):
-        return _plain(item.value, tuples=tuples)
+        return _plain(item.value, faithful=faithful)
     tag, to_text, _ = _TAGGED[kind]
     return {TAG: tag, CONTENT: to_text(item)}
 

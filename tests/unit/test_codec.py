@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, IntEnum
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Generic, NamedTuple, Optional, TypeVar, Union
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -20,6 +23,7 @@ import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import core_schema
 from typing_extensions import TypeAliasType, TypedDict
 
 from celery_durable import ConfigurationError
@@ -67,6 +71,12 @@ class Point:
     seen: datetime | None = None
     raw: bytes = b""
     notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Slotted:
+    shown: Any
+    hidden: Any = field(default=None, compare=False)
 
 
 class Row(TypedDict):
@@ -323,7 +333,7 @@ def test_a_member_that_is_no_longer_declared_is_not_guessed(other: Any) -> None:
 
 
 def test_only_what_the_union_would_lose_names_its_member() -> None:
-    assert encode(Card(amount=1), Card | Cash).marks == {"encoding": "typed"}
+    assert encode(Card(amount=1), Card | Cash).marks.keys() == {"encoding", "read"}
     assert encode(5, int | Card).marks == {}
 
 
@@ -518,6 +528,256 @@ def test_what_a_step_returns_is_not_what_its_action_holds(value: dict[str, Any])
     for hint in (None, dict[str, Any]):
         assert repr(through_text(value, hint)) == repr(value)
         assert encode(value, hint).value is not value
+
+
+class Patch(pydantic.BaseModel):
+    first: int = 1
+    second: str | None = None
+
+
+class Moment(pydantic.BaseModel):
+    at: datetime
+
+
+AUTUMN = datetime(2026, 10, 25, 2, 30, fold=1)  # noqa: DTZ001  the second of two
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ({1: {2: 3}}, dict[int, dict]),
+        ({"a": {2: 3}}, dict[str, dict]),
+        ([{(1, 2): {None: b"x"}}], list[dict]),
+        ({1: 2.5}, dict[int, int]),
+        ({True: 1, "$type": 2}, dict[Any, int]),
+    ],
+    ids=str,
+)
+def test_keys_below_a_declared_type_stay_what_they_are(value: Any, hint: Any) -> None:
+    kept = through_text(value, hint)
+    assert same(value, kept)
+    assert kept == value
+
+
+def test_what_a_model_was_given_is_told_from_its_defaults() -> None:
+    kept = through_text([Patch(second="x"), Patch(first=1)], list[Patch])
+    assert [patch.model_dump(exclude_unset=True) for patch in kept] == [{"second": "x"}, {"first": 1}]
+
+
+def test_a_private_attribute_is_kept() -> None:
+    assert through_text(counted(), Counter)._count == 5  # noqa: SLF001
+
+
+@pytest.mark.parametrize("hint", [None, datetime], ids=str)
+@pytest.mark.parametrize("moment", [AUTUMN, AUTUMN.replace(tzinfo=BERLIN), AUTUMN.replace(tzinfo=BERLIN, fold=0)])
+def test_of_two_equal_times_it_is_the_same_and_its_zone(moment: datetime, hint: Any) -> None:
+    assert repr(through_text(moment, hint)) == repr(moment)
+    assert repr(through_text({"at": [(moment,)]})) == repr({"at": [[moment]]})
+    assert repr(through_text(Moment(at=moment), Moment)) == repr(Moment(at=moment))
+
+
+def test_a_zone_whose_clocks_are_set_otherwise_now_keeps_the_moment() -> None:
+    encoded = encode(AUTUMN.replace(tzinfo=BERLIN))
+    moved = encoded.marks["rest"].replace("Europe/Berlin", "Asia/Tokyo")
+    assert decode(encoded.text, {"rest": moved}) == encoded.value.astimezone(timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ([Level.LOW], list[Any]),
+        (Pair(Level.LOW, "a"), Pair),
+        (Slotted(Level.LOW), Slotted),
+        (Lion(name="Leo", mane="brown"), Cat),
+    ],
+    ids=str,
+)
+def test_what_would_come_back_as_another_type_is_refused(value: Any, hint: Any) -> None:
+    with pytest.raises(NotEncodable):
+        encode(value, hint)
+
+
+def test_what_a_dataclass_does_not_compare_is_kept_too() -> None:
+    kept = through_text(Slotted(1, hidden=(1, b"abc")), Slotted)
+    assert kept.hidden == (1, b"abc")
+
+
+@pytest.mark.parametrize("hint", [pydantic.SecretStr, Login, list[Login]], ids=str)
+def test_a_secret_is_never_recorded_as_stars(hint: Any) -> None:
+    login = Login(password=pydantic.SecretStr("hunter2"))
+    with pytest.raises(NotEncodable):
+        encode({Login: login}.get(hint, [login] if hint == list[Login] else login.password), hint)
+
+
+# -- what was valid when it was recorded -------------------------------------------------------------------------------
+
+
+class World:
+    kind = True
+
+
+def ask(value: Any) -> Any:
+    if not World.kind:
+        raise ValueError("not any more")
+    return value
+
+
+@pytest.fixture
+def unkind() -> Iterator[Callable[[], None]]:
+    """Makes validators refuse everything from here on."""
+    yield lambda: setattr(World, "kind", False)
+    World.kind = True
+
+
+class Asked(pydantic.BaseModel):
+    value: Annotated[int, pydantic.AfterValidator(ask)]
+    before: Annotated[date | None, pydantic.BeforeValidator(ask)] = None
+
+    @pydantic.model_validator(mode="wrap")
+    @classmethod
+    def _asked(cls, data: Any, handler: Any) -> Any:
+        return handler(ask(data))
+
+
+class AskedAtOnce(pydantic.BaseModel):
+    value: int
+    _made: int = pydantic.PrivateAttr(0)
+
+    def __init__(self, **data: Any) -> None:
+        super().__init__(**ask(data))
+
+    def model_post_init(self, _context: Any) -> None:
+        self._made = ask(self.value) + 1
+
+
+@dataclass
+class AskedData:
+    value: int
+
+    def __post_init__(self) -> None:
+        ask(self)
+
+
+class Number:
+    """Of a library of its own, made of text by a validator."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Number) and self.text == other.text
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        return core_schema.no_info_after_validator_function(
+            cls, core_schema.str_schema(), serialization=core_schema.to_string_ser_schema()
+        )
+
+    def __str__(self) -> str:
+        return self.text
+
+    __repr__ = __str__
+
+
+class Called(pydantic.BaseModel):
+    number: Number
+    value: Annotated[int, pydantic.AfterValidator(ask)]
+
+
+ASKED = [
+    (Asked(value=1, before=date(2026, 1, 31)), Asked),
+    ([Asked(value=1)], list[Asked | None]),
+    ({"a": Box[Asked](kept=Asked(value=2))}, dict[str, Box[Asked]]),
+    (AskedAtOnce(value=1), AskedAtOnce),
+    (AskedData(1), AskedData),
+    (Called(number="5", value=1), Called),  # type: ignore[arg-type]
+    ((Asked(value=1), math.nan), tuple[Asked, float]),
+]
+
+
+@pytest.mark.parametrize(("value", "hint"), ASKED, ids=str)
+def test_no_validator_is_heeded_again(value: Any, hint: Any, unkind: Callable[[], None]) -> None:
+    encoded = encode(value, hint)
+    unkind()
+    kept = decode(encoded.text, encoded.marks, hint)
+    assert same(value, kept)
+    assert same(encoded.value, kept)
+
+
+@pytest.mark.parametrize(("value", "hint"), [each for each in ASKED if each[1] is not AskedAtOnce], ids=str)
+def test_nor_for_what_version_0_1_recorded(value: Any, hint: Any, unkind: Callable[[], None]) -> None:
+    encoded = encode(value, hint)
+    unkind()
+    kept = decode(encoded.text, {"encoding": encoded.marks["encoding"]}, hint)
+    assert repr(kept) == repr(value)
+
+
+def test_a_path_that_is_gone_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    encoded = [encode(path, hint) for hint in (pydantic.FilePath, pydantic.FilePath | None)]
+    path.unlink()
+    for each in encoded:
+        assert decode(each.text, each.marks, pydantic.FilePath) == path
+
+
+class Before(pydantic.BaseModel):
+    name: str
+    age: int = 0
+
+
+def test_a_model_that_has_changed_reads_the_old_one_by_its_own_rules() -> None:
+    encoded = encode(Before(name="Ada"), Before)
+
+    class After(pydantic.BaseModel):
+        full_name: str = ""
+        size: int = 3
+
+        @pydantic.model_validator(mode="before")
+        @classmethod
+        def migrated(cls, data: Any) -> Any:
+            return {"full_name": data["name"]} if "name" in data else data
+
+    assert decode(encoded.text, encoded.marks, After) == After(full_name="Ada", size=3)
+
+
+def test_a_limit_that_was_set_since_does_not_refuse_what_was_recorded() -> None:
+    encoded = encode(Before(name="Ada", age=5), Before)
+
+    class Limited(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(extra="forbid", title="Before", str_max_length=1)
+        name: str
+        age: Annotated[int, pydantic.Field(gt=17)] = 18
+
+    assert decode(encoded.text, encoded.marks, Limited).model_dump() == {"name": "Ada", "age": 5}
+
+
+def test_the_shape_of_a_type_is_the_same_in_each_process() -> None:
+    code = "from tests.unit.test_codec import *; print(encode(Asked(value=1), Asked).marks['read'])"
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+    )  # fmt: skip
+    assert told.stdout.strip() == encode(Asked(value=1), Asked).marks["read"]
+
+
+RECORDED_BY_0_1: list[tuple[str, dict[str, str], Any, Any]] = [
+    ('{"amount":1.0}', {"encoding": "typed"}, Card, Card(amount=1)),
+    ('{"amount":1.0}', {"encoding": "typed", "member": f"{Cash.__module__}.Cash"}, Card | Cash, Cash(amount=1)),
+    ('{"street":"x","verified":{"$type":"datetime","$value":"2026-01-31T00:00:00"}}', {"encoding": "python"}, Address,
+     Address(street="x", verified=datetime(2026, 1, 31))),  # noqa: DTZ001
+    ('{"1":{"2":3}}', {}, dict[int, dict], {"1": {"2": 3}}),
+    ('{"$type":"dict","$value":[["$type",{"$type":"tuple","$value":[1]}]]}', {}, None, {"$type": (1,)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "marks", "hint", "value"), RECORDED_BY_0_1, ids=lambda each: str(each)[:40])
+def test_what_version_0_1_recorded_means_the_same(text: str, marks: dict[str, str], hint: Any, value: Any) -> None:
+    assert decode(text, marks, hint) == value
+    assert repr(decode(text.encode(), marks, hint)) == repr(value)
 
 
 # -- declared types ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -282,6 +283,64 @@ def test_a_value_that_does_not_encode_ends_the_run_and_says_what_to_do(run: Run)
     for part in ("task task-1", "step 'make'", "Order", "make with its return type", "type_hint=Order"):
         assert part in text
     assert run.names() == []
+
+
+class Session(pydantic.BaseModel):
+    user: str
+    token: pydantic.SecretStr
+
+
+def opened() -> threading.Thread:
+    raise AssertionError("it ran")
+
+
+async def logged_in() -> Session:
+    raise AssertionError("it ran")
+
+
+@pytest.mark.parametrize(
+    ("action", "options"),
+    [(opened, RunOptions()), (logged_in, RunOptions()), (lambda: 1 / 0, RunOptions(type_hint=Session))],
+    ids=["no JSON form", "a secret in it", "type_hint"],
+)
+def test_what_cannot_be_recorded_by_its_type_is_refused_before_the_action_runs(
+    run: Run, action: Any, options: RunOptions
+) -> None:
+    with pytest.raises(EndRun) as ended:
+        run.attempt().run("open", action, options)
+    assert "step 'open' did not run" in ends_run(ended, EntryNotRecordableError)
+    assert run.names() == []
+    assert run.attempt().run("count", len, [1, 2]) == 2, "a function that says nothing"
+
+
+def test_a_type_that_a_decorator_may_have_left_behind_refuses_nothing(run: Run) -> None:
+    @functools.wraps(opened)
+    def made_plain() -> Any:
+        return "plain"
+
+    assert run.attempt().run("open", made_plain) == "plain"
+
+
+def endless() -> list[Any]:
+    inside: list[Any] = []
+    inside.append(inside)
+    return inside
+
+
+def deep() -> list[Any]:
+    inside: list[Any] = []
+    for _ in range(5_000):
+        inside = [inside]
+    return inside
+
+
+@pytest.mark.parametrize("made", [endless, deep, lambda: 10**5_000], ids=["endless", "deep", "number"])
+def test_metadata_without_an_end_ends_the_run_by_name(run: Run, made: Any) -> None:
+    action = Action(TerminalError("no", 404, {"a": made()}))
+    with pytest.raises(EndRun) as ended:
+        run.attempt().run("fail", action, RunOptions(max_attempts=3))
+    assert "its TerminalError" in ends_run(ended, EntryNotRecordableError)
+    assert action.executions == 1
 
 
 @pytest.mark.parametrize("text", ["x" * 100, "\u00e9" * 50], ids=["ASCII", "two bytes each"])
