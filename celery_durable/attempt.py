@@ -542,6 +542,24 @@ class Attempt:
         return int(self._fields.get(b"changed", 0))
 
     @property
+    def arguments(self) -> bytes | None:
+        """The models among the arguments as an earlier attempt accepted them, as JSON."""
+        return self._fields.get(self._arguments)
+
+    def keep_arguments(self, text: str) -> None:
+        """Keep what was accepted, with the next write."""
+        self._unsent[self._arguments.decode()] = text
+
+    @property
+    def _arguments(self) -> bytes:
+        return b"arguments:%d" % self.changes
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the body of an earlier attempt has left something in the journal."""
+        return any(b":" in name for name in self._fields)
+
+    @property
     def resume(self) -> bytes | None:
         """What a message is to say that brings the run back."""
         return self._fields.get(b"resume")

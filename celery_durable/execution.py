@@ -23,6 +23,7 @@ from celery.utils.log import get_task_logger
 from . import call, django, message, outcome, report, upkeep
 from .abandonment import Abandonment
 from .announcement import Announcement
+from .arguments import Arguments
 from .attempt import Attempt, Surroundings, running_step
 from .context import AsyncDurableContext, DurableContext
 from .current import OPENED, current
@@ -78,6 +79,7 @@ class Execution:
         self._awaited = False
         self.began_amid = sys.exc_info()[1]
         """An exception that passed before: the pool forks a process while it handles the end of another, say."""
+        self.arguments = Arguments()
         self.began = False
         """Whether the arguments fitted and the function was entered."""
         self.outer = outer = current.get()
@@ -164,7 +166,7 @@ class Execution:
         """Whether an earlier attempt has opened the run, so that this one cannot end without it, either."""
         request = self.request
         if self.direct or self.eager:
-            return False
+            return not self.direct and request.id in _eager_journals
         if message.header_of(request):
             return True
         redelivered = bool((request.delivery_info or {}).get("redelivered"))
@@ -226,6 +228,7 @@ class Execution:
             logger.info("task %s: the failed run is reopened, with fresh budgets", delivery.task_id)
         attempt.check_whole()
         self._check_recoveries(attempt, self.hold.settings.max_recoveries)
+        self.arguments.begin(attempt)
         if not task.is_async:
             self._watch(attempt, here())
         return attempt

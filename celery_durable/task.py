@@ -19,6 +19,7 @@ from . import (
     report,
     retry_task,  # noqa: F401  registers celery_durable.retry with every app
 )
+from .arguments import accepting
 from .attempt import Terms
 from .call import changed_by_retry
 from .current import current, execution_of, is_executing, opened_by
@@ -26,6 +27,7 @@ from .ending import Ending
 from .exceptions import ConfigurationError
 from .execution import Execution, has_journal
 from .message import (
+    as_it_came,
     check_encodable,
     header_of,
     headers_with,
@@ -263,6 +265,7 @@ class DurableTask(Task[P, R]):
             return super().retry(**_given(arguments), **options)
         # Expiry was honoured until the first attempt began.
         options.setdefault("expires", None)
+        options = {**as_it_came(self, request), **options}
         delay = seconds_until(self, eta or (self.default_retry_delay if countdown is None else countdown))
         if (possible := sendable_delay(self.app, delay)) != delay:
             delay = possible
@@ -358,6 +361,7 @@ _ITSELF = "celery_durable_run"
 
 def _wrap_run(cls: type[DurableTask[Any, Any]], declared: Any) -> None:
     """Put an :class:`Execution` around ``run``, inside of Celery's autoretry, which is to see the first exception."""
+    declared = accepting(declared)
     body = declared if inspect.isfunction(declared) else _as_method(cls, declared)
 
     @functools.wraps(body)
