@@ -15,8 +15,19 @@ from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
 from . import sentry, tracing
+from .exceptions import EntryNotRecordableError
 from .journal import Delivery
-from .message import HEADER, header_of, received, resume_of_user_retry, seed_header, seed_of
+from .message import (
+    HEADER,
+    as_it_came,
+    default_serializer,
+    header_of,
+    received,
+    resume_of_user_retry,
+    seed_header,
+    seed_of,
+)
+from .remainder import same
 from .serializers import json_of, load_content
 
 _sorted_json = kombu_json.JSONEncoder(sort_keys=True).encode
@@ -53,6 +64,7 @@ class Call(NamedTuple):
         for fact in ("retries", "expires"):
             options.pop(fact, None)
         options |= _route(request.delivery_info or {})
+        options |= as_it_came(task, request)
         if changes:
             options = _changed(options, changes)
         headers = {name: value for name, value in (options.get("headers") or {}).items() if name != HEADER}
@@ -72,15 +84,28 @@ class Call(NamedTuple):
         return cls(**facts)
 
     def text(self, task: Any) -> str:
-        """As JSON, or in JSON as what the app's serializer makes of it."""
+        """As JSON, or in JSON as what the serializer of the message makes of it.
+
+        Raises:
+            EntryNotRecordableError: no serializer that the app accepts gives the arguments back as they are.
+        """
         facts = self._asdict()
+        serializer = self.options.get("serializer") or default_serializer(task)
         try:
-            return _text(facts, task.serializer or task.app.conf.task_serializer)
-        except Exception:
-            for serializer in task.app.conf.accept_content:
-                with suppress(Exception):  # the message itself may have been sent by another one
-                    return _text({**facts, "options": {**self.options, "serializer": serializer}}, serializer)
-            raise
+            return _text(facts, serializer)
+        except Exception as error:
+            reason = error
+        for other in task.app.conf.accept_content:
+            # Arguments that self.retry() was given, say.
+            with suppress(Exception):
+                text = _text({**facts, "options": {**self.options, "serializer": other}}, other)
+                kept = Call.load(text, frozenset(task.app.conf.accept_content))
+                if other == "pickle" or same([*self.args, self.kwargs], [*kept.args, kept.kwargs]):
+                    return text
+        raise EntryNotRecordableError(
+            f"task {self.options.get('task_id')}: no serializer of accept_content gives its arguments back to a later "
+            f"attempt as they are ({serializer}: {reason!r}): send plain data"
+        )
 
     def send(self, app: Any, name: str, header: Mapping[str, Any], *, seed: str = "", **options: Any) -> None:
         """Send it again, with *header* as what the message says to us, and the *seed* that it brings to its run."""
@@ -185,7 +210,12 @@ def _changed(options: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 def _text(facts: dict[str, Any], serializer: str) -> str:
     if serializer == "json":
         return json_of(facts)
-    content_type, charset, data = dumps(facts, serializer)
+    try:
+        content_type, charset, data = dumps(facts, serializer)
+    except Exception:
+        # What hangs on the task (callbacks, a chain) is of classes of Celery's, and plain data where it arrives.
+        plain = kombu_json.loads(json_of(facts["options"]))
+        content_type, charset, data = dumps({**facts, "options": plain}, serializer)
     raw: Any = data
     raw = raw.encode() if isinstance(raw, str) else raw
     return json.dumps({"content_type": content_type, "charset": charset, "data": base64.b64encode(raw).decode()})

@@ -37,9 +37,29 @@ SEED = "celery_durable_seed"
 headers are copied into other messages. Also which of ``request.properties`` has it: a task that makes no use of it does
 not see it."""
 
+SERIALIZER = "durable_serializer"
+"""Which of ``request.properties`` names the serializer that the message was sent by."""
+
 
 def header_of(request: Any) -> dict[str, Any]:
     return (request.headers or {}).get(HEADER) or {}
+
+
+def serializer_of(task: Any, request: Any) -> str:
+    """The serializer that the message came by: its arguments go through it once more as they are."""
+    return (request.properties or {}).get(SERIALIZER) or default_serializer(task)
+
+
+def default_serializer(task: Any) -> str:
+    """What a message of the task is sent by if nothing else is asked for."""
+    name: str = task.serializer or task.app.conf.task_serializer
+    return name
+
+
+def as_it_came(task: Any, request: Any) -> dict[str, Any]:
+    """The option that sends the arguments of a message again as they are; none where the task's own will do."""
+    serializer = serializer_of(task, request)
+    return {} if serializer == default_serializer(task) else {"serializer": serializer}
 
 
 def library_retries(request: Any) -> int:
@@ -115,6 +135,7 @@ def retry_signature(
         retries=request.retries + 1,
         expires=expires,
         headers=headers_with(request, header),
+        **as_it_came(task, request),
     )
 
 
@@ -126,7 +147,7 @@ def check_encodable(task: Any, signature: Any) -> None:
     """
     options = signature.options
     embedded = {name: options.get(name) for name in ("link", "link_error", "chain", "chord")}
-    serializer = options.get("serializer") or task.serializer or task.app.conf.task_serializer
+    serializer = options.get("serializer") or default_serializer(task)
     serialization.dumps([signature.args, signature.kwargs, embedded], serializer)
     kombu_json.dumps([options.get("headers"), [options.get(name) for name in options.get("stamped_headers") or ()]])
 

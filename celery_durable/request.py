@@ -14,11 +14,12 @@ from celery.exceptions import TaskPredicate, TaskRevokedError, TimeLimitExceeded
 from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
+from kombu.serialization import registry  # type: ignore[attr-defined]
 
 from . import outcome
 from .announcement import Announcement, going_on
 from .exceptions import ConfigurationError
-from .message import ARGUMENTS, HEADER, RECEIVED, SEED, seed_in
+from .message import ARGUMENTS, HEADER, RECEIVED, SEED, SERIALIZER, seed_in
 from .runs import Runs, Whose
 from .store import store_of
 
@@ -45,7 +46,8 @@ class DurableRequest(Request):
         request = self.request_dict
         # The arguments travel there anyway, and Celery reads the message again for those that the body is given.
         arguments = request["args"], request["kwargs"]
-        ours = {RECEIVED: time.monotonic(), ARGUMENTS: arguments}
+        serializer = registry.type_to_name.get(message.content_type, message.content_type)
+        ours = {RECEIVED: time.monotonic(), ARGUMENTS: arguments, SERIALIZER: serializer}
         if seed := seed_in(request, self.id, self.replaced_task_nesting):
             ours[SEED] = seed
         request.pop(SEED, None)

@@ -218,3 +218,60 @@ def test_a_model_that_does_not_validate_fails_at_once(worker: Worker) -> None:
     with pytest.raises(Exception, match="valid integer"):
         values.takes_a_model.delay({"number": "seven", "placed": "2026-01-31"}).get(timeout=LONG)
     assert executions() == [1]
+
+
+# -- what later attempts are given -------------------------------------------------------------------------------------
+
+
+def test_what_was_valid_at_first_is_given_to_every_attempt(durable: DurableSetup, worker: Worker) -> None:
+    """A recorded model, and one among the arguments; Celery validates those each time."""
+    result = values.books.delay({"begins": "2026-01-31"})
+
+    assert result.get(timeout=LONG) == date(2026, 1, 31)
+    assert [effects.count("pay"), effects.count("review")] == [1, 2]
+
+
+def test_what_was_not_valid_is_refused_as_often_as_it_is_retried(durable: DurableSetup, worker: Worker) -> None:
+    effects.hit("pay")
+    result = values.books.delay({"begins": "2026-01-31"})
+
+    for _ in range(2):
+        with pytest.raises(TerminalError, match="in the past"):
+            result.get(timeout=LONG)
+        wait_until_idle(durable)
+        result.forget()
+        result = values.books.apply_async(({"begins": "2026-01-31"},), task_id=result.id)
+    assert effects.count("pay") == 1
+
+
+ACCEPTS_ALL = {"accept_content": ["json", "pickle", "yaml"]}
+AS_ROOT = {"C_FORCE_ROOT": "1"}
+"""Without it Celery does not unpickle for the user root."""
+
+
+@pytest.mark.parametrize("serializer", ["pickle", "yaml", "json"])
+def test_the_arguments_of_every_attempt_are_those_that_were_sent(durable: DurableSetup, serializer: str) -> None:
+    durable.start_worker(concurrency=1, conf=ACCEPTS_ALL, env=AS_ROOT)
+    args: tuple[Any, ...] = ({1: "a", 2: [3]}, date(2026, 1, 31))
+    if serializer == "pickle":
+        args = (*args, {(1, 2): {3}}, (4, (5,)), values.Order(number=1, placed=date(2026, 1, 31)))
+    if serializer == "json":
+        args = ({"1": "a"}, [UUID(int=1)])
+
+    result = values.shows_its_arguments.apply_async(args, {"more": {"a": [1.5, None]}}, serializer=serializer)
+
+    given = repr((args, {"more": {"a": [1.5, None]}}))
+    assert result.get(timeout=LONG) == given
+    assert [hit.key for hit in effects.hits("given")] == [given] * 3
+
+
+def test_arguments_that_cannot_be_kept_are_refused_before_anything_runs(durable: DurableSetup) -> None:
+    durable.start_worker(pool="solo", conf=ACCEPTS_ALL, env=AS_ROOT)  # to another process they would not even get
+
+    result = values.shows_its_arguments.apply_async((values.Unpicklable(),), serializer="pickle")
+
+    with pytest.raises(EntryNotRecordableError, match="it stays where it is"):
+        result.get(timeout=LONG)
+    assert effects.count("given") == 0
+    wait_until_idle(durable)
+    assert result.state == "FAILURE"

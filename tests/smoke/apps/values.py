@@ -222,3 +222,60 @@ def misfit(ctx: DurableContext, amount: int) -> None:
 def takes_a_model(ctx: DurableContext, order: Order) -> int:
     effects.hit("fail", ctx.task_id)
     return order.number
+
+
+# -- what later attempts are given -------------------------------------------------------------------------------------
+
+
+class Stay(pydantic.BaseModel):
+    """To begin in the future: until it is paid."""
+
+    begins: date
+
+    @pydantic.field_validator("begins")
+    @classmethod
+    def is_to_come(cls, begins: date) -> date:
+        if effects.count("pay"):
+            raise ValueError("in the past")
+        return begins
+
+
+@durable_task
+def books(ctx: DurableContext, stay: Stay) -> date:
+    def reserve() -> Stay:
+        return stay
+
+    reserved = ctx.run("reserve", reserve)
+    ctx.run("pay", effects.hit, "pay", ctx.task_id)
+    ctx.sleep(0.1)
+    ctx.run("review", flaky_review, QUICKLY, ctx.task_id)
+    return reserved.begins
+
+
+def flaky_review(task_id: str) -> None:
+    if effects.hit("review", task_id) == 1:
+        raise OSError("once more")
+
+
+@durable_task
+def shows_its_arguments(ctx: DurableContext, *args: Any, **kwargs: Any) -> str:
+    shown = repr((args, kwargs))
+    effects.hit("given", shown)
+    ctx.sleep(0.1)
+    ctx.run("review", flaky_review, QUICKLY, ctx.task_id)
+    return shown
+
+
+class Unpicklable:
+    """Arrives, and cannot be sent on."""
+
+    def __init__(self) -> None:
+        self.arrived = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.arrived = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.arrived:
+            raise TypeError("it stays where it is")
+        return {"arrived": True}
