@@ -36,6 +36,8 @@ TERMS_VARIABLE = "DURABLE_CHAOS"
 terms = json.loads(os.environ[TERMS_VARIABLE])
 app = Celery("chaos", broker=terms["broker"], backend=terms["backend"])
 app.conf.update(terms["conf"])
+IS_NEW = terms["conf"]["durable_build"] == "new"
+"""Whether this worker has the new code."""
 
 PATIENTLY = RetryPolicy(initial_retry_interval=0.05, max_retry_interval=0.5, max_attempts=None)
 
@@ -143,6 +145,13 @@ class Player:
         except TerminalError:
             yield from self.play(compensations[::-1])
             raise
+
+    def _deploy(self, change: Operation) -> Generator[Call, Any, None]:
+        yield from self._step(change["new" if IS_NEW else "old"])
+
+    def _patch(self, change: Operation) -> Generator[Call, Any, None]:
+        taken = (yield "patched", (change["at"],)) if IS_NEW else False
+        yield from self._step(change["new" if taken else "old"])
 
     def _die(self, die: Operation) -> Generator[Call, Any, None]:
         def kill_this_process() -> None:

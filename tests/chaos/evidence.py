@@ -11,7 +11,7 @@ from typing import Any
 from tests.chaos.effects import Line
 from tests.chaos.history import Write
 from tests.chaos.oracle import Expected, expected
-from tests.chaos.programs import Program
+from tests.chaos.programs import Program, operations
 
 ENDED = ("succeeded", "failed")
 SETTLED = ("done", "failed", "sleeping")
@@ -171,7 +171,30 @@ class Run:
     @cached_property
     def expected(self) -> Expected:
         """What the oracle says, once it is told which steps the faults left without executions."""
-        return expected(self.id, self.program, self.unlucky)
+        return expected(self.id, self.program, self.unlucky, self.new)
+
+    @cached_property
+    def paths(self) -> dict[str, set[str]]:
+        """Where old code and new code differ: what was ever recorded there, "old" or "new"."""
+        ways: dict[str, set[str]] = {
+            operation["at"]: set() for operation in operations(self.program) if operation["do"] in ("deploy", "patch")
+        }
+        for _, _, entry in self.entries():
+            at, _, way = entry["name"].rpartition(".")
+            if at in ways:
+                ways[at].add(way)
+        return ways
+
+    @cached_property
+    def new(self) -> set[str]:
+        """Where the run took the path of new code."""
+        return {at for at, ways in self.paths.items() if "new" in ways}
+
+    @cached_property
+    def abandoned(self) -> set[str]:
+        """The steps that began on a path that was not taken: their process died before any of it was recorded."""
+        other = {f"{at}.{'old' if at in self.new else 'new'}" for at in self.paths}
+        return other & self.executions.keys()
 
     @cached_property
     def unlucky(self) -> set[str]:

@@ -78,7 +78,7 @@ def every_step_is_recorded_once_and_in_order(run: Run) -> Iterator[str]:
     recorded = [(name, run.settled[name][1]["state"]) for name in run.path if name in run.settled]
     if run.task != "poisoned" and recorded != planned:
         yield f"the path of the program is {planned}, recorded is {recorded}"
-    begun = list(dict.fromkeys(line.step for line in run.of("begins")))
+    begun = [step for step in dict.fromkeys(line.step for line in run.of("begins")) if step not in run.abandoned]
     order = [step.at for step in run.expected.steps if step.at in begun]
     if run.task != "poisoned" and begun != order:
         yield f"steps began in the order {begun}, and not in {order}"
@@ -131,7 +131,8 @@ def draws_are_in_the_journal(run: Run) -> Iterator[str]:
 
 
 def an_idempotency_key_is_that_of_its_step(run: Run) -> Iterator[str]:
-    keys = {(line.step, line.mark) for line in run.of("begins")}
+    # It belongs to the place of a step, which two paths share.
+    keys = {(line.step, line.mark) for line in run.of("begins") if line.step not in run.abandoned}
     steps = {step for step, _ in keys}
     if not len(keys) == len(steps) == len({key for _, key in keys}):
         yield f"each step has a key of its own, the same for all its executions, but they were {sorted(keys)}"
@@ -198,6 +199,27 @@ def another_path_is_refused(run: Run) -> Iterator[str]:
             ]
             if written:
                 yield f"after {stray['at']} was recorded {written} were written"
+
+
+# -- old code beside new code ------------------------------------------------------------------------------------------
+
+
+def a_run_keeps_to_one_path(run: Run) -> Iterator[str]:
+    """Where old and new code differ it goes on as it has begun; what began on another path died with its process."""
+    for at, ways in run.paths.items():
+        if len(ways) > 1:
+            yield f"at {at} the journal had what old code does, and what new code does"
+    for step in run.abandoned:
+        if not run.hits[step]:
+            yield f"{step} began, nothing hit it, and the run went on by another path"
+
+
+def no_run_fails_that_some_worker_can_finish(run: Run) -> Iterator[str]:
+    """A worker whose code does not fit leaves the run to others."""
+    strays = any(operation["do"] == "stray" for operation in operations(run.program))
+    mismatches = [each for each in run.outcomes if "JournalMismatchError" in json.dumps(each["result"])]
+    if mismatches and not strays and any(each["status"] in TOLD for each in mismatches):
+        yield f"it failed where its code did not fit: {mismatches}"
 
 
 # -- sagas -------------------------------------------------------------------------------------------------------------
@@ -356,6 +378,8 @@ INVARIANTS: list[Invariant] = [
     only_steps_that_were_hit_give_up_early,
     a_sleep_lasts,
     another_path_is_refused,
+    a_run_keeps_to_one_path,
+    no_run_fails_that_some_worker_can_finish,
     compensations_run_in_reverse_and_once,
     the_outcome_is_written_once,
     the_outcome_is_the_expected_one,

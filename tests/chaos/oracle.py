@@ -35,15 +35,16 @@ class Failed(Exception):
     """The program goes on where this is caught."""
 
 
-def expected(run: str, program: Program, unlucky: Collection[str] = ()) -> Expected:
+def expected(run: str, program: Program, unlucky: Collection[str] = (), new: Collection[str] = ()) -> Expected:
     """Work a program through.
 
     Args:
         run: The task id, of which all values depend.
         program: What is run.
         unlucky: The steps with limited executions that lost so many of them to faults that none was left.
+        new: Where new code was the first to record what differs from the old.
     """
-    oracle = _Oracle(run, frozenset(unlucky))
+    oracle = _Oracle(run, frozenset(unlucky), frozenset(new))
     try:
         oracle.follow(program)
     except Failed as failed:
@@ -52,9 +53,10 @@ def expected(run: str, program: Program, unlucky: Collection[str] = ()) -> Expec
 
 
 class _Oracle:
-    def __init__(self, run: str, unlucky: frozenset[str]) -> None:
+    def __init__(self, run: str, unlucky: frozenset[str], new: frozenset[str]) -> None:
         self._run = run
         self._unlucky = unlucky
+        self._new = new
         self.says = Expected()
 
     def follow(self, program: Program) -> None:
@@ -101,6 +103,11 @@ class _Oracle:
         except Failed:
             self.follow(done)
             raise
+
+    def _deploy(self, change: Operation) -> None:
+        self._step(change["new" if change["at"] in self._new else "old"])
+
+    _patch = _deploy
 
     def _die(self, _die: Operation) -> None:
         raise Failed("RecoveryLimitExceeded")

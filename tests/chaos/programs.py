@@ -9,6 +9,8 @@
     send   {"task": "sync" | "async", "program": [...]}       a task of its own, which nobody waits for
     try    {"body": [...], "rescue": [...]}                   rescue is what follows a TerminalError of the body
     saga   {"parts": [{"step": ..., "undo": ...}, ...]}       a TerminalError undoes what was done, in reverse
+    deploy {"old": ..., "new": ...}                           a step whose name new code has changed
+    patch  {"old": ..., "new": ...}                           the same, brought into new code by ctx.patched
     die    {}                                                 a step that kills its process, whenever it runs
     stray  {"step": ..., "then": ...}                         a step that has another name once it is recorded
 
@@ -31,6 +33,8 @@ DEEPEST = 3
 
 KINDS = {"step": 10, "draw": 4, "sleep": 2, "think": 2, "send": 1, "try": 3, "saga": 2}
 NESTING = {"send", "try", "saga"}
+KINDS_OF_A_DEPLOY = {**KINDS, "deploy": 1, "patch": 2}
+"""Where workers with old and with new code stand side by side."""
 
 MAX_RECOVERIES_OF_A_POISON = 2
 """How many attempts of a poisoned program may die in a row and be followed by another."""
@@ -65,6 +69,8 @@ def number(program: Program, prefix: str = "") -> None:
         at = operation["at"] = f"{prefix}{place}"
         if operation["do"] == "stray":
             operation["step"]["at"], operation["then"]["at"] = at, f"{at}.then"
+        if operation["do"] in ("deploy", "patch"):
+            operation["old"]["at"], operation["new"]["at"] = f"{at}.old", f"{at}.new"
         number(operation.get("body", []), f"{at}.")
         number(operation.get("rescue", []), f"{at}.rescue.")
         number(operation.get("program", []))
@@ -83,6 +89,8 @@ def operations(program: Program) -> Iterator[Operation]:
             yield from (pair["step"], pair["undo"])
         if operation["do"] == "stray":
             yield operation["then"]
+        if operation["do"] in ("deploy", "patch"):
+            yield from (operation["old"], operation["new"])
 
 
 class _Author:
@@ -129,6 +137,11 @@ class _Author:
     def sound_step(self) -> Operation:
         """Return a step that succeeds in the end, whatever happens to its processes."""
         return {"do": "step", **self._step(1), "then": "value", "by": "task", "attempts": None}
+
+    def _deploy(self, _depth: int) -> Operation:
+        return {"old": self.sound_step(), "new": self.sound_step()}
+
+    _patch = _deploy
 
     def _draw(self, _depth: int) -> Operation:
         return {"kind": self._rng.choice(["uuid", "random", "time", "now"])}

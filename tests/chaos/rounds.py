@@ -19,7 +19,15 @@ from tests.chaos.evidence import Run, Struck
 from tests.chaos.faults import Injector
 from tests.chaos.history import Write
 from tests.chaos.invariants import Violation, violations
-from tests.chaos.programs import Operation, operations, poisoned_program, random_program, straying_program
+from tests.chaos.programs import (
+    KINDS,
+    KINDS_OF_A_DEPLOY,
+    Operation,
+    operations,
+    poisoned_program,
+    random_program,
+    straying_program,
+)
 from tests.chaos.stage import RESULT, UNREACHABLE, Stage, Terms
 
 IN_FLIGHT = 30
@@ -27,6 +35,8 @@ PROPORTIONS = (94, 3, 3)
 """Of programs that are random, that stray from their path, and that are poisoned."""
 LONGEST_END = 90
 """Seconds after the last fault is healed, within which every run ends: leases lapse, retries and sleeps come due."""
+LONGEST_END_OF_A_DEPLOY = 400
+"""The same where a run may meet workers, one after the other, whose code does not fit: each time twice as late."""
 DELAYING = {
     "kill journal",
     "kill both",
@@ -133,7 +143,12 @@ class Round:
             run = str(UUID(int=rng.getrandbits(128), version=4))
             write = rng.choices([random_program, straying_program, poisoned_program], PROPORTIONS)[0]
             task = "poisoned" if write is poisoned_program else rng.choice(["sync", "async"])
-            yield Run(run, task, write(rng))
+            kinds = KINDS_OF_A_DEPLOY if self._is_deploy else KINDS
+            yield Run(run, task, random_program(rng, kinds) if write is random_program else write(rng))
+
+    @property
+    def _is_deploy(self) -> bool:
+        return len(set(self.terms.builds)) > 1
 
     @property
     def _all_sent(self) -> bool:
@@ -188,7 +203,7 @@ class Round:
     # -- when all is healed
 
     def _await_ends(self, stage: Stage, injector: Injector) -> None:
-        give_up_at = time.monotonic() + LONGEST_END
+        give_up_at = time.monotonic() + (LONGEST_END_OF_A_DEPLOY if self._is_deploy else LONGEST_END)
         while time.monotonic() < give_up_at and not self._is_quiet(stage):
             injector.rest()
         self._look(stage)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ class Terms:
     concurrency: int
     backend_db: int
     """Where results are: 0, as the journals are, which then write those on which nothing else hangs."""
+    builds: tuple[str, str]
+    """Of the two workers: whether they have old or new code."""
 
     @classmethod
     def drawn(cls, rng: Random) -> Self:
@@ -59,6 +62,7 @@ class Terms:
             inline_retry_limit=rng.choice([0, 0.1]),
             concurrency=rng.choice([2, 3]),
             backend_db=rng.choice([0, 1]),
+            builds=rng.choice([("old", "old"), ("old", "new")]),
         )
 
 
@@ -72,8 +76,9 @@ class JournalServer(RedisServer):
 class Worker:
     """One life of one worker."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, build: str) -> None:
         self.process = process
+        self.build = build
 
     @property
     def running(self) -> bool:
@@ -130,12 +135,15 @@ class Stage:
         arguments += ["--pool=prefork", f"--concurrency={self.terms.concurrency}"]
         arguments += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         log = self.folder / f"{name}.log"
-        env = {TERMS_VARIABLE: json.dumps(self._terms_of_a_worker())}
+        # The code of the one whose place it takes.
+        missing = Counter(self.terms.builds) - Counter(worker.build for worker in self.workers)
+        build = next(iter(missing), self.terms.builds[0])
+        env = {TERMS_VARIABLE: json.dumps(self._terms_of_a_worker(build))}
         if skew:
             env |= {"LD_PRELOAD": str(self._skewed_clock), "SKEWED_CLOCK": str(skew)}
         process = Process([sys.executable, *arguments], log, env)
         self._processes.append(process)
-        self.workers.append(Worker(process))
+        self.workers.append(Worker(process, build))
 
     @cached_property
     def _skewed_clock(self) -> Path:
@@ -144,7 +152,7 @@ class Stage:
         subprocess.run([COMPILER, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
         return library
 
-    def _terms_of_a_worker(self) -> dict[str, Any]:
+    def _terms_of_a_worker(self, build: str) -> dict[str, Any]:
         terms = self.terms
         transport = {
             "visibility_timeout": terms.visibility_timeout,
@@ -156,6 +164,7 @@ class Stage:
             "broker_transport_options": transport,
             "worker_prefetch_multiplier": 1,
             "durable_redis_url": journal,
+            "durable_build": build,
             "durable_lease": terms.lease,
             "durable_inline_retry_limit": terms.inline_retry_limit,
         }

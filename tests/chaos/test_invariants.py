@@ -12,7 +12,14 @@ from tests.chaos.evidence import Run, Struck
 from tests.chaos.flawless import PARENT, PID, flawless
 from tests.chaos.history import Write
 from tests.chaos.invariants import INVARIANTS, violations
-from tests.chaos.programs import Program, number, poisoned_program, random_program, straying_program
+from tests.chaos.programs import (
+    KINDS_OF_A_DEPLOY,
+    Program,
+    number,
+    poisoned_program,
+    random_program,
+    straying_program,
+)
 from tests.chaos.test_oracle import step
 
 Spoil = Callable[[Run], None]
@@ -56,6 +63,11 @@ def broken(run: Run) -> set[str]:
 @pytest.mark.parametrize("seed", range(100))
 def test_what_a_run_without_faults_leaves_is_sound(seed: int) -> None:
     assert not violations(flawless(random_program(random.Random(seed))))
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_what_a_run_of_a_deploy_leaves_is_sound(seed: int) -> None:
+    assert not violations(flawless(random_program(random.Random(seed), KINDS_OF_A_DEPLOY)))
 
 
 def test_the_program_that_is_spoilt_below_is_sound_by_itself() -> None:
@@ -304,10 +316,56 @@ def test_a_step_that_begins_on_another_path_is_noticed() -> None:
     assert "another_path_is_refused" in broken(run)
 
 
+def deploy_program() -> Program:
+    program = [step(), {"do": "deploy", "old": step(), "new": step()}, {"do": "patch", "old": step(), "new": step()}]
+    number(program)
+    return program
+
+
+def test_a_run_that_takes_two_paths_is_noticed() -> None:
+    assert broken(flawless(deploy_program())) == set()
+    run = flawless(deploy_program())
+    write, name = entry_of(run, "2.old")
+    other = {name: write.fields[name].replace("2.old", "2.new")}
+
+    run.writes.insert(run.writes.index(write), replace(write, fields=other))
+
+    assert "a_run_keeps_to_one_path" in broken(run)
+
+
+@pytest.mark.parametrize("hit", [True, False])
+def test_a_path_is_left_where_its_process_died_and_nowhere_else(hit: bool) -> None:
+    """Nothing of it was recorded; a worker with the other code goes on."""
+    run = flawless(deploy_program(), dies_in="2.old")
+    died = run.lines[line_at(run, "begins", "2.old")]
+    run.faults = [Struck("kill child", died.at, died.at, frozenset([PID]), cuts=True)]
+    place = run.lines.index(died)
+    run.lines[place - 1 : place + 1] = [replace(line, step="2.new") for line in run.lines[place - 1 : place + 1]]
+    if not hit:
+        # The attempt had ended well.
+        opened = [write for write in run.writes if "attempt" in write.fields][1]
+        run.writes.insert(run.writes.index(opened), replace(opened, fields={"status": "suspended"}))
+
+    assert broken(run) == (set() if hit else {"a_run_keeps_to_one_path"})
+
+
+def test_a_failure_by_code_that_does_not_fit_is_noticed() -> None:
+    run = flawless(deploy_program())
+    failure = {
+        "status": "FAILURE",
+        "result": {"exc_type": "JournalMismatchError", "exc_message": ["took another path"]},
+    }
+    run.results[-1].fields[""] = json.dumps(failure)
+
+    assert "no_run_fails_that_some_worker_can_finish" in broken(run)
+
+
 def test_every_invariant_is_broken_by_something() -> None:
     found = {name for parameters in SPOILT for name in parameters.values[1]}  # type: ignore[attr-defined]
 
-    assert found | {"a_poison_is_parked", "another_path_is_refused"} == {invariant.__name__ for invariant in INVARIANTS}
+    found |= {"a_poison_is_parked", "another_path_is_refused"}
+    found |= {"a_run_keeps_to_one_path", "no_run_fails_that_some_worker_can_finish"}
+    assert found == {invariant.__name__ for invariant in INVARIANTS}
 
 
 # -- what faults explain -----------------------------------------------------------------------------------------------
