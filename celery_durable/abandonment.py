@@ -29,14 +29,15 @@ class Abandonment:
         self._execution = execution
 
     def silent(self, seconds: float) -> None:
-        assert self._execution.attempt is not None  # noqa: S101
-        _aside(silence.report, self._execution.task, self._execution.attempt, seconds, self._execution.request.hostname)
+        attempt, request = self._execution.attempt, self._execution.request
+        assert attempt is not None  # noqa: S101
+        _aside(silence.report, request.id, self._execution.task, attempt, seconds, request.hostname)
 
     def go_on_without(self, overrun: Overrun) -> None:
         """The code of this attempt cannot be interrupted: the run goes on, whenever that ends."""
         if not (self._execution.direct or self._execution.eager):
             in_a_step = overrun.step is not None and not self._execution.task.is_async
-            _aside(self._abandon if in_a_step else self._leave, overrun)
+            _aside(self._abandon if in_a_step else self._leave, self._execution.request.id, overrun)
 
     def _leave(self, overrun: Overrun) -> None:
         """Nobody knows what the body does next: its run is taken over as that of a dead process is."""
@@ -70,7 +71,14 @@ class Abandonment:
             except BaseException as said:
                 if self._execution.undecided:
                     said = self._as_autoretry_decides(said)
-                if not isinstance(said, (Retry, Ignore, Reject)):
+                if not hold.ended:
+                    # Neither over nor to be tried again: somebody's mistake, which nobody else is to hear of.
+                    logger.error(
+                        "task %s: its abandoned step %r could not be settled; its lease lapses",
+                        attempt.about.task_id, step.name, exc_info=said,
+                    )  # fmt: skip
+                    hold.lapse()
+                elif not isinstance(said, (Retry, Ignore, Reject)):
                     hold.hand_over()
             attempt.leave_behind()
 
@@ -99,6 +107,14 @@ class Abandonment:
         return error
 
 
-def _aside(work: Callable[..., None], *args: Any) -> None:
+def _aside(work: Callable[..., None], task_id: str, *args: Any) -> None:
     """Do what may take a while in a thread of its own."""
-    threading.Thread(target=work, args=args, name=f"celery-durable-{work.__name__.strip('_')}", daemon=True).start()
+    name = f"celery-durable-{work.__name__.strip('_')}"
+
+    def worked() -> None:
+        try:
+            work(*args)
+        except Exception:
+            logger.exception("task %s: its thread %s has failed", task_id, name)
+
+    threading.Thread(target=worked, name=name, daemon=True).start()

@@ -6,6 +6,7 @@ times. Only of a run on whose success nothing else hangs, for that Celery sends 
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +17,8 @@ from celery.backends.base import Backend
 from celery.backends.redis import RedisBackend
 
 from .journal import NO_RESULT, Result
+
+logger = logging.getLogger("celery_durable")
 
 _handled: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
 
@@ -35,8 +38,10 @@ def alone(task: Any, request: Any, value: Any, url: str) -> Result | None:
         return None
     try:
         return _as_celery_writes_it(backend, request, value)
-    except Exception:
-        return None  # Celery is to fail at that itself
+    except Exception as error:
+        # Celery is to fail at that itself. Where it does not, this is wrong, and costs round trips.
+        logger.warning("task %s: its result cannot be written with its outcome, but by Celery: %r", request.id, error)
+        return None
 
 
 def _as_celery_writes_it(backend: Any, request: Any, value: Any) -> Result:

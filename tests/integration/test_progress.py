@@ -185,6 +185,31 @@ def test_a_late_record_forgives_the_failure_that_was_counted(app: Celery, redis_
     assert entries(redis_client, app, task_id)[1][:3] == ("held", "done", 1)
 
 
+def test_what_goes_wrong_with_an_abandoned_step_is_told_and_its_run_goes_on(
+    app: Celery, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mistake in an option, say, that Celery does not look at before a task fails."""
+    gate = threading.Event()
+
+    def body(ctx: DurableContext) -> None:
+        ctx.run("held", gate.wait, 30)
+
+    limits = {"inactivity_timeout": 0.05, "abort_timeout": 0.05}
+    task = task_in(app, body, task_retry_policy=RetryPolicy(max_attempts=1), throws=("no class",), **limits)
+    task_id = new_id()
+    run = threading.Thread(target=execute, args=[task], kwargs={"task_id": task_id})
+    run.start()
+    eventually(lambda: "its abandoned step 'held' could not be settled" in caplog.text)
+    store = store_of(app)
+    before = state(redis_client, store, task_id)["lease"]
+    gate.set()
+    run.join()
+
+    assert "isinstance() arg 2 must be a type" in caplog.text
+    after = state(redis_client, store, task_id)
+    assert (after["fields"]["status"], after["lease"]) == ("running", before)
+
+
 def test_an_attempt_that_has_ended_is_watched_no_more(app: Celery) -> None:
     seen: list[int] = []
 

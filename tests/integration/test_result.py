@@ -440,6 +440,21 @@ def test_what_is_concluded_stays_so(store: Store, redis_client: redis.Redis, lat
     assert state(redis_client, store, task_id) == before
 
 
+def test_a_result_that_cannot_be_written_beside_the_outcome_is_told_and_stored_by_celery(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A backend of another version, say, that makes its results in another way."""
+    task, task_id = task_of(app, sell_durably), new_id()
+    monkeypatch.setattr(app.backend, "get_key_for_task", mock.Mock(side_effect=[TypeError("no such argument")]))
+    with monkeypatch.context() as once:
+        once.setattr(app.backend, "store_result", mock.Mock())
+        assert execute(task, task_id=task_id) == "SUCCESS"
+        assert app.backend.store_result.call_count == 1
+
+    assert f"task {task_id}: its result cannot be written with its outcome, but by Celery" in caplog.text
+    assert store_of(app).runs.load(task_id)[b"status"] == b"succeeded"
+
+
 def test_what_strikes_amid_the_end_makes_no_failure_of_it(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     """A timeout of gevent's, say, or of the user's own."""
     task, task_id = task_of(app, sell_durably), new_id()
