@@ -108,6 +108,11 @@ class Surroundings(NamedTuple):
     atomic_blocks: Mapping[str, int] = MappingProxyType({})
     """Of Django's connections: those that whoever has called the task is in, which are not the task's."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is no worker that runs the task, but its caller: a test, say, whose thread has its connections."""
+        return self.direct or self.eager
+
 
 class _Patched(NamedTuple):
     """A change that a run takes on at a place, and that is not recorded yet."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 logger = logging.getLogger("celery_durable")
 
@@ -56,6 +58,11 @@ def connections() -> Sequence[Any]:
         return handler.all()  # type: ignore[no-any-return]
 
 
+def is_used() -> bool:
+    """Whether this process has databases by Django."""
+    return _handler() is not None
+
+
 def _handler() -> Any:
     handler = getattr(sys.modules.get("django.db"), "connections", None)
     # Somebody may have imported Django that does not use it; its settings would raise then.
@@ -80,8 +87,10 @@ def close_old_connections_of_async_code(reuse_max: int) -> None:
     """The same in the one thread that executes the queries of async code, in turn with them; nobody waits for it."""
     if _handler() is None:
         return
+    from asgiref.sync import SyncToAsync  # a dependency of Django's
+
     with suppress(RuntimeError):  # the process ends
-        sys.modules["asgiref.sync"].SyncToAsync.single_thread_executor.submit(_close_old_of_siblings, reuse_max)
+        SyncToAsync.single_thread_executor.submit(_close_old_of_siblings, reuse_max)
 
 
 def _close_old_of_siblings(reuse_max: int) -> None:
@@ -100,3 +109,23 @@ def _close_old(opened: Sequence[Any], reuse_max: int) -> None:
                 each.close_if_unusable_or_obsolete()
         except Exception as error:
             logger.warning("the database connection %r could not be closed: %r", each.alias, error)
+
+
+# -- the thread that waits for async code, and whose connections that is to use ----------------------------------------
+
+
+def wait_lending_this_thread(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run async code on a loop of its own; what it asks Django, and :func:`in_lent_thread`, is executed in this thread.
+
+    A connection belongs to a thread, and the transaction of a ``TestCase`` to a connection.
+    """
+    from asgiref.sync import async_to_sync
+
+    return async_to_sync(work, force_new_loop=True)()
+
+
+async def in_lent_thread(work: Callable[[], None]) -> None:
+    """Do it in the thread that waits for this code, if that has lent itself, else in the one of all async code."""
+    from asgiref.sync import sync_to_async
+
+    await sync_to_async(work, thread_sensitive=True)()

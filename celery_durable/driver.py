@@ -14,14 +14,15 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from sys import maxsize
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
+from weakref import WeakSet
 
-from . import upkeep
+from . import django, upkeep
 from .exceptions import InvalidStepError, JournalUnavailableError, JournalUnreadableError
 from .interrupts import Fenced, Interrupt, JournalLost
 from .journal import LONGEST_READ
 from .progress import timed_out, watcher
 from .strike import door, here
-from .threads import MOST_QUESTIONS, actions, begin_thread, questions, timed, to_its_end
+from .threads import MOST_QUESTIONS, act_in_lent_thread, actions, begin_thread, questions, timed, to_its_end
 
 if TYPE_CHECKING:
     from .attempt import Attempt
@@ -91,7 +92,9 @@ class InThread:
                 return _in_a_thread_of_its_own(step)
             limit(step)
         result = step.action(*step.args, **step.kwargs)
-        return wait_for(result, around=upkeep.OnLoop(step)) if isinstance(result, Awaitable) else result
+        if not isinstance(result, Awaitable):
+            return result
+        return wait_for(result, around=upkeep.OnLoop(step), lends=step.attempt.about.is_local)
 
     async def settle(self, attempt: Attempt) -> None:
         answer(attempt, attempt.journal.settle)
@@ -131,7 +134,7 @@ class OnLoop:
         raise interrupt
 
     async def thread_for(self, step: Step) -> Thread | None:
-        if is_async(step.action):
+        if is_async(step.action) or _is_to_be_lent(step):
             return None
         most = step.attempt.terms.step_threads
         return actions.take(most) or await self._queue(step, most)
@@ -147,11 +150,25 @@ class OnLoop:
         return thread
 
     async def call(self, step: Step, thread: Thread | None) -> Any:
-        result = step.action(*step.args, **step.kwargs) if thread is None else await self._in_its_thread(step, thread)
+        if thread is not None:
+            result = await self._in_its_thread(step, thread)
+        elif is_async(step.action):
+            result = step.action(*step.args, **step.kwargs)
+        else:
+            result = await self._in_lent_thread(step)
         if not isinstance(result, Awaitable):
             return result
         with upkeep.OnLoop(step):
             return await result if step.options.timeout is None else await _limited(step, result)
+
+    @staticmethod
+    async def _in_lent_thread(step: Step) -> Any:
+        outcome = act_in_lent_thread(step)
+        if step.options.timeout is not None:
+            done, _ = await asyncio.wait({asyncio.wrap_future(outcome)}, timeout=step.options.longest_execution)
+            if not done:
+                raise timed_out(step)
+        return await to_its_end(outcome)
 
     @staticmethod
     async def _in_its_thread(step: Step, thread: Thread) -> Any:
@@ -245,6 +262,11 @@ def is_async(action: Callable[..., Any]) -> bool:
     while isinstance(action, partial):
         action = action.func
     return inspect.iscoroutinefunction(action) or inspect.iscoroutinefunction(type(action).__call__)
+
+
+def _is_to_be_lent(step: Step) -> bool:
+    """Whether its action belongs into the thread of whoever waits for the task: where Django's connections are."""
+    return step.attempt.about.is_local and not _loop.is_here() and django.is_used()
 
 
 def _in_a_thread_of_its_own(step: Step) -> Any:
@@ -371,20 +393,35 @@ def _keep_running(loop: asyncio.AbstractEventLoop) -> None:
 _loop = _Loop()
 
 
+_loops_of_callers: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
+"""Those that run for one call, whose thread has lent itself."""
+
+
 def on_loop() -> bool:
-    """Whether this code runs on the process's event loop."""
-    return _loop.is_here()
+    """Whether this code runs on the process's event loop, or on that of a caller."""
+    return _loop.is_here() or _running_loop() in _loops_of_callers
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def wait_for(
     awaitable: Awaitable[T],
     interrupted: Callable[[BaseException], None] | None = None,
     around: AbstractContextManager[object] = nullcontext(),  # noqa: B008  it has no state
+    lends: bool = False,
 ) -> T:
     """Run an awaitable on the process's loop, and wait for it in this thread.
 
     Its context variables are those of the caller, and *around* is entered there. What interrupts the wait (a soft time
     limit) is told to *interrupted*, cancels the awaitable, and is raised once that has ended.
+
+    With *lends* it is run on a loop of its own where Django is used, and this thread executes meanwhile what is to use
+    its connections.
     """
     if _loop.is_here():
         if isinstance(awaitable, Coroutine):
@@ -393,6 +430,8 @@ def wait_for(
             "an async function cannot be waited for on the event loop itself: await it in the async def task, "
             "or call it from a def task"
         )
+    if lends and django.is_used() and _running_loop() is None:
+        return django.wait_lending_this_thread(partial(_on_loop_of_its_own, awaitable, around))
     loop = _loop.get()
     outcome: Future[T] = Future()
     tasks: list[asyncio.Task[None]] = []
@@ -417,6 +456,13 @@ def wait_for(
             loop.call_soon_threadsafe(lambda: loop.call_soon(tasks[0].cancel))
             wait([outcome])
         raise
+
+
+async def _on_loop_of_its_own(awaitable: Awaitable[T], around: AbstractContextManager[object]) -> T:
+    begin_thread()
+    _loops_of_callers.add(asyncio.get_running_loop())
+    with around:
+        return await awaitable
 
 
 @door

@@ -160,7 +160,7 @@ class Execution:
             # Called as a function by an async task, which awaits it.
             self._awaited = True
             return self._awaitable(value)
-        return wait_for(self._on_loop(value), self._struck)
+        return wait_for(self._on_loop(value), self._struck, lends=self.direct or self.eager)
 
     def _has_begun(self) -> bool:
         """Whether an earlier attempt has opened the run, so that this one cannot end without it, either."""
@@ -340,7 +340,8 @@ class Execution:
             self.hold.close()
             # They hold each other: unless they are parted, all of the run waits for the garbage collector.
             self.request.__dict__.pop(OPENED, None)
-            if state != states.RETRY:
+            # Celery says no state where it lets the exception propagate (``task_eager_propagates``).
+            if not (state == states.RETRY or isinstance(sys.exc_info()[1], Retry)):
                 self.forget_eager()
 
     def _succeed_after_all(self, hold: Hold, value: Any) -> None:
@@ -398,6 +399,11 @@ class Execution:
             self.attempt.interrupt = None
             self.hold.let_go()
             return False
+
+
+def is_eager_run(task_id: str) -> bool:
+    """Whether a run in eager mode goes on."""
+    return task_id in _eager_journals
 
 
 def has_journal(task: DurableTask[Any, Any], task_id: str) -> bool:

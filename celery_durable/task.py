@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 from celery import Celery, Task, signals
 from celery.exceptions import Reject, Retry, SoftTimeLimitExceeded
+from celery.utils import uuid
 
 from . import (
     build,
@@ -25,7 +26,7 @@ from .call import changed_by_retry
 from .current import current, execution_of, is_executing, opened_by
 from .ending import Ending
 from .exceptions import ConfigurationError
-from .execution import Execution, has_journal
+from .execution import Execution, has_journal, is_eager_run
 from .message import (
     as_it_came,
     check_encodable,
@@ -220,6 +221,33 @@ class DurableTask(Task[P, R]):
     @override_max_retries.deleter
     def override_max_retries(self) -> None:
         self.request.__dict__.pop("override_max_retries", None)
+
+    if not TYPE_CHECKING:  # its types are Celery's
+
+        def apply(
+            self,
+            args: Any = None,
+            kwargs: Any = None,
+            link: Any = None,
+            link_error: Any = None,
+            task_id: str | None = None,
+            retries: int | None = None,
+            throw: bool | None = None,
+            **options: Any,
+        ) -> Any:
+            """Celery's ``apply``; the retries of a run come first, also where its exception is raised here (``throw``).
+
+            Plain Celery raises its ``Retry`` then.
+            """
+            throw = self.app.conf.task_eager_propagates if throw is None else throw
+            task_id = task_id or uuid()
+            try:
+                return super().apply(args, kwargs, link, link_error, task_id, retries, throw, **options)
+            except Retry as retry:
+                again = retry.sig  # type: ignore[attr-defined]
+                if again is None or not is_eager_run(task_id):
+                    raise
+            return again.apply(retries=(retries or 0) + 1, throw=throw)
 
     def retry(
         self,

@@ -13,9 +13,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from . import upkeep
+from . import django, upkeep
 
 if TYPE_CHECKING:
     from .attempt import Attempt
@@ -49,6 +50,22 @@ def act(step: Step) -> Any:
         raise Stale
     with upkeep.InThread(step):
         return step.action(*step.args, **step.kwargs)
+
+
+def act_in_lent_thread(step: Step) -> Future[Any]:
+    """Call the action of a step in the thread that waits for this code; what comes of it."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        value, error = _done(partial(act, step))
+        outcome.set_exception(error) if error is not None else outcome.set_result(value)
+
+    def ended(sent: asyncio.Task[None]) -> None:
+        if not outcome.done():
+            outcome.set_exception(asyncio.CancelledError() if sent.cancelled() else sent.exception())
+
+    asyncio.ensure_future(django.in_lent_thread(run)).add_done_callback(ended)
+    return outcome
 
 
 class Errand(Generic[T]):

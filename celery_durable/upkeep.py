@@ -81,4 +81,4 @@ class OfBody:
 
 def _is_needed(attempt: Attempt) -> bool:
     """Not in tests, whose connections are to be kept: Celery does nothing, either."""
-    return not (attempt.about.direct or attempt.about.eager)
+    return not attempt.about.is_local

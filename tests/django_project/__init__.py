@@ -15,6 +15,8 @@ from tests.processes import PROJECT
 DATABASE_VARIABLE = "DURABLE_TEST_DATABASE"
 REUSE_VARIABLE = "DURABLE_TEST_REUSE"
 """How often a connection is used, if the age of connections is not to count."""
+EAGER_VARIABLE = "DURABLE_TEST_EAGER"
+"""Set in eager mode: `propagates`, or anything else."""
 
 
 def environment(database: Mapping[str, Any]) -> dict[str, str]:

@@ -22,7 +22,7 @@ import pydantic
 import pytest
 from celery import Celery, current_task, signals, states
 from celery._state import get_current_worker_task
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, Retry
 from celery.result import EagerResult
 
 from celery_durable import (
@@ -1275,6 +1275,51 @@ def test_a_step_that_a_terminal_failure_kept_from_being_awaited_changes_nothing(
     for task in (fails_before, fails_without_a_word):
         assert str(failure_of(task.apply(), TerminalError)) == "declined"
     kept.pop().close()
+
+
+# -- exceptions that propagate
+
+
+@pytest.mark.parametrize("by_setting", [False, True], ids=["throw=True", "task_eager_propagates"])
+def test_retries_come_before_an_exception_propagates(app: Celery, by_setting: bool) -> None:
+    app.conf.task_eager_propagates = by_setting
+    throw = {} if by_setting else {"throw": True}
+    once, always = Action(ValueError("busy"), "done"), Action(*[ValueError(n) for n in range(4)])
+
+    @durable_task(name="eager.by_step")
+    def by_step(ctx: DurableContext, action: Action) -> Any:
+        return ctx.run("work", action, SLOW)
+
+    @durable_task(name="eager.by_policy", task_retry_policy=RetryPolicy(max_attempts=3))
+    async def by_policy(ctx: AsyncDurableContext, action: Action) -> Any:
+        return await ctx.run("work", action)
+
+    assert by_step.apply((once,), **throw).get() == "done"
+    assert once.executions == 2
+    with pytest.raises(ValueError, match="2"):
+        by_policy.apply((always,), **throw)
+    assert always.executions == 3
+    assert _eager_journals == {}
+
+
+@pytest.mark.parametrize("uses_context", [True, False])
+def test_celerys_own_retries_come_first_where_there_is_a_run(app: Celery, uses_context: bool) -> None:
+    """Plain Celery lets its `Retry` propagate, and so does a task that never touches its context."""
+    action = Action(ValueError("busy"), "done")
+
+    @app.task(base=DurableTask, bind=True, autoretry_for=(ValueError,), name="eager.auto", default_retry_delay=0)
+    def auto(self: Any) -> Any:
+        if uses_context:
+            self.ctx.uuid()
+        return action()
+
+    if uses_context:
+        assert auto.apply(throw=True).get() == "done"
+    else:
+        with pytest.raises(Retry):
+            auto.apply(throw=True)
+    assert action.executions == 1 + uses_context
+    assert _eager_journals == {}
 
 
 # -- Celery's current task
