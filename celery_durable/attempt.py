@@ -372,6 +372,10 @@ class Attempt:
         except JournalUnreadableError as error:
             raise self._unreadable(error) from None
 
+    def begun(self, position: str) -> dict[str, list[int]]:
+        """What the code around a step has begun: by that a Retry tells what has followed the step's failure."""
+        return self._places.begun(position)
+
     def recorded_failure(self, position: str, entry: Entry) -> BaseException:
         """What to raise where the journal has a failure."""
         try:

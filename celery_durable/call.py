@@ -26,6 +26,7 @@ from .message import (
     resume_of_user_retry,
     seed_header,
     seed_of,
+    sent_as,
 )
 from .remainder import same
 from .serializers import json_of, load_content
@@ -138,6 +139,8 @@ def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
         changed=int(header.get("changed", 0)),
         hint=bool(header.get("hint")),
         seed=seed_of(request),
+        sent=sent_as(request),
+        asked=header.get("asked"),
         build=task.durable_terms.build,
     )
 

@@ -333,7 +333,11 @@ class Ending:
         logger.error("task %s: %s; the task is retried in %g s", self.request.id, error, JOURNAL_LOST_DELAY)
         # What was to begin, or to reopen, the run still is, and what was not still is not.
         fresh = self.attempt is None and self.execution.delivery is not None and self.execution.delivery.fresh
-        asking = message.still_asking(self.request, fresh=fresh) if self.attempt is None else None
+        asking = (
+            message.still_asking(self.request, fresh=fresh, by_redis=self.hold.journal.by_redis)
+            if self.attempt is None
+            else None
+        )
         # Where another attempt may have ended the run no state is to be stored over its own.
         ours = fresh if self.attempt is None else not self.attempt.journal.lease_in_doubt
         if ours and not self.execution.eager:

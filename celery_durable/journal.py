@@ -67,6 +67,13 @@ class Delivery(NamedTuple):
     """How often the arguments had been changed on purpose, by ``self.retry(args=...)``; the newest change counts."""
     received: float = inf
     """When it arrived, by this machine's monotonic clock; if that is not known: just now."""
+    asked: float | None = None
+    """When the first message arrived that this one repeats, by Redis' clock, in seconds since the epoch."""
+    sent: str = ""
+    """Names its sending, the same for all copies of the message; empty if it does not tell."""
+    over: str = ""
+    """The number of the attempt whose failure it reopens, and what that takes back: see :mod:`reopening`."""
+    taken_back: tuple[str, ...] = ()
     hint: bool = False
     """Sent on behalf of another message, to look at the run again."""
     seed: str = ""
@@ -170,6 +177,10 @@ class Journal(Protocol):
 
     def prove_lease(self) -> None:
         """Ask whether the lease is still ours; raises Fenced or JournalUnavailableError."""
+        ...
+
+    def by_redis(self, moment: float) -> float | None:
+        """A moment of the monotonic clock by Redis' one, in seconds since the epoch; None if that is not known."""
         ...
 
     @property
@@ -385,6 +396,8 @@ class MemoryJournal:
         return None
 
     def prove_lease(self) -> None: ...
+
+    def by_redis(self, moment: float) -> float | None: ...
 
     def look_for_cancellation(self) -> None: ...
 

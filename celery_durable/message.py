@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -24,7 +25,7 @@ HEADER = "celery_durable"
 """Our header on messages that the library sends: ``{"retries": n}``, how many of the retries were the library's own;
 ``"by_policy"``: how many of these by the task retry policy; ``"hint"``: sent on behalf of another message;
 ``"changed"``: how often the arguments were changed; ``"reopen"``: names a request to reopen a failed run;
-``"asked"``: when a message arrived that found no Redis, and may have been to reopen one."""
+``"asked"``: when a message arrived that found no Redis, and may have been to reopen one, by Redis' clock."""
 
 RECEIVED = "durable_received"
 """Which of ``request.properties`` says when the message arrived, by the machine's monotonic clock."""
@@ -105,18 +106,34 @@ def carry_seed(request: Any, seed: str) -> None:
 
 
 def received(request: Any) -> float:
-    """When the message arrived, or the first one that it repeats, by the monotonic clock."""
-    asked = header_of(request).get("asked")
-    if asked is not None:
-        return time.monotonic() - max(0.0, time.time() - float(asked))
+    """When the message arrived, by the monotonic clock."""
     return float((request.properties or {}).get(RECEIVED) or time.monotonic())
 
 
-def still_asking(request: Any, *, fresh: bool) -> dict[str, Any]:
-    """What the header of a message is to say that repeats one of which nobody knows what it was to begin."""
+def sent_as(request: Any) -> str:
+    """What names the sending of a first message, and is the same for all its copies; empty if it does not tell.
+
+    A broker marks a copy, but not every one does (SQS). A message that was rejected, and was brought back on purpose
+    from where RabbitMQ keeps those, is no copy.
+    """
+    deaths = (request.headers or {}).get("x-death") or ()
+    return "" if any(death.get("reason") == "rejected" for death in deaths) else seed_of(request)
+
+
+def still_asking(request: Any, *, fresh: bool, by_redis: Callable[[float], float | None]) -> dict[str, Any]:
+    """What the header of a message is to say that repeats one of which nobody knows what it was to begin.
+
+    *by_redis*: tells a moment by Redis' clock, as far as that is known: of no two machines the clocks are the same.
+    """
     header = header_of(request)
-    said = {name: fact for name, fact in header.items() if name in ("hint", "reopen")}
-    return said or ({"asked": time.time() - (time.monotonic() - received(request))} if fresh else {})
+    said = {name: fact for name, fact in header.items() if name in ("hint", "reopen", "asked")}
+    if said or not fresh:
+        return said
+    asked = by_redis(received(request))
+    if asked is None and not seed_of(request):
+        asked = time.time() - (time.monotonic() - received(request))
+    # None: it counts from when it is read. That it is no copy of another one is known without.
+    return {"asked": asked}
 
 
 # -- sending again -----------------------------------------------------------------------------------------------------

@@ -52,6 +52,11 @@ class Places:
         branch = self._branch()
         return Here(branch.path, branch.operations, branch.branches)
 
+    def begun(self, place: str) -> dict[str, list[int]]:
+        """How many operations, and how many branches, the body and each branch have begun that *place* is in."""
+        around = [each for each in (self._trunk, *self._branches.values()) if place.startswith(each.path)]
+        return {each.path: [each.operations, each.branches] for each in around}
+
     @property
     def path(self) -> str:
         """What the places of this branch begin with; empty in the body."""

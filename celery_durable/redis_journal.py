@@ -42,6 +42,7 @@ from .journal import (
     Verdict,
     new_seed,
 )
+from .reopening import decided
 from .wire import Refused, Wire, Wires, call, dated_call, pack, pack_pairs, pack_parts, script
 
 logger = logging.getLogger("celery_durable")
@@ -49,8 +50,6 @@ logger = logging.getLogger("celery_durable")
 SHARDS = 16
 SHORT_PATIENCE = 1.0
 """Seconds that a process with others to serve, or about to die, waits for Redis."""
-_QUICK = 0.1
-"""Seconds within which a reply comes, unless the connection was lost or one of the processes stood still."""
 _PAIRS_PER_WRITE = 1000
 _RESULT_REFUSED = -2
 
@@ -68,19 +67,6 @@ def shard_prefix(prefix: str, shard: int) -> str:
 def new_fence() -> str:
     """A token that no other attempt has."""
     return os.urandom(6).hex()
-
-
-def _decided(delivery: Delivery, asked: float, ended: int, now: int) -> Delivery:
-    """The delivery, as one that reopens the run that *ended* in a failure, or as one that does not.
-
-    One that was held up must not reopen a run that its copy has begun and ended meanwhile. *asked*: when Redis was, by
-    the clock of this machine; *now*: when it answered, by its own.
-    """
-    answered = time.monotonic()
-    age = max(0.0, (asked if answered - asked < _QUICK else answered) - delivery.received)
-    if ended <= now - age * 1000:
-        return delivery._replace(reopen=f"failed at {ended}")
-    return delivery._replace(fresh=False)
 
 
 @cache
@@ -164,6 +150,7 @@ class RedisJournal:
             delivery.task, delivery.fingerprint, delivery.call, seed,
             delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.hint),
             owner_name(os.getpid()), delivery.reopen, delivery.build, int(not expected),
+            delivery.over, "\n".join(delivery.taken_back),
         )  # fmt: skip
         if self._vet is not None:
             self.wire.confirm_by(self._vet)
@@ -174,10 +161,10 @@ class RedisJournal:
             # Unlike what follows, this begins something: nobody else is to send it again.
             self.wire.abandon()
             raise
-        if opened[0] == b"failed":
-            return self.open(_decided(delivery, opening, *opened[1:3]))
         if not expected and isinstance(opened[-1], list):
             loaded = [opened.pop()]
+        if opened[0] == b"failed":
+            return self.open(decided(delivery, fields_of(*loaded), opening, opened[1]))
         # Of our writes only an opening and a renewal put the end of the lease off.
         self._renewed = opening
         begun = {b"seed": seed.encode(), b"build": delivery.build.encode()}
@@ -192,6 +179,7 @@ class RedisJournal:
             self.wire.guard(self._guard)
             self.cancel_requested = fields.get(b"cancel") == b"requested"
             self._record = script("record").call + pack_parts((1, self._keys.run, self._fence))
+            self._wires.ahead = reply[2] / 1000 - self._renewed
             return Opened(reply[1], reply[2], reply[3], bool(reply[4]), fields)
         if kind == "finished":
             return Finished(fields)
@@ -318,6 +306,9 @@ class RedisJournal:
     def _silent_for(self) -> float:
         """Seconds since the lease was proved."""
         return time.monotonic() - self._renewed
+
+    def by_redis(self, moment: float) -> float | None:
+        return None if self._wires.ahead is None else moment + self._wires.ahead
 
     def prove_lease(self) -> None:
         asked = time.monotonic()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from typing import Any
 from uuid import uuid4
 
@@ -11,14 +10,12 @@ from celery import Task, shared_task
 
 from .call import Call
 from .exceptions import RunNotRetryableError
-from .journal import Fields, read_entry, step_field
-from .places import in_order
+from .journal import Fields
+from .reopening import replayed_failures
 
 logger = logging.getLogger("celery_durable")
 
 NAME = "celery_durable.retry"
-
-_AT, _UNTIL = re.compile(rb'"at":(\d+)'), re.compile(rb'"until":(\d+)')
 
 
 # Of Celery's own class: an app may be importing this package just now to learn what its task class is.
@@ -68,26 +65,9 @@ def _note(fields: Fields) -> str:
     """What is replayed although it failed."""
     if fields[b"status"] == b"succeeded":
         return "it had succeeded, and what hangs on it was not sent: that is done now"
-    steps = {field.decode()[5:]: raw for field, raw in fields.items() if field.startswith(b"step:")}
-    last = _last(steps)
-    entries = [read_entry(step_field(place), steps[place]) for place in sorted(steps, key=in_order) if place != last]
-    failed = [entry.name for entry in entries if entry.state == "failed"]
-    if failed:
+    if failed := replayed_failures(fields):
         return (
             f"the failure of step {failed[0]!r} is replayed, since other steps followed it (compensations, say); "
             f"to run it again a restart is needed: send the task under a new id"
         )
     return "finished steps are replayed, the rest runs again"
-
-
-def _last(steps: dict[str, bytes]) -> str:
-    """The place of the entry that lua/open.lua takes back if it is a failure, by the rule that is told there."""
-    trunk = max((place for place in steps if "." not in place), key=in_order, default="")
-    times = {place: _time_of(raw) for place, raw in steps.items()}
-    branch = max((place for place in steps if "." in place), key=times.__getitem__, default="")
-    return branch if times.get(branch, -1) > times.get(trunk, -1) else trunk
-
-
-def _time_of(entry: bytes) -> int:
-    found = _AT.search(entry) or _UNTIL.search(entry)
-    return int(found[1]) if found else 0

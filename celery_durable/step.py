@@ -409,9 +409,8 @@ class Step:
             raise self._refuse(
                 f"its {type(error).__name__}, whose arguments are to be plain data, cannot be recorded: {reason}"
             ) from error
-        await self._commit(
-            open_entry(self.name, "failed", self.executions, at=self.attempt.now(), error=described), driver
-        )
+        facts = {"at": self.attempt.now(), "begun": self.attempt.begun(self.position), "error": described}
+        await self._commit(open_entry(self.name, "failed", self.executions, **facts), driver)
         logger.warning("%s failed for good (execution %d): %s", self._where, self.executions, error)
         raise failure_of(described).with_traceback(error.__traceback__) from error.__cause__
 

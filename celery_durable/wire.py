@@ -417,6 +417,8 @@ class Wires:
         self._idle: list[Wire] = []
         self.writes_results = True
         """Whether the server writes a result of Celery's together with a journal, as far as is known."""
+        self.ahead: float | None = None
+        """Seconds that its clock is ahead of this machine's monotonic one; None as long as it has not told its time."""
         _everywhere.add(self)
 
     def take(self) -> Wire:

@@ -1,9 +1,9 @@
 -- Begin an attempt of a run, or say why not. Taking the lease and raising the fence is one act.
 -- KEYS run, leases, due
 -- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, hint, owner, reopen, build,
---   load, until when it is carried out, by Redis' clock
+--   load, attempt that a Retry is about, fields that it takes back, until when it is carried out, by Redis' clock
 -- Replies {'open', attempt, now, recoveries, reopened} | {'finished'} | {'foreign', task} | {'unreadable', layout}
---       | {'replaced', ms} | {'busy', ms} | {'early', ms} | {'outdated'} | {'failed', ended, now}
+--       | {'replaced', ms} | {'busy', ms} | {'early', ms} | {'outdated'} | {'failed', now}
 -- and as the last element, if asked to load it, the journal of a run that was there before.
 --include in_time
 local run, leases, due = KEYS[1], KEYS[2], KEYS[3]
@@ -43,26 +43,9 @@ local function begin(recoveries, reopened)
   return {'open', attempt, now, recoveries, reopened}
 end
 
--- Retry of a failed run: executions that did not end are forgotten, and a terminal failure that is the last entry is
--- taken back, so that its action runs again. The last of the body is known by its number; among branches, which ran side
--- by side, the time tells. (A quote inside a step's name is escaped: the patterns find the entry's own facts only.)
+-- Retry of a failed run, whose executions that did not end and last failures are forgotten.
 local function renew_budgets()
-  local fields = redis.call('HGETALL', run)
-  local trunk, branch = {number = 0, at = -1}, {at = -1}
-  for i = 1, #fields, 2 do
-    local place = string.match(fields[i], '^step:([%d.]+)$')
-    if place then
-      local text = fields[i + 1]
-      local state = string.match(text, '"state":"(%a+)"')
-      local at = tonumber(string.match(text, '"at":(%d+)') or string.match(text, '"until":(%d+)') or 0)
-      local number = tonumber(string.match(place, '^%d+$'))
-      if state == 'started' or state == 'retrying' then redis.call('HDEL', run, fields[i]) end
-      if number and number > trunk.number then trunk = {number = number, at = at, state = state, field = fields[i]} end
-      if not number and at > branch.at then branch = {at = at, state = state, field = fields[i]} end
-    end
-  end
-  local last = branch.at > trunk.at and branch or trunk
-  if last.state == 'failed' then redis.call('HDEL', run, last.field) end
+  for field in string.gmatch(ARGV[18], '[^\n]+') do redis.call('HDEL', run, field) end
   redis.call('HDEL', run, 'outcome', 'ended', 'delivered', 'failures', 'failing_since', 'resume', 'cancel', 'stalled')
   redis.call('PERSIST', run)
 end
@@ -120,15 +103,11 @@ local function known_run()
   end
 
   if status == 'failed' and fresh then
-    -- Only who has the message can tell whether it came after the failure, and then says which one it is to reopen.
-    if ARGV[14] == '' then return {'failed', tonumber(redis.call('HGET', run, 'ended') or 0), now} end
-    -- Each request does so once, however often its message is delivered.
-    local reopened = redis.call('HGET', run, 'reopened') or ''
-    if not string.find(reopened, '\n' .. ARGV[14] .. '\n', 1, true) then
-      redis.call('HSET', run, 'reopened', (reopened == '' and '\n' or reopened) .. ARGV[14] .. '\n')
-      renew_budgets()
-      return begin(0, 1)
-    end
+    -- Who has the message decides, from the journal, whether it is to reopen this failure, and what that takes back.
+    if ARGV[17] ~= known[6] then return {'failed', now} end
+    redis.call('HSET', run, 'reopened', (redis.call('HGET', run, 'reopened') or '\n') .. ARGV[14] .. '\n')
+    renew_budgets()
+    return begin(0, 1)
   end
 
   if redis.call('HEXISTS', run, 'delivered') == 0 then

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from queue import Empty
 from typing import Any
 from unittest import mock
 from uuid import uuid4
@@ -16,6 +17,7 @@ from celery_durable.address import Address
 from celery_durable.call import Call
 from celery_durable.journal import Delivery, Fields, Opened
 from celery_durable.redis_journal import RedisJournal
+from celery_durable.request import DurableRequest
 from celery_durable.store import Store, _stores, store_of
 
 TASK = "shop.order"
@@ -130,3 +132,22 @@ def saved_call(task: Any, client: "redis.Redis", task_id: str) -> Call:
     """Return the call that the journal keeps of a run."""
     text: Any = client.hget(store_of(task.app).keys(task_id).run, "call")
     return Call.load(text, task.durable_terms.accept)
+
+
+def sent(app: Celery) -> list[Any]:
+    """Take the messages that the broker of this process holds."""
+    messages = []
+    with app.connection_for_read() as connection, connection.SimpleQueue("celery") as queue:
+        try:
+            while True:
+                messages.append(queue.get_nowait())
+                messages[-1].ack()
+        except Empty:
+            return messages
+
+
+def deliver(task: Any, message: Any, **facts: Any) -> Any:
+    """Execute a message as a worker does that has received it just now; return its state."""
+    request = DurableRequest(message, app=task.app, task=task).request_dict
+    known = {name: request.pop(name) for name in ("task", "args", "kwargs", "id")}
+    return execute(task, *known["args"], task_id=known["id"], kwargs=known["kwargs"], **{**request, **facts})

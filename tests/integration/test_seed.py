@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from queue import Empty
 from typing import Any
 
 import pytest
@@ -14,10 +13,9 @@ from celery.beat import ScheduleEntry, Scheduler
 from celery_durable import DurableTask, RunOptions, current_step
 from celery_durable.call import Call
 from celery_durable.message import HEADER, SEED
-from celery_durable.request import DurableRequest
 from celery_durable.retry_task import NAME
 from celery_durable.store import store_of
-from tests.integration.runs import app_at, execute, new_id, saved_call, task_of
+from tests.integration.runs import app_at, deliver, execute, new_id, saved_call, sent, task_of
 from tests.servers import free_port
 
 RETRIED = RunOptions(initial_retry_interval=0.01)
@@ -67,18 +65,6 @@ def app(redis_url: str) -> Iterator[Celery]:
         sent(app)
 
 
-def sent(app: Celery) -> list[Any]:
-    """Take the messages that the broker holds."""
-    messages = []
-    with app.connection_for_read() as connection, connection.SimpleQueue("celery") as queue:
-        try:
-            while True:
-                messages.append(queue.get_nowait())
-                messages[-1].ack()
-        except Empty:
-            return messages
-
-
 def seeds(app: Celery) -> list[str]:
     found = []
     for message in sent(app):
@@ -86,13 +72,6 @@ def seeds(app: Celery) -> list[str]:
         assert run == f"0:{message.headers['id']}"
         found.append(seed)
     return found
-
-
-def deliver(task: Any, message: Any, **facts: Any) -> Any:
-    """Execute a message; return the state."""
-    request = DurableRequest(message, app=task.app, task=task).request_dict
-    known = {name: request.pop(name) for name in ("task", "args", "kwargs", "id")}
-    return execute(task, *known["args"], task_id=known["id"], kwargs=known["kwargs"], **{**request, **facts})
 
 
 def by_beat(app: Celery, task: Any) -> None:

@@ -683,7 +683,7 @@ def test_an_opening_that_was_interrupted_is_not_sent_again_by_the_next_attempt()
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.3)
             with pytest.raises(Struck):
-                victim.open(delivery(task_id, reopen="again"))
+                victim.open(delivery(task_id, reopen="again", over="1"))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, usual)
