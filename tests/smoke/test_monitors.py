@@ -148,6 +148,24 @@ def test_a_message_that_comes_too_early_leaves_a_sleeper_suspended(durable: Dura
     assert journal(durable.redis, result.id)["attempt"] == "1"
 
 
+def test_a_run_that_waits_for_another_build_reads_stalled(durable: DurableSetup, monitor: Monitor) -> None:
+    first, second = (
+        {"conf": {"durable_build": name}, "env": {"STEP": f"step of {name}"}, "extra": ["-E"]} for name in ("b1", "b2")
+    )
+    worker = durable.start_worker(**first)
+    result = monitors.deployed.delay()
+    monitor.wait_for(result, *ASLEEP)
+    wait_until_suspended(durable, result.id)
+    worker.stop()
+
+    durable.start_worker(**second)
+    elapse(durable, result.id)
+    monitor.wait_for(result, "received SUSPENDED", "started STARTED", "stalled STALLED")
+
+    durable.app.control.revoke(result.id)
+    eventually(lambda: monitor.history(result)[-1] == "revoked REVOKED", what="the end")
+
+
 def test_where_events_are_off_nothing_is_sent(durable: DurableSetup, monitor: Monitor) -> None:
     durable.start_worker()
     result = monitors.sleeper.delay("bed")

@@ -1,5 +1,6 @@
 """Durable tasks for those who watch them: every hook and every signal of the end of a task is counted."""
 
+import os
 from typing import Any
 
 from celery import Celery, Task, signals
@@ -8,7 +9,7 @@ from celery_durable import DurableContext, RunOptions, TerminalError, current_st
 from tests.smoke import effects
 
 app = Celery("monitors")
-app.conf.update(durable_lease=2, task_track_started=True)
+app.conf.task_track_started = True
 
 HOUR = 3600
 
@@ -82,6 +83,14 @@ def backs_off(ctx: DurableContext) -> str:
 @durable_task(base=Watched)
 def refused(ctx: DurableContext) -> str:
     return ctx.run("go on", refuse_once)
+
+
+@durable_task
+def deployed(ctx: DurableContext) -> str:
+    """Call its step as the build of its worker does."""
+    ctx.run(os.environ["STEP"], work)
+    ctx.sleep(HOUR)
+    return "done"
 
 
 @durable_task

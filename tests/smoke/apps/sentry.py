@@ -16,7 +16,6 @@ from celery_durable import (
 from tests.smoke import effects
 
 app = Celery("sentry")
-app.conf.durable_lease = 2
 
 TWICE = RetryPolicy(max_attempts=2, initial_retry_interval=0.02)
 
