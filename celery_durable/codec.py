@@ -36,6 +36,8 @@ class Encoded(NamedTuple):
     value: Any
 
 
+_MARKS = frozenset({"encoding", "read", "member", "rest", "serializer", "content_type", "charset", "compression"})
+_ENCODINGS = ("typed", "python")
 _NO_MARKS: Marks = {}
 _TYPED: Marks = {"encoding": "typed"}
 _PYTHON: Marks = {"encoding": "python"}
@@ -74,6 +76,8 @@ def decode(
     """The value that *text* and *marks* keep."""
     if not marks:
         return tagged.loads(text)
+    if not marks.keys() <= _MARKS or marks.get("encoding", "typed") not in _ENCODINGS:
+        raise NotEncodable(f"recorded in a way that this version does not know: {dict(marks)}")
     if "serializer" in marks:
         return _decode_custom(text, marks, serializer, accept)
     if "compression" in marks:

@@ -456,6 +456,20 @@ def test_an_entry_of_a_kind_that_is_not_known_stalls_the_run(deploy: Deploy) -> 
     assert deploy.run(old) == "SUCCESS"
 
 
+@pytest.mark.parametrize("mark", ["encoding", "sealed"])
+def test_a_value_that_is_kept_in_a_way_that_is_not_known_stalls_the_run(deploy: Deploy, mark: str) -> None:
+    deploy.run(old)
+    known = deploy.journal["step:1"]
+    deploy.client.hset(deploy.key, "step:1", known.replace(',"value"', f',"{mark}":"newer","build":"newer","value"'))
+
+    assert deploy.run(old) == "IGNORED"
+    assert "that this version does not know" in deploy.stalled["found"]
+
+    deploy.client.hset(deploy.key, "step:1", known)
+    elapse(deploy)
+    assert deploy.run(old) == "SUCCESS"
+
+
 # -- changes that take effect from where a run has not been yet --------------------------------------------------------
 
 
