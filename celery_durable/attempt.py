@@ -158,6 +158,8 @@ class Attempt:
         self._patches: dict[str, tuple[str, ...]] = {}
         """Of positions that were taken: which changes stand before them, and are not recorded yet."""
         self._pending: list[_Patched] = []
+        self.keeps_back = False
+        """What is unsent waits for a thread to send it: it is large, or something large is being sent."""
         self._progressed = False
         self._cancelled = False
         self._entries = len(opened.fields)
@@ -469,7 +471,7 @@ class Attempt:
 
     def tell(self, *, with_next: bool = False) -> None:
         """Send what is unsent, without waiting."""
-        if self._unsent:
+        if self._unsent and not self.keeps_back:
             self.journal.send(self._unsent, with_next=with_next)
             self._unsent = {}
 
@@ -501,6 +503,24 @@ class Attempt:
                 "split the task, or record less per step",
                 self.about.task_id, self._entries, self._bytes,
             )  # fmt: skip
+        self.tell()
+
+    def send_large(self) -> Callable[[], None]:
+        """What sends all that was kept back, in any thread, and waits until it is acknowledged.
+
+        What is said meanwhile is kept back, too, until :meth:`sent_large`.
+        """
+        words, self._unsent = self._unsent, {}
+
+        def send() -> None:
+            self.journal.send(words)
+            self.journal.settle()
+
+        return send
+
+    def sent_large(self, most: float) -> None:
+        """That is over; what was said meanwhile follows, if nothing in it has more than so many characters."""
+        self.keeps_back = any(len(text) > most for text in self._unsent.values())
         self.tell()
 
     def last_words(self) -> dict[str, str]:

@@ -10,9 +10,10 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache, partial
+from itertools import islice
 from typing import Annotated, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -22,7 +23,17 @@ from .serializers import JSON_ONLY, Marks, Serializer
 from .tagged import NotEncodable, is_model
 from .unvalidated import declared
 
-__all__ = ["Encoded", "NotEncodable", "declared_type", "decode", "encode", "objection", "same", "usable"]
+__all__ = [
+    "Encoded",
+    "NotEncodable",
+    "declared_type",
+    "decode",
+    "encode",
+    "objection",
+    "same",
+    "seems_large",
+    "usable",
+]
 
 
 class Encoded(NamedTuple):
@@ -63,6 +74,35 @@ def encode(
         return encoded
     raw, method = serializers.squeeze(encoded.text.encode(), compression)
     return Encoded(serializers.as_text(raw), {**encoded.marks, "compression": method}, encoded.value)
+
+
+_PARTS = 200
+
+
+def seems_large(value: Any, size: int) -> bool:
+    """Whether it is of more than so many characters, by a glance: one that has many parts is taken for large."""
+    kind = type(value)
+    if kind is str or kind is bytes:
+        return len(value) > size
+    if kind in tagged.KINDS and not isinstance(value, (dict, list, tuple, set, frozenset)):
+        return False
+    parts, pending = 0, [value]
+    while pending:
+        part = pending.pop()
+        parts += 1
+        if isinstance(part, (str, bytes, bytearray)):
+            size -= len(part)
+        elif isinstance(part, Mapping):
+            size -= len(part)
+            pending += islice(part.values(), _PARTS)
+        elif isinstance(part, (list, tuple, set, frozenset)):
+            size -= len(part)
+            pending += islice(part, _PARTS)
+        elif hasattr(part, "__dict__"):
+            pending += islice(vars(part).values(), _PARTS)
+        if size < 0 or parts + len(pending) > _PARTS:
+            return True
+    return False
 
 
 def decode(

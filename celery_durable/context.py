@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 from uuid import UUID
 
 from .attempt import Attempt, running_step
-from .driver import IN_THREAD, OnLoop, is_in_task_group, run_to_end
+from .driver import IN_THREAD, LARGE, OnLoop, in_thread, is_in_task_group, run_to_end
 from .interrupts import Interrupt
 from .options import Duration
 from .step import MISSING, Step
@@ -247,4 +247,4 @@ class AsyncDurableContext(_Context):
 
 
 async def _replayed(step: Step) -> Any:
-    return step.replay()
+    return await in_thread(step.replay) if step.entry is not None and len(step.entry.value) > LARGE else step.replay()

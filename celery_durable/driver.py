@@ -12,11 +12,13 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
+from math import inf
 from sys import maxsize
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 from weakref import WeakSet
 
 from . import django, upkeep
+from .codec import Encoded, seems_large
 from .exceptions import InvalidStepError, JournalUnavailableError, JournalUnreadableError
 from .interrupts import Fenced, Interrupt, JournalLost
 from .journal import LONGEST_READ
@@ -35,12 +37,21 @@ logger = logging.getLogger("celery_durable")
 
 _TURNS_TO_BE_SURE = 10
 """Turns of the event loop in which a coroutine whose step has ended may begin the next one."""
+LARGE = 2**16
+"""Characters; what is larger is encoded, sent and read in a thread: a socket takes as much only as it is read from."""
 _THREADS_OF_USERS = 64
 """For what user code gives to ``asyncio.to_thread``, in a process."""
 
 
 class Driver(Protocol):
     """What a step has to wait for."""
+
+    most_at_once: float
+    """Characters of an entry that may be sent without a thread."""
+
+    async def encode(self, step: Step, value: Any) -> Encoded:
+        """What is recorded of its value."""
+        ...
 
     async def thread_for(self, step: Step) -> Thread | None:
         """The thread that the step's action needs, once one is there; None if it needs none of ours.
@@ -82,6 +93,11 @@ class Driver(Protocol):
 class InThread:
     """Of a ``def`` task: nothing is ever suspended, so its coroutines end in the call that starts them."""
 
+    most_at_once: float = inf
+
+    async def encode(self, step: Step, value: Any) -> Encoded:
+        return step.encode(value)
+
     async def thread_for(self, step: Step) -> Thread | None:  # noqa: ARG002
         return None
 
@@ -114,6 +130,11 @@ class InThread:
 
 class OnLoop:
     """Of an ``async def`` task: others go on while it waits. One per attempt."""
+
+    most_at_once: float = LARGE
+
+    async def encode(self, step: Step, value: Any) -> Encoded:
+        return await in_thread(partial(step.encode, value)) if seems_large(value, LARGE) else step.encode(value)
 
     def __init__(self) -> None:
         self._reading = asyncio.Lock()
@@ -187,12 +208,20 @@ class OnLoop:
         async with self._reading:
             if isinstance(attempt.interrupt, (Fenced, JournalLost)):
                 raise attempt.interrupt
+            if attempt.keeps_back:
+                await self._send_large(attempt)
             if not attempt.journal.owes:
                 return
             fd = attempt.journal.fileno()
             if fd is not None and await _readable(fd) and answer(attempt, attempt.journal.settle_if_connected):
                 return
             await self._in_thread(attempt, attempt.journal.settle)
+
+    async def _send_large(self, attempt: Attempt) -> None:
+        try:
+            await self._in_thread(attempt, attempt.send_large())
+        finally:
+            attempt.sent_large(self.most_at_once)
 
     async def ask(self, attempt: Attempt, question: Callable[[], None]) -> None:
         async with self._reading:
@@ -201,7 +230,7 @@ class OnLoop:
     @staticmethod
     async def _in_thread(attempt: Attempt, question: Callable[[], None]) -> None:
         # To its end: whoever reads next is to be alone on the connection, though this task has been cancelled.
-        await questions.do(MOST_QUESTIONS, partial(answer, attempt, question))
+        await in_thread(partial(answer, attempt, question))
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -255,6 +284,11 @@ def answer(attempt: Attempt, question: Callable[[], T]) -> T:
         raise attempt.end_run(error) from error
     except Fenced as fenced:
         raise attempt.stop(fenced) from None
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Do in a thread, to its end, what would hold up the event loop."""
+    return await questions.do(MOST_QUESTIONS, work)
 
 
 def is_async(action: Callable[..., Any]) -> bool:

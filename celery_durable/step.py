@@ -278,13 +278,13 @@ class Step:
         backoff = self.options.backoff
         if backoff is None or not backoff.limited:
             attempt.tell(with_next=True)
-            return False
+            return attempt.keeps_back
         if self.first is None:
             self.first = attempt.now()
         attempt.note(self.position, started_entry(self.name, self.executions, self.first))
         wait = backoff.max_attempts == 1
         attempt.tell(with_next=not wait)
-        return wait
+        return wait or attempt.keeps_back
 
     async def _act(self, driver: Driver, thread: Thread | None) -> Any:
         attempt = self.attempt
@@ -320,7 +320,7 @@ class Step:
     async def _record(self, value: Any, began: float, driver: Driver) -> Any:
         attempt = self.attempt
         self._check_violation()
-        encoded = self._encode(value)
+        encoded = await driver.encode(self, value)
         attempt.progressed_at = attempt.heard_at = ended = time.monotonic()
         ms = int((ended - began) * 1000)
         entry = done_entry(self.name, self.executions, attempt.now(), ms, encoded.marks, encoded.text)
@@ -341,7 +341,7 @@ class Step:
         attempt, recorded = self.attempt, False
         if self.unfinished and self.executions == execution and not (attempt.about.direct or attempt.about.eager):
             try:
-                encoded = self._encode(value)
+                encoded = self.encode(value)
                 entry = done_entry(self.name, execution, attempt.now(), 0, encoded.marks, encoded.text)
                 recorded = attempt.record_late(self.position, entry)
             except (JournalUnavailableError, JournalUnreadableError) as error:
@@ -356,6 +356,7 @@ class Step:
     async def _commit(self, entry: str, driver: Driver) -> None:
         """Write the final entry and wait until Redis has it."""
         attempt = self.attempt
+        attempt.keeps_back |= len(entry) > driver.most_at_once
         attempt.record(self.position, entry)
         try:
             await driver.settle(attempt)
@@ -527,7 +528,8 @@ class Step:
         hint = self.options.type_hint
         return codec.declared_type(self.action) if hint is None else hint
 
-    def _encode(self, value: Any) -> codec.Encoded:
+    def encode(self, value: Any) -> codec.Encoded:
+        """What is recorded of the value; the run ends where it cannot be."""
         options, terms = self.options, self.attempt.terms
         try:
             encoded = codec.encode(

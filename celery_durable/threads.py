@@ -268,8 +268,14 @@ class Threads:
 
     async def do(self, most: int, work: Callable[[], T]) -> T:
         """Do it in a thread, and wait for its end, whoever cancels that."""
-        thread = self.take(most) or await self.queue(most)
-        assert thread is not None  # noqa: S101  nobody withdraws it
+        thread, cancelled = self.take(most), False
+        while thread is None:
+            try:
+                thread = await self.queue(most)
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            _cancel_again()
         return await to_its_end(thread.begin(work).outcome)
 
     def withdraw(self, attempt: Attempt) -> None:

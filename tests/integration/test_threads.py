@@ -1,5 +1,6 @@
 """Threads of steps, and the journal: what waits while another attempt takes over, and what comes back late."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from celery_durable.store import store_of
 from celery_durable.threads import hanging
 from tests.integration.runs import app_at, execute, lapse, new_id, opened, state
 from tests.processes import PROJECT
+from tests.servers import RedisServer
 from tests.waiting import eventually
 
 ONE_THREAD = {"durable_step_threads": 1, "durable_lease": 1}
@@ -209,6 +211,85 @@ def test_a_step_that_waits_for_a_thread_is_reported_and_not_aborted(
     gate.set()
     assert executing.ended() == "SUCCESS"
     assert other.ended() == "SUCCESS"
+
+
+class Slow:
+    """A serializer that waits until somebody else on the loop has gone on."""
+
+    def __init__(self) -> None:
+        self.others_go_on = threading.Event()
+
+    def serialize(self, value: Any) -> bytes:
+        assert self.others_go_on.wait(20)
+        return json.dumps(value).encode()
+
+    def deserialize(self, raw: bytes) -> Any:
+        assert self.others_go_on.wait(20)
+        return json.loads(raw)
+
+
+async def text_of(size: int) -> str:
+    """Return a text; the action of a step that needs no thread."""
+    return "x" * size
+
+
+def test_others_on_the_loop_go_on_while_something_large_is_encoded_and_read(
+    app: Celery, redis_client: redis.Redis
+) -> None:
+    slow, turns = Slow(), []
+
+    async def go_on() -> None:
+        await asyncio.sleep(0.05)  # so that the step has begun: it ends in its first turns
+        turns.append(1)
+        slow.others_go_on.set()
+
+    async def body(ctx: AsyncDurableContext) -> int:
+        slow.others_go_on.clear()
+        step = ctx.run("large", text_of, RunOptions(serializer=slow), 10**6)
+        text, _ = await asyncio.gather(step, go_on())
+        if ctx.attempt == 1:
+            raise ValueError("once more, from the journal")
+        return len(text)
+
+    task = task_in(app, body)
+    task_id = new_id()
+    assert Executing(task, task_id=task_id).ended() == "RETRY"
+    redis_client.hset(store_of(app).keys(task_id).run, "due", 0)
+    assert Executing(task, task_id=task_id).ended() == "SUCCESS"
+    assert turns == [1, 1]
+
+
+def test_others_on_the_loop_go_on_while_redis_does_not_take_something_large() -> None:
+    """A socket takes as much at once as fits into its buffers. Small writes of siblings come behind it, in order."""
+    turns: list[int] = []
+    with RedisServer() as server, app_at(server.url()) as app, server.client() as client:
+
+        async def one(ctx: AsyncDurableContext) -> int:
+            begun = asyncio.create_task(ctx.run("large", text_of, 31 * 2**20))
+            while not ctx._attempt.keeps_back:  # noqa: ASYNC110, SLF001
+                await asyncio.sleep(0)
+            for _ in range(100):
+                await asyncio.sleep(0.001)
+                turns.append(1)
+            small = asyncio.create_task(ctx.run("small", text_of, RunOptions(max_attempts=3), 3))
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert not begun.done()
+            server.thaw()
+            return len(await begun) + len(await small)
+
+        async def body(ctx: AsyncDurableContext) -> int:
+            server.freeze()
+            return await one(ctx)
+
+        task_id = new_id()
+        assert Executing(task_in(app, body), task_id=task_id).ended() == "SUCCESS"
+        fields = state(client, store_of(app), task_id)["fields"]
+        entries = [json.loads(text) for name, text in sorted(fields.items()) if name.startswith("step:")]
+    assert len(turns) == 100
+    assert sorted((each["name"], each["state"], len(each["value"])) for each in entries) == [
+        ("large", "done", 31 * 2**20), ("small", "done", 3)
+    ]  # fmt: skip
 
 
 UNDER_START_WORKER = """
