@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -29,7 +30,14 @@ from celery_durable import (
 )
 from celery_durable.driver import run_to_end
 from tests.chaos import effects
-from tests.chaos.programs import MAX_RECOVERIES_OF_A_POISON, Operation, Program, told, value_of
+from tests.chaos.programs import (
+    MAX_RECOVERIES_OF_A_POISON,
+    TIMEOUT_OF_A_CROWD,
+    Operation,
+    Program,
+    told,
+    value_of,
+)
 
 TERMS_VARIABLE = "DURABLE_CHAOS"
 
@@ -65,6 +73,23 @@ def play_poisoned(ctx: DurableContext, program: Program) -> list[list[str]]:
 async def play_async(ctx: AsyncDurableContext, program: Program) -> list[list[str]]:
     """Play a program on the loop."""
     return await _play(ctx, program)
+
+
+@durable_task(name="chaos.crowd", task_retry_policy=PATIENTLY, max_recoveries=1000)
+async def play_crowd(ctx: AsyncDurableContext, program: Program) -> list[list[str]]:
+    """Take all steps of a crowd side by side."""
+    [crowd] = program
+    with Player(ctx) as player:
+        await asyncio.gather(*(_take_part(ctx, player, step) for step in crowd["steps"]))
+        return sorted(player.seen)
+
+
+async def _take_part(ctx: AsyncDurableContext, player: "Player", step: Operation) -> None:
+    options = RunOptions(
+        timeout=TIMEOUT_OF_A_CROWD, max_attempts=step["attempts"], initial_retry_interval=0.1, max_retry_interval=0.5
+    )
+    with suppress(TerminalError):  # it is seen
+        await player.take_part(ctx, step["at"], options, player.hanging(step))
 
 
 async def _play(ctx: DurableContext | AsyncDurableContext, program: Program) -> list[list[str]]:
@@ -166,7 +191,31 @@ class Player:
         yield from self._step({**stray["step"], **strayed})
         yield from self._step(stray["then"])
 
+    async def take_part(
+        self, ctx: AsyncDurableContext, at: str, options: RunOptions, action: Callable[[], list[Any]]
+    ) -> None:
+        calls = self._execute(at, action, options)
+        verb, arguments = next(calls)
+        try:
+            value = await getattr(ctx, verb)(*arguments)
+        except TerminalError as error:
+            calls.throw(error)
+        else:
+            with suppress(StopIteration):
+                calls.send(value)
+
     # -- steps and their actions
+
+    def hanging(self, step: Operation) -> Callable[[], list[Any]]:
+        """Return an action that outlasts its timeout so often."""
+
+        def act() -> list[Any]:
+            self._begins(step["at"])
+            hangs = current_step().attempt <= step["hangs"]
+            time.sleep(3 * TIMEOUT_OF_A_CROWD if hangs else step["seconds"])
+            return self._ends({"fails": 0, "then": "value", **step})
+
+        return act
 
     def _execute(self, at: str, action: Callable[..., Any], options: RunOptions) -> Generator[Call, Any, None]:
         self._tell("asks", at)

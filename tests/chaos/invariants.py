@@ -8,12 +8,14 @@ from itertools import pairwise, zip_longest
 from tests.chaos.effects import Line
 from tests.chaos.evidence import ENDED, MARK, SETTLED, TOLD, Attempt, Run
 from tests.chaos.oracle import UNKNOWN
-from tests.chaos.programs import MAX_RECOVERIES_OF_A_POISON, operations
+from tests.chaos.programs import MAX_RECOVERIES_OF_A_POISON, TIMEOUT_OF_A_CROWD, operations, told, value_of
 
 Invariant = Callable[[Run], Iterator[str]]
 
 PRECISION = 0.005
 """Seconds by which two readings of clocks may differ: Redis counts in milliseconds."""
+MOST_THREADS = 3
+"""Of a process, for the sync steps of its async tasks."""
 SLACK = 0.5
 """Seconds around a fault in which its consequences are its own."""
 
@@ -32,7 +34,8 @@ class Violation:
 
 def violations(run: Run) -> list[Violation]:
     """Hold a run against all invariants."""
-    return [Violation(run, invariant.__name__, what) for invariant in INVARIANTS for what in invariant(run)]
+    held = INVARIANTS_OF_A_CROWD if run.task == "crowd" else INVARIANTS
+    return [Violation(run, invariant.__name__, what) for invariant in held for what in invariant(run)]
 
 
 # -- steps -------------------------------------------------------------------------------------------------------------
@@ -364,6 +367,87 @@ def every_run_ends(run: Run) -> Iterator[str]:
     if run.lapses:
         yield f"the run has ended, and is still among the {run.lapses}"
 
+
+# -- crowds ------------------------------------------------------------------------------------------------------------
+
+
+def no_member_of_a_crowd_starts_after_its_verdict(run: Run) -> Iterator[str]:
+    """Neither after it was recorded, nor after the code has seen what came of it."""
+    opened = {attempt.number: attempt.opened.number for attempt in run.attempts}
+    for at, begins in run.executions.items():
+        for line in begins:
+            if at in run.settled and opened[line.attempt] > run.settled[at][0].number:
+                yield f"{at} was recorded by write #{run.settled[at][0].number}, and began again: {line}"
+    for attempt in run.attempts:
+        seen: set[str] = set()
+        for line in attempt.lines:
+            if line.event == "begins" and line.step in seen:
+                yield f"{line.step} was seen, and began again: {line}"
+            if line.event == "sees":
+                seen.add(line.step)
+
+
+def limits_of_a_crowd_are_exact(run: Run) -> Iterator[str]:
+    """Each execution that begins was counted before; one that gives up has had all of them."""
+    lost = sum(run.lost_its_journal(attempt.number) for attempt in run.attempts if attempt.lines)
+    for step in operations(run.program):
+        begins = run.executions[step["at"]] if step["do"] == "step" else []
+        # What is said of the first of them is waited for; of others it may be lost with the journal.
+        most = step["attempts"] + (lost if step["attempts"] > 1 else 0) if begins else 0
+        if len(begins) > most:
+            yield f"{step['at']} began {len(begins)} times, and was to begin {most} times at most: {begins}"
+        if step["at"] in run.settled:
+            entry = run.settled[step["at"]][1]
+            if entry["state"] == "failed" and entry["attempts"] != step["attempts"]:
+                yield f"{step['at']} gave up after {entry['attempts']} of {step['attempts']} executions"
+
+
+def a_stale_crowd_starts_nothing(run: Run) -> Iterator[str]:
+    """But what was frozen in the very moment between its last look and the action: one in each thread."""
+    for attempt, successor in pairwise(run.attempts):
+        taken_over = successor.lines[0].at if successor.lines else float("inf")
+        late = [line for line in attempt.lines if line.event == "begins" and line.at > taken_over]
+        for line in late[MOST_THREADS:]:
+            yield f"attempt {successor.number} had begun at {taken_over:.3f}: {line}"
+
+
+def a_crowd_comes_to_its_end(run: Run) -> Iterator[str]:
+    """Every member has a value, or has spent its executions; none that was to succeed did so without being hit."""
+    steps = {step["at"]: step for step in operations(run.program) if step["do"] == "step"}
+    if not run.outcomes or run.outcomes[-1]["status"] != "SUCCESS":
+        yield f"it was to succeed: {run.outcomes[-1:]}"
+        return
+    seen = dict(run.outcomes[-1]["result"])
+    cut_short = any(attempt.cut_short for attempt in run.attempts)
+    for at, step in steps.items():
+        exhausted = seen.get(at) == f"RetriesExhausted at {at}"
+        if not exhausted and seen.get(at) != told(value_of(run.id, at)):
+            yield f"{at} came to {seen.get(at)}"
+        # On a machine that is slow an action may outlast its timeout though it was not to hang: by its error it did.
+        if exhausted and not cut_short and step["hangs"] < step["attempts"] and not _overran(run, at):
+            yield f"{at} gave up, and nothing had hit it"
+
+
+def _overran(run: Run, at: str) -> bool:
+    """Tell whether an execution took longer than it may, by the clock."""
+    begins = {(line.attempt, line.execution): line.at for line in run.executions[at]}
+    ends = {(line.attempt, line.execution): line.at for line in run.of("ends") if line.step == at}
+    durations = (ends.get(which, float("inf")) - began for which, began in begins.items())
+    return sum(duration > TIMEOUT_OF_A_CROWD - PRECISION for duration in durations) >= run.settled[at][1]["attempts"]
+
+
+INVARIANTS_OF_A_CROWD: tuple[Invariant, ...] = (
+    no_member_of_a_crowd_starts_after_its_verdict,
+    limits_of_a_crowd_are_exact,
+    a_stale_crowd_starts_nothing,
+    a_crowd_comes_to_its_end,
+    an_idempotency_key_is_that_of_its_step,
+    a_stale_attempt_writes_nothing,
+    the_journal_only_grows,
+    the_outcome_is_written_once,
+    every_attempt_that_is_cut_short_has_a_cause,
+    every_run_ends,
+)
 
 INVARIANTS: list[Invariant] = [
     no_step_runs_after_it_was_recorded,

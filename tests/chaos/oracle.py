@@ -1,6 +1,7 @@
 """What must come of a program, worked out without Celery, Redis or the library."""
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tests.chaos.programs import Operation, Program, told, value_of
@@ -116,6 +117,11 @@ class _Oracle:
         self._step(stray["step"])
         self.says.steps.append(PlannedStep(stray["then"]["at"], 1, "retrying", None))
         raise Failed("JournalMismatchError")
+
+    def _crowd(self, crowd: Operation) -> None:
+        for step in crowd["steps"]:
+            with suppress(Failed):  # which its neighbours do not notice
+                self._step({**step, "fails": step["hangs"], "then": "value"})
 
     def _returns(self, at: str, executions: int, limit: int | None, text: str) -> None:
         self.says.steps.append(PlannedStep(at, executions, "done", limit))

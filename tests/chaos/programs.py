@@ -13,6 +13,8 @@
     patch  {"old": ..., "new": ...}                           the same, brought into new code by ctx.patched
     die    {}                                                 a step that kills its process, whenever it runs
     stray  {"step": ..., "then": ...}                         a step that has another name once it is recorded
+    crowd  {"steps": [{"attempts": 2, "hangs": 1, "seconds": 0.1}, ...]}
+           side by side in an async task, more of them than it has threads; an action that hangs outlasts its timeout
 
 Each operation has its `do` and, as `at`, its place in the program, which is also the name of its step.
 """
@@ -35,6 +37,9 @@ KINDS = {"step": 10, "draw": 4, "sleep": 2, "think": 2, "send": 1, "try": 3, "sa
 NESTING = {"send", "try", "saga"}
 KINDS_OF_A_DEPLOY = {**KINDS, "deploy": 1, "patch": 2}
 """Where workers with old and with new code stand side by side."""
+
+TIMEOUT_OF_A_CROWD = 0.4
+"""Seconds that an execution of a step may take there."""
 
 MAX_RECOVERIES_OF_A_POISON = 2
 """How many attempts of a poisoned program may die in a row and be followed by another."""
@@ -63,6 +68,19 @@ def straying_program(rng: random.Random) -> Program:
     return program
 
 
+def crowded_program(rng: random.Random) -> Program:
+    """Return a program whose steps need more threads than there are, some of them for longer than they may."""
+
+    def member() -> Operation:
+        attempts = rng.choice([1, 2, 2, 3])
+        hangs = rng.choices([0, 1, attempts], [6, 2, 1])[0]
+        return {"do": "step", "attempts": attempts, "hangs": hangs, "seconds": rng.choice([0, 0.05, 0.2])}
+
+    program: Program = [{"do": "crowd", "steps": [member() for _ in range(rng.randint(3, 12))]}]
+    number(program)
+    return program
+
+
 def number(program: Program, prefix: str = "") -> None:
     """Give each operation its place."""
     for place, operation in enumerate(program, 1):
@@ -74,6 +92,7 @@ def number(program: Program, prefix: str = "") -> None:
         number(operation.get("body", []), f"{at}.")
         number(operation.get("rescue", []), f"{at}.rescue.")
         number(operation.get("program", []))
+        number(operation.get("steps", []), f"{at}.")
         for part, pair in enumerate(operation.get("parts", []), 1):
             pair["step"]["at"] = f"{at}.{part}"
             pair["undo"]["at"] = f"{at}.{part}.undo"
@@ -85,6 +104,7 @@ def operations(program: Program) -> Iterator[Operation]:
         yield operation
         yield from operations(operation.get("body", []))
         yield from operations(operation.get("rescue", []))
+        yield from operations(operation.get("steps", []))
         for pair in operation.get("parts", []):
             yield from (pair["step"], pair["undo"])
         if operation["do"] == "stray":

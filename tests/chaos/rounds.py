@@ -23,6 +23,7 @@ from tests.chaos.programs import (
     KINDS,
     KINDS_OF_A_DEPLOY,
     Operation,
+    crowded_program,
     operations,
     poisoned_program,
     random_program,
@@ -31,8 +32,8 @@ from tests.chaos.programs import (
 from tests.chaos.stage import RESULT, UNREACHABLE, Stage, Terms
 
 IN_FLIGHT = 30
-PROPORTIONS = (94, 3, 3)
-"""Of programs that are random, that stray from their path, and that are poisoned."""
+PROPORTIONS = (84, 3, 3, 10)
+"""Of programs that are random, that stray from their path, that are poisoned, and that are crowded."""
 LONGEST_END = 90
 """Seconds after the last fault is healed, within which every run ends: leases lapse, retries and sleeps come due."""
 LONGEST_END_OF_A_DEPLOY = 400
@@ -141,8 +142,8 @@ class Round:
         rng = self._random("programs")
         while True:
             run = str(UUID(int=rng.getrandbits(128), version=4))
-            write = rng.choices([random_program, straying_program, poisoned_program], PROPORTIONS)[0]
-            task = "poisoned" if write is poisoned_program else rng.choice(["sync", "async"])
+            write = rng.choices([random_program, straying_program, poisoned_program, crowded_program], PROPORTIONS)[0]
+            task = {poisoned_program: "poisoned", crowded_program: "crowd"}.get(write) or rng.choice(["sync", "async"])
             kinds = KINDS_OF_A_DEPLOY if self._is_deploy else KINDS
             yield Run(run, task, random_program(rng, kinds) if write is random_program else write(rng))
 

@@ -53,6 +53,8 @@ class Terms:
     """Where results are: 0, as the journals are, which then write those on which nothing else hangs."""
     builds: tuple[str, str]
     """Of the two workers: whether they have old or new code."""
+    step_threads: int
+    """Of a process, for the sync steps of its async tasks."""
 
     @classmethod
     def drawn(cls, rng: Random) -> Self:
@@ -63,6 +65,7 @@ class Terms:
             concurrency=rng.choice([2, 3]),
             backend_db=rng.choice([0, 1]),
             builds=rng.choice([("old", "old"), ("old", "new")]),
+            step_threads=rng.choice([1, 2, 3]),
         )
 
 
@@ -167,6 +170,7 @@ class Stage:
             "durable_build": build,
             "durable_lease": terms.lease,
             "durable_inline_retry_limit": terms.inline_retry_limit,
+            "durable_step_threads": terms.step_threads,
         }
         backend = self.journal.url(terms.backend_db) if terms.backend_db else journal
         return {"broker": self.broker.url(), "backend": backend, "effects": str(self.effects), "conf": conf}
