@@ -252,7 +252,8 @@ class RedisJournal:
         return b"*%d\r\n" % (5 + 2 * len(fields)) + self._record + pack_pairs(fields)
 
     def record_aside(self, fields: Mapping[str, str]) -> bool:
-        [reply] = self._wires.ask(self._recording(fields))
+        command = self._recording(fields)
+        [reply] = self._wires.ask(command if self._guard is None else self._guard.put_into(command))
         return bool(reply > 0)
 
     @property
