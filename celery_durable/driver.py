@@ -49,18 +49,6 @@ class Driver(Protocol):
     most_at_once: float
     """Characters of an entry that may be sent without a thread."""
 
-    async def encode(self, step: Step, value: Any) -> Encoded:
-        """What is recorded of its value."""
-        ...
-
-    async def thread_for(self, step: Step) -> Thread | None:
-        """The thread that the step's action needs, once one is there; None if it needs none of ours.
-
-        Raises:
-            Interrupt: the attempt has ended meanwhile.
-        """
-        ...
-
     async def call(self, step: Step, thread: Thread | None) -> Any:
         """The result of the step's action; an awaitable is awaited.
 
@@ -93,13 +81,7 @@ class Driver(Protocol):
 class InThread:
     """Of a ``def`` task: nothing is ever suspended, so its coroutines end in the call that starts them."""
 
-    most_at_once: float = inf
-
-    async def encode(self, step: Step, value: Any) -> Encoded:
-        return step.encode(value)
-
-    async def thread_for(self, step: Step) -> Thread | None:  # noqa: ARG002
-        return None
+    most_at_once = inf
 
     @door
     async def call(self, step: Step, thread: Thread | None) -> Any:  # noqa: ARG002
@@ -133,7 +115,9 @@ class OnLoop:
 
     most_at_once: float = LARGE
 
-    async def encode(self, step: Step, value: Any) -> Encoded:
+    @staticmethod
+    async def encode(step: Step, value: Any) -> Encoded:
+        """What is recorded of its value."""
         return await in_thread(partial(step.encode, value)) if seems_large(value, LARGE) else step.encode(value)
 
     def __init__(self) -> None:
@@ -155,10 +139,21 @@ class OnLoop:
         raise interrupt
 
     async def thread_for(self, step: Step) -> Thread | None:
-        if is_async(step.action) or _is_to_be_lent(step):
-            return None
+        """The thread that the step's action needs, once one is there; None if it needs none of ours.
+
+        Raises:
+            Interrupt: the attempt has ended meanwhile.
+        """
         most = step.attempt.terms.step_threads
-        return actions.take(most) or await self._queue(step, most)
+        needed = not (is_async(step.action) or _is_to_be_lent(step))
+        thread = (actions.take(most) or await self._queue(step, most)) if needed else None
+        try:
+            step.attempt.check_goes_on()
+        except Interrupt:
+            if thread is not None:
+                thread.leave()
+            raise
+        return thread
 
     @staticmethod
     async def _queue(step: Step, most: int) -> Thread:

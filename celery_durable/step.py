@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 from . import codec, tracing
 from .attempt import Attempt, derived_uuid, running_step
 from .cancellation import cancel
-from .driver import Driver
+from .driver import Driver, OnLoop
 from .exceptions import (
     ConfigurationError,
     EntryNotRecordableError,
@@ -210,7 +210,7 @@ class Step:
         self._check_type()
         while True:
             # What follows is judged, and said, when nothing but the action itself is still to come.
-            thread = await driver.thread_for(self)
+            thread = await driver.thread_for(self) if isinstance(driver, OnLoop) else None
             try:
                 await self._begin(driver)
             except BaseException:
@@ -221,6 +221,7 @@ class Step:
             try:
                 value = await self._act(driver, thread)
             except Stale:
+                attempt.check_goes_on()
                 self.executions -= 1
             except BaseException as raised:
                 # Cleaning up after what was aborted is not to be aborted for it, too.
@@ -262,7 +263,6 @@ class Step:
     async def _begin(self, driver: Driver) -> None:
         """Have an execution allowed, by Redis if need be, and say that it begins."""
         attempt = self.attempt
-        attempt.check_goes_on()
         if attempt.is_out_of_touch:
             await driver.ask(attempt, attempt.journal.prove_lease)
             attempt.heard_at = time.monotonic()
@@ -320,7 +320,7 @@ class Step:
     async def _record(self, value: Any, began: float, driver: Driver) -> Any:
         attempt = self.attempt
         self._check_violation()
-        encoded = await driver.encode(self, value)
+        encoded = await driver.encode(self, value) if isinstance(driver, OnLoop) else self.encode(value)
         attempt.progressed_at = attempt.heard_at = ended = time.monotonic()
         ms = int((ended - began) * 1000)
         entry = done_entry(self.name, self.executions, attempt.now(), ms, encoded.marks, encoded.text)
