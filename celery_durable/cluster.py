@@ -20,7 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .exceptions import DurableError, JournalUnavailableError
-from .wire import Passing, Wire, Wires, pack, settle
+from .wire import Passing, Wire, Wires, close_unneeded, pack, settle
 
 # Not the one whose state is the user's.
 _SHUFFLED = random.SystemRandom()
@@ -156,12 +156,18 @@ class Cluster:
                 self._wires[wire.slot].keep(wire)
         return ClusterWire(self, slot, self._connection(), self._patience)
 
+    @property
+    def has_idle(self) -> bool:
+        return any(self._idle.values())
+
     def settle_idle(self) -> None:
         for idle in list(self._idle.values()):
             settle(idle)
 
     def give_back(self, wire: ClusterWire) -> None:
-        self._idle.setdefault(wire.node, []).append(wire)
+        idle = self._idle.setdefault(wire.node, [])
+        idle.append(wire)
+        close_unneeded(idle)
 
 
 class ClusterWire(Wire):
@@ -231,6 +237,10 @@ class ClusterWires(Wires):
         wire.disown()
         wire.idle_since = time.monotonic()
         self._cluster.give_back(cast("ClusterWire", wire))
+
+    @property
+    def has_idle(self) -> bool:
+        return super().has_idle or self._cluster.has_idle
 
     def settle_idle(self) -> None:
         super().settle_idle()

@@ -1,4 +1,7 @@
-"""Leases of this process: one thread renews those of all its attempts, whatever their steps are doing."""
+"""Leases of this process: one thread renews those of all its attempts, of all apps, whatever their steps are doing.
+
+A Redis that does not answer at once is waited for in a thread of its own, so that it keeps none of the others waiting.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from math import inf
 from weakref import WeakSet
 
 from .exceptions import JournalUnavailableError, JournalUnreadableError
@@ -15,6 +19,8 @@ from .wire import Wires
 logger = logging.getLogger("celery_durable")
 
 RENEWALS_PER_LEASE = 3
+_AT_ONCE = 0.5
+"""Seconds that a round waits for all Redis servers together."""
 
 
 class Lease:
@@ -40,16 +46,17 @@ class LeaseKeeper:
         self._wires = wires
         self._period = lease / RENEWALS_PER_LEASE
         self._held: set[RedisJournal] = set()
-        self._thread: threading.Thread | None = None
+        self.due = inf
+        """When its next round begins, by the monotonic clock."""
+        self._aside: threading.Thread | None = None
         _everywhere.add(self)
 
     def keep(self, journal: RedisJournal) -> None:
         """Renew the lease of *journal* until :meth:`drop`."""
         self._held.add(journal)
-        if self._thread is None or not self._thread.is_alive():
-            # A daemon: the lease of a process that exits is to lapse.
-            self._thread = threading.Thread(target=self._keep, name="celery-durable-leases", daemon=True)
-            self._thread.start()
+        if self.due == inf:
+            self.due = time.monotonic() + self._period
+        _thread.expect(self.due)
 
     def drop(self, journal: RedisJournal) -> None:
         """Renew it no more."""
@@ -66,23 +73,31 @@ class LeaseKeeper:
                 logger.warning("%d leases lapse by themselves: %s", len(held), error)
 
     def forget(self) -> None:
-        """In a forked child: the parent's attempts are not ours, and its thread is not here."""
+        """In a forked child: the parent's attempts are not ours, and its threads are not here."""
         self._held = set()
-        self._thread = None
+        self._aside = None
+        self.due = inf
 
-    def _keep(self) -> None:
-        pause = threading.Event()
-        begun = time.monotonic()
-        while not pause.wait(begun + self._period - time.monotonic()):
-            begun = time.monotonic()
-            try:
-                if held := list(self._held):
-                    self._renew(held)
-                # That an outcome was delivered is said without waiting for the reply.
-                self._wires.settle_idle()
-            except Exception:
-                # Whatever it was: without this thread all leases of the process lapse.
-                logger.exception("leases could not be renewed")
+    def tend(self, patience: float) -> None:
+        """Begin a round, in a thread of its own if Redis does not answer within *patience* seconds."""
+        self.due = time.monotonic() + self._period
+        if not (self._held or self._wires.has_idle) or (self._aside is not None and self._aside.is_alive()):
+            return
+        if self._wires.answer(patience):
+            self._round()
+        else:
+            self._aside = threading.Thread(target=self._round, name="celery-durable-silent-redis", daemon=True)
+            self._aside.start()
+
+    def _round(self) -> None:
+        try:
+            if held := list(self._held):
+                self._renew(held)
+            # That an outcome was delivered is said without waiting for the reply.
+            self._wires.settle_idle()
+        except Exception:
+            # Whatever it was: unless rounds go on all leases lapse.
+            logger.exception("leases could not be renewed")
 
     def _renew(self, held: list[RedisJournal]) -> None:
         sent = time.monotonic()
@@ -103,10 +118,56 @@ class LeaseKeeper:
                     self._renew([journal])
 
 
+class _Thread:
+    """The thread of this process in which rounds begin."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """In a forked child: the parent's thread is not here."""
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._bell = threading.Event()
+        self._sleeps_until = inf
+
+    def expect(self, when: float) -> None:
+        """A round is due at this monotonic time."""
+        if self._thread is None or not self._thread.is_alive():
+            with self._starting:
+                if self._thread is None or not self._thread.is_alive():
+                    # A daemon: the lease of a process that exits is to lapse.
+                    self._thread = threading.Thread(target=self._run, name="celery-durable-leases", daemon=True)
+                    self._thread.start()
+        elif when < self._sleeps_until:
+            self._bell.set()
+
+    def _run(self) -> None:
+        while True:
+            self._bell.clear()
+            # Whoever expects something from now on rings: it may come too late for this look.
+            self._sleeps_until = inf
+            self._sleeps_until = until = min((keeper.due for keeper in list(_everywhere)), default=inf)
+            self._bell.wait(None if until == inf else max(0.0, until - time.monotonic()))
+            self._begin_rounds()
+
+    def _begin_rounds(self) -> None:
+        now = time.monotonic()
+        for keeper in list(_everywhere):
+            if keeper.due <= now:
+                try:
+                    keeper.tend(max(0.0, now + _AT_ONCE - time.monotonic()))
+                except Exception:
+                    # Whatever it was: without this thread all leases of the process lapse.
+                    logger.exception("leases could not be renewed")
+
+
+_thread = _Thread()
 _everywhere: WeakSet[LeaseKeeper] = WeakSet()
 
 
 def _forget_all() -> None:
+    _thread.forget()
     for keeper in _everywhere:
         keeper.forget()
 

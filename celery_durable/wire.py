@@ -108,6 +108,8 @@ _LONGEST_REPLY = LONGEST_READ + 1
 """Seconds after which nobody waits for a reply: the connection was given up."""
 _LONGEST_PAUSE = 1.0
 _LONG_IDLE = 1.0
+_LONGEST_IDLE = 60.0
+"""Seconds after which a connection is closed that nobody has needed."""
 _HOLD = getattr(socket, "MSG_MORE", 0)
 
 
@@ -226,6 +228,16 @@ class Wire:
         if self._sendall is not None and self._lookout is not None:
             self._lookout.look()
 
+    def answers(self, seconds: float) -> bool:
+        """Whether there is a connection, and something arrives within so many seconds."""
+        if self._sendall is None:
+            return False
+        try:
+            return bool(self._connection._parser.can_read(seconds))  # noqa: SLF001
+        except (RedisError, OSError):
+            self._lose()
+            return False
+
     def replies_if_connected(self) -> list[Any] | None:
         """As :meth:`replies`, without ever waiting for a connection: None if it is lost."""
         if self._sendall is None:
@@ -269,6 +281,8 @@ class Wire:
 
     def try_again(self) -> None:
         """Read what is owed, or send it again, once; nothing is forgotten where that fails."""
+        if not self.answers(0):
+            self._drop()  # the reply should be here by now
         try:
             if self._sendall is None:
                 self._resume()
@@ -313,7 +327,7 @@ class Wire:
         connection.connect()
         for script in scripts:
             connection.send_packed_command((pack("SCRIPT", "LOAD", script.text),))
-        connection.send_packed_command((pack("TIME"),))
+        connection.send_packed_command((_TIME,))
         for _ in scripts:
             connection.read_response()
         seconds, microseconds = map(int, connection.read_response(disable_decoding=True))
@@ -352,6 +366,10 @@ class Wire:
     def _drop(self) -> None:
         self._sendall = None
         self._connection.disconnect()
+
+    def close(self) -> None:
+        """End the connection; the next use makes another."""
+        self._drop()
 
     def abandon(self) -> None:
         """Forget what was sent, and the connection with it."""
@@ -435,6 +453,7 @@ class Wires:
         wire.disown()
         wire.idle_since = time.monotonic()
         self._idle.append(wire)
+        close_unneeded(self._idle)
 
     def ask(self, *commands: bytes | Dated, patience: float | None = None) -> list[Any]:
         """The replies to these commands, over a connection of their own; raises what :meth:`Wire.replies` does."""
@@ -445,8 +464,29 @@ class Wires:
         finally:
             self.give_back(wire)
 
+    @property
+    def has_idle(self) -> bool:
+        """Whether there is a connection that nobody uses."""
+        return bool(self._idle)
+
+    def answer(self, seconds: float) -> bool:
+        """Whether there is a connection to this Redis over which it answers within so many seconds."""
+        wire = self.take()
+        idle_since = wire.idle_since
+        try:
+            if wire.fileno() < 0:
+                return False
+            wire.send(_TIME)
+            return wire.answers(seconds) and wire.replies_if_connected() is not None
+        finally:
+            self.give_back(wire)
+            wire.idle_since = idle_since  # this was no use of it
+
     def settle_idle(self) -> None:
-        """Read what connections are owed that nobody uses: what was lost on its way is sent again."""
+        """Read what connections are owed that nobody uses: what was lost on its way is sent again.
+
+        Those that nobody needs any more are closed, and those that the server has closed.
+        """
         settle(self._idle)
 
     def forget(self) -> None:
@@ -456,15 +496,34 @@ class Wires:
 
 
 def settle(idle: list[Any]) -> None:
-    """Read what these connections are owed, if nobody has used them for a while."""
+    """Read what these connections are owed, if nobody has used them for a while; close those that are not needed."""
     for wire in list(idle):
-        if wire.owed and time.monotonic() - wire.idle_since > _LONG_IDLE:
+        if time.monotonic() - wire.idle_since > _LONG_IDLE:
             with suppress(ValueError):  # taken just now
                 idle.remove(wire)
                 try:
-                    wire.try_again()
+                    if wire.owed:
+                        wire.try_again()
+                    else:
+                        wire.answers(0)  # notices that the server has closed it
                 finally:
-                    idle.insert(0, wire)
+                    if wire.owed or wire.fileno() >= 0:
+                        idle.insert(0, wire)
+                    else:
+                        wire.close()
+    while close_unneeded(idle):
+        pass
+
+
+def close_unneeded(idle: list[Any]) -> bool:
+    """Close a connection that was not used for long, if another one is left; whether there was one."""
+    oldest = idle[0] if len(idle) > 1 else None  # what is taken is the last
+    if oldest is None or oldest.owed or time.monotonic() - oldest.idle_since < _LONGEST_IDLE:
+        return False
+    with suppress(ValueError):  # taken just now
+        idle.remove(oldest)
+        oldest.close()
+    return True
 
 
 _everywhere: WeakSet[Wires] = WeakSet()
@@ -502,6 +561,9 @@ def pack_pairs(fields: Mapping[str, str]) -> bytes:
     text = "".join([f"${len(name)}\r\n{name}\r\n${len(value)}\r\n{value}\r\n" for name, value in fields.items()])
     # Elsewhere characters and bytes are not the same number.
     return text.encode() if text.isascii() else pack_parts(chain.from_iterable(fields.items()))
+
+
+_TIME = pack("TIME")
 
 
 def call(script_name: str, keys: tuple[str | bytes, ...], *args: Any) -> bytes:

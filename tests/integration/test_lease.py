@@ -6,12 +6,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import redis
 
 from celery_durable import RetryPolicy, RunOptions, durable_task
+from celery_durable import lease as lease_module
 from celery_durable.context import DurableContext
 from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.interrupts import Fenced
@@ -205,7 +207,7 @@ def test_a_thread_that_is_gone_is_started_again(store: Store, redis_client: redi
     gone = threading.Thread(target=lambda: None)
     gone.start()
     gone.join()
-    store.leases._thread = gone  # noqa: SLF001
+    lease_module._thread._thread = gone  # noqa: SLF001
     journal = opened(store, task_id := new_id())
     before = lease(redis_client, store, task_id)
 
@@ -319,3 +321,89 @@ def test_an_attempt_that_was_frozen_but_not_taken_over_goes_on(redis_url: str, r
         assert redis_client.hget(store.keys(task_id).run, "attempt") == "1"
 
     assert executed == ["first", "second"]
+
+
+# -- the threads of a process
+
+
+def lease_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "celery-durable-leases"]
+
+
+def test_attempts_that_begin_at_the_same_time_start_one_thread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "_thread", lease_module._Thread())  # noqa: SLF001
+    before, started, entered = set(lease_threads()), [], []
+    start = threading.Thread.start
+
+    def start_slowly(thread: threading.Thread) -> None:
+        started.append(thread.name)
+        if thread.name == "celery-durable-leases":
+            eventually(lambda: len(entered) == 8, what="all to have come")
+        start(thread)
+
+    journals, together = [opened(store, new_id()) for _ in range(8)], threading.Barrier(8)
+
+    def keep(journal: RedisJournal) -> None:
+        together.wait(10)
+        entered.append(journal)
+        store.leases.keep(journal)
+
+    with ThreadPoolExecutor(8) as threads:
+        monkeypatch.setattr(threading.Thread, "start", start_slowly)
+        kept = [threads.submit(keep, journal) for journal in journals]
+        [one.result() for one in kept]
+    monkeypatch.undo()
+
+    assert started.count("celery-durable-leases") == 1
+    assert len(set(lease_threads()) - before) == 1
+    for journal in journals:
+        store.leases.drop(journal)
+
+
+def test_one_thread_keeps_the_leases_of_all_apps(redis_url: str, redis_client: redis.Redis) -> None:
+    with ExitStack() as stack:
+        stores = [stack.enter_context(store_at(redis_url, durable_lease=SHORT)) for _ in range(30)]
+        before = set(lease_threads())
+        held = [(store, opened(store, task_id := new_id()), task_id) for store in stores]
+        for store, journal, _ in held:
+            store.leases.keep(journal)
+        first = [lease(redis_client, store, task_id) for store, _, task_id in held]
+
+        eventually(
+            lambda: all(
+                lease(redis_client, store, task_id) > old + 2 * SHORT * 1000
+                for (store, _, task_id), old in zip(held, first, strict=True)
+            ),
+            what="renewals of all apps",
+        )
+
+        assert len(set(lease_threads()) | before) <= 1 + len(before)
+        eventually(lambda: not [one for one in threading.enumerate() if one.name == "celery-durable-silent-redis"])
+        for store, journal, _ in held:
+            store.leases.drop(journal)
+
+
+def test_a_redis_that_is_silent_keeps_no_other_waiting(redis_url: str, redis_client: redis.Redis) -> None:
+    with RedisServer() as silent, store_at(redis_url, durable_lease=SHORT) as store, ExitStack() as stack:
+        dead = [stack.enter_context(store_at(silent.url(), durable_lease=SHORT)) for _ in range(8)]
+        kept = [
+            (store.leases, opened(store, task_id := new_id())),
+            *((one.leases, opened(one, new_id())) for one in dead),
+        ]
+        for keeper, journal in kept:
+            keeper.keep(journal)
+        with silent.client() as client:
+            eventually(lambda: all(one.wires._idle for one in dead))  # noqa: SLF001
+            assert client.ping()
+        silent.freeze()
+        try:
+            for _ in range(4):
+                journal, before = kept[0][1], lease(redis_client, store, task_id)
+                eventually(lambda old=before: lease(redis_client, store, task_id) > old, deadline=5)
+                assert isinstance(store.journal(task_id).open(delivery(task_id)), Busy), "it has never lapsed"
+                assert not journal.lease_in_doubt
+        finally:
+            silent.thaw()
+        for keeper, journal in kept:
+            keeper.drop(journal)
+        eventually(lambda: not [one for one in threading.enumerate() if one.name == "celery-durable-silent-redis"])

@@ -24,7 +24,7 @@ from celery_durable.journal import Opened, done_entry
 from celery_durable.lookout import Lookout
 from celery_durable.startup import risks_of
 from celery_durable.store import Store, store_of
-from celery_durable.wire import Wire
+from celery_durable.wire import Wire, pack
 from tests.groups import program_or_skip
 from tests.integration.network import Proxy
 from tests.integration.runs import app_at, app_for, delivery, execute, new_id, opened, state, store_at, task_of
@@ -865,6 +865,71 @@ def test_attempts_side_by_side_have_connections_of_their_own(redis_url: str, red
             journal.close()
 
         assert clients(redis_client) - before == 3
+
+
+def many_idle(store: Store, count: int) -> list[Wire]:
+    """Make connections that nobody uses, as after so many attempts side by side."""
+    wires = store.wires
+    taken = [wires.take() for _ in range(count)]
+    for wire in taken:
+        wire.send(pack("PING"))
+        wire.replies()
+    for wire in taken:
+        wires.give_back(wire)
+    return taken
+
+
+def test_connections_that_nobody_needs_are_closed_but_one(redis_url: str, redis_client: redis.Redis) -> None:
+    with store_at(redis_url) as store:
+        before = clients(redis_client)
+        idle = many_idle(store, 100)
+        assert clients(redis_client) - before == 100
+        for wire in idle:
+            wire.idle_since -= 61
+
+        store.wires.settle_idle()
+
+        eventually(lambda: clients(redis_client) - before == 1)
+
+
+def test_connections_that_nobody_needs_are_closed_where_no_leases_are_kept(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    """In a web server's process, say."""
+    with store_at(redis_url) as store:
+        before = clients(redis_client)
+        for wire in many_idle(store, 10):
+            wire.idle_since -= 61
+
+        for _ in range(10):
+            store.runs.load(new_id())
+
+        eventually(lambda: clients(redis_client) - before == 1)
+
+
+def test_a_connection_that_still_owes_a_delivery_is_not_closed() -> None:
+    with RedisServer(appendonly=True) as server, store_at(server.url(), durable_lease=1) as store:
+        wire = delivered_in_an_outage(server, store, new_id())
+        wire.idle_since -= 3600
+
+        other = Wire(store.wires._pool.make_connection(), 1)  # noqa: SLF001
+        store.wires.give_back(other)
+
+        assert store.wires._idle == [wire, other]  # noqa: SLF001
+
+
+def test_idle_connections_that_the_server_has_closed_are_let_go(redis_url: str, redis_client: redis.Redis) -> None:
+    """By its own `timeout`."""
+    with store_at(redis_url) as store:
+        idle = many_idle(store, 3)
+        assert redis_client.client_kill_filter(skipme=True, _type="normal") >= 3
+        for wire in idle:
+            wire.idle_since -= 2
+
+        store.wires.settle_idle()
+
+        assert [wire.fileno() for wire in idle] == [-1] * 3
+        assert store.wires._idle == []  # noqa: SLF001
 
 
 def test_replies_that_an_attempt_left_unread_are_not_those_of_the_next_one(
