@@ -19,6 +19,8 @@ SUSPENDED = "SUSPENDED"
 """State of a run that sleeps: ``ctx.sleep``; callers of ``.get()`` keep waiting."""
 STALLED = "STALLED"
 """State of a run that waits for a worker whose code fits its journal; callers of ``.get()`` keep waiting."""
+WAITS = (SUSPENDED, STALLED)
+"""In these states a run is kept by its journal alone."""
 
 begun: ContextVar[str | None] = ContextVar("celery_durable_begun", default=None)
 """The run that this thread has opened last."""

@@ -58,6 +58,8 @@ class Claims(NamedTuple):
     """Seconds until the next wait is over."""
     skips: tuple[int, int]
     """Where to look the next time: behind so many runs of tasks that are not ours."""
+    lost: tuple[str, ...] = ()
+    """The ids of runs that had not ended, and whose journals are gone."""
 
 
 class Runs:
@@ -170,9 +172,10 @@ class Runs:
 
 
 def _claims(reply: list[Any]) -> Claims:
-    next_due, in_leases, in_due, *runs = reply
+    next_due, in_leases, in_due, lost, *runs = reply
     claimed = [
         Claimed(task_id.decode(), status.decode(), task.decode(), call, resume)
         for task_id, status, task, call, resume in runs
     ]
-    return Claims(claimed, int(next_due) / 1000 if next_due else None, (in_leases, in_due))
+    gone = tuple(task_id.decode() for task_id in lost)
+    return Claims(claimed, int(next_due) / 1000 if next_due else None, (in_leases, in_due), gone)

@@ -1,7 +1,8 @@
 -- Find runs of a shard that nobody carries on: the lease has lapsed, the wait is over, the outcome was not delivered.
 -- To find one is to claim it: of many workers that look, one sends it, and none again before a pause, which grows.
 -- KEYS leases, due   ARGV prefix of the keys of runs, most, two skips, pause ms, task, ..., until when
--- Replies {ms until the next wait is over or '', two skips for the next look, {id, status, task, call, resume}, ...}
+-- Replies {ms until the next wait is over or '', two skips for the next look, {ids of runs whose journal is gone},
+--   {id, status, task, call, resume}, ...}
 -- A skip passes over runs that are not ours, so that those behind them are seen.
 --include in_time
 local most, skips, pause = tonumber(ARGV[2]), {tonumber(ARGV[3]), tonumber(ARGV[4])}, tonumber(ARGV[5])
@@ -9,7 +10,7 @@ local longest = 24 * 3600000
 local ours = {}
 for i = 6, #ARGV do ours[ARGV[i]] = true end
 
-local found, foreign = {}, 0
+local found, lost, foreign = {}, {}, 0
 
 local function claim(id)
   local key = ARGV[1] .. id
@@ -20,6 +21,8 @@ local function claim(id)
     return
   end
   local lease = redis.call('ZSCORE', KEYS[1], id)
+  -- Whoever deletes a journal when its time is over has taken the run out of both sets before.
+  if not run[1] then lost[#lost + 1] = id end
   if not run[1] or run[2] then
     redis.call('ZREM', KEYS[1], id)
     redis.call('ZREM', KEYS[2], id)
@@ -46,4 +49,4 @@ for i, key in ipairs(KEYS) do
   skips[i] = #ids == most and skips[i] + foreign or 0
 end
 local next = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-return {next[2] and tostring(math.floor(next[2] - now)) or '', skips[1], skips[2], unpack(found)}
+return {next[2] and tostring(math.floor(next[2] - now)) or '', skips[1], skips[2], lost, unpack(found)}

@@ -1,0 +1,101 @@
+"""What is said of runs whose journals are gone, though they had not ended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import redis
+from celery import Celery
+
+from celery_durable import JournalUnreadableError
+from celery_durable.recovery import Recovery
+from celery_durable.store import store_of
+from tests.integration.runs import app_at, execute, lapse, new_id, opened, task_of
+
+
+@pytest.fixture
+def app(redis_url: str) -> Iterator[Celery]:
+    with app_at(redis_url) as app:
+        yield app
+
+
+def sleeps(self: Any) -> None:
+    self.ctx.sleep(60)
+
+
+def evicted(app: Celery, client: redis.Redis, task_id: str) -> None:
+    """Let the wait of a run be over, and its journal be gone, as an eviction has it."""
+    keys = store_of(app).keys(task_id)
+    client.delete(keys.run)
+    client.zadd(keys.due, {task_id: 0}, xx=True)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [line.getMessage() for line in caplog.records if line.levelno == logging.ERROR]
+
+
+def test_a_sleeping_run_whose_journal_was_evicted_fails_by_name(
+    app: Celery, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    task, task_id = task_of(app, sleeps), new_id()
+    execute(task, task_id=task_id)
+    assert task.AsyncResult(task_id).state == "SUSPENDED"
+    evicted(app, redis_client, task_id)
+
+    recovery = Recovery(app)
+    assert [recovery.recover(), recovery.recover()] == [(0, 0), (0, 0)]
+
+    with pytest.raises(JournalUnreadableError, match=f"task {task_id}: its journal is gone"):
+        task.AsyncResult(task_id).get(timeout=1)
+    [line] = said(caplog)
+    assert f"task {task_id}: its journal is gone" in line
+    assert "Its state was SUSPENDED, and is FAILURE now" in line
+
+
+def test_a_run_that_had_begun_may_go_on_by_its_message(
+    app: Celery, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = store_of(app)
+    opened(store, task_id := new_id())
+    app.backend.mark_as_started(task_id)
+    redis_client.delete(store.keys(task_id).run)
+    lapse(redis_client, store, task_id)
+
+    assert Recovery(app).recover() == (0, 0)
+
+    [line] = said(caplog)
+    assert "Its state was STARTED. A message of it that the broker still has begins it again" in line
+    assert app.AsyncResult(task_id).state == "STARTED"
+
+
+def test_a_result_backend_that_is_away_keeps_nothing_from_being_said(
+    app: Celery, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, task_id = task_of(app, sleeps), new_id()
+    execute(task, task_id=task_id)
+    evicted(app, redis_client, task_id)
+    monkeypatch.setattr(app.backend, "get_task_meta", Mock(side_effect=ConnectionError("away")))
+
+    assert Recovery(app).recover() == (0, 0)
+
+    [line] = said(caplog)
+    assert "Its state was not known (ConnectionError('away'))" in line
+
+
+@pytest.mark.parametrize("retention", [0, 60])
+def test_nothing_is_said_of_a_run_that_has_ended(
+    app: Celery, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture, retention: float
+) -> None:
+    journal = opened(store_of(app), task_id := new_id())
+    journal.finish("failed", {"outcome": "{}"})
+    journal.deliver(retention)
+    journal.settle()
+    redis_client.delete(store_of(app).keys(task_id).run)
+
+    Recovery(app).recover()
+
+    assert said(caplog) == []
