@@ -99,6 +99,8 @@ class Busy(NamedTuple):
     reason: str
     early: bool = False
     """It is not due yet."""
+    stalled: bool = False
+    """What it waits for is a worker whose code fits."""
 
 
 class Outdated(NamedTuple):

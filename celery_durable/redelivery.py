@@ -25,8 +25,9 @@ def turn_away(verdict: Verdict, task: Any, request: Any, hold: Hold, *, fresh: b
             # The journal keeps the run; whatever becomes of it, a worker will send it again.
             logger.info("task %s: %s; this message is forgotten", request.id, reason)
             # It has not begun to go on.
-            is_early = isinstance(verdict, Busy) and verdict.early
-            raise Announcement.of_wait(report.SUSPENDED) if is_early else Ignore(reason)
+            if not (isinstance(verdict, Busy) and verdict.early):
+                raise Ignore(reason)
+            raise Announcement.of_wait(report.STALLED if verdict.stalled else report.SUSPENDED)
         case Foreign():
             raise _refused(verdict, task, request)
         case Finished(fields=fields):

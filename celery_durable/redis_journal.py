@@ -189,7 +189,8 @@ class RedisJournal:
             check_layout(self._keys, {b"v": reply[1]})
         if kind == "outdated":
             return Outdated("a newer message has other arguments")
-        return Busy(reply[1] / 1000, _REASONS[kind], early=kind == "early")
+        is_early = kind == "early"
+        return Busy(reply[1] / 1000, _REASONS[kind], early=is_early, stalled=is_early and bool(reply[2]))
 
     def suspend(
         self, delay: float, fields: Mapping[str, str], slack: float = 0.0, *, though_cancelled: bool = False

@@ -3,7 +3,7 @@
 -- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, hint, owner, reopen, build,
 --   load, attempt that a Retry is about, fields that it takes back, until when it is carried out, by Redis' clock
 -- Replies {'open', attempt, now, recoveries, reopened} | {'finished'} | {'foreign', task} | {'unreadable', layout}
---       | {'replaced', ms} | {'busy', ms} | {'early', ms} | {'outdated'} | {'failed', now}
+--       | {'replaced', ms} | {'busy', ms} | {'early', ms, 1 (it has stalled)} | {'outdated'} | {'failed', now}
 -- and as the last element, if asked to load it, the journal of a run that was there before.
 --include in_time
 local run, leases, due = KEYS[1], KEYS[2], KEYS[3]
@@ -52,7 +52,7 @@ end
 
 local known = redis.call('HMGET', run, 'status', 'v', 'task', 'fingerprint', 'nesting', 'attempt', 'fence', 'due',
                          'progress', 'recoveries', 'changed', 'stalled')
-local status = known[1]
+local status, stalled = known[1], known[12] and known[12] ~= ''
 
 local function known_run()
   -- Our own call, sent again because its reply was lost; a late copy of it begins the attempt no second time.
@@ -95,10 +95,10 @@ local function known_run()
     if wait > 0 then
       -- The message that was to come then may be this one.
       redis.call('ZADD', due, known[8], id)
-      return {'early', wait}
+      return {'early', wait, stalled and 1 or 0}
     end
     -- That an attempt stalled says nothing of those that died before it.
-    if known[12] and known[12] ~= '' then return begin(tonumber(known[10]), 0) end
+    if stalled then return begin(tonumber(known[10]), 0) end
     return begin(0, 0)
   end
 

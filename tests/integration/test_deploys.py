@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from celery_durable import DurableContext, DurableTask, RunOptions, TerminalError, build, durable_task
 from celery_durable.commands import cancel
-from celery_durable.journal import Opened
+from celery_durable.journal import Busy, Opened
 from celery_durable.store import store_of
 from tests.integration.runs import app_at, delivery, execute, lapse, new_id
 
@@ -180,6 +180,21 @@ def test_by_the_same_build_it_is_a_failure_at_once(deploy: Deploy) -> None:
 
     assert type(deploy.result.result).__name__ == "JournalMismatchError"
     assert "stalled" not in deploy.journal
+
+
+def test_a_message_that_comes_too_early_finds_the_run_stalled(deploy: Deploy) -> None:
+    deploy.run(old)
+    early = open_again(deploy)
+    deploy.run(renamed)
+    assert (early.stalled, open_again(deploy).stalled) == (False, True)
+
+
+def open_again(deploy: Deploy) -> Busy:
+    facts = {name: deploy.journal[name] for name in ("task", "fingerprint")}
+    verdict = store_of(deploy.app).journal(deploy.task_id).open(delivery(deploy.task_id, **facts))
+    assert isinstance(verdict, Busy)
+    assert verdict.early
+    return verdict
 
 
 def test_pauses_double_to_half_a_minute(deploy: Deploy) -> None:

@@ -32,6 +32,7 @@ class Gateway:
 
 
 def sync_steps(ctx: DurableContext, gateway: Gateway) -> None:
+    assert_type(ctx.patched("check address"), bool)
     assert_type(ctx.run("pay", pay, 5), Receipt)
     assert_type(ctx.run("pay", pay, order=5, currency="CHF"), Receipt)
     assert_type(ctx.run("pay", pay_async, 5), Receipt)
@@ -81,6 +82,7 @@ def sync_helpers(ctx: DurableContext) -> None:
 
 
 async def async_helpers(ctx: AsyncDurableContext) -> None:
+    assert_type(ctx.patched("check address"), bool)
     assert_type(ctx.uuid(), UUID)
     assert_type(ctx.random(), Random)
     assert_type(await ctx.time(), int)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from celery_durable.journal import (
     Finished,
     MemoryJournal,
     Opened,
+    annotated,
     done_entry,
     new_seed,
     open_entry,
@@ -65,6 +67,52 @@ def test_a_damaged_entry_is_named_with_what_it_holds(raw: bytes) -> None:
         read_entry("step:7", raw)
     assert "step:7" in str(damaged.value)
     assert repr(raw) in str(damaged.value)
+
+
+TRICKY = 'say ,"value": \\ "x","state":"done" ☃'
+
+
+@pytest.mark.parametrize("name", ["pay", TRICKY])
+@pytest.mark.parametrize("marks", [{}, {"encoding": "typed"}, {"serializer": TRICKY, "compression": "z"}], ids=len)
+@pytest.mark.parametrize(
+    "notes", [{}, {"build": "b1"}, {"build": TRICKY}, {"patches": [TRICKY, "b"]}, {"build": "b1", "patches": ["a"]}]
+)
+def test_what_is_noted_beside_an_entry_is_read_again_and_changes_nothing_else(
+    name: str, marks: dict[str, str], notes: dict[str, Any]
+) -> None:
+    value = json.dumps({"a": TRICKY, "value": 1})
+    raw = (
+        annotated(done_entry(name, 2, 5, 7, marks, value), **notes)
+        if notes
+        else done_entry(name, 2, 5, 7, marks, value)
+    )
+
+    entry = read_entry("step:1", raw.encode())
+
+    assert (entry.name, entry.state, entry.attempts, entry.value.decode()) == (name, "done", 2, value)
+    assert entry.marks == marks
+    assert (entry.build, entry.patches) == (notes.get("build", ""), tuple(notes.get("patches", ())))
+    assert json.loads(raw)["value"] == json.loads(value)
+
+
+@pytest.mark.parametrize("state", ["started", "retrying", "failed", "sleeping"])
+def test_an_entry_without_a_value_keeps_its_facts_beside_what_is_noted(state: str) -> None:
+    """Metadata of the user's may look like an entry."""
+    metadata = {"name": "x", "state": "done", "value": 1}
+    error = {"type": "TerminalError", "message": TRICKY, "metadata": metadata}
+    bare = open_entry(TRICKY, state, 3, error=error, until=9)
+
+    entry = read_entry("step:1", annotated(bare, build="b1", patches=["a"]).encode())
+
+    plain = read_entry("step:1", bare.encode())
+    assert (entry.build, entry.patches) == ("b1", ("a",))
+    assert (entry.name, entry.state, entry.until, entry.error) == (TRICKY, state, 9, error)
+    assert (plain.name, plain.state, plain.until, plain.error) == (entry.name, entry.state, entry.until, entry.error)
+
+
+def test_an_entry_of_a_kind_that_is_not_known_is_none_that_is_damaged() -> None:
+    entry = read_entry("step:1", b'{"name":"ship","state":"called","child":"x","build":"newer"}')
+    assert (entry.name, entry.is_known, entry.build, str(entry)) == ("ship", False, "newer", "called 'ship'")
 
 
 @pytest.mark.parametrize("name", ["pay", "pay \u00e9"], ids=["plain name", "escaped name"])
