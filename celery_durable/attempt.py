@@ -430,8 +430,8 @@ class Attempt:
             f"  asked for: {expected}\n"
             f"{builds}"
             f"Code that changed while the run was under way, or a decision that is not deterministic (a clock, a "
-            f"random number, an outside value read outside of a step). Bring the former order of steps back and "
-            f"retry the task, or send it under a new id."
+            f"random number, the order of a set, an outside value read outside of a step). Bring the former order of "
+            f"steps back and retry the task, or send it under a new id."
         )
         return self.refuse(error, position, found, expected, build)
 

@@ -310,7 +310,7 @@ def _members(hint: Any) -> dict[str, Any]:
 
 
 _declared: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-_never: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+never_recorded: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 """Functions of which nothing that they return can be recorded, with the reason."""
 
 
@@ -333,7 +333,7 @@ def objection(action: Callable[..., Any], hint: Any = None) -> str | None:
     try:
         if hint is not None:
             return _of_hint(hint)
-        return _never.get(_function_of(action)) if _never else None
+        return never_recorded.get(_function_of(action))
     except TypeError:  # an unhashable hint, a function that is not weakly referable
         return None
 
@@ -372,7 +372,7 @@ def _read_declared_type(function: Any) -> Any:
     # A decorator may return something else than the function whose annotations it copies.
     if not hasattr(function, "__wrapped__") and (reason := _never_recordable(hint)):
         with suppress(TypeError):  # not weakly referable
-            _never[function] = reason
+            never_recorded[function] = reason
     return hint if usable(hint) else None
 
 

@@ -19,8 +19,8 @@ A run is one hash; every value is text. Layout 1:
                  "value"}, or wait: {"name", "state": sleeping | cancelled, "until"};
                  "build" if another one than the run's recorded it, "patches" that ctx.patched() let in before it
     uuid:<n>     the n-th uuid()                   time:<n>, now:<n>   the n-th time(), now()
-    arguments:<n>   the arguments that are models, as accepted, after the n-th change by self.retry()
                  (<b>.<n>: the n-th of branch b, a coroutine that runs beside the body)
+    arguments:<n>  the arguments that are models, as they were accepted after the n-th change by self.retry()
 
 Imports neither Celery nor Redis.
 """

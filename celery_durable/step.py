@@ -493,6 +493,8 @@ class Step:
     def _check_type(self) -> None:
         """End the run before the action has an effect, if its result could not be recorded whatever it were."""
         self.hint = self._hint()
+        if self.options.type_hint is None and not codec.never_recorded:
+            return
         reason = codec.objection(self.action, self.options.type_hint)
         if reason is not None and self._is_json:
             raise self.attempt.end_run(

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import redis
 from celery import Celery
 from celery.result import AsyncResult
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, model_validator
 
 from celery_durable import DurableContext, DurableTask, RunOptions, TerminalError, build, durable_task
 from celery_durable.commands import cancel
@@ -859,6 +859,56 @@ def _draws(deploy: Deploy) -> None:
 @row("the return type of an action")
 def _type(deploy: Deploy) -> None:
     test_a_value_that_another_build_recorded_and_this_one_cannot_read_stalls_the_run(deploy)
+
+
+class Name(BaseModel):
+    name: str
+    age: int = 3
+
+
+class Grown(BaseModel):
+    name: Annotated[str, Field(max_length=1)]
+    age: Annotated[int, Field(gt=17)]
+
+    @model_validator(mode="after")
+    def _is_refused(self) -> "Grown":
+        raise ValueError("not any more")
+
+
+class FullName(BaseModel):
+    full_name: str
+    title: str = "Dr."
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_old(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return {"full_name": data["name"]} if "name" in data else data
+
+
+def reads(deploy: Deploy, model: type[BaseModel]) -> Any:
+    """Record a name, and let other code replay it as another model."""
+
+    def before(self: Any) -> None:
+        self.ctx.run("reserve", lambda: Name(name="Ada"), RunOptions(type_hint=Name))
+        self.ctx.sleep(60)
+
+    def after(self: Any) -> Any:
+        replayed = self.ctx.run("reserve", lambda: None, RunOptions(type_hint=model))
+        self.ctx.sleep(60)
+        return replayed.model_dump()
+
+    goes_on(deploy, before, after, OLD[:2])
+    return deploy.result.get(timeout=5)
+
+
+@row("the validators and limits of a model")
+def _validators(deploy: Deploy) -> None:
+    assert reads(deploy, Grown) == {"name": "Ada", "age": 3}
+
+
+@row("the fields of a model: one added with a default, one removed")
+def _fields(deploy: Deploy) -> None:
+    assert reads(deploy, FullName) == {"full_name": "Ada", "title": "Dr."}
 
 
 def opinionated(deploy: Deploy, fun: Callable[..., Any]) -> str:
