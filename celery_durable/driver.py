@@ -158,7 +158,7 @@ class OnLoop:
     @staticmethod
     async def _queue(step: Step, most: int) -> Thread:
         attempt = step.attempt
-        thread = await actions.queue(most, step)
+        thread = await actions.queue(most, step) if attempt.interrupt is None else None
         if thread is None or attempt.interrupt is not None:
             if thread is not None:
                 thread.leave()

@@ -183,9 +183,8 @@ def hanging() -> int:
 class Turn:
     """A place in the queue for a thread."""
 
-    def __init__(self, most: int, step: Step | None) -> None:
+    def __init__(self, most: int) -> None:
         self.most = most
-        self.step = step
         self.thread: Thread | None = None
         self._loop = asyncio.get_running_loop()
         self._called: asyncio.Future[None] = self._loop.create_future()
@@ -219,8 +218,8 @@ class Threads:
         """Held by who calls :meth:`free`, :meth:`replace`, :meth:`returned`."""
         self._idle: list[Thread] = []
         self._queue: deque[Turn] = deque()
-        self._waiting: dict[Turn, None] = {}
-        """Also those that have been called, and do not know yet."""
+        self._waiting: dict[Attempt, dict[Turn, Step]] = {}
+        """Also what has been called, and does not know yet."""
         self._taken = 0
         self._made = 0
         self._hanging: set[Thread] = set()
@@ -246,9 +245,10 @@ class Threads:
     async def queue(self, most: int, step: Step | None = None) -> Thread | None:
         """As :meth:`take`, after all that wait; None if that was withdrawn."""
         with self.lock:
-            turn = Turn(most, step)
+            turn = Turn(most)
             self._queue.append(turn)
-            self._waiting[turn] = None
+            if step is not None:
+                self._waiting.setdefault(step.attempt, {})[turn] = step
             self._call_next()
         try:
             await turn.wait()
@@ -260,11 +260,17 @@ class Threads:
             raise
         finally:
             if step is not None:
-                # That was no silence, and nobody is to take it for one now.
-                step.attempt.progressed_at = time.monotonic()
-            with self.lock:
-                del self._waiting[turn]
+                self._waits_no_more(turn, step.attempt)
         return turn.thread
+
+    def _waits_no_more(self, turn: Turn, attempt: Attempt) -> None:
+        # That was no silence, and nobody is to take it for one now.
+        attempt.progressed_at = time.monotonic()
+        with self.lock:
+            others = self._waiting.get(attempt, {})
+            others.pop(turn, None)
+            if not others:
+                self._waiting.pop(attempt, None)
 
     async def do(self, most: int, work: Callable[[], T]) -> T:
         """Do it in a thread, and wait for its end, whoever cancels that."""
@@ -281,19 +287,16 @@ class Threads:
     def withdraw(self, attempt: Attempt) -> None:
         """Let nothing of an attempt wait for a thread any more."""
         with self.lock:
-            for turn in self._turns_of(attempt):
+            for turn in self._waiting.pop(attempt, ()):
                 if not turn.is_over:
                     turn.call(None)
 
     def waiting(self, attempt: Attempt) -> list[Step]:
         """Its steps that wait for a thread."""
         with self.lock:
-            return [turn.step for turn in self._turns_of(attempt) if turn.step is not None]
+            return list(self._waiting.get(attempt, {}).values())
 
     # -- with the lock
-
-    def _turns_of(self, attempt: Attempt) -> list[Turn]:
-        return [turn for turn in self._waiting if turn.step is not None and turn.step.attempt is attempt]
 
     def free(self, thread: Thread) -> None:
         """It is there for other work."""
