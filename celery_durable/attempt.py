@@ -5,7 +5,6 @@ The rules of replay live here; what a step does lives in :mod:`step`. Imports ne
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import inspect
 import json
@@ -17,7 +16,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cached_property, partial
 from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -36,9 +35,21 @@ from .exceptions import (
 )
 from .failure import failure_of, text_of
 from .interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, RetryStep, Sleep, Stall
-from .journal import LAYOUT, Entry, Journal, Opened, annotated, damaged, read_entry, step_field
+from .journal import (
+    LAYOUT,
+    UNBRANCHED,
+    Entry,
+    Fields,
+    Journal,
+    Opened,
+    annotated,
+    damaged,
+    read_entry,
+    step_field,
+)
 from .places import Here, Places, in_order, path_of
 from .serializers import check_serializer
+from .siblings import Siblings
 
 if TYPE_CHECKING:
     from .step import Step
@@ -144,7 +155,8 @@ class Attempt:
         self._clock_zero = time.monotonic() - opened.now / 1000
         self._fields = opened.fields
         self._recorded = sum(name.startswith(b"step:") for name in opened.fields)
-        self._places = Places()
+        self._places = Places(partial(_by_use, opened.fields, direct=about.direct))
+        self.siblings = Siblings(self._places)
         self._draws: dict[str, int] = {}
         self._randoms: dict[tuple[str, str | None], random.Random] = {}
         self.stalled: dict[str, Any] = json.loads(opened.fields.get(b"stalled") or b"{}")
@@ -166,12 +178,8 @@ class Attempt:
         self._bytes = sum(map(len, opened.fields.values()))
         self._warned = self._entries > MANY_ENTRIES or self._bytes > MANY_BYTES
         self._home = threading.get_ident()
-        self._flying = 0
-        self._landings: list[asyncio.Future[None]] = []
         self._asked: dict[Callable[[], Any], tuple[Coroutine[Any, Any, Any], str]] = {}
         """Steps and waits that nobody has awaited yet."""
-        self.body_is_over = False
-        self._waits = 0
 
     @property
     def number(self) -> int:
@@ -211,11 +219,17 @@ class Attempt:
         """The body is this asyncio task, in this thread."""
         self._home = threading.get_ident()
         self._places.begin_in_task()
+        if not self.about.direct:
+            # Called as a function it may be on a loop that is not ours.
+            self.siblings.begin()
 
     # -- who may use it
 
-    def check_usable(self) -> None:
-        """Refuse a verb after the attempt, after an interrupt was swallowed, and inside a step."""
+    def check_usable(self, *, draws: bool = False) -> None:
+        """Refuse a verb after the attempt, after an interrupt was swallowed, and inside a step.
+
+        *draws*: what asks for nothing but a value goes on as long as the attempt lets finish what has begun.
+        """
         inside = running_step.get()
         if inside is None and self.interrupt is None and not (self.running or self.closed):
             return
@@ -224,7 +238,7 @@ class Attempt:
                 f"task {self.about.task_id}: the context was used after its attempt had ended; "
                 f"use it in the body of the task only"
             )
-        if self.interrupt is not None:
+        if self.interrupt is not None and not (draws and self.siblings.is_ending):
             raise self.interrupt
         if inside is not None or (self.running and threading.get_ident() != self._home):
             attempt = self if inside is None else inside.attempt
@@ -259,6 +273,9 @@ class Attempt:
         """End the attempt; the same interrupt is raised again by whatever the body does next with its context."""
         if self.interrupt is None or (isinstance(interrupt, _OUT_OF_TOUCH) and not isinstance(self.interrupt, Fenced)):
             # Without its journal an attempt cannot end as it was about to.
+            self.interrupt = interrupt
+        elif isinstance(self.interrupt, (Sleep, RetryStep, FailAttempt)) and isinstance(interrupt, EndRun):
+            # What cannot go on is not to be tried again.
             self.interrupt = interrupt
         elif isinstance(self.interrupt, Sleep) and isinstance(interrupt, (Sleep, RetryStep, FailAttempt)):
             # Siblings wait: the first to wake up wakes the run, and a failed one does not wait for sleepers.
@@ -303,7 +320,10 @@ class Attempt:
 
     def claim(self, name: str, kind: str = "step") -> tuple[str, Entry | None]:
         """The next position in program order, with what the journal holds for it."""
-        position = self._places.next()
+        try:
+            position = self._places.next()
+        except InvalidStepError as error:
+            raise self._out_of_place(error) from None
         if self._pending and (patches := self._patches_before(position)):
             self._patches[position] = patches
         if not self._recorded:
@@ -338,7 +358,10 @@ class Attempt:
         if not (isinstance(patch, str) and patch):  # type: ignore[redundant-expr]
             about = f"task {self.about.task_id}: the id of ctx.patched is a text, got {patch!r}"
             raise self.end_run(InvalidStepError(f'{about}: write ctx.patched("check address")'))
-        here = self._places.here()
+        try:
+            here = self._places.here()
+        except InvalidStepError as error:
+            raise self._out_of_place(error) from None
         if self._recorded and (recorded := self._patches_behind(here)) is not None and patch not in recorded:
             return False
         self._pending.append(_Patched(here, patch))
@@ -374,7 +397,7 @@ class Attempt:
         except JournalUnreadableError as error:
             raise self._unreadable(error) from None
 
-    def begun(self, position: str) -> dict[str, list[int]]:
+    def begun(self, position: str) -> dict[str, list[int | str]]:
         """What the code around a step has begun: by that a Retry tells what has followed the step's failure."""
         return self._places.begun(position)
 
@@ -455,6 +478,29 @@ class Attempt:
         builds = {"found_build": build or UNKNOWN_BUILD, "expected_build": self.terms.build}
         return self.stop(Stall(error, {"position": position, "found": found, "expected": expected, **builds}))
 
+    def _out_of_place(self, error: InvalidStepError) -> Interrupt:
+        return self.end_run(InvalidStepError(f"task {self.about.task_id}: {error}"))
+
+    @contextmanager
+    def branch(self, key: str) -> Iterator[None]:
+        """A branch with a name, for what is called inside."""
+        self.check_usable(draws=True)
+        try:
+            leave = self._places.name(key)
+        except InvalidStepError as error:
+            raise self._out_of_place(error) from None
+        try:
+            yield
+        finally:
+            leave()
+
+    @property
+    def _branch_path(self) -> str:
+        try:
+            return self._places.path
+        except InvalidStepError as error:
+            raise self._out_of_place(error) from None
+
     # -- what the journal has to be told
 
     def note(self, position: str, entry: str) -> None:
@@ -472,6 +518,7 @@ class Attempt:
     def tell(self, *, with_next: bool = False) -> None:
         """Send what is unsent, without waiting."""
         if self._unsent and not self.keeps_back:
+            self._note_layout()
             self.journal.send(self._unsent, with_next=with_next)
             self._unsent = {}
 
@@ -510,6 +557,7 @@ class Attempt:
 
         What is said meanwhile is kept back, too, until :meth:`sent_large`.
         """
+        self._note_layout()
         words, self._unsent = self._unsent, {}
 
         def send() -> None:
@@ -527,8 +575,17 @@ class Attempt:
         """What is unsent, to travel with the script that ends the attempt."""
         if len(self._unsent) > _PAIRS_AT_AN_END:
             self.tell()
+        if self._unsent:
+            self._note_layout()
         words, self._unsent = self._unsent, {}
         return words
+
+    def _note_layout(self) -> None:
+        """Say how the branches are numbered, together with the first entry of one."""
+        if self._places.branched:
+            self._places.branched = False
+            if self._fields.get(b"v") != LAYOUT.encode():
+                self._unsent["v"] = LAYOUT
 
     @property
     def cancel_requested(self) -> bool:
@@ -609,8 +666,8 @@ class Attempt:
     # -- deterministic helpers
 
     def random(self, name: str | None = None) -> random.Random:
-        self.check_usable()
-        branch = self._places.path
+        self.check_usable(draws=True)
+        branch = self._branch_path
         stream = self._randoms.get((branch, name))
         if stream is None:
             key = ":".join([self.seed, branch + "random", *([] if name is None else [name])])
@@ -628,8 +685,8 @@ class Attempt:
 
     def _drawn(self, kind: str, draw: Callable[[str], str], read: Callable[[str], T]) -> T:
         """The next value of its kind: as recorded, or drawn now, at its place, and recorded with the next write."""
-        self.check_usable()
-        branch = f"{kind}:{self._places.path}"
+        self.check_usable(draws=True)
+        branch = f"{kind}:{self._branch_path}"
         self._draws[branch] = number = self._draws.get(branch, 0) + 1
         field = f"{branch}{number}"
         recorded = self._fields.get(field.encode())
@@ -650,50 +707,22 @@ class Attempt:
 
     async def _flight(self, perform: Callable[[], Coroutine[Any, Any, T]]) -> T:
         del self._asked[perform]
-        self._flying += 1
+        self.siblings.flying += 1
         try:
             return await perform()
         finally:
-            self._flying -= 1
-            self._announce_landing()
-
-    def _announce_landing(self) -> None:
-        landings, self._landings = self._landings, []
-        for landing in landings:
-            if not landing.done():
-                landing.set_result(None)
-
-    async def landed(self) -> None:
-        """After the body: until no step is in flight, whose result is recorded, too; waits are given up."""
-        self.body_is_over = True
-        self._announce_landing()
-        while self._flying:
-            await self.landing(None)
-
-    async def landing(self, seconds: float | None) -> None:
-        """Until something that is in flight has ended, or the body has, for some seconds at most."""
-        landing = asyncio.get_running_loop().create_future()
-        self._landings.append(landing)
-        # Not wait_for(), which may swallow a cancellation before Python 3.12.
-        await asyncio.wait({landing}, timeout=seconds)
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """While what is in flight does nothing but wait, so that others need not wait for it."""
-        self._waits += 1
-        self._announce_landing()
-        try:
-            yield
-        finally:
-            self._waits -= 1
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether something is in flight that does not wait."""
-        return self._flying > self._waits
+            self.siblings.landed_one()
 
     def lost(self, error: JournalUnavailableError) -> Interrupt:
         return self.stop(JournalLost(error))
+
+
+def _by_use(fields: Fields, *, direct: bool) -> bool:
+    """Whether branches are numbered by first use: in journals of 0.1.0; and where nothing is replayed, on any loop."""
+    if direct:
+        return True
+    of_branch = (b"." in name and name.startswith((b"step:", b"uuid:", b"time:", b"now:")) for name in fields)
+    return fields.get(b"v") == UNBRANCHED.encode() and any(of_branch)
 
 
 def derived_uuid(seed: str, *path: object) -> UUID:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 from uuid import UUID
 
 from .attempt import Attempt, running_step
-from .driver import IN_THREAD, LARGE, OnLoop, in_thread, is_in_task_group, run_to_end
+from .driver import IN_THREAD, LARGE, OnLoop, in_thread, run_to_end
 from .interrupts import Interrupt
 from .options import Duration
 from .step import MISSING, Step
@@ -232,10 +233,25 @@ class AsyncDurableContext(_Context):
         return self._attempt.in_flight(partial(wait.perform, self._driver), "sleep" if name is None else name)
 
     def _ended(self, interrupt: Interrupt) -> Coroutine[Any, Any, NoReturn]:
-        """The attempt has ended: in a task group that is raised where the call is awaited, like the end itself."""
-        if running_step.get() is not None or not is_in_task_group():
+        """The attempt is about to end: that is raised where the call is awaited, when the others wait, too."""
+        if running_step.get() is not None:
             raise interrupt
         return self._attempt.in_flight(partial(self._driver.end_by, self._attempt, interrupt), "the end")
+
+    def branch(self, key: str) -> AbstractContextManager[None]:
+        """Name the branch that this coroutine is, for coroutines that are not begun in a fixed order.
+
+        ``with ctx.branch(f"order {number}"):`` What this coroutine does inside is known again by the name, and not by
+        the number that a coroutine beside the body has: in an ``asyncio.as_completed``, in workers that take what they
+        do from a queue. In the body, and in a coroutine that has used its context before, it is a branch within.
+
+        Args:
+            key: any text; of one parent, each may be used once.
+
+        Raises:
+            InvalidStepError: the key is none, or is used twice. The run ends by it; no ``except Exception`` sees it.
+        """
+        return self._attempt.branch(key)
 
     async def time(self) -> int:
         """Milliseconds since the epoch, the same on every attempt; a new reading each time. Mirrors ``ctx.time()``."""

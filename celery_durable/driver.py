@@ -10,19 +10,20 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar, copy_context
 from functools import partial
 from math import inf
 from sys import maxsize
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
-from weakref import WeakSet
 
 from . import django, upkeep
 from .codec import Encoded, seems_large
 from .exceptions import InvalidStepError, JournalUnavailableError, JournalUnreadableError
-from .interrupts import Fenced, Interrupt, JournalLost
+from .interrupts import PATIENT, Fenced, Interrupt, JournalLost
 from .journal import LONGEST_READ
-from .progress import timed_out, watcher
+from .progress import GRACE, timed_out, watcher
+from .siblings import LetFinish, cancellable, look_after
 from .strike import door, here
 from .threads import MOST_QUESTIONS, act_in_lent_thread, actions, begin_thread, questions, timed, to_its_end
 
@@ -35,8 +36,6 @@ T = TypeVar("T")
 
 logger = logging.getLogger("celery_durable")
 
-_TURNS_TO_BE_SURE = 10
-"""Turns of the event loop in which a coroutine whose step has ended may begin the next one."""
 LARGE = 2**16
 """Characters; what is larger is encoded, sent and read in a thread: a socket takes as much only as it is read from."""
 _THREADS_OF_USERS = 64
@@ -65,13 +64,13 @@ class Driver(Protocol):
     async def pause(self, seconds: float) -> None:
         """For a while."""
 
-    async def is_alone(self, attempt: Attempt, seconds: float) -> bool:
-        """Until nothing of the attempt goes on but waits; False if the seconds have passed before.
+    async def park(self, attempt: Attempt, interrupt: Interrupt, seconds: float) -> None:
+        """Until nothing of the attempt goes on but waits, which ends it; or until the seconds have passed before.
 
         Raises:
+            Interrupt: by which it ends.
             CancelledError: the body is over, and the wait with it.
         """
-        ...
 
     def is_cancelled(self, error: BaseException) -> bool:
         """Whether it says that somebody has cancelled what runs here: that is no verdict on an action."""
@@ -103,8 +102,8 @@ class InThread:
     async def pause(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251  it runs outside of any loop
 
-    async def is_alone(self, attempt: Attempt, seconds: float) -> bool:  # noqa: ARG002
-        return True
+    async def park(self, attempt: Attempt, interrupt: Interrupt, seconds: float) -> None:  # noqa: ARG002
+        raise attempt.stop(interrupt)
 
     def is_cancelled(self, error: BaseException) -> bool:  # noqa: ARG002
         return False
@@ -124,19 +123,19 @@ class OnLoop:
         self._reading = asyncio.Lock()
 
     async def perform(self, step: Step) -> Any:
-        """Let a step execute."""
+        """Let a step execute: to its end, whoever cancels it meanwhile."""
         try:
-            return await step.perform(self)
+            async with LetFinish(step.attempt):
+                return await step.perform(self)
         except Interrupt as interrupt:
             actions.withdraw(step.attempt)
             await self.end_by(step.attempt, interrupt)
 
     async def end_by(self, attempt: Attempt, interrupt: Interrupt) -> NoReturn:
-        """Raise what ends the attempt; in a ``TaskGroup``, which cancels the others, when they have landed."""
-        if is_in_task_group():
-            with suppress(asyncio.CancelledError):
-                await self._is_alone(attempt, None)
-        raise interrupt
+        """Raise what ends the attempt, when its other coroutines have ended what they have begun."""
+        if isinstance(interrupt, PATIENT):
+            await attempt.siblings.park(attempt, interrupt)
+        raise attempt.interrupt or interrupt
 
     async def thread_for(self, step: Step) -> Thread | None:
         """The thread that the step's action needs, once one is there; None if it needs none of ours.
@@ -158,7 +157,7 @@ class OnLoop:
     @staticmethod
     async def _queue(step: Step, most: int) -> Thread:
         attempt = step.attempt
-        thread = await actions.queue(most, step) if attempt.interrupt is None else None
+        thread = await cancellable(actions.queue(most, step)) if attempt.interrupt is None else None
         if thread is None or attempt.interrupt is not None:
             if thread is not None:
                 thread.leave()
@@ -228,28 +227,11 @@ class OnLoop:
         await in_thread(partial(answer, attempt, question))
 
     async def pause(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+        await cancellable(asyncio.sleep(seconds))
 
-    async def is_alone(self, attempt: Attempt, seconds: float) -> bool:
+    async def park(self, attempt: Attempt, interrupt: Interrupt, seconds: float) -> None:
         attempt.tell()
-        return await self._is_alone(attempt, seconds)
-
-    @staticmethod
-    async def _is_alone(attempt: Attempt, seconds: float | None) -> bool:
-        end = None if seconds is None else time.monotonic() + seconds
-        turns, left = 0, seconds
-        with attempt.waiting():
-            while turns < _TURNS_TO_BE_SURE and (left is None or left > 0):
-                if attempt.body_is_over:
-                    raise asyncio.CancelledError
-                if attempt.is_busy:
-                    turns = 0
-                    await attempt.landing(left)
-                else:
-                    turns += 1
-                    await asyncio.sleep(0)
-                left = None if end is None else end - time.monotonic()
-        return turns == _TURNS_TO_BE_SURE
+        await attempt.siblings.park(attempt, interrupt, seconds)
 
     def is_cancelled(self, error: BaseException) -> bool:
         # Python 3.11 counts cancellations; what an action has cancelled by itself, it has taken back.
@@ -315,51 +297,47 @@ def _in_a_thread_of_its_own(step: Step) -> Any:
     return wait_for(_limited(step, result), around=upkeep.OnLoop(step)) if isinstance(result, Awaitable) else result
 
 
-async def _limited(step: Step, awaitable: Awaitable[T]) -> T:
-    async with _Limit(step):
-        return await awaitable
+async def _limited(step: Step, work: Awaitable[T]) -> T:
+    """Await the execution of a step, which has failed when it takes longer than it may, whatever it makes of that."""
+    task = asyncio.Task(_awaited(work))  # not create_task(): it is none of the user's
+    in_time = False
+    try:
+        await asyncio.wait({task}, timeout=step.options.longest_execution)
+        in_time = task.done()
+    finally:
+        if not in_time:
+            await _end_late(step, task)
+    if in_time:
+        return task.result()
+    error = timed_out(step)
+    if task.done():
+        try:
+            task.result()
+        except BaseException as where:
+            raise error from where
+    raise error
+
+
+async def _end_late(step: Step, task: asyncio.Task[Any]) -> None:
+    """Cancel an execution whose time is over, and give it some time to clean up."""
+    task.cancel()
+    await asyncio.wait({task}, timeout=GRACE)
+    if not task.done():
+        logger.error(
+            "task %s: step %r swallows its cancellation; the run goes on without it, and what it returns is dropped",
+            step.attempt.about.task_id, step.name,
+        )  # fmt: skip
+        task.add_done_callback(lambda late: late.cancelled() or late.exception())
+
+
+async def _awaited(work: Awaitable[T]) -> T:
+    return await work
 
 
 def limit(step: Step) -> None:
     """Have the step's execution in this thread ended when it has run too long."""
     step.deadline = time.monotonic() + step.options.longest_execution
     watcher.expect(step.deadline)
-
-
-class _Limit:
-    """How long one task of the loop may take for the execution of a step; after that it is cancelled."""
-
-    def __init__(self, step: Step) -> None:
-        self._step = step
-        self.over = False
-
-    async def __aenter__(self) -> _Limit:  # noqa: PYI034  typing has Self from Python 3.11 on
-        self._task: Any = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(self._step.options.longest_execution, self._strike)
-        return self
-
-    def _strike(self) -> None:
-        self.over = True
-        self._task.cancel()
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._timer.cancel()
-        if self.over:
-            # Python 3.11 counts cancellations: another one goes on.
-            others = self._task.uncancel() if hasattr(self._task, "uncancel") else 0
-            if kind is asyncio.CancelledError and not others:
-                raise timed_out(self._step)
-
-
-def is_in_task_group() -> bool:
-    """Whether what this task raises has its siblings cancelled (Python 3.11 has brought groups)."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # there is no loop
-        return False
-    callbacks = getattr(task, "_callbacks", None) or ()
-    group = getattr(asyncio, "TaskGroup", ())
-    return any(isinstance(getattr(callback, "__self__", None), group) for callback, *_ in callbacks)
 
 
 async def _readable(fd: int) -> bool:
@@ -388,11 +366,12 @@ class _Loop:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: int | None = None
         self._starting = threading.Lock()
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
-        self._loop = None
+        self._loop = self._thread = None
         self._starting = threading.Lock()
 
     def get(self) -> asyncio.AbstractEventLoop:
@@ -401,34 +380,37 @@ class _Loop:
                 self._loop = loop = asyncio.new_event_loop()
                 executor = ThreadPoolExecutor(_THREADS_OF_USERS, "celery-durable-to-thread", initializer=begin_thread)
                 loop.set_default_executor(executor)
-                threading.Thread(target=_keep_running, args=(loop,), name="celery-durable-loop", daemon=True).start()
+                look_after(loop)
+                target = partial(self._keep_running, loop)
+                threading.Thread(target=target, name="celery-durable-loop", daemon=True).start()
             return self._loop
 
     def is_here(self) -> bool:
         """Whether this code runs on the loop (by its thread: green ones share that of the operating system)."""
-        return self._loop is not None and getattr(self._loop, "_thread_id", None) == threading.get_ident()
+        return self._thread == threading.get_ident()
 
+    def is_that(self, loop: asyncio.AbstractEventLoop) -> bool:
+        return loop is self._loop
 
-def _keep_running(loop: asyncio.AbstractEventLoop) -> None:
-    begin_thread()
-    while True:
-        try:
-            loop.run_forever()
-        except (SystemExit, KeyboardInterrupt) as error:
-            # Raised in a task of the loop, whose awaiter has it, too; the others go on.
-            logger.warning("%r was raised on the event loop", error)
+    def _keep_running(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._thread = threading.get_ident()
+        begin_thread()
+        while True:
+            try:
+                loop.run_forever()
+            except (SystemExit, KeyboardInterrupt) as error:
+                # Raised in a task of the loop, whose awaiter has it, too; the others go on.
+                logger.warning("%r was raised on the event loop", error)
 
 
 _loop = _Loop()
 
 
-_loops_of_callers: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
-"""Those that run for one call, whose thread has lent itself."""
-
-
-def on_loop() -> bool:
-    """Whether this code runs on the process's event loop, or on that of a caller."""
-    return _loop.is_here() or _running_loop() in _loops_of_callers
+def in_coroutine() -> bool:
+    """Whether an event loop runs this code: the process's, or one of the user's."""
+    loop = _running_loop()
+    # Green threads share that of the operating system, in which the process's loop may run.
+    return loop is not None and (_loop.is_here() or not _loop.is_that(loop))
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -436,6 +418,21 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+# Where a loop stands still until this code has ended, so that nothing may wait for that.
+_apart: ContextVar[bool] = ContextVar("celery_durable_apart", default=False)
+
+
+def wait_apart(awaitable: Awaitable[T]) -> T:
+    """Run an awaitable in a thread of its own, while the event loop that runs this code stands still."""
+
+    def run() -> T:
+        _apart.set(True)
+        return asyncio.run(_awaited(awaitable))
+
+    with ThreadPoolExecutor(1, "celery-durable-apart", initializer=begin_thread) as executor:
+        return executor.submit(copy_context().run, run).result()
 
 
 def wait_for(
@@ -461,6 +458,8 @@ def wait_for(
         )
     if lends and django.is_used() and _running_loop() is None:
         return django.wait_lending_this_thread(partial(_on_loop_of_its_own, awaitable, around))
+    if _apart.get():
+        return wait_apart(awaitable)
     loop = _loop.get()
     outcome: Future[T] = Future()
     tasks: list[asyncio.Task[None]] = []
@@ -489,7 +488,6 @@ def wait_for(
 
 async def _on_loop_of_its_own(awaitable: Awaitable[T], around: AbstractContextManager[object]) -> T:
     begin_thread()
-    _loops_of_callers.add(asyncio.get_running_loop())
     with around:
         return await awaitable
 

@@ -27,7 +27,7 @@ from .arguments import Arguments
 from .attempt import Attempt, Surroundings, running_step
 from .context import AsyncDurableContext, DurableContext
 from .current import OPENED, current
-from .driver import on_loop, wait_for
+from .driver import in_coroutine, wait_apart, wait_for
 from .ending import Ending
 from .exceptions import DurableError, EntryNotRecordableError, RecoveryLimitExceeded
 from .hold import Hold
@@ -156,10 +156,12 @@ class Execution:
         value = body(self.task, *self.args, **self.kwargs)
         if type(value) is not CoroutineType:
             return value
-        if self.direct and on_loop():
-            # Called as a function by an async task, which awaits it.
-            self._awaited = True
-            return self._awaitable(value)
+        if in_coroutine():
+            if self.direct:
+                # Called as a function by a coroutine, which awaits it.
+                self._awaited = True
+                return self._awaitable(value)
+            return wait_apart(self._on_loop(value))
         return wait_for(self._on_loop(value), self._struck, lends=self.direct or self.eager)
 
     def _has_begun(self) -> bool:
@@ -199,7 +201,7 @@ class Execution:
             raise
         finally:
             if self.attempt is not None:
-                await self.attempt.landed()
+                await self.attempt.siblings.landed()
 
     def _struck(self, by: BaseException) -> None:
         if self.attempt is not None:

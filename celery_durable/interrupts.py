@@ -103,3 +103,7 @@ class NotNow(Interrupt):
     def __init__(self, verdict: Verdict) -> None:
         super().__init__(str(verdict))
         self.verdict = verdict
+
+
+PATIENT = (Sleep, RetryStep, FailAttempt, EndRun, Stall)
+"""By these an attempt ends when its coroutines have ended what they have begun."""

@@ -1,6 +1,7 @@
 """The journal of a run: its layout, what crosses its border, and its shortest implementation (in memory).
 
-A run is one hash; every value is text. Layout 1:
+A run is one hash; every value is text. Layout 1, or 2 where branches have recorded something in it that are numbered
+as they are made; in an older one they are numbered as they use the context first:
 
     v            layout version                    status       running | suspended
                                                                 or succeeded | failed | revoked | ignored
@@ -19,8 +20,13 @@ A run is one hash; every value is text. Layout 1:
                  "value"}, or wait: {"name", "state": sleeping | cancelled, "until"};
                  "build" if another one than the run's recorded it, "patches" that ctx.patched() let in before it
     uuid:<n>     the n-th uuid()                   time:<n>, now:<n>   the n-th time(), now()
+<<<<<<< HEAD
                  (<b>.<n>: the n-th of branch b, a coroutine that runs beside the body)
     arguments:<n>  the arguments that are models, as they were accepted after the n-th change by self.retry()
+=======
+                 (<b>.<n>: the n-th of branch b, a coroutine that runs beside the body; @<key>.<n>: of a named one)
+    arguments:<n>   the arguments that are models, as accepted, after the n-th change by self.retry()
+>>>>>>> 7219066 (Branches are numbered as their tasks are made, and what has begun is let finish, whoever cancels)
 
 Imports neither Celery nor Redis.
 """
@@ -39,7 +45,10 @@ from typing import Any, NamedTuple, Protocol
 
 from .exceptions import JournalUnavailableError, JournalUnreadableError
 
-LAYOUT = "1"
+LAYOUT = "2"
+"""The newest that this version reads: that of a run from the first entry of a branch on."""
+UNBRANCHED = "1"
+"""That of a run before. What knows no newer one would number the branches by another rule."""
 LONGEST_READ = 5.0
 """Seconds that a reply may take; after that the connection is not trusted any more."""
 
@@ -377,7 +386,7 @@ class MemoryJournal:
             return Finished(fields)
         if not fields:
             said = {"task": delivery.task, "call": delivery.call, "build": delivery.build}
-            self.send({"v": LAYOUT, **said, "seed": new_seed()})
+            self.send({"v": UNBRANCHED, **said, "seed": new_seed()})
         number = int(fields.get(b"attempt", 0)) + 1
         self.send({"attempt": str(number), "status": "running"})
         return Opened(number, int(time.time() * 1000), 0, False, dict(fields))

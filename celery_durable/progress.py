@@ -25,7 +25,7 @@ logger = logging.getLogger("celery_durable")
 
 _LONGEST_SLEEP = 5.0
 _BETWEEN_STRIKES = 0.1
-_GRACE = 5.0
+GRACE = 5.0
 """Seconds for struck code to end; after that the run goes on without it."""
 
 
@@ -95,12 +95,12 @@ class Watch:
     def _end(self, strike: _Strike, now: float) -> float:
         if strike.given_up:
             return inf
-        if self._place is None or now - strike.began >= _GRACE:
+        if self._place is None or now - strike.began >= GRACE:
             strike.given_up = True
             self._owner.go_on_without(strike.overrun)
             return inf
         if strike.landed:
-            return strike.began + _GRACE
+            return strike.began + GRACE
         self._place.send(strike)
         return now + _BETWEEN_STRIKES
 

@@ -30,6 +30,7 @@ from .interrupts import Fenced
 from .journal import (
     LAYOUT,
     NO_RESULT,
+    UNBRANCHED,
     Busy,
     Delivery,
     Fields,
@@ -349,9 +350,9 @@ def not_a_journal(keys: Keys) -> JournalUnreadableError:
 def check_layout(keys: Keys, fields: Fields) -> None:
     """Refuse a journal of another layout."""
     layout = fields.get(b"v", b"none").decode()
-    if fields and layout != LAYOUT:
+    if fields and layout not in (UNBRANCHED, LAYOUT):
         raise JournalUnreadableError(
-            f"the journal {keys.run} has layout {layout!r}, this version reads {LAYOUT!r}: upgrade this worker, "
+            f"the journal {keys.run} has layout {layout!r}, this version reads up to {LAYOUT!r}: upgrade this worker, "
             f"then retry the task"
         )
 

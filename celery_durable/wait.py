@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from asyncio import CancelledError
 from datetime import timedelta
 
 from .attempt import Attempt
@@ -50,17 +49,8 @@ class Wait:
             await driver.settle(attempt)
             attempt.progressed_at = time.monotonic() + left
             await driver.pause(left)
-        elif await self._until_alone(driver, until, left):
-            raise attempt.stop(Sleep(until))
-
-    async def _until_alone(self, driver: Driver, until: int, left: float) -> bool:
-        try:
-            return await driver.is_alone(self._attempt, left)
-        except CancelledError:
-            if isinstance(self._attempt.interrupt, Sleep):
-                # The body sleeps, and this wait may be the first to be over.
-                self._attempt.stop(Sleep(until))
-            raise
+        else:
+            await driver.park(attempt, Sleep(until), left)
 
     def _checked(self, duration: Duration) -> float:
         try:

@@ -13,7 +13,8 @@ local build = ARGV[15]
 local nesting, fresh, changed, hint = tonumber(ARGV[9]), ARGV[10] == '1', tonumber(ARGV[11]), ARGV[12] == '1'
 
 local function create()
-  redis.call('HSET', run, 'v', layout, 'task', task, 'fingerprint', fingerprint, 'call', call, 'seed', seed,
+  -- Layout 1 becomes a newer one by the first entry of a branch.
+  redis.call('HSET', run, 'v', 1, 'task', task, 'fingerprint', fingerprint, 'call', call, 'seed', seed,
              'nesting', nesting, 'created', now, 'opened', now, 'status', 'running', 'attempt', 1, 'recoveries', 0,
              'fence', fence, 'owner', ARGV[13], 'build', build)
   redis.call('ZREM', due, id)

@@ -54,6 +54,46 @@ except Exception as error:
     print(type(error).__name__)
 """
 
+EAGER = """
+@durable_task
+async def outer(ctx):
+    return [inner.apply().get(), await ctx.run("apply", lambda: inner.apply().get())]
+
+print(outer.apply().get(), outer())
+"""
+
+EAGER_DEEPER = """
+async def five():
+    return 5
+
+@durable_task
+def middle(ctx):
+    return [ctx.run("five", five), inner.apply().get()]
+
+@durable_task
+async def deeper(ctx):
+    return [middle.apply().get(), middle(), await inner()]
+
+@durable_task
+async def outer(ctx):
+    return deeper.apply().get()
+
+print(outer.apply().get())
+"""
+
+LOOP_OF_ONES_OWN = """
+@durable_task
+async def outer(ctx):
+    async def one(number):
+        return await ctx.run("one", lambda: number)
+    return await asyncio.gather(inner(), one(1), one(2))
+
+async def main():
+    return [await inner(), await outer(), inner.apply().get()]
+
+print(asyncio.run(main()))
+"""
+
 EXIT = """
 @durable_task
 async def leaving(ctx):
@@ -80,21 +120,37 @@ except SystemExit:
 """
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize(
     ("program", "printed"),
-    [(NESTED, "5"), (NESTED_SYNC, "InvalidStepError"), (EXIT, "5"), (EXIT_ASYNC, "5")],
+    [
+        (NESTED, "5"),
+        (NESTED_SYNC, "InvalidStepError"),
+        (EAGER, "[5, 5] [5, 5]"),
+        (EAGER_DEEPER, "[[5, 5], [5, 5], 5]"),
+        (LOOP_OF_ONES_OWN, "[5, [5, 1, 2], 5]"),
+        (EXIT, "5"),
+        (EXIT_ASYNC, "5"),
+    ],
     ids=[
         "an async task awaits an async task",
         "an async task calls a task with an async step",
+        "an async task applies an async task eagerly",
+        "and that another one",
+        "tasks are awaited on a loop of one's own",
         "a sync step exits",
         "an async step exits",
     ],
 )
-def test_the_loop_goes_on(program: str, printed: str) -> None:
+def test_the_loop_goes_on(program: str, printed: str, loop: str) -> None:
     """In a process of its own, since a loop that stands still cannot be repaired."""
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+        program = f"import uvloop\nuvloop.install()\n{program}"
     ended = subprocess.run(
-        [sys.executable, "-c", HEAD + program], cwd=PROJECT, timeout=5, check=True, capture_output=True, text=True
-    )
+        [sys.executable, "-W", "ignore", "-c", HEAD + program],
+        cwd=PROJECT, timeout=20, check=True, capture_output=True, text=True,
+    )  # fmt: skip
     assert ended.stdout.strip() == printed
 
 

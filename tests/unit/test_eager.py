@@ -42,6 +42,7 @@ from celery_durable import (
     RunOptions,
     TerminalError,
     durable_task,
+    siblings,
 )
 from celery_durable.driver import wait_for
 from celery_durable.execution import _eager_journals
@@ -1146,11 +1147,14 @@ def test_a_sync_step_of_an_async_task_may_raise_stop_iteration() -> None:
     assert "StopIteration" in str(failure_of(failed, RuntimeError))
 
 
-def test_a_sibling_that_finishes_after_another_ended_the_run_is_recorded() -> None:
+def test_a_step_that_waits_for_the_body_which_waits_for_the_end_of_another_is_let_finish(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(siblings, "STUCK", 0.1)
     charges, journals = Action("charged"), []
 
     @durable_task(name="eager.siblings")
-    async def siblings(ctx: AsyncDurableContext) -> Any:
+    async def beside_each_other(ctx: AsyncDurableContext) -> Any:
         ended = asyncio.Event()
 
         async def charge() -> Any:
@@ -1165,7 +1169,7 @@ def test_a_sibling_that_finishes_after_another_ended_the_run_is_recorded() -> No
         journals.extend(_eager_journals.values())
         return await big
 
-    failure_of(siblings.apply(), EntryNotRecordableError)
+    failure_of(beside_each_other.apply(), EntryNotRecordableError)
     (journal,) = journals
     assert charges.executions == 1
     assert [b'"charge"' in entry for name, entry in journal.fields.items() if name.startswith(b"step:")] == [True]
@@ -1411,18 +1415,20 @@ class Declined(TerminalError):
 
 
 @needs_task_groups
-def test_what_a_task_group_cancels_is_no_failure_of_a_step() -> None:
-    """It cancels the siblings of what has failed; that they did not end says nothing of them."""
+def test_what_has_begun_is_let_finish_and_recorded_though_a_task_group_cancels_it() -> None:
+    """It cancels the siblings of what has failed; the group ends when they have."""
     began, undone, met = asyncio.Event(), Action("undone"), list[Exception]()
-    executions: Counter[str] = Counter()
+    happened: list[str] = []
+    journals: list[MemoryJournal] = []
 
-    async def reserve() -> None:
-        executions["reserve"] += 1
+    async def reserve() -> str:
         began.set()
-        await asyncio.sleep(3600)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        happened.append("reserved")
+        return "reserved"
 
     async def charge() -> None:
-        executions["charge"] += 1
         await began.wait()
         raise Declined("no funds", status_code=402)
 
@@ -1433,12 +1439,15 @@ def test_what_a_task_group_cancels_is_no_failure_of_a_step() -> None:
                 group.create_task(ctx.run("reserve", reserve, RunOptions(max_attempts=1)))
         except Exception as failures:
             met.extend(failures.exceptions)  # type: ignore[attr-defined]
+            happened.append("ended")
+            journals.extend(_eager_journals.values())
             return str(await ctx.run("undo", undone))
         return "shipped"
 
     assert applied(body).get() == "undone"
     assert [type(failure) for failure in met] == [Declined]
-    assert (executions, undone.executions) == ({"charge": 1, "reserve": 1}, 1)
+    assert happened == ["reserved", "ended"]
+    assert b'"value":"reserved"' in journals[0].fields[b"step:2"]
 
 
 @needs_task_groups

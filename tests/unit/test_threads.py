@@ -140,15 +140,16 @@ def test_what_waits_when_a_sibling_ends_the_attempt_never_starts(
     async def body(ctx: AsyncDurableContext) -> None:
         tasks = [asyncio.create_task(ctx.run(name, gate, name)) for name in ("first", "second", "third")]
         tasks.append(asyncio.create_task(ctx.run("failing", fail, options)))
+        await queued(run, "second", "third")
+        # At once, and not when a thread is there.
+        await queued(run)
+        gate.open()
         try:
             await asyncio.gather(*tasks)
         finally:
-            # At once, and not when a thread is there.
-            with pytest.raises(interrupt):
-                await tasks[1]
-            with pytest.raises(interrupt):
-                await tasks[2]
-            gate.open()
+            for withdrawn in tasks[1:3]:
+                with pytest.raises(interrupt):
+                    await withdrawn
             assert await tasks[0] == "first"
 
     with pytest.raises(interrupt):

@@ -497,7 +497,7 @@ def interrupted(run: Run, body: Callable[[AsyncDurableContext], Any], *, later: 
     async def attempt() -> Any:
         with suppress(BaseException):
             await body(ctx)
-        await run.last.landed()
+        await run.last.siblings.landed()
         return run.last.interrupt
 
     interrupt = asyncio.run(attempt())
@@ -663,7 +663,7 @@ def test_a_bad_duration_beside_a_sleep_ends_the_run(run: Run) -> None:
         await asyncio.sleep(0)
         with suppress(BaseException):
             await first
-        ctx.sleep(-1)
+        await ctx.sleep(-1)
 
     # The sleep ends the attempt; the same mistake is met by the next one.
     assert isinstance(interrupted(run, body), Sleep)
