@@ -329,7 +329,7 @@ def endless() -> list[Any]:
 
 def deep() -> list[Any]:
     inside: list[Any] = []
-    for _ in range(5_000):
+    for _ in range(100_000):
         inside = [inside]
     return inside
 
