@@ -37,6 +37,8 @@ def describe(error: BaseException, *, with_args: bool = True, with_metadata: boo
     if with_args:
         try:
             facts["args"] = json.loads(codec.encode(list(error.args)).text)
+        except TypeError:
+            pass  # whatever user code has made of them
         except codec.NotEncodable:
             if isinstance(error, TerminalError):
                 raise

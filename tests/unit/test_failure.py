@@ -200,3 +200,14 @@ def test_a_module_that_imports_what_it_is_asked_for_is_not_asked(monkeypatch: py
     facts = {**describe(TerminalError("no")), "module": "lazy", "type": "Anything"}
     assert type(failure_of(facts)) is TerminalError
     assert asked == []
+
+
+class WithoutArgs(TerminalError):
+    args = None  # type: ignore[assignment]
+
+
+def test_a_class_that_hides_its_arguments_is_described_without() -> None:
+    replayed = failure_of(describe(WithoutArgs("no", 404, {"a": 1})))
+    assert type(replayed) is TerminalError
+    assert (replayed.status_code, replayed.metadata) == (404, {"a": 1})
+    assert str(failure_of(describe(type("Plain", (ValueError,), {"args": None})("no")))) == "no"
