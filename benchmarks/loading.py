@@ -5,10 +5,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 from benchmarks.charge import charge, kilobyte
 from benchmarks.report import Row
+from benchmarks.sample import ratios
 from benchmarks.stand import Stand
+from benchmarks.step import REPLAYED_AT_MOST
 from celery_durable import DurableContext
 
 GROUP = "Replay"
@@ -24,6 +27,7 @@ def measure(stand: Stand, url: str, *, quick: bool) -> list[Row]:
 def _replays(stand: Stand, entries: int, rounds: int) -> list[Row]:
     loading: list[float] = []
     stepping: list[float] = []
+    parsed: list[float] = []
 
     def body(ctx: DurableContext) -> None:
         entered = time.perf_counter()
@@ -34,16 +38,29 @@ def _replays(stand: Stand, entries: int, rounds: int) -> list[Row]:
 
     began = time.perf_counter()
     task_id = stand.run(body, again=True)
+    recorded = list(stand.journal(task_id).items())
     for _ in range(rounds):
         began = time.perf_counter()
         stand.run(body, task_id, again=True)
+        parsed.append(_parse(recorded))
     stand.forget(task_id)
     del loading[0], stepping[0]  # the attempt that recorded
     whole = [load + step for load, step in zip(loading, stepping, strict=True)]
+    what = f"{entries:,} entries: per entry, after loading, against json.loads() of it"
+    facts = {"us": median(stepping), "parsing_us": median(parsed)}
     return [
-        Row.of(GROUP, f"{entries:,} entries: per entry, after loading", stepping, "us", at_most=5),
+        Row.of(GROUP, what, ratios(stepping, parsed), at_most=REPLAYED_AT_MOST, facts=facts),
         Row.of(GROUP, f"{entries:,} entries: per entry, loading included", whole, "us"),
     ]
+
+
+def _parse(recorded: list[tuple[bytes, bytes]]) -> float:
+    """Microseconds that `json.loads` needs for one of these entries, one after the other, as a replay meets them."""
+    entries = [value for name, value in recorded if name.startswith(b"step:")]
+    began = time.perf_counter()
+    for entry in entries:
+        json.loads(entry)
+    return (time.perf_counter() - began) / len(entries) * 1e6
 
 
 def _memory(stand: Stand, url: str, entries: int, rounds: int) -> list[Row]:

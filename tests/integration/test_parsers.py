@@ -1,0 +1,159 @@
+"""Replies are read by hiredis, which comes with the package, or by redis-py's own parser, where there is no hiredis."""
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from redis._parsers import _HiredisParser, _RESP3Parser
+from redis.connection import AbstractConnection
+from redis.utils import HIREDIS_AVAILABLE
+
+from celery_durable import JournalUnavailableError, JournalUnreadableError
+from celery_durable.interrupts import Fenced
+from celery_durable.journal import Opened, done_entry
+from celery_durable.redis_journal import RedisJournal
+from celery_durable.store import Store, store_of
+from tests.integration.network import Proxy
+from tests.integration.runs import app_at, delivery, execute, lapse, new_id, opened, store_at, task_of
+from tests.servers import RedisServer
+from tests.waiting import eventually
+
+
+@pytest.fixture(params=[_HiredisParser, _RESP3Parser], autouse=True)
+def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let connections have this parser, as if hiredis were there, or were not."""
+    use = AbstractConnection.set_parser
+    monkeypatch.setattr(AbstractConnection, "set_parser", lambda connection, _: use(connection, request.param))
+    return request.param
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[Store]:
+    with store_at(redis_url) as store:
+        yield store
+
+
+def written(journal: RedisJournal, **fields: str) -> None:
+    journal.send(fields)
+    journal.settle()
+
+
+def test_hiredis_comes_with_the_package(store: Store, parser: Any) -> None:
+    journal = opened(store, new_id())
+
+    assert HIREDIS_AVAILABLE
+    assert type(journal.wire._connection._parser) is parser  # noqa: SLF001
+
+
+def test_a_journal_is_written_and_loaded(store: Store, redis_client: redis.Redis) -> None:
+    journal = opened(store, task_id := new_id())
+    entries = {f"step:{n}": done_entry("a ☃", 1, 1, 1, {}, f'"{"ü" * n}"') for n in range(1, 1000, 37)}
+    written(journal, **entries)
+    lapse(redis_client, store, task_id)
+
+    again = store.journal(task_id).open(delivery(task_id, fresh=False))
+
+    assert isinstance(again, Opened)
+    assert {name: again.fields[name.encode()].decode() for name in entries} == entries
+
+
+def test_replies_that_say_no_are_told_apart(store: Store, redis_client: redis.Redis) -> None:
+    stale = opened(store, task_id := new_id())
+    lapse(redis_client, store, task_id)
+    opened(store, task_id)
+    with pytest.raises(Fenced):
+        written(stale, **{"step:1": "stale"})
+
+    redis_client.script_flush()
+    fresh = opened(store, new_id())
+    redis_client.delete(store.keys(task_id).run)
+    redis_client.set(store.keys(task_id).run, "no journal")
+    with pytest.raises(JournalUnreadableError, match="holds no journal"):
+        store.runs.load(task_id)
+    written(fresh, **{"step:1": "{}"})
+
+
+def test_a_server_that_refuses_is_waited_for_and_said() -> None:
+    with RedisServer() as server, server.client() as admin, store_at(server.url(), durable_lease=1) as store:
+        journal = opened(store, new_id())
+        admin.config_set("maxmemory", 1)
+        journal.send({"step:1": "{}"})
+        with pytest.raises(JournalUnavailableError, match=r"OutOfMemoryError: .*maxmemory"):
+            journal.settle()
+        server.stop()
+        journal.send({"step:1": "{}"})
+        with pytest.raises(JournalUnavailableError, match="ConnectionError"):
+            journal.settle()
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_task_whose_replies_are_lost_and_whose_requests_are_late(
+    redis_server: RedisServer, redis_client: redis.Redis, kind: str
+) -> None:
+    ran: list[int] = []
+
+    def act(number: int) -> int:
+        ran.append(number)
+        proxy.deliver_late()
+        proxy.lose_replies() if number % 2 else proxy.hold_back(b'"state":"done"')
+        return number
+
+    def body(self: Any) -> list[int]:
+        return [self.ctx.run("act", act, number) for number in range(4)]
+
+    async def async_body(self: Any) -> list[int]:
+        return [await self.ctx.run("act", act, number) for number in range(4)]
+
+    with Proxy(redis_server) as proxy, app_at(proxy.url) as app:
+        task, task_id = task_of(app, body if kind == "def" else async_body), new_id()
+        assert execute(task, task_id=task_id) == "SUCCESS"
+        fields = redis_client.hgetall(store_of(app).keys(task_id).run)
+
+    assert ran == [0, 1, 2, 3]
+    assert (fields["status"], fields["attempt"]) == ("succeeded", "1")
+
+
+class Struck(Exception):
+    """What a time limit's signal raises."""
+
+
+def test_a_signal_amid_a_reply_leaves_the_connection_usable() -> None:
+    def strike(*_: Any) -> None:
+        raise Struck
+
+    with RedisServer() as server, store_at(server.url()) as store:
+        journal = opened(store, task_id := new_id())
+        server.freeze()
+        journal.send({"step:1": "{}"})
+        usual = signal.signal(signal.SIGALRM, strike)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(Struck):
+                journal.settle()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, usual)
+        server.thaw()
+
+        written(journal, **{"step:2": "{}"})
+
+        with server.client() as client:
+            assert client.hmget(store.keys(task_id).run, "step:1", "step:2") == ["{}", "{}"]
+
+
+def test_whether_a_server_answers_is_seen_without_reading(store: Store, redis_client: redis.Redis) -> None:
+    written(opened(store, new_id()), **{"step:1": "{}"})
+    journal = opened(store, new_id())
+    wire = journal.wire
+    assert not wire.answers(0)
+    journal.send({"step:1": "{}"})
+    eventually(lambda: wire.answers(0))
+    journal.settle()
+    assert not wire.answers(0)
+
+    redis_client.client_kill_filter(skipme=True, _type="normal")
+
+    eventually(lambda: not wire.answers(0) and wire.fileno() < 0)
+    written(journal, **{"step:2": "{}"})
