@@ -20,13 +20,8 @@ as they are made; in an older one they are numbered as they use the context firs
                  "value"}, or wait: {"name", "state": sleeping | cancelled, "until"};
                  "build" if another one than the run's recorded it, "patches" that ctx.patched() let in before it
     uuid:<n>     the n-th uuid()                   time:<n>, now:<n>   the n-th time(), now()
-<<<<<<< HEAD
-                 (<b>.<n>: the n-th of branch b, a coroutine that runs beside the body)
-    arguments:<n>  the arguments that are models, as they were accepted after the n-th change by self.retry()
-=======
                  (<b>.<n>: the n-th of branch b, a coroutine that runs beside the body; @<key>.<n>: of a named one)
-    arguments:<n>   the arguments that are models, as accepted, after the n-th change by self.retry()
->>>>>>> 7219066 (Branches are numbered as their tasks are made, and what has begun is let finish, whoever cancels)
+    arguments:<n>  the arguments that are models, as they were accepted after the n-th change by self.retry()
 
 Imports neither Celery nor Redis.
 """
