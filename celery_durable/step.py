@@ -164,8 +164,6 @@ class Step:
         self.kwargs = kwargs
         self._check_call()
         self.position, self.entry = attempt.claim(name)
-        if not self.recorded:
-            attempt.check_not_atomic("step", name, self.entry)
         self.executions = self.entry.attempts if self.entry else 0
         self.first = self.entry.first if self.entry else None
         self.deadline = inf
@@ -205,6 +203,7 @@ class Step:
     async def perform(self, driver: Driver) -> Any:
         """Execute the action until it is recorded; raise when another attempt must go on."""
         attempt = self.attempt
+        attempt.check_not_atomic("step", self.name, self.entry)
         if self.entry is not None and not attempt.cancel_requested:
             await self._count_the_dead(self.entry, driver)
         self._check_type()
