@@ -86,12 +86,14 @@ class InThread:
     async def call(self, step: Step, thread: Thread | None) -> Any:  # noqa: ARG002
         if step.options.timeout is not None:
             if here() is None:
-                return _in_a_thread_of_its_own(step)
+                return _act_and_judge(step) if _is_to_be_lent(step) else _in_a_thread_of_its_own(step)
             limit(step)
         result = step.action(*step.args, **step.kwargs)
         if not isinstance(result, Awaitable):
             return result
-        return wait_for(result, around=upkeep.OnLoop(step), lends=step.attempt.about.is_local)
+        if _is_to_be_lent(step):
+            return _wait_lending_this_thread(step, result)
+        return wait_for(result, around=upkeep.OnLoop(step))
 
     async def settle(self, attempt: Attempt) -> None:
         answer(attempt, attempt.journal.settle)
@@ -278,6 +280,23 @@ def is_async(action: Callable[..., Any]) -> bool:
 def _is_to_be_lent(step: Step) -> bool:
     """Whether its action belongs into the thread of whoever waits for the task: where Django's connections are."""
     return step.attempt.about.is_local and not _loop.is_here() and django.is_used()
+
+
+def _act_and_judge(step: Step) -> Any:
+    """Execute a step of a ``def`` task in its caller's thread, where nothing ends it, and say then that it was late."""
+    began = time.monotonic()
+    result = step.action(*step.args, **step.kwargs)
+    if isinstance(result, Awaitable):
+        return _wait_lending_this_thread(step, result)
+    if time.monotonic() - began > step.options.longest_execution:
+        raise timed_out(step)
+    return result
+
+
+def _wait_lending_this_thread(step: Step, result: Awaitable[T]) -> T:
+    # It is cancelled where it runs, and this thread is not struck.
+    step.deadline = inf
+    return wait_for(result if step.options.timeout is None else _limited(step, result), lends=True)
 
 
 def _in_a_thread_of_its_own(step: Step) -> Any:

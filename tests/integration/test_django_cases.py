@@ -16,7 +16,7 @@ propagates = pytest.mark.parametrize("propagates", [False, True], ids=["kept in 
 def run_cases(database: Mapping[str, Any], *, propagates: bool) -> None:
     env = {django_project.EAGER_VARIABLE: "propagates" if propagates else "kept"}
     output = django_project.manage(database, "test", "tests.django_project.shop.cases", "--noinput", env=env)
-    assert "Found 34 test(s)." in output
+    assert "Found 35 test(s)." in output
     assert output.rstrip().endswith("OK\nDestroying test database for alias 'default'..."), output
 
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -114,6 +117,29 @@ async def hangs(ctx: AsyncDurableContext) -> list[str]:
     return await ctx.run("items", items)
 
 
+@durable_task(app=app, name="cases.hangs_async")
+def hangs_async(ctx: DurableContext) -> list[str]:
+    with suppress(RetriesExhausted):
+        ctx.run("hang", asyncio.Event().wait, RunOptions(timeout=0.1, max_attempts=1))
+    return ctx.run("items", items)
+
+
+@durable_task(app=app, name="cases.in_time")
+def in_time(ctx: DurableContext, item: str) -> list[str]:
+    ctx.run("create", create, RunOptions(timeout=60), item)
+    return ctx.run("items", items_async, RunOptions(timeout=60))
+
+
+@durable_task(app=app, name="cases.late")
+def late(ctx: DurableContext) -> None:
+    def run_over() -> None:
+        until = time.monotonic() + 0.1
+        while time.monotonic() <= until:
+            pass
+
+    ctx.run("run over", run_over, RunOptions(timeout=0.1, max_attempts=1))
+
+
 @durable_task(app=app, name="cases.refused", task_retry_policy=TWICE)
 def refused(ctx: DurableContext) -> None:
     ctx.run("refuse", refuse)
@@ -192,7 +218,8 @@ class Cases:
             empty()
 
     def test_a_step_is_given_up_in_time(self) -> None:
-        assert hangs.delay().get() == ["before"]
+        for task in (hangs, hangs_async):
+            assert task.delay().get() == ["before"]
 
     def test_the_connection_of_the_test_is_the_only_one(self) -> None:
         mine = connection.connection
@@ -249,6 +276,22 @@ class InTestCase(Cases, TestCase):
 
 class InTransactionTestCase(Cases, TransactionTestCase):
     """In none."""
+
+    def test_a_step_with_a_timeout_has_the_connection_of_a_request_thread(self) -> None:
+        def handle_request() -> list[str]:
+            try:
+                with transaction.atomic():
+                    create("tea")
+                    assert in_time.delay("milk").get() == ["before", "milk", "tea"]
+                    return in_time("oats")
+            finally:
+                connection.close()
+
+        with ThreadPoolExecutor(1) as threads:
+            assert threads.submit(handle_request).result() == ["before", "milk", "oats", "tea"]
+            with pytest.raises(RetriesExhausted) as exhaustion:
+                threads.submit(lambda: late.delay().get()).result()
+        assert exhaustion.value.last_error_type == "DurableTimeoutError"
 
     def test_delay_on_commit_sends_after_the_commit(self) -> None:
         with transaction.atomic():
