@@ -12,9 +12,9 @@ import threading
 from collections import deque
 from typing import Any
 
-from . import report
+from . import loss
 from .call import Call
-from .exceptions import DurableError, JournalUnreadableError
+from .exceptions import DurableError
 from .forks import undisturbed
 from .message import BROKER_AWAY
 from .revocation import Revocations
@@ -31,10 +31,6 @@ _SHORT_INTERVAL = 0.05
 """Where the last look has not seen all there is."""
 
 
-_LOST = (
-    "task {}: its journal is gone, evicted or deleted, and the run had not ended. Look at what the run has done, and "
-    "send the task under a new id; set maxmemory-policy to noeviction."
-)
 _REASONS = {"running": "its worker died", "suspended": "its wait has ended"}
 _REASONS |= dict.fromkeys(("succeeded", "failed", "revoked", "ignored"), "its outcome was not delivered")
 
@@ -54,7 +50,8 @@ class Recovery:
         with undisturbed:
             self._found = self.store.runs.claim(self._tasks, self._found)
         for task_id in [task_id for each in self._found for task_id in each.lost]:
-            self._tell_lost(task_id)
+            with undisturbed:
+                loss.tell(self.app, task_id)
         claimed = [run for each in self._found for run in each.runs]
         sent = self._send(claimed)
         return sent, len(claimed) - sent
@@ -71,22 +68,6 @@ class Recovery:
     def is_amid(self) -> bool:
         """Whether the last look has not seen all there is."""
         return any(each.runs or any(each.skips) for each in self._found or [])
-
-    def _tell_lost(self, task_id: str) -> None:
-        """Say that the journal of a run is gone that had not ended; nothing of it is known but its id."""
-        try:
-            with undisturbed:
-                state = self.app.AsyncResult(task_id).state
-                # No message of it is about: nothing else will ever end it.
-                is_over = state in report.WAITS
-                if is_over:
-                    self.app.backend.mark_as_failure(task_id, JournalUnreadableError(_LOST.format(task_id)))
-        except Exception as error:
-            state, is_over = f"not known ({error!r})", False
-        logger.error(
-            "%s Its state was %s%s", _LOST.format(task_id), state,
-            ", and is FAILURE now" if is_over else ". A message of it that the broker still has begins it again",
-        )  # fmt: skip
 
     def _send(self, claimed: list[Claimed]) -> int:
         if not claimed:

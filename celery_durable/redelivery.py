@@ -7,7 +7,7 @@ from typing import Any
 
 from celery.exceptions import Ignore
 
-from . import outcome, report
+from . import loss, outcome, report
 from .announcement import Announcement
 from .hold import Hold
 from .journal import Busy, Finished, Foreign, Outdated, Verdict
@@ -30,6 +30,10 @@ def turn_away(verdict: Verdict, task: Any, request: Any, hold: Hold, *, fresh: b
             raise Announcement.of_wait(report.STALLED if verdict.stalled else report.SUSPENDED)
         case Foreign():
             raise _refused(verdict, task, request)
+        case Finished(fields=fields) if not fields:
+            # The message was sent on behalf of another one, when there was a journal.
+            loss.tell(task.app, request.id)
+            raise Ignore("the journal is gone")
         case Finished(fields=fields):
             ended = outcome.read(fields, task.durable_terms.accept)
             if not ended.delivered:

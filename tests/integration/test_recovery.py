@@ -12,6 +12,7 @@ import redis
 from celery import Celery
 
 from celery_durable import JournalUnreadableError
+from celery_durable.message import HEADER
 from celery_durable.recovery import Recovery
 from celery_durable.store import store_of
 from tests.integration.runs import app_at, execute, lapse, new_id, opened, task_of
@@ -84,6 +85,36 @@ def test_a_result_backend_that_is_away_keeps_nothing_from_being_said(
 
     [line] = said(caplog)
     assert "Its state was not known (ConnectionError('away'))" in line
+
+
+def test_a_run_is_missed_too_whose_journal_is_evicted_when_its_message_is_on_its_way(
+    app: Celery, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    task, task_id = task_of(app, sleeps), new_id()
+    execute(task, task_id=task_id)
+    evicted(app, redis_client, task_id)
+
+    assert execute(task, task_id=task_id, headers={HEADER: {"hint": 1}}) == "IGNORED"
+
+    assert task.AsyncResult(task_id).state == "FAILURE"
+    [line] = said(caplog)
+    assert "Its state was SUSPENDED, and is FAILURE now" in line
+
+
+def test_a_run_that_was_done_and_whose_outcome_was_not_delivered_keeps_its_state(
+    app: Celery, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = store_of(app)
+    opened(store, task_id := new_id()).finish("succeeded", {"outcome": "{}"})
+    app.backend.mark_as_done(task_id, 42)
+    redis_client.delete(store.keys(task_id).run)
+    lapse(redis_client, store, task_id)
+
+    assert Recovery(app).recover() == (0, 0)
+
+    assert said(caplog) == []
+    assert f"task {task_id}: its journal is gone, and its state is SUCCESS" in caplog.text
+    assert app.AsyncResult(task_id).get(timeout=1) == 42
 
 
 @pytest.mark.parametrize("retention", [0, 60])
