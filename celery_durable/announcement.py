@@ -9,6 +9,8 @@ its field ``state``. Exporters count the kinds they know, so these are sent once
 from __future__ import annotations
 
 import logging
+import time
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo
@@ -36,10 +38,12 @@ class Announcement(Ignore):
     error: BaseException | None = None
     """What a cancelled run has ended by; it does not leave its process."""
 
-    def __init__(self, reason: str, event: str, fields: dict[str, Any]) -> None:
-        super().__init__(reason, event, fields)
+    def __init__(self, reason: str, event: str, fields: dict[str, Any], until: float = inf) -> None:
+        super().__init__(reason, event, fields, until)
         self.event = event
         self.fields = fields
+        self.until = until
+        """When it is no news any more, by the machine's monotonic clock."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -48,8 +52,8 @@ class Announcement(Ignore):
         return type(self), self.args
 
     @classmethod
-    def of_wait(cls, state: str, info: dict[str, str] | None = None) -> Announcement:
-        return cls(f"the run is {state}", f"task-{state.lower()}", info or {})
+    def of_wait(cls, state: str, info: dict[str, str] | None = None, seconds: float = inf) -> Announcement:
+        return cls(f"the run is {state}", f"task-{state.lower()}", info or {}, time.monotonic() + seconds)
 
     @classmethod
     def of_cancellation(cls, error: BaseException) -> Announcement:
@@ -68,6 +72,9 @@ class Announcement(Ignore):
 
     def publish(self, request: Any) -> None:
         """Tell monitors, and receivers of the signal, in the worker's main process."""
+        if time.monotonic() >= self.until:
+            # What ends a task has taken longer than the wait of its run: another worker may have said that it goes on.
+            return
         request.send_event(self.event, **self.fields)
         if self.event == "task-revoked":
             signals.task_revoked.send(request.task, request=request._context, **HOW_REVOKED)  # noqa: SLF001

@@ -278,12 +278,13 @@ class Ending:
         though_cancelled: bool = False,
     ) -> BaseException:
         self.hold.prove_lease()
+        said = Announcement.of_wait(state, info, delay)
         fields = {**message.resume_as_is(self.request), **(fields or {})}
         self._say_and_suspend(
             partial(report.waits, self.task, self.request, state, info),
             partial(self.hold.suspend, delay, fields, though_cancelled=though_cancelled),
         )
-        return Announcement.of_wait(state, info)
+        return said
 
     def suspend_as_retried(self, error: BaseException | None, suspend: Callable[[], T]) -> T:
         """Give the run back until its retry for this *error*."""
