@@ -129,7 +129,10 @@ class Execution:
                 raise  # as in plain Celery: nothing here is ours
             ended = error
         # When it is handled no more: what is raised now is not to have it as its context.
-        return Ending(self).settle(ended)
+        try:
+            return Ending(self).settle(ended)
+        finally:
+            del ended  # which has this frame, and this it: none of the attempt is to wait for the garbage collector
 
     def _let_go_if_direct(self) -> None:
         if self.direct and self.hold is not None:
