@@ -6,7 +6,8 @@ as they are made; in an older one they are numbered as they use the context firs
     v            layout version                    status       running | suspended
                                                                 or succeeded | failed | revoked | ignored
     task         name of the task                  attempt      number of the newest attempt
-    fingerprint  hash of the arguments             fence, owner its token, and the process that opened it
+    fingerprint  hash of the arguments             fence, owner its token (<token>:<n> over its n-th
+                                                              connection), and the process that opened it
     call         how to send the task again, JSON  created, opened, due, ended    ms since the epoch, by Redis' clock
     resume       what is new in that since the last suspension, JSON
     seed         of uuid() and random()            progress     newest attempt that recorded a step
