@@ -518,7 +518,8 @@ class Attempt:
     def tell(self, *, with_next: bool = False) -> None:
         """Send what is unsent, without waiting."""
         if self._unsent and not self.keeps_back:
-            self._note_layout()
+            if self._places.branched:
+                self._note_layout()
             self.journal.send(self._unsent, with_next=with_next)
             self._unsent = {}
 
@@ -557,7 +558,8 @@ class Attempt:
 
         What is said meanwhile is kept back, too, until :meth:`sent_large`.
         """
-        self._note_layout()
+        if self._places.branched:
+            self._note_layout()
         words, self._unsent = self._unsent, {}
 
         def send() -> None:
@@ -575,17 +577,16 @@ class Attempt:
         """What is unsent, to travel with the script that ends the attempt."""
         if len(self._unsent) > _PAIRS_AT_AN_END:
             self.tell()
-        if self._unsent:
+        if self._unsent and self._places.branched:
             self._note_layout()
         words, self._unsent = self._unsent, {}
         return words
 
     def _note_layout(self) -> None:
         """Say how the branches are numbered, together with the first entry of one."""
-        if self._places.branched:
-            self._places.branched = False
-            if self._fields.get(b"v") != LAYOUT.encode():
-                self._unsent["v"] = LAYOUT
+        self._places.branched = False
+        if self._fields.get(b"v") != LAYOUT.encode():
+            self._unsent["v"] = LAYOUT
 
     @property
     def cancel_requested(self) -> bool:

@@ -23,7 +23,7 @@ from .exceptions import InvalidStepError, JournalUnavailableError, JournalUnread
 from .interrupts import PATIENT, Fenced, Interrupt, JournalLost
 from .journal import LONGEST_READ
 from .progress import GRACE, timed_out, watcher
-from .siblings import LetFinish, cancellable, look_after
+from .siblings import cancellable, look_after, step_begins, step_ends
 from .strike import door, here
 from .threads import MOST_QUESTIONS, act_in_lent_thread, actions, begin_thread, questions, timed, to_its_end
 
@@ -126,12 +126,19 @@ class OnLoop:
 
     async def perform(self, step: Step) -> Any:
         """Let a step execute: to its end, whoever cancels it meanwhile."""
+        sibling = step_begins(step.attempt)
         try:
-            async with LetFinish(step.attempt):
-                return await step.perform(self)
+            value = await step.perform(self)
         except Interrupt as interrupt:
+            step_ends(sibling)
             actions.withdraw(step.attempt)
             await self.end_by(step.attempt, interrupt)
+        except BaseException:
+            step_ends(sibling)
+            raise
+        if step_ends(sibling):
+            await asyncio.sleep(0)  # raises it
+        return value
 
     async def end_by(self, attempt: Attempt, interrupt: Interrupt) -> NoReturn:
         """Raise what ends the attempt, when its other coroutines have ended what they have begun."""

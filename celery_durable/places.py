@@ -8,8 +8,8 @@ order is given, ``ctx.branch`` gives it a name.
 
 from __future__ import annotations
 
-import asyncio
 import re
+from asyncio import current_task
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -30,6 +30,9 @@ _RACE = (
     "differs from attempt to attempt. Use gather(), or write `with ctx.branch(key):`, with a key of its own, around "
     "what is done with a result"
 )
+
+
+_ANOTHER_THREAD = "the context of an async task was used in another thread: call it in the coroutines of the task"
 
 
 class _Branch:
@@ -102,7 +105,8 @@ class Places:
 
     def begin_in_task(self) -> None:
         """The body is an asyncio task: this one."""
-        self._trunks_task = asyncio.current_task()
+        self._trunks_task = task = current_task()
+        self._strands[task] = self._trunk
 
     def next(self) -> str:
         """The place of the operation that is being called.
@@ -171,7 +175,7 @@ class Places:
 
     def strand_of(self, task: Any) -> Strand | None:
         """That of an asyncio task which was made in this attempt."""
-        return self._trunk if task is self._trunks_task else self._strands.get(task)
+        return self._strands.get(task)
 
     def enter(self, task: Any, strand: Strand) -> None:
         """This asyncio task follows that strand."""
@@ -195,19 +199,23 @@ class Places:
 
     def _branch(self) -> _Branch:
         strand = self._trunk if self._trunks_task is None else self._strand()
-        branch = strand.branch or self._begun(strand)
+        branch = strand.branch
+        if branch is None:
+            branch = self._begun(strand)
         if branch.rivals:
             branch.check_race()
         return branch
 
     def _strand(self) -> Strand:
-        task = _task_here()
-        if task is self._trunks_task:
-            return self._trunk
-        strand = self._strands.get(task)
-        if strand is None:
+        try:
+            task = current_task()
+        except RuntimeError:  # in a thread without a loop
+            raise InvalidStepError(_ANOTHER_THREAD) from None
+        try:
+            return self._strands[task]
+        except KeyError:
             strand = self._strands[task] = self._at_first_use() if self.by_use else Strand(self._root)
-        return strand
+            return strand
 
     def _begun(self, strand: Strand) -> _Branch:
         """The branch of a coroutine that uses its context for the first time."""
@@ -258,15 +266,6 @@ class Here(NamedTuple):
 def path_of(place: str) -> str:
     """What the places of its branch begin with."""
     return place[: place.rfind(".") + 1]
-
-
-def _task_here() -> Any:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # in a thread without a loop
-        raise InvalidStepError(
-            "the context of an async task was used in another thread: call it in the coroutines of the task"
-        ) from None
 
 
 # -- how they are written ----------------------------------------------------------------------------------------------

@@ -348,30 +348,25 @@ _STEPS = {"Attempt._flight", "_replayed"}
 """Coroutines that ``ctx.run`` and ``ctx.sleep`` give."""
 
 
-class LetFinish:
-    """While a step is under way in an asyncio task, that is not cancelled: it is when the step has ended."""
+def step_begins(attempt: Attempt) -> _Sibling | None:
+    """In this asyncio task, which is not cancelled until :func:`step_ends`; None if it is none that is known."""
+    sibling = _known.get(asyncio.current_task())
+    if sibling is not None:
+        sibling.steps += 1
+        if sibling.family is attempt.siblings:
+            sibling.held_for = attempt
+    return sibling
 
-    __slots__ = ("_attempt", "_sibling")
 
-    def __init__(self, attempt: Attempt) -> None:
-        self._attempt = attempt
-
-    async def __aenter__(self) -> None:
-        self._sibling = sibling = _known.get(asyncio.current_task())
-        if sibling is not None:
-            sibling.steps += 1
-            if sibling.family is self._attempt.siblings:
-                sibling.held_for = self._attempt
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        sibling = self._sibling
-        if sibling is None:
-            return
-        sibling.steps -= 1
-        if not sibling.steps:
-            sibling.held_for = None
-            if _catch_up(sibling) and kind is None:
-                await asyncio.sleep(0)  # raises it
+def step_ends(sibling: _Sibling | None) -> bool:
+    """Let this asyncio task be cancelled; whether it has been meanwhile: its next ``await`` raises that."""
+    if sibling is None:
+        return False
+    sibling.steps -= 1
+    if sibling.steps:
+        return False
+    sibling.held_for = None
+    return sibling.put_off > 0 and _catch_up(sibling)
 
 
 async def cancellable(waiting: Awaitable[T]) -> T:
