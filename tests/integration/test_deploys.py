@@ -723,6 +723,33 @@ def test_a_branch_decides_for_itself(deploy: Deploy) -> None:
     assert deploy.result.get(timeout=5) == [False, True]
 
 
+async def named_branches(self: Any, step: str) -> Any:
+    async def work(key: str) -> Any:
+        with self.ctx.branch(key):
+            await self.ctx.run(step, first)
+            await self.ctx.sleep(60, f"{key} waits")
+
+    await asyncio.gather(work("a"), work("b"))
+    return await self.ctx.run("last", first)
+
+
+async def named(self: Any) -> Any:
+    return await named_branches(self, "old")
+
+
+async def named_patched(self: Any) -> Any:
+    taken = self.ctx.patched("other steps")
+    return [taken, await named_branches(self, "new" if taken else "old")]
+
+
+@pytest.mark.parametrize(("begins", "taken"), [(named_patched, True), (named, False)])
+def test_named_branches_go_on_as_they_began(deploy: Deploy, begins: Any, taken: bool) -> None:
+    deploy.run(begins)
+    elapse_all(deploy)
+    assert deploy.run(named_patched) == "SUCCESS"
+    assert deploy.result.get(timeout=5) == [taken, "first"]
+
+
 def test_what_is_recorded_first_of_several_side_by_side_has_the_change(deploy: Deploy) -> None:
     """The first in program order is the last to be recorded: its worker dies before."""
 
