@@ -176,10 +176,10 @@ class OnLoop:
     async def call(self, step: Step, thread: Thread | None) -> Any:
         if thread is not None:
             result = await self._in_its_thread(step, thread)
-        elif is_async(step.action):
-            result = step.action(*step.args, **step.kwargs)
-        else:
+        elif _is_to_be_lent(step) and not is_async(step.action):
             result = await self._in_lent_thread(step)
+        else:
+            result = step.action(*step.args, **step.kwargs)
         if not isinstance(result, Awaitable):
             return result
         with upkeep.OnLoop(step):
