@@ -138,7 +138,7 @@ def test_in_threads_what_an_abandoned_step_returns_is_recorded_if_no_attempt_has
     result = progress.held.delay()
     effects.wait_until_blocked("held")
     wait_until_logged(worker, "the run goes on without it")
-    assert steps(durable.redis, result.id) == [("held", "retrying", 1)]
+    eventually(lambda: steps(durable.redis, result.id) == [("held", "retrying", 1)], what="the failed execution")
     effects.release("held")
 
     eventually(lambda: steps(durable.redis, result.id) == [("held", "done", 1)], what="the late record")
