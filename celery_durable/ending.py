@@ -174,7 +174,7 @@ class Ending:
             if isinstance(error, SoftTimeLimitExceeded):
                 return self._lost(JournalUnavailableError("a time limit struck before the journal was open"))
             return error
-        if self.task.opinionated and not self.execution.began:
+        if self.task.opinionated and not self.execution.began and not _is_by_time_limit(error):
             misfit = _misfit(error)
             if attempt.was_begun_by_another_build:
                 raise attempt.refuse_arguments(misfit)
@@ -364,6 +364,11 @@ def _shown_as_retry(error: BaseException, delay: float, **options: Any) -> BaseE
     retry: BaseException = Retry(exc=error, when=delay, **options)  # type: ignore[arg-type]
     retry.__cause__ = error
     return retry
+
+
+def _is_by_time_limit(error: BaseException) -> bool:
+    """Whether Celery's soft time limit struck, wherever that was: code that it strikes may fail by another error."""
+    return isinstance(error, SoftTimeLimitExceeded) or isinstance(error.__context__, SoftTimeLimitExceeded)
 
 
 def _is_shutdown(error: BaseException) -> bool:

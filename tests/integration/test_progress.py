@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
+from pydantic import BaseModel, field_validator
 
 from celery_durable import DurableContext, DurableTimeoutError, RetryPolicy, RunOptions, durable_task
 from celery_durable.abandonment import Abandonment
@@ -224,3 +226,28 @@ def test_an_attempt_that_has_ended_is_watched_no_more(app: Celery) -> None:
         task(False)
     assert seen == [before + 1] * 4
     assert len(watcher._watches) == before  # noqa: SLF001
+
+
+class Careful(BaseModel):
+    """An argument; a time limit strikes while it is validated, before the body has begun."""
+
+    way: str
+
+    @field_validator("way")
+    @classmethod
+    def be_struck(cls, way: str) -> str:
+        if way == "amid its cleanup":
+            try:
+                raise SoftTimeLimitExceeded  # noqa: TRY301
+            except SoftTimeLimitExceeded:
+                # What threading.Thread.start() does with a lock or a key that it has given back by then.
+                return {}[way]
+        raise SoftTimeLimitExceeded
+
+
+@pytest.mark.parametrize("way", ["at once", "amid its cleanup"])
+def test_a_soft_time_limit_before_the_body_begins_is_a_failed_attempt_and_no_misfit(app: Celery, way: str) -> None:
+    def body(ctx: DurableContext, careful: Careful) -> None: ...
+
+    task = task_in(app, body)
+    assert execute(task, {"way": way}, task_id=new_id()) == "RETRY"
