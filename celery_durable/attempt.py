@@ -116,6 +116,8 @@ class Surroundings(NamedTuple):
     """Never wait."""
     verdicts: tuple[type[BaseException], ...] = ()
     """Exceptions by which user code says what becomes of the task: no failures of a step."""
+    limits: tuple[type[BaseException], ...] = ()
+    """Exceptions that strike from outside, wherever the code is, and once: Celery's soft time limit."""
     atomic_blocks: Mapping[str, int] = MappingProxyType({})
     """Of Django's connections: those that whoever has called the task is in, which are not the task's."""
 

@@ -55,6 +55,10 @@ class Driver(Protocol):
             Stale: the action was not started, because what its attempt may do is to be asked once more.
         """
 
+    async def encode(self, step: Step, value: Any) -> Encoded:
+        """What is recorded of the step's value."""
+        ...
+
     async def settle(self, attempt: Attempt) -> None:
         """Until the journal has acknowledged all that was sent."""
 
@@ -95,6 +99,9 @@ class InThread:
             return _wait_lending_this_thread(step, result)
         return wait_for(result, around=upkeep.OnLoop(step))
 
+    async def encode(self, step: Step, value: Any) -> Encoded:
+        return step.encode(value)
+
     async def settle(self, attempt: Attempt) -> None:
         answer(attempt, attempt.journal.settle)
 
@@ -116,9 +123,7 @@ class OnLoop:
 
     most_at_once: float = LARGE
 
-    @staticmethod
-    async def encode(step: Step, value: Any) -> Encoded:
-        """What is recorded of its value."""
+    async def encode(self, step: Step, value: Any) -> Encoded:
         return await in_thread(partial(step.encode, value)) if seems_large(value, LARGE) else step.encode(value)
 
     def __init__(self) -> None:

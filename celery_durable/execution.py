@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from celery import states
 from celery.app.task import get_actual_ignore_result  # type: ignore[attr-defined]
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
 from . import call, django, message, outcome, report, upkeep
@@ -221,7 +221,8 @@ class Execution:
         entered_before = django.atomic_blocks() if self.direct or self.eager else {}
         about = Surroundings(
             delivery.task_id, task.name, self.request, log,
-            direct=self.direct, eager=self.eager, verdicts=(Retry, Ignore, Reject), atomic_blocks=entered_before,
+            direct=self.direct, eager=self.eager, verdicts=(Retry, Ignore, Reject),
+            limits=(SoftTimeLimitExceeded,), atomic_blocks=entered_before,
         )  # fmt: skip
         self.request.__dict__[OPENED] = self
         report.begun.set(delivery.task_id)

@@ -319,12 +319,18 @@ class Step:
     async def _record(self, value: Any, began: float, driver: Driver) -> Any:
         attempt = self.attempt
         self._check_violation()
-        encoded = await driver.encode(self, value) if isinstance(driver, OnLoop) else self.encode(value)
+        struck: BaseException | None = None
+        try:
+            encoded = await driver.encode(self, value)
+        except attempt.about.limits as limit:  # what the action did is recorded first
+            struck, encoded = limit, await driver.encode(self, value)
         attempt.progressed_at = attempt.heard_at = ended = time.monotonic()
         ms = int((ended - began) * 1000)
         entry = done_entry(self.name, self.executions, attempt.now(), ms, encoded.marks, encoded.text)
         await self._commit(entry, driver)
         logger.info("task %s: step %r recorded (%d ms)", attempt.about.task_id, self.name, ms)
+        if struck is not None:
+            raise struck
         if attempt.closed and attempt.interrupt is not None:
             raise attempt.interrupt
         return encoded.value
@@ -539,6 +545,8 @@ class Step:
             )  # fmt: skip
         except ConfigurationError as error:
             raise self.attempt.end_run(error) from None
+        except self.attempt.about.limits:
+            raise
         except Exception as error:
             cause = None if isinstance(error, codec.NotEncodable) else error  # that says it all
             raise self._refuse(f"a {type(value).__name__} cannot be recorded: {error}") from cause

@@ -251,3 +251,36 @@ def test_a_soft_time_limit_before_the_body_begins_is_a_failed_attempt_and_no_mis
 
     task = task_in(app, body)
     assert execute(task, {"way": way}, task_id=new_id()) == "RETRY"
+
+
+class StruckOnce:
+    """A serializer that a soft time limit strikes in the midst of its first use."""
+
+    def __init__(self) -> None:
+        self.struck = False
+
+    def serialize(self, obj: int) -> bytes:
+        if not self.struck:
+            self.struck = True
+            raise SoftTimeLimitExceeded
+        return str(obj).encode()
+
+    def deserialize(self, data: bytes) -> int:
+        return int(data)
+
+
+def test_a_soft_time_limit_that_strikes_while_a_value_is_encoded_comes_after_its_record(app: Celery) -> None:
+    executions: list[int] = []
+    serializer = StruckOnce()
+
+    def act() -> int:
+        executions.append(1)
+        return 5
+
+    def body(ctx: DurableContext) -> int:
+        return ctx.run("act", act, RunOptions(serializer=serializer))
+
+    task, task_id = task_in(app, body), new_id()
+
+    assert [execute(task, task_id=task_id) for _ in range(2)] == ["RETRY", "SUCCESS"]
+    assert len(executions) == 1
