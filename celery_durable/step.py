@@ -521,7 +521,10 @@ class Step:
         try:
             signature.bind(*self.args, **self.kwargs)
         except TypeError as error:
-            option = next((key for key in self.kwargs if key in RunOptions.__dataclass_fields__), None)
+            strays = (key for key in self.kwargs if key not in signature.parameters)
+            option = next((key for key in strays if key in RunOptions.__dataclass_fields__), None)
+            if option is None and _is_taken_by_a_decorator(self.action, self.args, self.kwargs):
+                return
             advice = f"; options go into RunOptions({option}=...)" if option else ""
             called = getattr(self.action, "__qualname__", repr(self.action))
             raise self._invalid(
@@ -586,6 +589,15 @@ def signature_of(action: Callable[..., Any]) -> inspect.Signature | None:
     if isinstance(action, FunctionType):
         _signatures[action] = signature
     return signature
+
+
+def _is_taken_by_a_decorator(action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a decorator takes them: it shows the signature of what it decorates, and may pass more."""
+    try:
+        inspect.signature(action, follow_wrapped=False).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def fits_at_a_glance(action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -157,6 +157,34 @@ def test_an_action_of_an_async_task_may_be_any_callable(run: Run, action: Any) -
     assert asyncio.run(body()) == expected
 
 
+def with_session(function: Any) -> Any:
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return function("session", *args, **kwargs)
+
+    return called
+
+
+@with_session
+def save(session: str, order: int) -> list[Any]:
+    return [session, order]
+
+
+@pytest.mark.parametrize(
+    ("action", "args"),
+    [(save, (5,)), (partial(save), (5,)), (partial(save, order=5), ())],
+    ids=["plain", "partial", "all"],
+)
+def test_a_decorator_of_an_action_may_pass_arguments_of_its_own(run: Run, action: Any, args: tuple[int, ...]) -> None:
+    assert run.attempt().run("save", action, *args) == ["session", 5]
+
+
+def test_an_option_is_none_of_the_arguments_that_a_decorator_takes(run: Run) -> None:
+    with pytest.raises(EndRun) as ended:
+        run.attempt().run("save", save, 5, max_attempts=3)
+    assert "RunOptions(max_attempts=...)" in ends_run(ended, InvalidStepError)
+
+
 def test_options_are_recognised_by_their_type(run: Run) -> None:
     ctx = run.attempt()
     assert ctx.run("plain", add, 5) == 5
