@@ -111,7 +111,7 @@ def test_what_is_sent_twice_has_two_seeds(app: Celery) -> None:
 
 
 def test_a_task_of_another_class_has_none(app: Celery) -> None:
-    app.task(shared=False, name="shop.plain")(plain).delay()
+    app.task(shared=False, name="shop.never_durable")(plain).delay()
 
     [message] = sent(app)
     assert SEED not in message.headers
