@@ -36,6 +36,8 @@ def atomic_blocks() -> dict[str, int]:
 
 def entered_since(before: Mapping[str, int]) -> str | None:
     """The alias of a connection that has entered an atomic block since :func:`atomic_blocks` gave *before*."""
+    if not is_imported():  # every step asks
+        return None
     for each in connections():
         if each.in_atomic_block and _depth(each) > before.get(each.alias, 0):
             return str(each.alias)
@@ -56,6 +58,11 @@ def connections() -> Sequence[Any]:
         return handler.all(initialized_only=True)  # type: ignore[no-any-return]
     except TypeError:  # before Django 4.1
         return handler.all()  # type: ignore[no-any-return]
+
+
+def is_imported() -> bool:
+    """Whether this process may have databases by Django."""
+    return "django.db" in sys.modules
 
 
 def is_used() -> bool:

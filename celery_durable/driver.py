@@ -97,7 +97,7 @@ class InThread:
             return result
         if _is_to_be_lent(step):
             return _wait_lending_this_thread(step, result)
-        return wait_for(result, around=upkeep.OnLoop(step))
+        return wait_for(result, around=upkeep.on_loop(step))
 
     async def encode(self, step: Step, value: Any) -> Encoded:
         return step.encode(value)
@@ -187,7 +187,7 @@ class OnLoop:
             result = step.action(*step.args, **step.kwargs)
         if not isinstance(result, Awaitable):
             return result
-        with upkeep.OnLoop(step):
+        with upkeep.on_loop(step):
             return await result if step.options.timeout is None else await _limited(step, result)
 
     @staticmethod
@@ -291,7 +291,7 @@ def is_async(action: Callable[..., Any]) -> bool:
 
 def _is_to_be_lent(step: Step) -> bool:
     """Whether its action belongs into the thread of whoever waits for the task: where Django's connections are."""
-    return step.attempt.about.is_local and not _loop.is_here() and django.is_used()
+    return django.is_imported() and step.attempt.about.is_local and not _loop.is_here() and django.is_used()
 
 
 def _act_and_judge(step: Step) -> Any:
@@ -314,7 +314,7 @@ def _wait_lending_this_thread(step: Step, result: Awaitable[T]) -> T:
 def _in_a_thread_of_its_own(step: Step) -> Any:
     """Execute a step of a ``def`` task where nothing reaches the thread that runs that: it is given up in time."""
     if is_async(step.action):
-        return wait_for(_limited(step, step.action(*step.args, **step.kwargs)), around=upkeep.OnLoop(step))
+        return wait_for(_limited(step, step.action(*step.args, **step.kwargs)), around=upkeep.on_loop(step))
     thread = timed.take(maxsize)
     assert thread is not None  # noqa: S101
     errand = step.send(thread)
@@ -325,7 +325,7 @@ def _in_a_thread_of_its_own(step: Step) -> Any:
         raise
     errand.give_up(step, timed_out(step))
     result = errand.outcome.result()
-    return wait_for(_limited(step, result), around=upkeep.OnLoop(step)) if isinstance(result, Awaitable) else result
+    return wait_for(_limited(step, result), around=upkeep.on_loop(step)) if isinstance(result, Awaitable) else result
 
 
 async def _limited(step: Step, work: Awaitable[T]) -> T:

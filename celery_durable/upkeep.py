@@ -6,6 +6,7 @@ its event loop, find here what a task finds there.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from . import django
@@ -56,6 +57,15 @@ class OnLoop(InThread):
 
     def _tidy(self) -> None:
         django.close_old_connections_of_async_code(self._attempt.terms.db_reuse_max)
+
+
+_NOTHING = nullcontext()
+
+
+def on_loop(step: Step) -> AbstractContextManager[None]:
+    """:class:`OnLoop`, where there is something to look after: it would be a tenth of what a step costs otherwise."""
+    nobody = not (step_prerun.receivers or step_postrun.receivers or django.is_imported())
+    return _NOTHING if nobody else OnLoop(step)
 
 
 class OfBody:
