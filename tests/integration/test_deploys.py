@@ -822,7 +822,7 @@ def _options(deploy: Deploy) -> None:
     goes_on(deploy, old, after, OLD)
 
 
-@row("a step added or removed behind the point that a run has reached")
+@row("a step added or removed after the point that a run has reached")
 def _behind(deploy: Deploy) -> None:
     def after(self: Any) -> str:
         self.ctx.run("reserve", first)
@@ -860,12 +860,12 @@ def _before(deploy: Deploy) -> None:
     assert deploy.run(renamed) == "FAILURE"
 
 
-@row("the same by `ctx.patched`")
+@row("the same with `ctx.patched`")
 def _patched(deploy: Deploy) -> None:
     goes_on(deploy, old, patched, OLD)
 
 
-@row("a `uuid`, `random` or `time` more or less")
+@row("a `uuid`, `random` or `time` added or removed")
 def _draws(deploy: Deploy) -> None:
     def before(self: Any) -> str:
         charged = self.ctx.uuid()
@@ -933,7 +933,7 @@ def _validators(deploy: Deploy) -> None:
     assert reads(deploy, Grown) == {"name": "Ada", "age": 3}
 
 
-@row("the fields of a model: one added with a default, one removed")
+@row("the fields of a model: a field added with a default, a field removed")
 def _fields(deploy: Deploy) -> None:
     assert reads(deploy, FullName) == {"full_name": "Ada", "title": "Dr."}
 
@@ -983,7 +983,7 @@ def _parameters(deploy: Deploy) -> None:
     assert opinionated(deploy, one) == "SUCCESS"
 
 
-@row("the name of the task, or the module that it takes its name from")
+@row("the name of the task, or the module that gives it its name")
 def _name(deploy: Deploy) -> None:
     deploy.run(old)
     deploy.client.hset(deploy.key, "due", LONG_AGO)
