@@ -5,7 +5,7 @@ local run = redis.call('HMGET', KEYS[1], 'fence', 'cancel', ARGV[2])
 if run[1] ~= ARGV[1] then return run[1] and 0 or -1 end
 local held = run[3]
 -- Most often it is one entry, which is not there yet, or has begun: what is quicker than the usual way shows in each step.
-if not ARGV[4] and (not held or string.find(held, '"state":"started"', 1, true)) then
+if not ARGV[4] and (not held or string.match(held, '"state":"(%a+)"') == 'started') then
   redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
 else
   --include write

@@ -245,6 +245,19 @@ def test_nothing_replaces_an_entry_that_is_settled(
         journal.close()
 
 
+@pytest.mark.parametrize("entry", SETTLED)
+def test_nor_does_a_write_of_that_entry_alone(store: Store, redis_client: redis.Redis, entry: str) -> None:
+    """Which most writes are: the script has a short way for them."""
+    for other in [*OPEN, *SETTLED]:
+        journal = opened(store, task_id := new_id())
+        written(journal, {"step:1": entry})
+
+        written(journal, {"step:1": other})
+
+        assert redis_client.hget(store.keys(task_id).run, "step:1") == entry
+        journal.close()
+
+
 @pytest.mark.parametrize("write", WRITES)
 def test_an_entry_that_is_open_is_replaced(store: Store, redis_client: redis.Redis, write: str) -> None:
     for entry in OPEN:
