@@ -10,7 +10,8 @@ from celery.app.trace import build_tracer
 from celery_durable.call import Call
 from celery_durable.store import store_of
 
-LONG_AGO = 1
+LONG_AGO, FAR_AHEAD = 1, 4_102_444_800_000
+"""Times for waits that are over, and for waits that are not, whenever this runs: ms since the epoch."""
 MOST_ATTEMPTS = 20
 LIVE = ("running", "suspended")
 
@@ -37,10 +38,11 @@ class Golden:
     def go_on(self, **header: Any) -> None:
         """Let the run be due, or its lease lapse, and a message arrive that a worker has sent on its behalf."""
         fields = self.journal
+        # To be cancelled is what ends a wait early.
+        until = FAR_AHEAD if fields.get("cancel") == "requested" else LONG_AGO
         for name, text in fields.items():
-            # To be cancelled is what ends a wait early.
-            if name.startswith("step:") and '"until"' in text and fields.get("cancel") != "requested":
-                woken = {**json.loads(text), "until": LONG_AGO}
+            if name.startswith("step:") and '"until"' in text:
+                woken = {**json.loads(text), "until": until}
                 self.client.hset(self.keys.run, name, json.dumps(woken, separators=(",", ":")))
         if fields["status"] == "suspended":
             self.client.hset(self.keys.run, "due", LONG_AGO)
