@@ -31,10 +31,10 @@ fix: $(installed)-test ## let the linter and the formatter correct what they can
 test: $(installed)-test ## run the whole test suite
 	$(bin)/python -m pytest $(ARGS)
 
-chaos: $(installed)-test ## kill, freeze and cut off everything for MINUTES=10, from SEED=... on
+chaos: $(installed)-test ## kill, freeze and cut off everything for MINUTES=10; SEED=... is the first seed
 	@$(bin)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(PROGRAMS),--programs $(PROGRAMS)) $(ARGS)
 
-demo: $(installed)-embedded ## kill a worker amid 20 orders, and see each charged exactly once
+demo: $(installed)-embedded ## kill workers while they charge 20 orders, and see each charged exactly once
 	@$(bin)/python -m example_app.demo $(ARGS)
 
 bench: $(installed)-test ## measure what durability costs

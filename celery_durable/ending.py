@@ -140,7 +140,9 @@ class Ending:
                 raise self.fail(located(interrupt.error, interrupt))
             case JournalLost():
                 raise self._lost(interrupt.error)
-        logger.warning("task %s: another attempt has taken over, this one ends", self.request.id)
+        logger.warning(
+            "task %s: another attempt has taken over, or the run was revoked; this attempt ends", self.request.id
+        )
         self.hold.let_go()
         raise Ignore("another attempt has taken over") from interrupt
 
@@ -244,6 +246,8 @@ class Ending:
         """Suspend the run until it is to wake up; the journal alone keeps that wait."""
         assert self.attempt is not None  # noqa: S101
         wait = max(0.0, (sleep.until - self.attempt.now()) / 1000)
+        # Celery logs of this attempt that it was ignored, and no more.
+        logger.info("task %s: sleeps at %r until %s", self.request.id, sleep.name, sleep.until_text)
         return self._wait(wait, report.SUSPENDED, {"until": sleep.until_text})
 
     def _stall(self, stall: Stall) -> BaseException:

@@ -33,8 +33,9 @@ class RetryStep(Interrupt):
 class Sleep(Interrupt):
     """The run sleeps: it goes on in a later attempt, at *until* (ms since the epoch, by Redis' clock)."""
 
-    def __init__(self, until: int) -> None:
-        super().__init__(f"asleep until {until}")
+    def __init__(self, name: str, until: int) -> None:
+        super().__init__(f"asleep at {name!r} until {until}")
+        self.name = name
         self.until = until
 
     @property

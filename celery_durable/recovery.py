@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections import deque
 from typing import Any
 
@@ -29,6 +30,8 @@ INTERVAL = 1.0
 _LONGEST_STOP = 2.0
 _SHORT_INTERVAL = 0.05
 """Where the last look has not seen all there is."""
+_REMINDER = 60.0
+"""Seconds after which it is logged once more that no run can be found."""
 
 
 _REASONS = {"running": "its worker died", "suspended": "its wait has ended"}
@@ -112,6 +115,8 @@ class RecoveryThread:
         self._recovery = Recovery(app)
         self._revocations = Revocations(app, worker)
         self._stopped = threading.Event()
+        self._complained_at: float | None = None
+        """When it was last logged that it cannot look; None while it can."""
         self._thread = threading.Thread(target=self._run, name="celery-durable-recovery", daemon=True)
 
     def start(self) -> None:
@@ -128,20 +133,37 @@ class RecoveryThread:
     def _run(self) -> None:
         pause = 0.0
         while not self._stopped.wait(pause):
-            pause = self._round()
+            pause = self.look()
 
-    def _round(self) -> float:
+    def look(self) -> float:
+        """Do what there is to do, once; the seconds until the next look."""
         try:
             self._recovery.recover()
             self._revocations.carry_out()
         except DurableError as error:
-            logger.warning("cannot look for runs to recover: %s", error)
+            self._complain(error)
         except Exception:
             # Whatever it was: without this thread nothing is recovered.
             logger.exception("runs could not be recovered")
         else:
+            self._be_content()
             return self._recovery.pause
         return INTERVAL
+
+    def _complain(self, error: DurableError) -> None:
+        """Say why it cannot look: when that begins, and seldom from then on, for an outage may be long."""
+        now = time.monotonic()
+        if self._complained_at is None or now - self._complained_at >= _REMINDER:
+            logger.warning(
+                "cannot look for runs to recover: %s; tried again every second, and logged again after %g s",
+                error, _REMINDER,
+            )  # fmt: skip
+            self._complained_at = now
+
+    def _be_content(self) -> None:
+        if self._complained_at is not None:
+            logger.info("looks for runs to recover again")
+            self._complained_at = None
 
 
 def recover(app: Any) -> tuple[int, int]:

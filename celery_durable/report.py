@@ -86,7 +86,9 @@ class SparingBackend:
         if spared.get() != task_id:
             return self._backend.mark_as_failure(task_id, exc, *args, **kwargs)
         spared.set(None)
-        logger.warning("task %s: its worker failed it, its journal stands: %r", task_id, exc)
+        logger.warning(
+            "task %s: Celery gave up this attempt (%r); the run goes on, or ends, as its journal says", task_id, exc
+        )
         return None
 
     def mark_as_retry(self, task_id: str, *args: Any, **kwargs: Any) -> Any:

@@ -76,7 +76,9 @@ class DurableRequest(Request):
         over = whose in (Whose.OVER, Whose.DONE) and isinstance(error, _LOST)
         if whose in (None, Whose.CELERYS) or over:
             return super().on_failure(exc_info, send_failed_event, return_ok)
-        logger.warning("task %s: its worker failed it, its journal says what becomes of it: %r", self.id, error)
+        logger.warning(
+            "task %s: Celery gave up this attempt (%r); the run goes on, or ends, as its journal says", self.id, error
+        )
         task_ready(self)
         if self.task.acks_late:
             self.acknowledge()

@@ -19,7 +19,8 @@ NAME = "celery_durable.retry"
 
 
 # Of Celery's own class: an app may be importing this package just now to learn what its task class is.
-@shared_task(name=NAME, bind=True, max_retries=0, base=Task)
+# A refusal is an answer to who asks, and no error of the worker: Celery logs what it throws as one line.
+@shared_task(name=NAME, bind=True, max_retries=0, base=Task, throws=(RunNotRetryableError,))
 def retry(self: Any, task_id: str) -> dict[str, Any]:
     """Send the failed run *task_id* again under its id, with its saved arguments, headers, queue and canvas.
 

@@ -433,8 +433,9 @@ class Step:
             await self._give_up(self._exhausted(died, elapsed), driver)
 
     def _exhausted(self, error: BaseException, elapsed: float) -> RetriesExhausted:
+        times = "once" if self.executions == 1 else f"{self.executions} times"
         exhausted = RetriesExhausted(
-            f"step {self.name!r} failed {self.executions} times within {elapsed:.3g} s; "
+            f"step {self.name!r} failed {times} within {elapsed:.3g} s; "
             f"the last error was {type(error).__name__}: {text_of(error)}",
             error.status_code if isinstance(error, RetryableError) else 500,
             None,
@@ -462,8 +463,9 @@ class Step:
     def _check_call(self) -> None:
         name, action = self.name, self.action
         if not isinstance(name, str):
-            called = getattr(name, "__name__", None)
-            hint = f': write ctx.run("{called}", {called}, ...)' if called else ', as in ctx.run("charge", charge)'
+            called = str(getattr(name, "__name__", ""))  # of a lambda it is no name that code could use
+            corrected = f'write ctx.run("{called}", {called}, ...)' if called.isidentifier() else ""
+            hint = f": {corrected}" if corrected else ', as in ctx.run("charge", charge)'
             raise self._invalid(f"the first argument of ctx.run is the step's name, a string, got {name!r}{hint}")
         if action is MISSING:
             raise self._invalid(f'step {name!r} has no action: write ctx.run("{name}", function, ...)')

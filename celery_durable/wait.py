@@ -50,7 +50,7 @@ class Wait:
             attempt.progressed_at = time.monotonic() + left
             await driver.pause(left)
         else:
-            await driver.park(attempt, Sleep(until), left)
+            await driver.park(attempt, Sleep(self._name, until), left)
 
     def _checked(self, duration: Duration) -> float:
         try:

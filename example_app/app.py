@@ -28,6 +28,8 @@ app.conf.update(
     # A process that is busy holds no second message that an idle worker could take.
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
+    # Another app may use this Redis, too, and its workers do not know these tasks.
+    task_default_queue="example_app",
     # What Flower shows comes from these.
     task_track_started=True,
     task_send_sent_event=True,

@@ -132,7 +132,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"no Redis at {REDIS_URL} (the variable REDIS_URL says where): {error}", file=sys.stderr)
     except URLError as error:
         print(
-            f"no gateway at {GATEWAY_URL} (the variable GATEWAY_URL says where): {error.reason}",
+            f"no gateway at {GATEWAY_URL} (the variable GATEWAY_URL says where): {error.reason}\n"
+            "start one: python -m example_app.gateway",
             file=sys.stderr,
         )
     except KeyboardInterrupt:

@@ -62,7 +62,7 @@ class Demo:
         for kill in range(1, times + 1):
             self._wait_for(len(self._orders) * kill // (times + 1))
             abandoned = self._kill_amid_charges()
-            self._progress.say(f"worker {kill} killed amid the charges of orders {', '.join(abandoned)}")
+            self._progress.say(f"worker {kill} killed while it charged orders {', '.join(abandoned)}")
             self._journals.look()
             self._worker = self._shop.start_worker(self._processes)
             self._workers += 1

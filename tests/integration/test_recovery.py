@@ -13,9 +13,10 @@ from celery import Celery
 
 from celery_durable import JournalUnreadableError
 from celery_durable.message import HEADER
-from celery_durable.recovery import Recovery
+from celery_durable.recovery import Recovery, RecoveryThread
 from celery_durable.store import store_of
 from tests.integration.runs import app_at, execute, lapse, new_id, opened, task_of
+from tests.servers import RedisServer
 
 
 @pytest.fixture
@@ -130,3 +131,22 @@ def test_nothing_is_said_of_a_run_that_has_ended(
     Recovery(app).recover()
 
     assert said(caplog) == []
+
+
+def test_an_outage_is_logged_when_it_begins_and_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    """A worker looks every second: it does not say so each time."""
+    caplog.set_level(logging.INFO, "celery_durable")
+    with RedisServer() as server, app_at(server.url()) as app:
+        task_of(app, sleeps)
+        thread = RecoveryThread(app, Mock())
+        server.kill()
+        for _ in range(3):
+            thread.look()
+        server.start()
+        for _ in range(2):
+            thread.look()
+
+    [lost, found] = [line.getMessage() for line in caplog.records if "look" in line.getMessage()]
+    assert lost.startswith("cannot look for runs to recover: Redis at ")
+    assert "tried again every second" in lost
+    assert found == "looks for runs to recover again"

@@ -1,5 +1,6 @@
 """``celery_durable.retry`` says what becomes of each failure, which a script decides when the run is opened again."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,6 +89,17 @@ def test_the_note_says_which_failures_are_replayed(
 def test_an_id_that_is_no_text_is_refused(app: Celery, wrong: Any) -> None:
     with pytest.raises(RunNotRetryableError, match="the id of a task is a text, got"):
         app.tasks[NAME].apply((wrong,)).get()
+
+
+def test_a_request_that_is_refused_is_no_error_of_the_worker(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+    """Who asked gets the error; in the log it is one line."""
+    caplog.set_level(logging.INFO)
+    refused = app.tasks[NAME].apply(("unknown",))
+
+    assert isinstance(refused.result, RunNotRetryableError)
+    [line] = [line for line in caplog.records if "task unknown has no journal" in line.getMessage()]
+    assert line.levelno == logging.INFO
+    assert not line.exc_info
 
 
 def test_a_run_that_was_refused_for_its_serializer_goes_on_once_the_app_accepts_that(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -75,6 +76,21 @@ def naps(acts: list[str], duration: Any = HOUR) -> Callable[[Any], list[Any]]:
 
 
 # -- asleep ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_log_says_at_which_sleep_a_run_is_suspended_and_until_when(
+    app: Celery, acts: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Celery itself says of such an attempt that it was ignored."""
+    caplog.set_level(logging.INFO, "celery_durable")
+    task, task_id = task_of(app, naps(acts)), new_id()
+
+    execute(task, task_id=task_id)
+
+    until = app.AsyncResult(task_id).info["until"]
+    assert [line.getMessage() for line in caplog.records if "sleeps" in line.getMessage()] == [
+        f"task {task_id}: sleeps at 'pause' until {until}"
+    ]
 
 
 def test_a_sleeping_run_has_a_due_time_and_no_lease(

@@ -69,6 +69,18 @@ def test_the_two_commands_run_the_example(
     assert {name: '"state":"done"' in value for name, value in steps.items()} == {"step:1": True, "step:2": True}
 
 
+def test_the_first_example_takes_no_tasks_of_the_second(
+    shop: Path, commands: tuple[str, str], worker: Path, redis_url: str
+) -> None:
+    """A reader tries both on one Redis, and may leave the first worker running."""
+    order = "from example_app.checkout import place; from example_app.models import Order; place(Order(id='o2'))"
+    for command, more in (([sys.executable, "-c", order], {"REDIS_URL": redis_url}), (shlex.split(commands[1]), {})):
+        # What the first command sent would be received before what the second one waits for.
+        subprocess.run(command, cwd=shop, env=environment() | more, timeout=60, check=True, capture_output=True)
+
+    assert "unregistered task" not in worker.read_text()
+
+
 def test_what_cannot_be_shipped_is_refunded(shop: Path) -> None:
     script = (
         "import shop, celery_durable\n"

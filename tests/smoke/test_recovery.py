@@ -548,7 +548,7 @@ def test_attempts_that_stood_still_beyond_their_lease_say_nothing_more(durable: 
     for pid in stale:
         os.kill(pid, signal.SIGCONT)
     for task_id in runs:
-        wait_until_logged(worker, task_id, "another attempt has taken over, this one ends")
+        wait_until_logged(worker, task_id, "another attempt has taken over, or the run was revoked; this attempt ends")
         wait_until_logged(worker, f"[{task_id}] ignored")
     wait_until_idle(durable)
 

@@ -12,7 +12,7 @@ from tests.smoke.watching import countdowns, journal, steps, wait_until_idle, wa
 from tests.waiting import eventually
 
 FORGOTTEN = "another attempt holds the lease; this message is forgotten"
-TAKEN_OVER = "another attempt has taken over, this one ends"
+TAKEN_OVER = "another attempt has taken over, or the run was revoked; this attempt ends"
 
 
 @pytest.fixture

@@ -202,7 +202,7 @@ def test_options_are_recognised_by_their_type(run: Run) -> None:
         ((make_order,), 'ctx.run("make_order", make_order, ...)'),
         ((Service().add, 1), 'ctx.run("add"'),
         ((partial(make_order, 5),), 'ctx.run("'),
-        ((lambda: 1,), 'ctx.run("'),
+        ((lambda: 1,), 'as in ctx.run("charge", charge)'),
     ],
     ids=["with an argument", "alone", "method", "partial", "lambda"],
 )
@@ -536,6 +536,11 @@ def test_a_failed_step_asks_for_another_attempt_and_then_goes_on(run: Run) -> No
     assert run.attempt().run("flaky", action, QUICK) == "done"
     assert action.executions == 3
     assert run.entry("step:1")["attempts"] == 3
+
+
+def test_a_step_that_may_start_once_has_failed_once(run: Run) -> None:
+    with pytest.raises(RetriesExhausted, match="step 'flaky' failed once within"):
+        run.attempt().run("flaky", Action(ValueError("one")), RunOptions(max_attempts=1))
 
 
 def test_spent_retries_are_recorded_and_replayed_identically(run: Run) -> None:
