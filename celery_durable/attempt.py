@@ -454,9 +454,9 @@ class Attempt:
             f"  recorded: {found}\n"
             f"  asked for: {expected}\n"
             f"{builds}"
-            f"Code that changed while the run was under way, or a decision that is not deterministic (a clock, a "
-            f"random number, the order of a set, an outside value read outside of a step). Bring the former order of "
-            f"steps back and retry the task, or send it under a new id."
+            f"Either the code has changed while the run was under way, or it decides by something that is not the same "
+            f"on every attempt (a clock, a random number, the order of a set, a value that was read outside a step). "
+            f"Bring the former order of steps back and retry the task, or send it under a new id."
         )
         return self.refuse(error, position, found, expected, build)
 

@@ -100,7 +100,7 @@ class Ending:
         except (Fenced, JournalLost) as again:
             # Neither the journal nor the broker takes a word of it: whoever comes next goes on from what they have.
             self.hold.let_go()
-            logger.error("task %s: its end cannot be said, another attempt goes on: %s", self.request.id, again)
+            logger.error("task %s: its end cannot be recorded, another attempt goes on: %s", self.request.id, again)
             raise (Reject(str(again), requeue=True) if self.task.acks_late else Ignore(str(again))) from again
 
     def _reason(self, error: BaseException) -> BaseException:

@@ -120,7 +120,11 @@ class Hold:
         try:
             self.journal.release(orderly=orderly)
         except (JournalUnavailableError, JournalUnreadableError) as error:
-            logger.warning("task %s: its lease lapses by itself: %s", attempt.about.task_id, error)
+            logger.warning(
+                "task %s: its lease cannot be given back, others go on when it has lapsed: %s",
+                attempt.about.task_id,
+                error,
+            )
 
     def finish(self, status: str, outcome: str | None, result: Result | None = None) -> bool:
         """The run has ended; its outcome is to be delivered.

@@ -70,7 +70,11 @@ class LeaseKeeper:
             try:
                 self._wires.ask(*handovers, patience=SHORT_PATIENCE)
             except (JournalUnavailableError, JournalUnreadableError) as error:
-                logger.warning("%d leases lapse by themselves: %s", len(held), error)
+                logger.warning(
+                    "%d leases cannot be given back, others go on with their runs when these have lapsed: %s",
+                    len(held),
+                    error,
+                )
 
     def forget(self) -> None:
         """In a forked child: the parent's attempts are not ours, and its threads are not here."""

@@ -191,7 +191,7 @@ class Watcher:
         try:
             when = watch.look(now)
         except Exception:
-            logger.exception("task %s is watched no more", watch.attempt.about.task_id)
+            logger.exception("task %s: its progress cannot be watched any more", watch.attempt.about.task_id)
             when = inf
             self.forget(watch.attempt)
         return when

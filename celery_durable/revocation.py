@@ -47,7 +47,9 @@ class Revocations:
                 if request is not None:
                     self._tell_listeners(request)
             except Exception:
-                logger.exception("task %s: was revoked, which could not be said everywhere; tried again", task_id)
+                logger.exception(
+                    "task %s: was revoked, but not all who are to know could be told; tried again", task_id
+                )
             else:
                 self._ended.add(task_id)
         self._told = set(worker_state.revoked)
@@ -78,7 +80,7 @@ class Revocations:
         error = outcome.of_error(TaskRevokedError("revoked"))
         if not runs.condemn(task_id, "revoked", keep, error, fence=self._fence):
             return None
-        logger.info("task %s: revoked while no message of it was about", task_id)
+        logger.info("task %s: was revoked, and its run has ended", task_id)
         request = self._request_of(task_id, runs.load(task_id))
         stored = self._is_wanted(request)
         self._app.backend.mark_as_revoked(task_id, "revoked", request=request, store_result=stored)

@@ -95,8 +95,8 @@ class Errand(Generic[T]):
             self._given_up = threading.Event()
             self._thread.pool.replace(self._thread)
         logger.warning(
-            "task %s: step %r was given up, and its action goes on in its thread; so many threads of this process hang "
-            "now and were replaced: %d",
+            "task %s: step %r was given up, and its action goes on in its thread, which was replaced; threads of this "
+            "process that hang: %d",
             step.attempt.about.task_id, step.name, hanging(),
         )  # fmt: skip
         self.outcome.set_exception(error)
