@@ -72,12 +72,19 @@ class Watch:
         since = self.attempt.progressed_at
         if self.attempt.closed:
             return inf
+        if self._strike is None and self._sleeps:
+            return now + self._inactivity
         if now - since >= self._inactivity and self._reported != since:
             self._reported = since
             self._owner.silent(now - since)
         if self._strike is None or not self._strike.stands():
             self._strike = self._needed(now)
         return self._due() if self._strike is None else self._end(self._strike, now)
+
+    @property
+    def _sleeps(self) -> bool:
+        """Whether it keeps its worker for what goes on beside a sleep: that may last as long."""
+        return self.attempt.siblings.is_ending and not self.attempt.running
 
     def _needed(self, now: float) -> _Strike | None:
         attempt = self.attempt

@@ -1,9 +1,10 @@
 """The asyncio tasks of an attempt: which there are, which branch each is, and whether all do nothing but wait.
 
-An attempt of an async task may end before its body does: a step is to be retried, the run sleeps. What its coroutines
-have begun is let finish first, and what goes on beside a sleep goes on. So such an end waits until every asyncio task
+An attempt of an async task may end before its body does: a step is to be retried, the run sleeps. The steps that its
+coroutines have begun are let finish first, and what goes on beside a sleep goes on: that waits until every asyncio task
 of the attempt waits, for an end like that or for one of the others. A task that awaits anything else, of which nobody
-here knows when it ends, goes on: meanwhile the attempt keeps its worker.
+here knows when it ends, goes on beside a sleep, and meanwhile the attempt keeps its worker. Another end than a sleep
+does not wait for it: no step can begin any more, and what a library keeps going for ever would keep it for ever.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import CoroutineType, FrameType, GeneratorType
@@ -219,6 +221,8 @@ class Siblings:
             self._look_soon()
             try:
                 if await turn:
+                    # It was no silence, and nobody is to take it for one now.
+                    attempt.progressed_at = time.monotonic()
                     return
             finally:
                 if timer is not None:
@@ -248,7 +252,7 @@ class Siblings:
             asyncio.get_running_loop().call_soon(self._look)
 
     def _look(self) -> None:
-        """End the attempt if all wait; else look again when what does not has got on."""
+        """End the attempt if nothing goes on that it waits for; else look again when that has got on."""
         self._looks = False
         attempt = self._attempt
         if attempt is None or self._released:
@@ -256,10 +260,10 @@ class Siblings:
         if self.flying > len(self._parked):
             self._sure = 0
             # A sleeper wakes up by itself.
-            if self._stuck is None and not all(isinstance(interrupt, Sleep) for interrupt in self._parked.values()):
+            if self._stuck is None and not self._sleeps:
                 self._look_whether_stuck(None)
             return
-        busy = next((task for task in self._tasks if not self._waits(task)), None)
+        busy = next((task for task in self._tasks if not self._waits(task)), None) if self._sleeps else None
         if busy is not None:
             self._sure = 0
             self._watch(busy)
@@ -269,6 +273,11 @@ class Siblings:
         else:
             self._sure = 0
             self._end(attempt)
+
+    @property
+    def _sleeps(self) -> bool:
+        """Whether all that is parked wakes up by itself."""
+        return all(isinstance(interrupt, Sleep) for interrupt in self._parked.values())
 
     def _end(self, attempt: Attempt) -> None:
         for interrupt in self._parked.values():

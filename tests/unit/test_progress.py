@@ -58,14 +58,17 @@ class Nowhere:
         self.sent.append(strike)
 
 
-def attempt_of(ctx: DurableContext) -> Attempt:
+Context = DurableContext | AsyncDurableContext
+
+
+def attempt_of(ctx: Context) -> Attempt:
     return ctx._attempt  # noqa: SLF001
 
 
 class Watched:
     """An attempt under watch, at times that the test counts from its last progress."""
 
-    def __init__(self, ctx: DurableContext, place: Nowhere | None, inactivity: float, abort: float) -> None:
+    def __init__(self, ctx: Context, place: Nowhere | None, inactivity: float, abort: float) -> None:
         self.attempt = attempt_of(ctx)
         self.owner = Owner()
         self.watch = Watch(self.attempt, self.owner, place, inactivity, abort)
@@ -141,6 +144,29 @@ def test_a_wait_of_the_library_is_no_silence(run: Run, monkeypatch: pytest.Monke
         ctx.run("fail", lambda: 1 / 0, options)
     ctx.sleep(300)
     assert waits == pytest.approx([200, 300], abs=5)
+
+
+def test_what_goes_on_beside_a_sleep_is_no_silence(run: Run, place: Nowhere) -> None:
+    async def body() -> None:
+        ctx = run.async_attempt()
+        one = Watched(ctx, place, inactivity=60, abort=600)
+        one.attempt.begin_here()
+        outside = asyncio.get_running_loop().create_future()
+
+        async def goes_on() -> None:
+            await outside
+
+        busy, asleep = asyncio.ensure_future(goes_on()), asyncio.ensure_future(ctx.sleep(0.1))
+        one.attempt.progressed_at -= 1000
+        await asyncio.sleep(0)
+        assert one.look(700) == pytest.approx(760)
+        await asleep
+        assert time.monotonic() - one.attempt.progressed_at < 500
+        outside.set_result(None)
+        await busy
+
+    asyncio.run(body())
+    assert place.sent == []
 
 
 # -- too long ----------------------------------------------------------------------------------------------------------

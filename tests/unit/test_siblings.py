@@ -160,6 +160,31 @@ def test_a_step_that_is_to_be_retried_lets_finish_what_its_siblings_have_begun(
     assert ended == ["paid", "left", "left"]
 
 
+@pytest.mark.parametrize(
+    ("action", "end"), [(Action(OSError("away")), RetryStep), (object, EndRun)], ids=["retry", "end of the run"]
+)
+def test_what_goes_on_for_ever_holds_up_no_end_but_a_sleep(run: Run, action: Any, end: type[Interrupt]) -> None:
+    """As a library keeps a connection alive, say."""
+
+    async def beats() -> None:
+        while True:  # noqa: ASYNC110  nobody tells it to end
+            await asyncio.sleep(0.01)
+
+    async def body(ctx: AsyncDurableContext) -> None:
+        beat = asyncio.ensure_future(beats())
+        try:
+            await ctx.run("step", action, AGAIN)
+        except BaseException as error:
+            met.append(type(error))
+            raise
+        finally:
+            beat.cancel()
+
+    met: list[type[BaseException]] = []
+    assert isinstance(attempt(run, body), end)
+    assert met == [end], "no cancellation, by who would wait no longer"
+
+
 @side_by_side
 def test_what_goes_on_beside_a_sleep_goes_on_to_its_end(run: Run, together: Any) -> None:
     """Whatever it awaits between its steps."""
@@ -252,7 +277,7 @@ def test_values_are_drawn_while_an_attempt_lets_finish_what_has_begun(run: Run) 
             await turns(30)
             drawn.append([str(ctx.uuid()), ctx.random().random(), await ctx.time()])
 
-        await asyncio.gather(ctx.run("flaky", fail, AGAIN), draws())
+        await asyncio.gather(ctx.run("flaky", fail, AGAIN), ctx.run("long", turns, 60), draws())
 
     attempt(run, body)
     attempt(run, body)
