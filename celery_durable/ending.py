@@ -12,6 +12,7 @@ import time
 from asyncio import CancelledError
 from collections.abc import Callable
 from functools import partial
+from random import SystemRandom
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, WorkerShutdown, WorkerTerminate
@@ -55,7 +56,7 @@ JOURNAL_LOST_DELAY = 5.0
 """Seconds until Celery tries an attempt again that could not reach its journal."""
 
 _STALL_PAUSE, _LONGEST_STALL_PAUSE = 1.0, 30.0
-"""Seconds until a run is sent again that does not fit a worker's code: doubling, in a rolling deploy."""
+"""Seconds until a run is sent again that does not fit a worker's code, at most: doubling, in a rolling deploy."""
 _MISFIT = ("position", "found", "found_build", "expected_build", "expected")
 
 _EXIT_BY_SIGNAL = -(256 - signal.SIGTERM)
@@ -259,7 +260,10 @@ class Ending:
         left = self.hold.settings.stall_timeout - (now - since) / 1000
         if left <= 0:
             return self.fail(located(stall.error, stall))
-        delay = min(_STALL_PAUSE * 2.0 ** min(times, 16), _LONGEST_STALL_PAUSE, left)
+        pause = min(_STALL_PAUSE * 2.0 ** min(times, 16), _LONGEST_STALL_PAUSE)
+        # Not whole seconds: workers ask Redis for messages once a second, each at its own moment, and the same one
+        # would get the run again and again.
+        delay = min(pause * SystemRandom().uniform(0.5, 1.0), left)
         logger.log(
             logging.INFO if times else logging.WARNING,
             "task %s: at %s the journal has %s, recorded by build %s; this worker's build %s asks for %s. It is sent "
