@@ -50,7 +50,7 @@ _MAKERS = {"create_task", "ensure_future", "_ensure_future", "<setcomp>"}
 class _Sibling:
     """What is known of one asyncio task."""
 
-    __slots__ = ("family", "held_for", "put_off", "steps")
+    __slots__ = ("family", "held_for", "message", "put_off", "steps")
 
     def __init__(self, family: Siblings) -> None:
         self.family = family
@@ -58,6 +58,8 @@ class _Sibling:
         """That whose step is under way in it, and is let finish."""
         self.put_off = 0
         """Cancellations that wait for the end of that."""
+        self.message: Any = None
+        """Of the last of them: anyio knows its own by it."""
         self.steps = 0
         """Steps that are under way in it; what their actions make is none of the attempt's."""
 
@@ -79,7 +81,10 @@ class _Task(asyncio.Task[Any]):
         # What ends the attempt itself (a time limit, say) does not wait.
         if sibling is None or sibling.held_for is None or sibling.held_for.struck_by is not None:
             return super().cancel(msg)
-        sibling.put_off += 1
+        # anyio cancels at every turn of the event loop, until it has been heard.
+        if msg is None or msg != sibling.message:
+            sibling.put_off += 1
+            sibling.message = msg
         return True
 
 
@@ -393,10 +398,11 @@ async def cancellable(waiting: Awaitable[T]) -> T:
 
 def _catch_up(sibling: _Sibling) -> bool:
     """Cancel this asyncio task, if somebody has tried to meanwhile: its next ``await`` raises that."""
-    put_off, sibling.put_off = sibling.put_off, 0
+    put_off, message = sibling.put_off, sibling.message
+    sibling.put_off, sibling.message = 0, None
     task: Any = asyncio.current_task()
     for _ in range(put_off):
-        task.cancel()
+        task.cancel(message)
     return put_off > 0
 
 

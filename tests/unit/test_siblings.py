@@ -313,6 +313,13 @@ async def by_anyio(step: Any, began: asyncio.Event) -> None:
         group.cancel_scope.cancel()
 
 
+async def by_a_scope_of_anyio(step: Any, began: asyncio.Event) -> None:
+    anyio = pytest.importorskip("anyio")
+    with anyio.move_on_after(0.01) as scope:
+        await step
+    assert scope.cancelled_caught
+
+
 async def by_hand(step: Any, began: asyncio.Event) -> None:
     task = asyncio.ensure_future(step)
     await began.wait()
@@ -323,7 +330,9 @@ async def by_hand(step: Any, began: asyncio.Event) -> None:
         await task
 
 
-@pytest.mark.parametrize("cancel", [by_a_timeout, by_anyio, by_hand, pytest.param(by_a_group, marks=needs_groups)])
+@pytest.mark.parametrize(
+    "cancel", [by_a_timeout, by_anyio, by_a_scope_of_anyio, by_hand, pytest.param(by_a_group, marks=needs_groups)]
+)
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_what_has_begun_is_recorded_whoever_cancels_it(run: Run, cancel: Any, kind: str) -> None:
     executions: list[str] = []
