@@ -138,4 +138,7 @@ def end(processes: Collection[psutil.Process]) -> bool:
 def alive() -> set[psutil.Process]:
     """Return all live processes that this test run has started, directly or through what it started."""
     descendants = psutil.Process().children(recursive=True)
-    return {process for process in descendants if is_running(process)} | set(members(*_sessions))
+    led = set(members(*_sessions))
+    # The id of a session that is empty may be given to somebody else's process.
+    _sessions.intersection_update([session_of(process) for process in led])
+    return {process for process in descendants if is_running(process)} | led
