@@ -197,8 +197,9 @@ def _key(key: Any) -> str:
 
 def is_model(kind: Any) -> bool:
     """Whether *kind* is a class of Pydantic's models; there are none before that part of Pydantic is imported."""
-    models = sys.modules.get("pydantic.main")
-    return models is not None and inspect.isclass(kind) and issubclass(kind, models.BaseModel)
+    # Another thread may be importing it just now: as long as it has no such class, nobody has a model.
+    base = getattr(sys.modules.get("pydantic.main"), "BaseModel", None)
+    return base is not None and inspect.isclass(kind) and issubclass(kind, base)
 
 
 def _refusal(item: Any, *, whole: bool) -> str:

@@ -15,6 +15,7 @@ from decimal import Decimal
 from enum import Enum, IntEnum
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Generic, NamedTuple, Optional, TypeVar, Union
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -29,6 +30,7 @@ from typing_extensions import TypeAliasType, TypedDict
 from celery_durable import ConfigurationError
 from celery_durable.codec import Encoded, NotEncodable, declared_type, decode, encode, same
 from celery_durable.serializers import check_compression, check_serializer
+from celery_durable.tagged import is_model
 
 # -- what goes round ---------------------------------------------------------------------------------------------------
 
@@ -898,3 +900,14 @@ def test_an_unknown_serializer_is_an_error_that_lists_the_known_ones() -> None:
 def test_an_unknown_compression_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(ConfigurationError, match=r"'nonsense' is not registered with kombu; known: .*'zlib'"):
         check_compression("nonsense")
+
+
+def test_a_type_is_looked_at_while_another_thread_imports_pydantic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first typed steps of a process, in a pool of threads, say."""
+    monkeypatch.setitem(sys.modules, "pydantic.main", ModuleType("pydantic.main"))
+
+    def action() -> int:
+        return 1
+
+    assert declared_type(action) is int
+    assert not is_model(int)
