@@ -107,8 +107,9 @@ _main_thread = _InMainThread()  # a forked child inherits the handler
 
 
 def _in_main_thread() -> bool:
-    greenlet: Any = sys.modules.get("greenlet")
-    if greenlet is not None and greenlet.getcurrent().parent is not None:
+    # While another thread imports a module, it is there without what it will have: so here and below.
+    getcurrent = getattr(sys.modules.get("greenlet"), "getcurrent", None)
+    if getcurrent is not None and getcurrent().parent is not None:
         return False
     return threading.current_thread() is threading.main_thread()
 
@@ -131,7 +132,7 @@ class _InGreenlet:
 
 def _gevent_greenlet() -> Any:
     gevent: Any = sys.modules.get("gevent")
-    if gevent is None:
+    if not hasattr(gevent, "getcurrent") or not hasattr(gevent, "Greenlet"):
         return None
     current = gevent.getcurrent()
     return current if isinstance(current, gevent.Greenlet) else None

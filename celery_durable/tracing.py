@@ -14,8 +14,9 @@ _NOTHING: AbstractContextManager[Any] = nullcontext()
 
 def is_recording() -> bool:
     """Whether the code that runs belongs to a trace."""
-    trace = sys.modules.get("opentelemetry.trace")
-    return trace is not None and trace.get_current_span().is_recording()
+    # While another thread imports a module, it is there without what it will have: so here and below.
+    get_current_span = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
+    return get_current_span is not None and get_current_span().is_recording()
 
 
 def span(name: str, task_id: str, execution: int) -> AbstractContextManager[Any]:
@@ -64,9 +65,9 @@ class _Attached:
 
 def count_silence(task: str) -> None:
     """Count an attempt without progress, where the process has OpenTelemetry's metrics loaded."""
-    metrics = sys.modules.get("opentelemetry.metrics")
-    if metrics is not None:
-        counter = metrics.get_meter("celery_durable").create_counter(
+    get_meter = getattr(sys.modules.get("opentelemetry.metrics"), "get_meter", None)
+    if get_meter is not None:
+        counter = get_meter("celery_durable").create_counter(
             "celery_durable.inactive", description="attempts that made no progress for their inactivity_timeout"
         )
         counter.add(1, {"celery_durable.task": task})

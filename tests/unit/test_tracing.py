@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from celery_durable import RunOptions
+from celery_durable import RunOptions, strike, tracing
 from celery_durable.interrupts import RetryStep
 from tests.unit.conftest import Action, Run
 
@@ -69,3 +71,13 @@ def test_every_execution_is_a_span_and_a_replay_is_none(run: Run, spans: Any) ->
 def test_without_a_trace_there_is_no_span(run: Run, spans: Any) -> None:
     run.attempt().run("pay", Action(1))
     assert spans.get_finished_spans() == ()
+
+
+def test_a_module_that_another_thread_is_importing_is_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first steps of a process, in a pool of threads, beside user code that imports when it is called."""
+    for name in ("opentelemetry.trace", "opentelemetry.metrics", "greenlet", "gevent"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+
+    assert not tracing.is_recording()
+    tracing.count_silence("shop.order")
+    strike.here()
