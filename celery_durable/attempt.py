@@ -536,7 +536,9 @@ class Attempt:
 
     def record(self, position: str, entry: str) -> None:
         """Send the final entry of a step, with all that is unsent; it counts when its reply has been read."""
-        self.note(position, entry)
+        if self._signs or self._patches:
+            entry = self._annotated(position, entry)
+        self._unsent[step_field(position)] = entry
         if self._patches:
             self._patches_are_recorded(position)
         if not self._progressed:

@@ -310,7 +310,19 @@ def _members(hint: Any) -> dict[str, Any]:
 
 
 _declared: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-never_recorded: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+
+class _Reasons(WeakKeyDictionary[Any, str]):
+    """Why, by function; most often there is none, which every step asks."""
+
+    is_empty = True
+
+    def __setitem__(self, function: Any, reason: str) -> None:
+        self.is_empty = False
+        super().__setitem__(function, reason)
+
+
+never_recorded = _Reasons()
 """Functions of which nothing that they return can be recorded, with the reason."""
 
 

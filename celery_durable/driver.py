@@ -18,7 +18,7 @@ from sys import maxsize
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from . import django, upkeep
-from .codec import Encoded, seems_large
+from .codec import Encoded
 from .exceptions import InvalidStepError, JournalUnavailableError, JournalUnreadableError
 from .interrupts import PATIENT, Fenced, Interrupt, JournalLost
 from .journal import LONGEST_READ
@@ -54,10 +54,6 @@ class Driver(Protocol):
         Raises:
             Stale: the action was not started, because what its attempt may do is to be asked once more.
         """
-
-    async def encode(self, step: Step, value: Any) -> Encoded:
-        """What is recorded of the step's value."""
-        ...
 
     async def settle(self, attempt: Attempt) -> None:
         """Until the journal has acknowledged all that was sent."""
@@ -99,9 +95,6 @@ class InThread:
             return _wait_lending_this_thread(step, result)
         return wait_for(result, around=upkeep.on_loop(step))
 
-    async def encode(self, step: Step, value: Any) -> Encoded:
-        return step.encode(value)
-
     async def settle(self, attempt: Attempt) -> None:
         answer(attempt, attempt.journal.settle)
 
@@ -123,8 +116,10 @@ class OnLoop:
 
     most_at_once: float = LARGE
 
-    async def encode(self, step: Step, value: Any) -> Encoded:
-        return await in_thread(partial(step.encode, value)) if seems_large(value, LARGE) else step.encode(value)
+    @staticmethod
+    async def encode(step: Step, value: Any) -> Encoded:
+        """What is recorded of a large value, while others go on."""
+        return await in_thread(partial(step.encode, value))
 
     def __init__(self) -> None:
         self._reading = asyncio.Lock()
@@ -151,22 +146,14 @@ class OnLoop:
             await attempt.siblings.park(attempt, interrupt)
         raise attempt.interrupt or interrupt
 
-    async def thread_for(self, step: Step) -> Thread | None:
-        """The thread that the step's action needs, once one is there; None if it needs none of ours.
+    async def thread_for(self, step: Step) -> Thread:
+        """A thread for the step's action, once one is there.
 
         Raises:
             Interrupt: the attempt has ended meanwhile.
         """
         most = step.attempt.terms.step_threads
-        needed = not (is_async(step.action) or _is_to_be_lent(step))
-        thread = (actions.take(most) or await self._queue(step, most)) if needed else None
-        try:
-            step.attempt.check_goes_on()
-        except Interrupt:
-            if thread is not None:
-                thread.leave()
-            raise
-        return thread
+        return actions.take(most) or await self._queue(step, most)
 
     @staticmethod
     async def _queue(step: Step, most: int) -> Thread:
@@ -287,6 +274,11 @@ def is_async(action: Callable[..., Any]) -> bool:
     while isinstance(action, partial):
         action = action.func
     return inspect.iscoroutinefunction(action) or inspect.iscoroutinefunction(type(action).__call__)
+
+
+def needs_thread(step: Step) -> bool:
+    """Whether its action would hold up the event loop, and is executed in a thread of ours."""
+    return not (is_async(step.action) or _is_to_be_lent(step))
 
 
 def _is_to_be_lent(step: Step) -> bool:

@@ -20,10 +20,10 @@ from typing import Any
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
-from . import codec, tracing
+from . import codec, django, tracing
 from .attempt import Attempt, derived_uuid, running_step
 from .cancellation import cancel
-from .driver import Driver, OnLoop
+from .driver import LARGE, Driver, OnLoop, needs_thread
 from .exceptions import (
     ConfigurationError,
     EntryNotRecordableError,
@@ -203,13 +203,14 @@ class Step:
     async def perform(self, driver: Driver) -> Any:
         """Execute the action until it is recorded; raise when another attempt must go on."""
         attempt = self.attempt
-        attempt.check_not_atomic("step", self.name, self.entry)
+        if django.is_imported():
+            attempt.check_not_atomic("step", self.name, self.entry)
         if self.entry is not None and not attempt.cancel_requested:
             await self._count_the_dead(self.entry, driver)
         self._check_type()
         while True:
             # What follows is judged, and said, when nothing but the action itself is still to come.
-            thread = await driver.thread_for(self) if isinstance(driver, OnLoop) else None
+            thread = await driver.thread_for(self) if isinstance(driver, OnLoop) and needs_thread(self) else None
             try:
                 await self._begin(driver)
             except BaseException:
@@ -262,6 +263,8 @@ class Step:
     async def _begin(self, driver: Driver) -> None:
         """Have an execution allowed, by Redis if need be, and say that it begins."""
         attempt = self.attempt
+        if isinstance(driver, OnLoop):  # others may have ended the attempt meanwhile
+            attempt.check_goes_on()
         if attempt.is_out_of_touch:
             await driver.ask(attempt, attempt.journal.prove_lease)
             attempt.heard_at = time.monotonic()
@@ -321,9 +324,12 @@ class Step:
         self._check_violation()
         struck: BaseException | None = None
         try:
-            encoded = await driver.encode(self, value)
+            if isinstance(driver, OnLoop) and codec.seems_large(value, LARGE):
+                encoded = await driver.encode(self, value)
+            else:
+                encoded = self.encode(value)
         except attempt.about.limits as limit:  # what the action did is recorded first
-            struck, encoded = limit, await driver.encode(self, value)
+            struck, encoded = limit, self.encode(value)
         attempt.progressed_at = attempt.heard_at = ended = time.monotonic()
         ms = int((ended - began) * 1000)
         entry = done_entry(self.name, self.executions, attempt.now(), ms, encoded.marks, encoded.text)
@@ -500,7 +506,7 @@ class Step:
     def _check_type(self) -> None:
         """End the run before the action has an effect, if its result could not be recorded whatever it were."""
         self.hint = self._hint()
-        if self.options.type_hint is None and not codec.never_recorded:
+        if self.options.type_hint is None and codec.never_recorded.is_empty:
             return
         reason = codec.objection(self.action, self.options.type_hint)
         if reason is not None and self._is_json:
