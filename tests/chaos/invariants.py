@@ -372,19 +372,8 @@ def every_run_ends(run: Run) -> Iterator[str]:
 
 
 def no_member_of_a_crowd_starts_after_its_verdict(run: Run) -> Iterator[str]:
-    """Neither after it was recorded, nor after the code has seen what came of it."""
-    opened = {attempt.number: attempt.opened.number for attempt in run.attempts}
-    for at, begins in run.executions.items():
-        for line in begins:
-            if at in run.settled and opened[line.attempt] > run.settled[at][0].number:
-                yield f"{at} was recorded by write #{run.settled[at][0].number}, and began again: {line}"
-    for attempt in run.attempts:
-        seen: set[str] = set()
-        for line in attempt.lines:
-            if line.event == "begins" and line.step in seen:
-                yield f"{line.step} was seen, and began again: {line}"
-            if line.event == "sees":
-                seen.add(line.step)
+    """Neither after it was recorded, nor after the code has seen what came of it: as any other step."""
+    yield from no_step_runs_after_it_was_recorded(run)
 
 
 def limits_of_a_crowd_are_exact(run: Run) -> Iterator[str]:
