@@ -301,7 +301,11 @@ class Attempt:
 
     def now(self) -> int:
         """Milliseconds since the epoch by Redis' clock, as it was when the attempt opened."""
-        return int((time.monotonic() - self._clock_zero) * 1000)
+        return self.at(time.monotonic())
+
+    def at(self, moment: float) -> int:
+        """The same of a moment of the monotonic clock."""
+        return int((moment - self._clock_zero) * 1000)
 
     # -- logs
 
@@ -608,6 +612,15 @@ class Attempt:
     def is_out_of_touch(self) -> bool:
         """Whether Redis is to be asked before an action starts: for the lease, or whether the run is cancelled."""
         return time.monotonic() - self.heard_at > LONGEST_SILENCE or self.journal.lease_in_doubt
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether it is not sure that an action may start."""
+        # As is_out_of_touch and cancel_requested say, without two more calls per step.
+        journal = self.journal
+        if self.closed or self.interrupt is not None or (journal.cancel_requested and not self._cancelled):
+            return True
+        return time.monotonic() - self.heard_at > LONGEST_SILENCE or journal.lease_in_doubt
 
     @property
     def may_start(self) -> bool:

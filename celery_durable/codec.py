@@ -69,6 +69,8 @@ def encode(
     """
     if serializer is not None and serializer != "json":
         return _encode_custom(value, serializer, compression, accept)
+    if compression is None and (flat := tagged.flat_round_trip(value)):
+        return Encoded(flat[0], _NO_MARKS, flat[1])
     encoded = _encode_json(value, hint)
     if compression is None:
         return encoded
@@ -77,6 +79,7 @@ def encode(
 
 
 _PARTS = 200
+_SHORT = frozenset({int, float, bool, type(None)})
 
 
 def seems_large(value: Any, size: int) -> bool:
@@ -90,9 +93,11 @@ def seems_large(value: Any, size: int) -> bool:
     while pending:
         part = pending.pop()
         parts += 1
+        if type(part) in _SHORT:
+            continue
         if isinstance(part, (str, bytes, bytearray)):
             size -= len(part)
-        elif isinstance(part, Mapping):
+        elif type(part) is dict or isinstance(part, Mapping):
             size -= len(part)
             pending += islice(part.values(), _PARTS)
         elif isinstance(part, (list, tuple, set, frozenset)):
@@ -351,6 +356,8 @@ def objection(action: Callable[..., Any], hint: Any = None) -> str | None:
 
 
 def _function_of(action: Any) -> Any:
+    if type(action) is types.FunctionType:
+        return action
     while isinstance(action, partial):
         action = action.func
     function = getattr(action, "__func__", action)

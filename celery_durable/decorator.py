@@ -280,7 +280,7 @@ def _check_names(fun: Callable[..., Any], options: dict[str, Any]) -> None:
 
 def _what_was_meant(name: str, known: set[str]) -> str:
     bare = name.removeprefix(PREFIX)
-    if bare in Settings.__dataclass_fields__ and bare not in TASK_OPTIONS.values():
+    if bare in Settings._fields and bare not in TASK_OPTIONS.values():
         return f": {PREFIX}{bare} is a setting of the app"
     return suggestion(name, sorted(known), {name: bare})
 

@@ -23,8 +23,9 @@ from .exceptions import InvalidStepError, JournalUnavailableError, JournalUnread
 from .interrupts import PATIENT, Fenced, Interrupt, JournalLost
 from .journal import LONGEST_READ
 from .progress import GRACE, timed_out, watcher
-from .siblings import cancellable, look_after, step_begins, step_ends
+from .siblings import cancellable, is_alone, look_after, step_begins, step_ends
 from .strike import door, here
+from .tagged import KINDS
 from .threads import MOST_QUESTIONS, act_in_lent_thread, actions, begin_thread, questions, timed, to_its_end
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class InThread:
                 return _act_and_judge(step) if _is_to_be_lent(step) else _in_a_thread_of_its_own(step)
             limit(step)
         result = step.action(*step.args, **step.kwargs)
-        if not isinstance(result, Awaitable):
+        if type(result) in KINDS or not isinstance(result, Awaitable):
             return result
         if _is_to_be_lent(step):
             return _wait_lending_this_thread(step, result)
@@ -208,7 +209,7 @@ class OnLoop:
             if not attempt.journal.owes:
                 return
             fd = attempt.journal.fileno()
-            if fd is not None and await _readable(fd) and answer(attempt, attempt.journal.settle_if_connected):
+            if fd is not None and await _arrives(attempt, fd) and answer(attempt, attempt.journal.settle_if_connected):
                 return
             await self._in_thread(attempt, attempt.journal.settle)
 
@@ -363,8 +364,17 @@ def limit(step: Step) -> None:
     watcher.expect(step.deadline)
 
 
+async def _arrives(attempt: Attempt, fd: int) -> bool:
+    """Wait for the reply; False if none comes: a connection may be lost without a word."""
+    if is_alone():
+        await asyncio.sleep(0)  # what else is due on the loop comes first
+        if is_alone() and attempt.journal.look_out():
+            return True
+    return await _readable(fd)
+
+
 async def _readable(fd: int) -> bool:
-    """Wait until something arrives; False if nothing does: a connection may be lost without a word."""
+    """Wait until something arrives; False if nothing does."""
     loop = asyncio.get_running_loop()
     arrived: asyncio.Future[bool] = loop.create_future()
     loop.add_reader(fd, _end, arrived, True)

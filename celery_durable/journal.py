@@ -34,7 +34,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import cache
 from json.encoder import encode_basestring_ascii as quoted
 from math import inf
 from typing import Any, NamedTuple, Protocol
@@ -173,6 +173,10 @@ class Journal(Protocol):
         """Wait until all that was sent is acknowledged; raises Fenced or JournalUnavailableError."""
         ...
 
+    def look_out(self) -> bool:
+        """Give a reply that will be quick a moment to arrive; whether it has."""
+        ...
+
     def fileno(self) -> int | None:
         """What becomes readable when a reply arrives; None when nothing is outstanding."""
         ...
@@ -236,8 +240,7 @@ class Journal(Protocol):
 # -- entries -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One step in the journal; a value stays text until someone asks for it."""
 
     name: str
@@ -246,7 +249,7 @@ class Entry:
     first: int | None = None
     until: int | None = None
     error: dict[str, Any] | None = None
-    marks: dict[str, str] = field(default_factory=dict)
+    marks: dict[str, str] = {}  # noqa: RUF012  nobody changes it
     value: bytes = b""
     build: str = ""
     """Which one recorded it; empty: that of the run."""
@@ -278,13 +281,16 @@ class Entry:
 _STATES = {state: state for state in ("started", "retrying", "done", "failed", "cancelled", "sleeping")}
 _FAILED = frozenset({"failed", "cancelled"})
 _VALUE = b',"value":'
-_DONE = re.compile(rb'\{"name":"(?:[^"\\]|\\.)*","state":"done"')
-# What nearly every entry looks like: reading it so costs a third of parsing it.
-_PLAIN_DONE = re.compile(
-    rb'\{"name":"([^"\\]*)","state":"done","attempts":(\d+),"at":\d+,"ms":\d+,'
-    rb'(?:"encoding":"(\w+)",(?:"read":"([\w ]+)",)?)?(?:"build":"([^"\\]*)",)?"value":'
-)
-_HEAD_OF_DONE = re.compile(r'\{"name":"(?:[^"\\]|\\.)*","state":"done"')
+_HEAD_OF_DONE = r'\{"name":"(?:[^"\\]|\\.)*","state":"done"'
+
+
+@cache  # not compiled before the first replay: that would be a tenth of what it costs to import this package
+def _plain_done() -> re.Pattern[bytes]:
+    """What nearly every entry looks like: reading it so costs a third of parsing it."""
+    return re.compile(
+        rb'\{"name":"([^"\\]*)","state":"done","attempts":(\d+),"at":\d+,"ms":\d+,'
+        rb'(?:"encoding":"(\w+)",(?:"read":"([\w ]+)",)?)?(?:"build":"([^"\\]*)",)?"value":'
+    )
 
 
 def done_entry(name: str, attempts: int, at: int, ms: int, marks: Mapping[str, str], value: str) -> str:
@@ -309,7 +315,7 @@ def annotated(entry: str, **notes: Any) -> str:
     """An entry's text with some further facts; those of its own writer stay where readers look for them."""
     more = "".join(f",{quoted(name)}:{json.dumps(fact, separators=(',', ':'))}" for name, fact in notes.items())
     # Inside a JSON string a quote is escaped: in a step that is done the first of these is the key.
-    head, found, value = entry.partition(',"value":') if _HEAD_OF_DONE.match(entry) else (entry[:-1], "}", "")
+    head, found, value = entry.partition(',"value":') if re.match(_HEAD_OF_DONE, entry) else (entry[:-1], "}", "")
     return f"{head}{more}{found}{value}"
 
 
@@ -320,7 +326,7 @@ def read_entry(field_name: str, raw: bytes) -> Entry:
     """The text of a step, its value left as it is."""
     if not raw.endswith(b"}"):
         raise damaged(field_name, raw)
-    if plain := _PLAIN_DONE.match(raw):
+    if plain := _plain_done().match(raw):
         marks = {}
         if plain[3]:
             marks["encoding"] = plain[3].decode()
@@ -329,22 +335,21 @@ def read_entry(field_name: str, raw: bytes) -> Entry:
         build = plain[5].decode() if plain[5] else ""
         return Entry(plain[1].decode(), "done", int(plain[2]), None, None, None, marks, raw[plain.end() : -1], build)
     # Inside a JSON string a quote is escaped, so the first of these in a step that is done is the key.
-    head, found, value = raw.partition(_VALUE) if _DONE.match(raw) else (raw, b"", b"")
+    head, found, value = raw.partition(_VALUE) if re.match(_HEAD_OF_DONE.encode(), raw) else (raw, b"", b"")
     try:
         facts = json.loads(head + b"}" if found else head)
         name, state = str(facts["name"]), str(facts["state"])
         state = _STATES.get(state, state)
         attempts = int(facts["attempts"] if state in _STATES else facts.get("attempts", 0))
-        entry = Entry(name, state, attempts, facts.get("first"), facts.get("until"), facts.get("error"))
-        entry.build, entry.patches = str(facts.get("build", "")), tuple(map(str, facts.get("patches", ())))
+        build, patches = str(facts.get("build", "")), tuple(map(str, facts.get("patches", ())))
     except (ValueError, KeyError, TypeError):
         raise damaged(field_name, raw) from None
-    if entry.state in _FAILED and not isinstance(entry.error, dict):
+    error = facts.get("error")
+    if state in _FAILED and not isinstance(error, dict):
         raise damaged(field_name, raw)
-    if found:
-        entry.value = value[:-1]
-        entry.marks = {mark: text for mark, text in facts.items() if mark not in _HEAD}
-    return entry
+    marks = {mark: text for mark, text in facts.items() if mark not in _HEAD} if found else {}
+    first, until = facts.get("first"), facts.get("until")
+    return Entry(name, state, attempts, first, until, error, marks, value[:-1], build, patches)
 
 
 def damaged(field_name: str, held: bytes | str) -> JournalUnreadableError:
@@ -397,6 +402,9 @@ class MemoryJournal:
     def settle(self) -> None: ...
 
     def settle_if_connected(self) -> bool:
+        return True
+
+    def look_out(self) -> bool:
         return True
 
     def fileno(self) -> int | None:

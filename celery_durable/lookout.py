@@ -37,11 +37,11 @@ class Lookout:
         poll.register(sock, select.POLLIN)
         return cls(poll.poll)
 
-    def look(self) -> None:
-        """Return when something has arrived, or the moment is over."""
+    def look(self) -> bool:
+        """Return when something has arrived, or the moment is over; whether something has."""
         if self._to_pass:
             self._to_pass -= 1
-            return
+            return False
         end = perf_counter() + _MOMENT
         while True:
             os.sched_yield()  # Redis may wait for this very core
@@ -49,7 +49,7 @@ class Lookout:
             if perf_counter() > end:
                 # What has arrived by now would have woken this thread up at once, had it slept.
                 self._to_pass = self._pause = min(2 * self._pause + 1, _MOST_PASSED_OVER)
-                return
+                return bool(arrived)
             if arrived:
                 self._pause = 0
-                return
+                return True

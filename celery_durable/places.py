@@ -19,7 +19,7 @@ from .exceptions import InvalidStepError, JournalUnreadableError
 _NAMED = "@"
 """What the name of a branch begins with, in a place."""
 # A dot parts a place; the others would break the line that a place is shown in.
-_ESCAPED = re.compile(r"[%.\x00-\x1f\x7f]")
+_ESCAPED = r"[%.\x00-\x1f\x7f]"
 _NO_ORDER = (
     "the context was used in an asyncio task that was made in no fixed order (in a callback, by as_completed(), by "
     "another task factory): begin such coroutines with gather() or create_task() in the body, or write "
@@ -282,7 +282,7 @@ def _check_key(key: str) -> None:
 
 def _component(key: str) -> str:
     """The key as a part of a place, which no number and no other key is."""
-    return _NAMED + _ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", key)
+    return _NAMED + re.sub(_ESCAPED, lambda match: f"%{ord(match[0]):02X}", key)
 
 
 def in_order(place: str) -> tuple[tuple[int, int, str], ...]:

@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
 from math import inf
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -52,6 +52,8 @@ SHARDS = 16
 SHORT_PATIENCE = 1.0
 """Seconds that a process with others to serve, or about to die, waits for Redis."""
 _PAIRS_PER_WRITE = 1000
+_HEADS = [b"*%d\r\n" % (5 + 2 * pairs) for pairs in range(_PAIRS_PER_WRITE + 1)]
+"""What a command of the script ``record`` begins with, by the number of fields."""
 _RESULT_REFUSED = -2
 
 
@@ -118,7 +120,6 @@ class RedisJournal:
         self._wires = wires
         self._vet = vet_for(sync)
         self._confirmed = self._vet is not None
-        self._wire: Wire | None = None
         self._keys = keys
         self._lease = lease
         self._keep = keep
@@ -128,14 +129,13 @@ class RedisJournal:
         self._renewed = 0.0
         self.cancel_requested = False
 
-    @property
+    @cached_property
     def wire(self) -> Wire:
-        if self._wire is None:
-            self._wire = self._wires.take()
-            if self._guard is not None:
-                # Code that the run went on without, and that still records what it did.
-                self._wire.guard(self._guard, goes_on=True)
-        return self._wire
+        wire = self._wires.take()
+        if self._guard is not None:
+            # Code that the run went on without, and that still records what it did.
+            wire.guard(self._guard, goes_on=True)
+        return wire
 
     # -- begin and end of an attempt
 
@@ -232,9 +232,9 @@ class RedisJournal:
         self.wire.replies(SHORT_PATIENCE)
 
     def close(self) -> None:
-        if self._wire is not None:
-            self._wires.give_back(self._wire)
-            self._wire = None
+        wire = self.__dict__.pop("wire", None)
+        if wire is not None:
+            self._wires.give_back(wire)
 
     # -- entries
 
@@ -244,23 +244,20 @@ class RedisJournal:
             for start in range(0, len(items), _PAIRS_PER_WRITE):
                 self.send(dict(items[start : start + _PAIRS_PER_WRITE]))
             return
-        command = self._recording(fields)
-        if self._confirmed and not with_next:
-            self.wire.send(command, confirmed=True)
-        else:
-            self.wire.send(command, with_next=with_next)
-
-    def _recording(self, fields: Mapping[str, str]) -> bytes:
-        return b"*%d\r\n" % (5 + 2 * len(fields)) + self._record + pack_pairs(fields)
+        command = _HEADS[len(fields)] + self._record + pack_pairs(fields)
+        self.wire.send(command, with_next=with_next, confirmed=self._confirmed and not with_next)
 
     def record_aside(self, fields: Mapping[str, str]) -> bool:
-        command = self._recording(fields)
+        command = _HEADS[len(fields)] + self._record + pack_pairs(fields)
         [reply] = self._wires.ask(command if self._guard is None else self._guard.put_into(command))
         return bool(reply > 0)
 
     @property
     def owes(self) -> bool:
         return self.wire.owed > 0
+
+    def look_out(self) -> bool:
+        return self.wire.look_out()
 
     def settle(self) -> None:
         self.wire.look_out()
@@ -303,7 +300,7 @@ class RedisJournal:
 
     @property
     def lease_in_doubt(self) -> bool:
-        return self._silent_for > self._lease
+        return time.monotonic() - self._renewed > self._lease
 
     @property
     def _silent_for(self) -> float:

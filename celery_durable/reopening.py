@@ -17,8 +17,7 @@ _QUICK = 0.1
 """Seconds within which a reply comes, unless the connection was lost or one of the processes stood still."""
 
 # A quote inside of a step's name is escaped: the first match is a fact of the entry itself.
-_STATE = re.compile(rb'"state":"(\w+)"')
-_AT, _MS = re.compile(rb'"(?:at|until)":(\d+)'), re.compile(rb'"ms":(\d+)')
+_STATE, _AT, _MS = rb'"state":"(\w+)"', rb'"(?:at|until)":(\d+)', rb'"ms":(\d+)'
 _UNENDED = ("started", "retrying")
 
 
@@ -61,7 +60,7 @@ class _Step:
     def __init__(self, place: str, raw: bytes) -> None:
         head, dot, number = place.rpartition(".")
         self.place, self.branch, self.number = place, head + dot, int(number)
-        state = _STATE.search(raw)
+        state = re.search(_STATE, raw)
         self.state = state[1].decode() if state else ""
         self.raw = raw
 
@@ -87,8 +86,8 @@ class _Step:
         return other.time > self.time
 
 
-def _found(pattern: re.Pattern[bytes], raw: bytes) -> int:
-    found = pattern.search(raw)
+def _found(pattern: bytes, raw: bytes) -> int:
+    found = re.search(pattern, raw)
     return int(found[1]) if found else 0
 
 

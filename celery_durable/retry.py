@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from math import inf
 from typing import Any, NamedTuple
 
@@ -124,19 +125,15 @@ class RunOptions(metaclass=KeywordOptions):
             check_serializer(self.serializer, ACCEPT_ANY)
         if self.compression is not None:
             check_compression(self.compression)
-        object.__setattr__(self, "_backoff", self._make_backoff())
 
     @property
     def longest_execution(self) -> float:
         """How long one execution may run, in seconds."""
         return inf if self.timeout is None else seconds("timeout", self.timeout)
 
-    @property
+    @cached_property
     def backoff(self) -> Backoff | None:
         """The step's own retry policy, or None where the task's decides."""
-        return self._backoff  # type: ignore[attr-defined, no-any-return]
-
-    def _make_backoff(self) -> Backoff | None:
         given = (
             self.initial_retry_interval,
             self.retry_interval_factor,
@@ -180,12 +177,11 @@ class RetryPolicy(metaclass=KeywordOptions):
         _check_retry_fields(self)
         if self.on_exhausted != "fail":
             raise ConfigurationError(f"on_exhausted must be 'fail', got {self.on_exhausted!r}")
-        object.__setattr__(self, "_backoff", _backoff_of(self, initial=0.5, longest=60.0))
 
-    @property
+    @cached_property
     def backoff(self) -> Backoff:
         """The policy in seconds."""
-        return self._backoff  # type: ignore[attr-defined, no-any-return]
+        return _backoff_of(self, initial=0.5, longest=60.0)
 
 
 def _backoff_of(options: RunOptions | RetryPolicy, *, initial: float, longest: float) -> Backoff:

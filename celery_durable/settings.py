@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from .exceptions import ConfigurationError
 from .options import seconds, suggestion, whole
@@ -19,13 +18,12 @@ _VISIBILITY = 3600
 """Seconds: kombu's default where brokers have such a thing."""
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """One field per ``durable_*`` key; durations in seconds."""
 
     redis_url: str | None = None
     key_prefix: str = "durable:"
-    task_retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
+    task_retry_policy: RetryPolicy = RetryPolicy()
     inline_retry_limit: float = 0.0
     max_broker_delay: float = 60.0
     inactivity_timeout: float = 60.0
@@ -49,12 +47,11 @@ class Settings:
         Raises:
             ConfigurationError: a value is wrong, or a ``durable_*`` key is unknown.
         """
-        names = [setting.name for setting in fields(cls)]
-        known = {PREFIX + name for name in names}
+        known = {PREFIX + name for name in cls._fields}
         for key in _durable_keys(conf, namespace):
             if key not in known:
                 raise ConfigurationError(f"there is no setting {key!r}{suggestion(key, known)}; known: {sorted(known)}")
-        given = {name: conf.get(PREFIX + name) for name in names}
+        given = {name: conf.get(PREFIX + name) for name in cls._fields}
         return cls().with_options({name: value for name, value in given.items() if value is not None}, PREFIX)
 
     @classmethod
@@ -63,11 +60,11 @@ class Settings:
         settings = cls.read(app.conf, app.namespace)
         # A broker delivers again what it holds for longer than that.
         visibility = (app.conf.broker_transport_options or {}).get("visibility_timeout", _VISIBILITY)
-        return replace(settings, max_broker_delay=min(settings.max_broker_delay, visibility / 2))
+        return settings._replace(max_broker_delay=min(settings.max_broker_delay, visibility / 2))
 
     def with_options(self, given: Mapping[str, Any], prefix: str = "") -> Settings:
         """These settings with some replaced, after a check of each."""
-        return replace(self, **{name: _CHECKS[name](prefix + name, value) for name, value in given.items()})
+        return self._replace(**{name: _CHECKS[name](prefix + name, value) for name, value in given.items()})
 
 
 def _durable_keys(conf: Mapping[str, Any], namespace: str | None) -> Iterable[str]:

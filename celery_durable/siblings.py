@@ -383,6 +383,11 @@ def step_ends(sibling: _Sibling | None) -> bool:
     return sibling.put_off > 0 and _catch_up(sibling)
 
 
+def is_alone() -> bool:
+    """Whether no attempt of this process has coroutines beside the one that asks."""
+    return len(_known) <= 1
+
+
 async def cancellable(waiting: Awaitable[T]) -> T:
     """Await what is nothing of an execution: a cancellation is not put off."""
     sibling = _known.get(asyncio.current_task())

@@ -212,7 +212,10 @@ class Step:
             # What follows is judged, and said, when nothing but the action itself is still to come.
             thread = await driver.thread_for(self) if isinstance(driver, OnLoop) and needs_thread(self) else None
             try:
-                await self._begin(driver)
+                if attempt.is_in_doubt:
+                    await self._ask(driver)
+                if self._announce():
+                    await driver.settle(attempt)
             except BaseException:
                 if thread is not None:
                     thread.leave()
@@ -260,18 +263,15 @@ class Step:
         finally:
             errand.decided()
 
-    async def _begin(self, driver: Driver) -> None:
-        """Have an execution allowed, by Redis if need be, and say that it begins."""
+    async def _ask(self, driver: Driver) -> None:
+        """Have it said whether an execution may begin, by Redis if need be."""
         attempt = self.attempt
-        if isinstance(driver, OnLoop):  # others may have ended the attempt meanwhile
-            attempt.check_goes_on()
+        attempt.check_goes_on()  # others may have ended it meanwhile
         if attempt.is_out_of_touch:
             await driver.ask(attempt, attempt.journal.prove_lease)
             attempt.heard_at = time.monotonic()
         if attempt.cancel_requested:
             await cancel(attempt, self.position, driver, self.name, self.executions)
-        if self._announce():
-            await driver.settle(attempt)
 
     def _announce(self) -> bool:
         """Send what must be known if the process dies inside the action; whether to wait until Redis has it."""
@@ -321,7 +321,8 @@ class Step:
 
     async def _record(self, value: Any, began: float, driver: Driver) -> Any:
         attempt = self.attempt
-        self._check_violation()
+        if self.violation is not None or attempt.violation is not None:
+            self._check_violation()
         struck: BaseException | None = None
         try:
             if isinstance(driver, OnLoop) and codec.seems_large(value, LARGE):
@@ -332,7 +333,7 @@ class Step:
             struck, encoded = limit, self.encode(value)
         attempt.progressed_at = attempt.heard_at = ended = time.monotonic()
         ms = int((ended - began) * 1000)
-        entry = done_entry(self.name, self.executions, attempt.now(), ms, encoded.marks, encoded.text)
+        entry = done_entry(self.name, self.executions, attempt.at(ended), ms, encoded.marks, encoded.text)
         await self._commit(entry, driver)
         logger.info("task %s: step %r recorded (%d ms)", attempt.about.task_id, self.name, ms)
         if struck is not None:
@@ -505,8 +506,9 @@ class Step:
 
     def _check_type(self) -> None:
         """End the run before the action has an effect, if its result could not be recorded whatever it were."""
-        self.hint = self._hint()
-        if self.options.type_hint is None and codec.never_recorded.is_empty:
+        options = self.options
+        self.hint = codec.declared_type(self.action) if options.type_hint is None else options.type_hint
+        if options.type_hint is None and codec.never_recorded.is_empty:
             return
         reason = codec.objection(self.action, self.options.type_hint)
         if reason is not None and self._is_json:

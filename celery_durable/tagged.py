@@ -88,12 +88,29 @@ def round_trip(value: Any, *, faithful: bool = False) -> tuple[str, Any]:
     Raises:
         NotEncodable: as :func:`dumps`.
     """
-    if type(value) is dict and _is_flat(value):
-        # It comes back as a copy of itself, which is made in a tenth of the time.
-        text = _written(value)
-        return text, value.copy() if len(text) < _NO_LONG_NUMBER else _read_again(text)
     text = dumps(value, faithful=faithful)
     return text, _read_again(text)
+
+
+def flat_round_trip(value: Any) -> tuple[str, Any] | None:
+    """The same of one that is flat: it comes back as it is, or as a copy, made in a tenth of the time.
+
+    None where it is not flat, or too long for that to be sure.
+    """
+    kind = type(value)
+    if kind is dict:
+        if not (_SCALARS.issuperset(map(type, value.values())) and _TEXT.issuperset(map(type, value))) or TAG in value:
+            return None
+        copy = value.copy()
+    elif kind in _SCALARS:
+        copy = value
+    else:
+        return None
+    try:
+        text = to_json(value, inf_nan_mode="constants").decode()
+    except ValueError:  # a lone surrogate
+        return None
+    return (text, copy) if len(text) < _NO_LONG_NUMBER else None
 
 
 def has_odd_times(value: Any, text: str) -> bool:
@@ -134,11 +151,6 @@ def _endless(error: Exception) -> NotEncodable:
         f"it contains itself, is nested too deeply, or has a number of thousands of digits ({error}): return plain "
         f"data from {{action}}, or pass serializer="
     )
-
-
-def _is_flat(item: dict[Any, Any]) -> bool:
-    """Whether there is nothing in a dict that JSON does not have, and nothing to look into."""
-    return _SCALARS.issuperset(map(type, item.values())) and _TEXT.issuperset(map(type, item)) and TAG not in item
 
 
 def _written(value: Any) -> str:

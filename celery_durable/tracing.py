@@ -15,6 +15,10 @@ _NOTHING: AbstractContextManager[Any] = nullcontext()
 def is_recording() -> bool:
     """Whether the code that runs belongs to a trace."""
     # While another thread imports a module, it is there without what it will have: so here and below.
+    get_current = getattr(sys.modules.get("opentelemetry.context"), "get_current", None)
+    # Most often nothing is being traced, which is seen at half the price of a look at the span.
+    if get_current is None or not get_current():
+        return False
     get_current_span = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
     return get_current_span is not None and get_current_span().is_recording()
 

@@ -210,7 +210,8 @@ class Wire:
                     if self._fence is None or self._fence.number > 1:
                         commands = tuple(map(self._packed, commands))
                     # All are bytes by now: an attempt sends none that are dated.
-                    self._sendall(b"".join(commands), flags)  # type: ignore[arg-type]
+                    packed: Any = commands[0] if len(commands) == 1 else b"".join(commands)  # type: ignore[arg-type]
+                    self._sendall(packed, flags)
                 except OSError:
                     self._lose()
                 except BaseException:
@@ -223,10 +224,9 @@ class Wire:
             return command.packed(time.monotonic() * 1000 + self._clock)
         return command if self._fence is None or command is self._superseding else self._fence.put_into(command)
 
-    def look_out(self) -> None:
-        """Give a reply that will be quick a moment to arrive."""
-        if self._sendall is not None and self._lookout is not None:
-            self._lookout.look()
+    def look_out(self) -> bool:
+        """Give a reply that will be quick a moment to arrive; whether it has."""
+        return self._sendall is not None and self._lookout is not None and self._lookout.look()
 
     def answers(self, seconds: float) -> bool:
         """Whether there is a connection, and something arrives within so many seconds."""

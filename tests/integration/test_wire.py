@@ -1,5 +1,6 @@
 """Connections to Redis: every kind of URL, servers that restart or refuse, and what is sent again after a cut."""
 
+import asyncio
 import json
 import logging
 import os
@@ -641,6 +642,45 @@ def test_the_replies_to_steps_are_looked_out_for_and_no_others(redis_url: str, m
 
         journal.finish("succeeded", {"outcome": "{}"})
         assert len(looks) == 3
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_coroutine_looks_out_for_its_reply_where_no_other_waits_for_the_loop(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    looks, turns, read = [], [], []
+    look, readable = Lookout.look, driver._readable  # noqa: SLF001
+
+    def look_and_count(lookout: Lookout) -> bool:
+        looks.append(lookout)
+        return look(lookout) or True  # a Redis may be slow; it answers in any case
+
+    def read_and_count(fd: int) -> Any:
+        read.append(fd)
+        return readable(fd)
+
+    monkeypatch.setattr(Lookout, "look", look_and_count)
+    monkeypatch.setattr(driver, "_readable", read_and_count)
+
+    async def charge() -> int:
+        return 1
+
+    async def body(self: Any) -> int:
+        loop = asyncio.get_running_loop()
+        others = [loop.create_task(asyncio.sleep(60))] if beside else []
+        for number in range(1, 6):
+            loop.call_soon(turns.append, number)
+            await self.ctx.run("charge", charge)
+            assert turns[-1] == number  # whatever else is due has its turn in each step
+        for other in others:
+            other.cancel()
+        return 1
+
+    with app_at(redis_url) as app:
+        execute(task_of(app, body), task_id=new_id())
+
+    assert turns == [1, 2, 3, 4, 5]
+    assert (len(looks), len(read)) == ((0, 5) if beside else (5, 0))
 
 
 def test_a_write_that_may_go_with_the_next_does_not_wait_for_it_for_ever(
