@@ -18,9 +18,9 @@ from benchmarks.report import Row
 from benchmarks.sample import ratios
 from benchmarks.stand import Stand
 from benchmarks.worker import worker
-from celery_durable.journal import LAYOUT, Delivery
-from celery_durable.lease import RENEWALS_PER_LEASE
-from celery_durable.store import Store, store_of
+from celery_durable.app.store import Store, store_of
+from celery_durable.journal.journal import LAYOUT, Delivery
+from celery_durable.redis.lease import RENEWALS_PER_LEASE
 from tests.waiting import eventually
 
 GROUP = "Recovery"
@@ -112,7 +112,7 @@ def _renewals(store: Store, count: int, rounds: int) -> list[Row]:
 
 
 def _server_pid(store: Store) -> int:
-    from celery_durable.wire import pack
+    from celery_durable.redis.wire import pack
 
     wire = store.wires.take()
     try:

@@ -1,9 +1,7 @@
 """Durable execution for Celery: what a task's steps return is journaled in Redis, and a retry goes on from there."""
 
-from . import startup as _startup  # noqa: F401  what workers check when they start
 from .commands import cancel
-from .context import AsyncDurableContext, DurableContext
-from .decorator import durable_task
+from .config.retry import RetryPolicy, RunOptions
 from .exceptions import (
     ConfigurationError,
     ContextClosedError,
@@ -24,9 +22,11 @@ from .exceptions import (
     TaskCancelled,
     TerminalError,
 )
-from .retry import RetryPolicy, RunOptions
-from .step import current_step
-from .task import DurableTask
+from .steps.context import AsyncDurableContext, DurableContext
+from .steps.step import current_step
+from .task.decorator import durable_task
+from .task.task import DurableTask
+from .worker import startup as _startup  # noqa: F401  what workers check when they start
 
 __all__ = [
     "AsyncDurableContext",

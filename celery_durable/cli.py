@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from . import control  # noqa: F401  `celery control durable_cancel` is to know it
 from .exceptions import DurableError
+from .worker import control  # noqa: F401  `celery control durable_cancel` is to know it
 
 
 @click.group(name="durable", help="Runs of durable tasks.")
@@ -19,7 +19,7 @@ def durable() -> None:
 @click.pass_context
 def recover(ctx: Any) -> None:
     """Send the runs again that nobody carries on, once; workers do so by themselves, every second."""
-    from .recovery import recover as send_again  # every ``celery`` command loads its plugins
+    from .worker.recovery import recover as send_again  # every ``celery`` command loads its plugins
 
     app = ctx.obj.app
     app.loader.import_default_modules()

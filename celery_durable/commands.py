@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
-from .apps import present_app
 from .exceptions import RunNotCancellableError
+from .task.apps import present_app
 
 
 def cancel(task_id: str, app: Any = None) -> None:
@@ -26,7 +26,7 @@ def cancel(task_id: str, app: Any = None) -> None:
         ConfigurationError: no app is given, and which one is meant is not known.
         JournalUnavailableError: Redis does not answer.
     """
-    from .store import store_of  # a process that only sends tasks does without it
+    from .app.store import store_of  # a process that only sends tasks does without it
 
     app = present_app("cancel()") if app is None else app
     if not (isinstance(task_id, str) and task_id):  # type: ignore[redundant-expr]

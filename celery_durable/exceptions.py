@@ -165,7 +165,7 @@ class RetryableError(DurableError):
 
     def __init__(self, message: str = "", status_code: int = 500, retry_after: timedelta | float | None = None) -> None:
         if retry_after is not None:
-            from .options import seconds
+            from .config.options import seconds
 
             retry_after = seconds("retry_after", retry_after)
         self.message = as_text(message)

@@ -10,11 +10,11 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from .exceptions import DurableError, DurableTimeoutError
-from .journal import Verdict
+from .journal.journal import Verdict
 
 if TYPE_CHECKING:
-    from .attempt import Attempt
-    from .step import Step
+    from .steps.attempt import Attempt
+    from .steps.step import Step
 
 
 class Interrupt(BaseException):

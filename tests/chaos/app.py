@@ -28,7 +28,7 @@ from celery_durable import (
     current_step,
     durable_task,
 )
-from celery_durable.driver import run_to_end
+from celery_durable.drivers.driver import run_to_end
 from tests.chaos import effects
 from tests.chaos.programs import (
     MAX_RECOVERIES_OF_A_POISON,

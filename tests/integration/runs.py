@@ -13,12 +13,12 @@ from celery import Celery
 from celery.app.trace import build_tracer
 
 from celery_durable import DurableTask
-from celery_durable.address import Address
-from celery_durable.call import Call
-from celery_durable.journal import Delivery, Fields, Opened
-from celery_durable.redis_journal import RedisJournal
-from celery_durable.request import DurableRequest
-from celery_durable.store import Store, _stores, store_of
+from celery_durable.app.address import Address
+from celery_durable.app.store import Store, _stores, store_of
+from celery_durable.delivery.call import Call
+from celery_durable.journal.journal import Delivery, Fields, Opened
+from celery_durable.redis.redis_journal import RedisJournal
+from celery_durable.worker.request import DurableRequest
 
 TASK = "shop.order"
 

@@ -10,8 +10,8 @@ from redis.exceptions import NoPermissionError
 
 import celery_durable
 from celery_durable import DurableContext, JournalUnavailableError, RunOptions, durable_task
-from celery_durable.startup import risks_of
-from celery_durable.store import store_of
+from celery_durable.app.store import store_of
+from celery_durable.worker.startup import risks_of
 from tests.groups import MAKES, RedisCluster, program_or_skip
 from tests.integration.runs import app_at, execute, lapse, new_id, opened, store_at
 from tests.processes import PROJECT
@@ -19,7 +19,7 @@ from tests.servers import RedisServer
 
 DAY = 24 * 3600.0
 RULES = re.findall(r"^ACL SETUSER (.+)$", (PROJECT / "docs/durability.md").read_text(encoding="utf-8"), re.MULTILINE)
-SCRIPTS = (Path(celery_durable.__file__).parent / "lua").glob("*.lua")
+SCRIPTS = (Path(celery_durable.__file__).parent / "redis" / "lua").glob("*.lua")
 
 
 def documented(index: int) -> list[str]:

@@ -17,10 +17,10 @@ from celery_durable import (
     JournalUnavailableError,
     durable_task,
 )
+from celery_durable.app.store import Store, store_of
 from celery_durable.interrupts import Fenced
-from celery_durable.redis_journal import RedisJournal
-from celery_durable.startup import risks_of
-from celery_durable.store import Store, store_of
+from celery_durable.redis.redis_journal import RedisJournal
+from celery_durable.worker.startup import risks_of
 from tests.groups import MAKES, is_linked, program_or_skip
 from tests.integration.network import Waits
 from tests.integration.runs import app_at, delivery, execute, lapse, new_id

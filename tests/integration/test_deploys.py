@@ -14,10 +14,11 @@ from celery import Celery
 from celery.result import AsyncResult
 from pydantic import BaseModel, Field, model_validator
 
-from celery_durable import DurableContext, DurableTask, RunOptions, TerminalError, build, durable_task
+from celery_durable import DurableContext, DurableTask, RunOptions, TerminalError, durable_task
+from celery_durable.app.store import store_of
 from celery_durable.commands import cancel
-from celery_durable.journal import Busy, Opened
-from celery_durable.store import store_of
+from celery_durable.config import build
+from celery_durable.journal.journal import Busy, Opened
 from tests.integration.runs import app_at, delivery, execute, lapse, new_id
 
 LONG_AGO = 1

@@ -11,16 +11,17 @@ from celery.canvas import Signature
 from celery.exceptions import Retry, SoftTimeLimitExceeded, TaskRevokedError
 from kombu.exceptions import OperationalError
 
-from celery_durable import DurableTask, RunOptions, outcome
-from celery_durable.attempt import Surroundings, Terms
-from celery_durable.call import fingerprint
+from celery_durable import DurableTask, RunOptions
+from celery_durable.app.store import store_of
+from celery_durable.delivery import outcome
+from celery_durable.delivery.call import fingerprint
+from celery_durable.delivery.message import HEADER, SEED
 from celery_durable.exceptions import JournalUnavailableError
-from celery_durable.execution import Execution
 from celery_durable.interrupts import Fenced, NotNow
-from celery_durable.message import HEADER, SEED
-from celery_durable.redis_journal import RedisJournal
-from celery_durable.request import DurableRequest
-from celery_durable.store import store_of
+from celery_durable.redis.redis_journal import RedisJournal
+from celery_durable.steps.attempt import Surroundings, Terms
+from celery_durable.task.execution import Execution
+from celery_durable.worker.request import DurableRequest
 from tests.integration.runs import (
     app_at,
     delivery,

@@ -7,7 +7,7 @@ import pytest
 from celery import Celery
 
 from celery_durable import DurableContext, JournalUnavailableError, durable_task
-from celery_durable.store import store_of
+from celery_durable.app.store import store_of
 from tests.integration.runs import app_at, execute, new_id, opened
 from tests.servers import RedisServer
 from tests.waiting import eventually

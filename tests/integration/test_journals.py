@@ -8,7 +8,7 @@ import pytest
 import redis
 from celery import Celery
 
-from celery_durable.store import store_of
+from celery_durable.app.store import store_of
 from tests.journals import tasks
 from tests.journals.drive import LONG_AGO, Golden
 from tests.journals.record import CASES

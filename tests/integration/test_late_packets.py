@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import redis
 
-from celery_durable import RunOptions, wire
+from celery_durable import RunOptions
+from celery_durable.app.store import Store, store_of
 from celery_durable.interrupts import Fenced
-from celery_durable.journal import Opened, Result, done_entry, open_entry, started_entry
-from celery_durable.redis_journal import RedisJournal
-from celery_durable.store import Store, store_of
+from celery_durable.journal.journal import Opened, Result, done_entry, open_entry, started_entry
+from celery_durable.redis import wire
+from celery_durable.redis.redis_journal import RedisJournal
 from tests.integration.network import Proxy
 from tests.integration.runs import TASK, app_at, delivery, execute, lapse, new_id, opened, state, store_at, task_of
 from tests.servers import RedisServer

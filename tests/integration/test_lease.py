@@ -13,14 +13,14 @@ import pytest
 import redis
 
 from celery_durable import RetryPolicy, RunOptions, durable_task
-from celery_durable import lease as lease_module
-from celery_durable.context import DurableContext
+from celery_durable.app.store import Store, store_of
 from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.interrupts import Fenced
-from celery_durable.journal import Busy, Opened
-from celery_durable.lease import RENEWALS_PER_LEASE
-from celery_durable.redis_journal import RedisJournal
-from celery_durable.store import Store, store_of
+from celery_durable.journal.journal import Busy, Opened
+from celery_durable.redis import lease as lease_module
+from celery_durable.redis.lease import RENEWALS_PER_LEASE
+from celery_durable.redis.redis_journal import RedisJournal
+from celery_durable.steps.context import DurableContext
 from tests.integration.runs import app_at, app_for, delivery, execute, lapse, new_id, opened, state, store_at
 from tests.servers import RedisServer
 from tests.waiting import eventually

@@ -11,8 +11,8 @@ from billiard.einfo import ExceptionInfo
 from celery import Celery, signals
 from celery.exceptions import WorkerLostError
 
-from celery_durable.request import DurableRequest
-from celery_durable.store import store_of
+from celery_durable.app.store import store_of
+from celery_durable.worker.request import DurableRequest
 from tests.integration.runs import app_at, execute, new_id, task_of
 from tests.receivers import receiver
 

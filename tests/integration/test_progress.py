@@ -17,13 +17,13 @@ from celery.exceptions import SoftTimeLimitExceeded
 from pydantic import BaseModel, field_validator
 
 from celery_durable import DurableContext, DurableTimeoutError, RetryPolicy, RunOptions, durable_task
-from celery_durable.abandonment import Abandonment
-from celery_durable.attempt import Attempt
-from celery_durable.current import execution_of
+from celery_durable.app.store import store_of
+from celery_durable.drivers.progress import watcher
+from celery_durable.drivers.strike import in_user_code
 from celery_durable.interrupts import Overrun
-from celery_durable.progress import watcher
-from celery_durable.store import store_of
-from celery_durable.strike import in_user_code
+from celery_durable.steps.attempt import Attempt
+from celery_durable.task.abandonment import Abandonment
+from celery_durable.task.current import execution_of
 from tests.integration.runs import app_at, execute, new_id, state
 from tests.waiting import eventually
 

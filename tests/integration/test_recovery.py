@@ -12,9 +12,9 @@ import redis
 from celery import Celery
 
 from celery_durable import JournalUnreadableError
-from celery_durable.message import HEADER
-from celery_durable.recovery import Recovery, RecoveryThread
-from celery_durable.store import store_of
+from celery_durable.app.store import store_of
+from celery_durable.delivery.message import HEADER
+from celery_durable.worker.recovery import Recovery, RecoveryThread
 from tests.integration.runs import app_at, execute, lapse, new_id, opened, task_of
 from tests.servers import RedisServer
 

@@ -11,9 +11,11 @@ import redis
 from celery.signals import before_task_publish
 
 from celery_durable import ConfigurationError, JournalUnreadableError, RunOptions, TerminalError
-from celery_durable.call import Call
+from celery_durable.app.store import Store, store_of
+from celery_durable.delivery.call import Call
+from celery_durable.delivery.message import HEADER
 from celery_durable.interrupts import Fenced
-from celery_durable.journal import (
+from celery_durable.journal.journal import (
     Busy,
     Finished,
     Foreign,
@@ -24,9 +26,7 @@ from celery_durable.journal import (
     open_entry,
     started_entry,
 )
-from celery_durable.message import HEADER
-from celery_durable.redis_journal import RedisJournal
-from celery_durable.store import Store, store_of
+from celery_durable.redis.redis_journal import RedisJournal
 from tests.integration.network import Proxy
 from tests.integration.runs import (
     TASK,

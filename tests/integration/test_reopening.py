@@ -12,9 +12,9 @@ import redis
 from celery import Celery
 
 from celery_durable import TerminalError
-from celery_durable.message import HEADER
-from celery_durable.retry_task import NAME
-from celery_durable.store import store_of
+from celery_durable.app.store import store_of
+from celery_durable.delivery.message import HEADER
+from celery_durable.task.retry_task import NAME
 from tests.integration.runs import app_at, deliver, new_id, sent, task_of
 from tests.servers import RedisServer
 

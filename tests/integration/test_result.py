@@ -16,12 +16,12 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery.result import EagerResult, GroupResult
 from kombu.exceptions import EncodeError
 
-from celery_durable import outcome
+from celery_durable.app.store import Store, store_of
+from celery_durable.delivery import outcome
+from celery_durable.delivery.report import SparingBackend
 from celery_durable.interrupts import Fenced
-from celery_durable.journal import NO_RESULT, Result
-from celery_durable.redis_journal import RedisJournal
-from celery_durable.report import SparingBackend
-from celery_durable.store import Store, store_of
+from celery_durable.journal.journal import NO_RESULT, Result
+from celery_durable.redis.redis_journal import RedisJournal
 from tests.integration.network import Waits
 from tests.integration.runs import app_at, execute, lapse, new_id, opened, state, store_at, task_of
 from tests.servers import RedisServer, free_port

@@ -9,9 +9,9 @@ import redis
 from celery import Celery
 
 from celery_durable import RunNotRetryableError
-from celery_durable.journal import done_entry, open_entry, started_entry
-from celery_durable.retry_task import NAME
-from celery_durable.store import store_of
+from celery_durable.app.store import store_of
+from celery_durable.journal.journal import done_entry, open_entry, started_entry
+from celery_durable.task.retry_task import NAME
 from tests.integration.runs import app_at, execute, new_id, opened, task_of
 
 CALL = '{"args":[],"kwargs":{},"options":{"task_id":"any"}}'

@@ -10,9 +10,9 @@ from celery import Celery, signals
 from celery.worker import state as worker_state
 
 from celery_durable import DurableTask, TaskCancelled, cancel
-from celery_durable.message import HEADER
-from celery_durable.revocation import Revocations
-from celery_durable.store import store_of
+from celery_durable.app.store import store_of
+from celery_durable.delivery.message import HEADER
+from celery_durable.worker.revocation import Revocations
 from tests.integration.runs import app_at, execute, lapse, new_id, task_of
 from tests.receivers import receiver
 

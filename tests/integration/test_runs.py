@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import redis
 
+from celery_durable.app.store import Store
 from celery_durable.interrupts import Fenced
-from celery_durable.journal import Busy, Finished, Opened
-from celery_durable.redis_journal import SHARDS, RedisJournal, owner_name
-from celery_durable.runs import Claimed, Claims, Whose
-from celery_durable.store import Store
+from celery_durable.journal.journal import Busy, Finished, Opened
+from celery_durable.redis.redis_journal import SHARDS, RedisJournal, owner_name
+from celery_durable.redis.runs import Claimed, Claims, Whose
 from tests.integration.network import Waits
 from tests.integration.runs import TASK, delivery, lapse, new_id, opened, state, store_at
 
@@ -412,7 +412,7 @@ def test_an_attempt_says_which_process_it_is_in(store: Store) -> None:
 POOL = """
 import sys
 import billiard
-from celery_durable.redis_journal import owner_name
+from celery_durable.redis.redis_journal import owner_name
 
 def tell():
     print(owner_name(1), flush=True)

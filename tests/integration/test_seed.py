@@ -11,10 +11,10 @@ from celery import Celery, chord, group
 from celery.beat import ScheduleEntry, Scheduler
 
 from celery_durable import DurableTask, RunOptions, current_step
-from celery_durable.call import Call
-from celery_durable.message import HEADER, SEED
-from celery_durable.retry_task import NAME
-from celery_durable.store import store_of
+from celery_durable.app.store import store_of
+from celery_durable.delivery.call import Call
+from celery_durable.delivery.message import HEADER, SEED
+from celery_durable.task.retry_task import NAME
 from tests.integration.runs import app_at, deliver, execute, new_id, saved_call, sent, task_of
 from tests.servers import free_port
 

@@ -7,8 +7,8 @@ import pytest
 from celery import Celery
 
 from celery_durable import AsyncDurableContext, ConfigurationError, DurableContext, durable_task
-from celery_durable.startup import risks_of
-from celery_durable.store import store_of
+from celery_durable.app.store import store_of
+from celery_durable.worker.startup import risks_of
 from tests.groups import MAKES, MASTER_NAME, Watched, program_or_skip
 from tests.integration.runs import app_at, app_for, execute, new_id
 from tests.servers import OLDEST, free_port

@@ -9,7 +9,7 @@ import pytest
 from celery import Celery, signals
 
 from celery_durable import DurableTask
-from celery_durable.startup import Risk, risks_of
+from celery_durable.worker.startup import Risk, risks_of
 from tests.integration.runs import app_at, task_of
 from tests.servers import RedisServer
 

@@ -15,8 +15,8 @@ import redis
 from celery import Celery
 
 from celery_durable import AsyncDurableContext, DurableContext, RunOptions, durable_task
-from celery_durable.store import store_of
-from celery_durable.threads import hanging
+from celery_durable.app.store import store_of
+from celery_durable.drivers.threads import hanging
 from tests.integration.runs import app_at, execute, lapse, new_id, opened, state
 from tests.processes import PROJECT
 from tests.servers import RedisServer

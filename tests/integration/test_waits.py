@@ -21,8 +21,8 @@ from celery_durable import (
     TerminalError,
     cancel,
 )
-from celery_durable.journal import Busy
-from celery_durable.store import Store, store_of
+from celery_durable.app.store import Store, store_of
+from celery_durable.journal.journal import Busy
 from tests.integration.runs import app_at, delivery, execute, lapse, new_id, opened, state, task_of
 
 HOUR = 3600

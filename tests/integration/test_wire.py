@@ -20,12 +20,13 @@ from unittest import mock
 import pytest
 import redis
 
-from celery_durable import ConfigurationError, JournalUnavailableError, driver
-from celery_durable.journal import Opened, done_entry
-from celery_durable.lookout import Lookout
-from celery_durable.startup import risks_of
-from celery_durable.store import Store, store_of
-from celery_durable.wire import Wire, pack
+from celery_durable import ConfigurationError, JournalUnavailableError
+from celery_durable.app.store import Store, store_of
+from celery_durable.drivers import driver
+from celery_durable.journal.journal import Opened, done_entry
+from celery_durable.redis.lookout import Lookout
+from celery_durable.redis.wire import Wire, pack
+from celery_durable.worker.startup import risks_of
 from tests.groups import program_or_skip
 from tests.integration.network import Proxy
 from tests.integration.runs import app_at, app_for, delivery, execute, new_id, opened, state, store_at, task_of

@@ -7,8 +7,8 @@ import redis
 from celery import Celery
 from celery.app.trace import build_tracer
 
-from celery_durable.call import Call
-from celery_durable.store import store_of
+from celery_durable.app.store import store_of
+from celery_durable.delivery.call import Call
 
 LONG_AGO, FAR_AHEAD = 1, 4_102_444_800_000
 """Times for waits that are over, and for waits that are not, whenever this runs: ms since the epoch."""

@@ -9,7 +9,7 @@ from celery.events.state import State
 from celery.result import AsyncResult
 
 from celery_durable import TaskCancelled, TerminalError, cancel
-from celery_durable.message import HEADER
+from celery_durable.delivery.message import HEADER
 from tests.smoke import effects
 from tests.smoke.apps import monitors
 from tests.smoke.nodes import DurableSetup

@@ -8,8 +8,8 @@ from unittest.mock import Mock, call
 import pytest
 
 from celery_durable import TaskCancelled
-from celery_durable.announcement import Announcement
-from celery_durable.report import SUSPENDED
+from celery_durable.delivery.announcement import Announcement
+from celery_durable.delivery.report import SUSPENDED
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(3600, [call("task-suspended", until="soon")]), (0, [])])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from celery_durable import build
+from celery_durable.config import build
 
 SOURCE = """
 def task(ctx, order):
@@ -56,7 +56,7 @@ def test_what_does_something_else_is_another_build(old: str, new: str) -> None:
 
 
 def test_it_is_the_same_in_every_process() -> None:
-    program = f"from celery_durable import build\nexec({SOURCE!r})\nprint(build.of(task))"
+    program = f"from celery_durable.config import build\nexec({SOURCE!r})\nprint(build.of(task))"
     found = {
         subprocess.run(
             [sys.executable, "-c", program],

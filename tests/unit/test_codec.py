@@ -28,9 +28,9 @@ from pydantic_core import core_schema
 from typing_extensions import TypeAliasType, TypedDict
 
 from celery_durable import ConfigurationError
-from celery_durable.codec import Encoded, NotEncodable, declared_type, decode, encode, same
-from celery_durable.serializers import check_compression, check_serializer
-from celery_durable.tagged import is_model
+from celery_durable.values.codec import Encoded, NotEncodable, declared_type, decode, encode, same
+from celery_durable.values.serializers import check_compression, check_serializer
+from celery_durable.values.tagged import is_model
 
 # -- what goes round ---------------------------------------------------------------------------------------------------
 

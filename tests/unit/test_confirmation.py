@@ -2,8 +2,8 @@
 
 import pytest
 
-from celery_durable.confirmation import why_not_on_disk
-from celery_durable.server import Server
+from celery_durable.redis.confirmation import why_not_on_disk
+from celery_durable.redis.server import Server
 
 ALWAYS = {"appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
 EVERYSEC = ALWAYS | {"appendfsync": "everysec"}

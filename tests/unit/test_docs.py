@@ -135,7 +135,7 @@ def test_the_readme_adds_up_the_waits(options: str, seconds: str) -> None:
 
 
 def test_the_settings_page_has_every_setting_with_its_mark() -> None:
-    from celery_durable.settings import TASK_OPTIONS, Settings
+    from celery_durable.config.settings import TASK_OPTIONS, Settings
 
     page = (PROJECT / "docs" / "settings.md").read_text()
     rows = dict(re.findall(r"^\| `durable_(\w+)` \|[^|]*\| ?(✓?) ?\|", page, re.MULTILINE))

@@ -12,8 +12,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from celery_durable import driver
-from celery_durable.driver import OnLoop, wait_for
+from celery_durable.drivers import driver
+from celery_durable.drivers.driver import OnLoop, wait_for
 from tests.processes import PROJECT
 
 HEAD = """

@@ -42,11 +42,11 @@ from celery_durable import (
     RunOptions,
     TerminalError,
     durable_task,
-    siblings,
 )
-from celery_durable.driver import wait_for
-from celery_durable.execution import _eager_journals
-from celery_durable.journal import MemoryJournal
+from celery_durable.drivers import siblings
+from celery_durable.drivers.driver import wait_for
+from celery_durable.journal.journal import MemoryJournal
+from celery_durable.task.execution import _eager_journals
 from tests.receivers import receiver
 from tests.unit.conftest import Action
 

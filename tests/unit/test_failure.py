@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from celery_durable import RetriesExhausted, TerminalError
-from celery_durable.failure import RecordedTraceback, describe, failure_of, portable, shown, traceback_of
+from celery_durable.values.failure import RecordedTraceback, describe, failure_of, portable, shown, traceback_of
 
 
 class CardDeclined(TerminalError):

@@ -6,8 +6,8 @@ from itertools import chain, repeat
 
 import pytest
 
-from celery_durable import lookout
-from celery_durable.lookout import Lookout
+from celery_durable.redis import lookout
+from celery_durable.redis.lookout import Lookout
 
 IN_TIME, LATE = 9e-6, 1.0
 """Seconds that a look takes."""

@@ -22,11 +22,11 @@ from celery_durable import (
     current_step,
     durable_task,
 )
-from celery_durable.attempt import Attempt
+from celery_durable.drivers.progress import Watch, watcher
+from celery_durable.drivers.strike import Strike, here
 from celery_durable.interrupts import FailAttempt, Interrupt, Overrun, RetryStep
-from celery_durable.progress import Watch, watcher
-from celery_durable.step import Step
-from celery_durable.strike import Strike, here
+from celery_durable.steps.attempt import Attempt
+from celery_durable.steps.step import Step
 from tests.unit.conftest import Run
 from tests.waiting import eventually
 

@@ -15,8 +15,8 @@ from celery.app.trace import trace_task_ret
 from celery.worker.request import Request
 
 from celery_durable import DurableContext, DurableTask, durable_task
-from celery_durable.message import ARGUMENTS, received
-from celery_durable.request import DurableRequest
+from celery_durable.delivery.message import ARGUMENTS, received
+from celery_durable.worker.request import DurableRequest
 
 
 @pytest.fixture

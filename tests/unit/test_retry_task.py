@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_durable import JournalUnreadableError, store
-from celery_durable.call import Call
-from celery_durable.retry_task import retry
+from celery_durable import JournalUnreadableError
+from celery_durable.app import store
+from celery_durable.delivery.call import Call
+from celery_durable.task.retry_task import retry
 
 STARTED = b'{"name":"pay","state":"started","attempts":1}'
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from celery_durable import ConfigurationError, codec, outcome
-from celery_durable.call import Call
+from celery_durable import ConfigurationError
+from celery_durable.delivery import outcome
+from celery_durable.delivery.call import Call
+from celery_durable.values import codec
 
 PICKLE = "application/x-python-serialize"
 executed: list[str] = []

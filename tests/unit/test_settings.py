@@ -11,8 +11,8 @@ from celery import Celery
 from redis.connection import SSLConnection
 
 from celery_durable import ConfigurationError, DurableContext, DurableTask, RetryPolicy, durable_task
-from celery_durable.address import Address, without_password
-from celery_durable.settings import TASK_OPTIONS, Settings
+from celery_durable.app.address import Address, without_password
+from celery_durable.config.settings import TASK_OPTIONS, Settings
 
 
 def nothing() -> None:

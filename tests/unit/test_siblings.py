@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from celery_durable import AsyncDurableContext, EntryNotRecordableError, RunOptions, TerminalError, driver, siblings
+from celery_durable import AsyncDurableContext, EntryNotRecordableError, RunOptions, TerminalError
+from celery_durable.drivers import driver, siblings
 from celery_durable.interrupts import EndRun, Interrupt, RetryStep, Sleep
 from tests.unit.conftest import Action, Run
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_durable import DurableTask, silence
-from celery_durable.context import DurableContext
+from celery_durable import DurableTask
+from celery_durable.drivers import silence
+from celery_durable.steps.context import DurableContext
 from tests.unit.conftest import Run
 
 

@@ -23,9 +23,9 @@ from celery_durable import (
     RunOptions,
     durable_task,
 )
+from celery_durable.config.settings import Settings
+from celery_durable.drivers.threads import actions, hanging, in_each_thread
 from celery_durable.interrupts import FailAttempt, Fenced, RetryStep
-from celery_durable.settings import Settings
-from celery_durable.threads import actions, hanging, in_each_thread
 from tests.processes import PROJECT
 from tests.unit.conftest import Run
 from tests.waiting import eventually

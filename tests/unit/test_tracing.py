@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from celery_durable import RunOptions, strike, tracing
+from celery_durable import RunOptions, tracing
+from celery_durable.drivers import strike
 from celery_durable.interrupts import RetryStep
 from tests.unit.conftest import Action, Run
 

@@ -28,8 +28,8 @@ from celery_durable import (
     TerminalError,
     durable_task,
 )
+from celery_durable.config.options import Duration
 from celery_durable.interrupts import EndRun, FailAttempt, RetryStep, Sleep
-from celery_durable.options import Duration
 from tests.unit.conftest import Action, Run
 
 TEN_YEARS = timedelta(days=3653)

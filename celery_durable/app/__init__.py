@@ -1,0 +1,1 @@
+"""What belongs to a Celery app: where its Redis is, and the connections to it."""

@@ -1,0 +1,156 @@
+"""Where an app's Redis is: a server, the master that Sentinels name, or a Cluster. Read as Celery reads its URLs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+from celery_durable.config.settings import Settings
+from celery_durable.exceptions import ConfigurationError
+from celery_durable.journal.journal import LONGEST_READ
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from redis.connection import ConnectionPool
+
+_SINGLE = frozenset({"redis", "rediss", "redis+socket", "socket"})
+_SENTINEL = "sentinel"
+_CLUSTER = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
+_SCHEMES = _SINGLE | {_SENTINEL} | _CLUSTER.keys()
+_SUPPORTED = "a URL of redis://, rediss://, redis+socket://, sentinel://, redis+cluster:// or rediss+cluster://"
+_SEPARATOR = ";"
+_LONGEST_SENTINEL = 1.0
+_MANY = 2**31
+
+
+class Address(NamedTuple):
+    """The URL of a Redis; of Sentinels and of a Cluster there may be several, separated by ``;``."""
+
+    url: str
+    options: Mapping[str, Any] = {}
+    """``result_backend_transport_options``, or ``broker_transport_options`` where the URL is the broker's."""
+
+    @classmethod
+    def of(cls, conf: Any, settings: Settings) -> Address:
+        """``durable_redis_url``, else the result backend, else the broker: the first that is a Redis.
+
+        Raises:
+            ConfigurationError: there is none, or it lacks something.
+        """
+        candidates = {
+            "durable_redis_url": settings.redis_url,
+            # As attributes: Celery looks into the environment, too.
+            "result_backend": conf.result_backend,
+            "broker_url": conf.broker_url,
+        }
+        for name, value in candidates.items():
+            urls = value if isinstance(value, (list, tuple)) else str(value or "").split(_SEPARATOR)
+            scheme = urlsplit(urls[0]).scheme if urls else ""
+            if scheme in _SCHEMES:
+                option = f"{'broker' if name == 'broker_url' else 'result_backend'}_transport_options"
+                options = getattr(conf, option)
+                # Of several servers that are no group kombu takes the first that answers; a journal has one place.
+                address = cls(urls[0] if scheme in _SINGLE else _SEPARATOR.join(urls), options or {})
+                if address.is_sentinel and not address.master_name:
+                    raise ConfigurationError(
+                        f"{address} names Sentinels, but not their master: set {option} = {{'master_name': ...}}"
+                    )
+                return address
+            if name == "durable_redis_url" and value:
+                raise ConfigurationError(f"durable_redis_url must be {_SUPPORTED}, got {without_password(value)}")
+        found = ", ".join(f"{name}={without_password(value) if value else None}" for name, value in candidates.items())
+        raise ConfigurationError(f"no Redis for the journal: set durable_redis_url to {_SUPPORTED}; found {found}")
+
+    @property
+    def _scheme(self) -> str:
+        return urlsplit(self.url).scheme
+
+    @property
+    def is_sentinel(self) -> bool:
+        return self._scheme == _SENTINEL
+
+    @property
+    def is_cluster(self) -> bool:
+        return self._scheme in _CLUSTER
+
+    @property
+    def master_name(self) -> str | None:
+        """Of a master that Sentinels watch: in the options, where Celery has it, or in the URL."""
+        in_url = parse_qs(urlsplit(self.url.split(_SEPARATOR)[0]).query).get("master_name")
+        return in_url[0] if in_url else self.options.get("master_name")
+
+    @property
+    def nodes(self) -> list[tuple[str, int]]:
+        """The nodes of a Cluster that are known in advance."""
+        urls = [part if "://" in part else f"redis://{part}" for part in self.url.split(_SEPARATOR) if part]
+        return [(parts.hostname or "localhost", parts.port or 6379) for parts in map(urlsplit, urls)]
+
+    def __str__(self) -> str:
+        return without_password(self.url)
+
+    @property
+    def url_for_celery(self) -> str:
+        """As Celery's backend of a single Redis is given it."""
+        return self.url.removeprefix("redis+")
+
+    # -- connections
+
+    def pool(self, app: Celery | None) -> ConnectionPool:
+        """What makes connections with Celery's own reading of the URL, and with reads that end in seconds."""
+        if self.is_sentinel:
+            return self._pool_by_sentinels(app)
+        from celery.backends.redis import RedisBackend
+        from redis.connection import ConnectionPool
+
+        url = self.url_for_celery
+        if self.is_cluster:
+            url = _CLUSTER[self._scheme] + self.url.split(_SEPARATOR)[0].removeprefix(self._scheme)
+        backend: Any = RedisBackend(app=app, url=url)
+        return ConnectionPool(**_bounded(backend.connparams))
+
+    def _pool_by_sentinels(self, app: Celery | None) -> ConnectionPool:
+        """Each of its connections asks the Sentinels for the master when it connects."""
+        from celery.backends.redis import SentinelBackend
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+        from redis.sentinel import Sentinel, SentinelConnectionPool
+
+        backend: Any = SentinelBackend(app=app, url=self.url)
+        params = _bounded(backend.connparams)
+        sentinels = Sentinel(  # type: ignore[no-untyped-call]
+            [(host["host"], host["port"]) for host in params.pop("hosts")],
+            min_other_sentinels=self.options.get("min_other_sentinels", 0),
+            sentinel_kwargs={
+                # A Sentinel that is gone is not to be waited for: the next one knows as much.
+                "socket_timeout": _LONGEST_SENTINEL,
+                "socket_connect_timeout": _LONGEST_SENTINEL,
+                "retry": Retry(NoBackoff(), 0),
+                **self.options.get("sentinel_kwargs", {}),
+            },
+        )
+        params["host"] = ""  # until the Sentinels have named one: no message is to speak of redis-py's default
+        return SentinelConnectionPool(self.master_name, sentinels, **params)  # type: ignore[no-untyped-call]
+
+
+def _bounded(params: Mapping[str, Any]) -> dict[str, Any]:
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    bounded = {name: value for name, value in params.items() if name != "retry_on_timeout"}
+    bounded["max_connections"] = _MANY  # an attempt has one of its own, and waits for nobody
+    bounded["retry"] = Retry(NoBackoff(), 0)  # the wire tries again, and knows for how long
+    for timeout in ("socket_timeout", "socket_connect_timeout"):
+        if timeout in params or "path" not in params:
+            bounded[timeout] = min(params.get(timeout) or LONGEST_READ, LONGEST_READ)
+    return bounded
+
+
+def without_password(url: Any) -> str:
+    """A URL, or several, as they may be shown."""
+    return _SEPARATOR.join(_masked(part) for part in str(url).split(_SEPARATOR))
+
+
+def _masked(url: str) -> str:
+    parts = urlsplit(url)
+    return url.replace(f":{parts.password}@", ":***@") if parts.password else url

@@ -1,0 +1,84 @@
+"""The Redis of an app: which one it is, and this process's connections to it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from celery_durable.config.settings import Settings
+from celery_durable.delivery import result
+from celery_durable.journal.journal import Result
+from celery_durable.redis.cluster import Cluster
+from celery_durable.redis.lease import Lease, LeaseKeeper
+from celery_durable.redis.redis_journal import Keys, RedisJournal
+from celery_durable.redis.runs import Runs
+from celery_durable.redis.shards import Shards
+from celery_durable.redis.wire import Wires
+from celery_durable.task.hold import Hold
+
+from .address import Address
+
+
+class Store:
+    """Where the runs of an app are kept."""
+
+    def __init__(self, app: Any) -> None:
+        self.settings = Settings.of(app)
+        self.address = Address.of(app.conf, self.settings)
+        # A write is retried for as long as the lease that protects it. The app is not to be kept alive by its store.
+        app, address, patience = ref(app), self.address, self.settings.lease
+        if address.is_cluster:
+            self._cluster: Cluster | None = Cluster(lambda: address.pool(app()), address.nodes, patience)
+            self.shards = Shards(self.settings.key_prefix, self._cluster.wires_to)
+        else:
+            self._cluster, wires = None, Wires(lambda: address.pool(app()), patience)
+            self.shards = Shards(self.settings.key_prefix, lambda _key: wires)
+        # Of a Cluster each shard has its own keeper: one that waits for a dead node keeps none of the others waiting.
+        self._keepers = {wires: LeaseKeeper(wires, patience) for wires in self.shards.by_wires()}
+        self.wires, self.leases = next(iter(self._keepers.items()))
+        """Those of one Redis; of a Cluster, those of the first shard."""
+        self.runs = Runs(self.shards, self.settings.lease)
+
+    def masters(self) -> list[Wires]:
+        """The connections to each server that has runs.
+
+        Raises:
+            JournalUnavailableError: no node of the Cluster answers.
+        """
+        return [self.wires] if self._cluster is None else self._cluster.by_master()
+
+    def keys(self, task_id: str) -> Keys:
+        return self.shards.of(task_id).keys(task_id)
+
+    def journal(self, task_id: str) -> RedisJournal:
+        shard = self.shards.of(task_id)
+        return RedisJournal(shard.wires, shard.keys(task_id), self.settings.lease)
+
+    def result_of(self, task: Any, request: Any, value: Any) -> Result | None:
+        """The result of a success, if the journal is to write it: see :mod:`result`."""
+        return result.alone(task, request, value, self.address.url_for_celery)
+
+    def hold(self, task_id: str, settings: Settings) -> Hold:
+        """A hold on a run, not opened yet; *settings* are those of its task."""
+        shard = self.shards.of(task_id)
+        keep = min(settings.retention, settings.failure_retention)
+        journal = RedisJournal(shard.wires, shard.keys(task_id), self.settings.lease, settings.journal_sync, keep)
+        return Hold(journal, settings, Lease(self._keepers[shard.wires], journal))
+
+
+_stores: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def store_of(app: Any) -> Store:
+    """The store of *app*, made at first use.
+
+    Raises:
+        ConfigurationError: a ``durable_*`` setting is wrong, or no Redis is configured.
+    """
+    store = _stores.get(app)
+    if store is None:
+        with _making:
+            store = _stores.get(app) or _stores.setdefault(app, Store(app))
+    return store

@@ -1,0 +1,1 @@
+"""Options and settings: checked when they are given, frozen after that."""

@@ -1,0 +1,90 @@
+"""Checked keyword options: the metaclass that suggests the right name, and the parsers of their values."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import fields
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from celery_durable.exceptions import ConfigurationError
+
+Duration = timedelta | float
+"""A ``timedelta`` or a number of seconds."""
+
+# What other systems call these options, and what people type first.
+_KNOWN_AS = {
+    "retry_interval": "initial_retry_interval",
+    "initial_interval": "initial_retry_interval",
+    "retry_interval_multiplier": "retry_interval_factor",
+    "exponentiation_factor": "retry_interval_factor",
+    "max_interval": "max_retry_interval",
+    "max_retries": "max_attempts",
+    "max_retry_attempts": "max_attempts",
+    "on_max_attempts": "on_exhausted",
+    "serde": "serializer",
+}
+
+
+def suggestion(unknown: str, known: Iterable[str], also_known_as: dict[str, str] | None = None) -> str:
+    """`` (did you mean ...?)`` for the nearest known name, or nothing."""
+    import difflib  # for the message of an error only
+
+    known = list(known)
+    alias = (also_known_as or {}).get(unknown)
+    near = [alias] if alias in known else difflib.get_close_matches(unknown, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def seconds(name: str, value: Any, *, zero: bool = True) -> float:
+    """*value* as finite, non-negative seconds; *zero* says whether 0 is allowed."""
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigurationError(f"{name} must be a timedelta or a number of seconds, got {value!r}")
+    try:
+        value = float(value)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ConfigurationError(f"{name} must be {'0 or more' if zero else 'more than 0'} seconds, got {value!r}")
+    return value  # type: ignore[no-any-return]
+
+
+def factor(name: str, value: Any) -> float:
+    """*value* as a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < sys.float_info.max:
+        raise ConfigurationError(f"{name} must be a number above 0, got {value!r}")
+    return float(value)
+
+
+def whole(name: str, value: Any, *, least: int) -> int:
+    """*value* as an integer of at least *least*."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigurationError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ConfigurationError(f"{name} must be {least} or more, got {value!r}")
+    return value
+
+
+if TYPE_CHECKING:
+    # Type checkers read the signature of the dataclass; the metaclass adds nothing to it.
+    KeywordOptions = type
+else:
+
+    class KeywordOptions(type):
+        """Refuses unknown keywords with the name that was probably meant."""
+
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            if args:
+                raise ConfigurationError(f"{cls.__name__} takes keyword arguments only, got {args!r}")
+            known = [field.name for field in fields(cls)]
+            for name in kwargs:
+                if name not in known:
+                    raise ConfigurationError(
+                        f"{cls.__name__} has no option {name!r}{suggestion(name, known, _KNOWN_AS)}; "
+                        f"it has: {', '.join(known)}"
+                    )
+            return super().__call__(**kwargs)

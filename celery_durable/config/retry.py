@@ -1,0 +1,276 @@
+"""Retry policies: frozen values that answer "again, and when?"; they act on nothing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from math import inf
+from typing import Any, NamedTuple
+
+from celery_durable.exceptions import ConfigurationError, RetryableError
+from celery_durable.values.serializers import ACCEPT_ANY, check_compression, check_serializer
+
+from .options import Duration, KeywordOptions, factor, seconds, whole
+
+
+class Backoff(NamedTuple):
+    """When to try again: exponential delays (in seconds) under optional limits."""
+
+    initial: float
+    factor: float
+    longest: float
+    max_attempts: int | None
+    max_duration: float | None
+    jitter: bool = False
+
+    @property
+    def limited(self) -> bool:
+        return self.max_attempts is not None or self.max_duration is not None
+
+    def delay(self, failures: int) -> float:
+        """Seconds to wait after the *failures*-th failure (the first is 1)."""
+        try:
+            delay = min(self.longest, self.initial * self.factor ** (failures - 1))
+        except OverflowError:
+            delay = self.longest
+        return random.uniform(0, delay) if self.jitter else delay  # noqa: S311
+
+    def next(self, failures: int, elapsed: float, error: BaseException | None = None) -> float | None:
+        """Seconds until the next execution, or None when the limits allow no further one.
+
+        *failures* counts the one just seen; *elapsed* is the time since the first execution began.
+        """
+        if self.max_attempts is not None and failures >= self.max_attempts:
+            return None
+        delay = self.delay(failures)
+        if isinstance(error, RetryableError) and error.retry_after is not None:
+            delay = error.retry_after
+        # A wait that would end past the limit is not begun.
+        if self.max_duration is not None and elapsed + delay > self.max_duration:
+            return None
+        return delay
+
+
+def _check_retry_fields(options: Any) -> None:
+    """The fields that RunOptions and RetryPolicy share."""
+    intervals = ("initial_retry_interval", "max_retry_interval", "max_duration")
+    for name in intervals:
+        value = getattr(options, name)
+        if value is not None:
+            seconds(name, value, zero=False)
+    if options.retry_interval_factor is not None:
+        factor("retry_interval_factor", options.retry_interval_factor)
+    if options.max_attempts is not None:
+        whole("max_attempts", options.max_attempts, least=1)
+    if not isinstance(options.jitter, bool):
+        raise ConfigurationError(f"jitter must be True or False, got {options.jitter!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(metaclass=KeywordOptions):
+    """How one step is retried and recorded; mirrors Restate's ``RunOptions``.
+
+    If any of the first five is set the step is retried by these options; those left out are 50 ms, factor 2, 10 s, no
+    limit. If none is set, a failure of the step is handled like any other exception of the task.
+
+    Args:
+        initial_retry_interval: wait after the first failure (``timedelta`` or seconds, more than 0).
+        retry_interval_factor: what each further wait is multiplied with (more than 0).
+        max_retry_interval: longest wait.
+        max_duration: give up when the next wait would end later than this after the start of the first execution.
+        max_attempts: give up after so many executions, the first included. 1: the step is started at most once,
+            whatever happens, until somebody retries the failed run.
+        max_retry_duration: an alias of ``max_duration``.
+        jitter: wait a random time between 0 and the computed delay, as Celery's ``retry_jitter``. Default False.
+        timeout: how long one execution may run (``timedelta`` or seconds, more than 0); one that runs longer has failed
+            with :class:`DurableTimeoutError`. Not a retry option: without those the task's policy retries it.
+        non_retryable: exception classes that are never retried; they become a ``TerminalError``.
+        serializer: a name of kombu's registry, or an object with ``serialize(obj) -> bytes`` and ``deserialize``.
+        compression: a name of kombu's compression registry (``"zlib"``, ...).
+        type_hint: the type of the result, where the action has no return annotation.
+
+    Raises:
+        ConfigurationError: a value is wrong, or a name is unknown (the message suggests the right one).
+    """
+
+    initial_retry_interval: Duration | None = None
+    retry_interval_factor: float | None = None
+    max_retry_interval: Duration | None = None
+    max_duration: Duration | None = None
+    max_attempts: int | None = None
+    max_retry_duration: Duration | None = field(default=None, compare=False)
+    jitter: bool = False
+    timeout: Duration | None = None
+    non_retryable: tuple[type[BaseException], ...] = ()
+    serializer: Any = None
+    compression: str | None = None
+    type_hint: Any = None
+
+    def __post_init__(self) -> None:
+        if self.max_retry_duration is not None:
+            alias = seconds("max_retry_duration", self.max_retry_duration, zero=False)
+            if self.max_duration is not None and seconds("max_duration", self.max_duration) != alias:
+                raise ConfigurationError(
+                    f"max_retry_duration={self.max_retry_duration!r} is an alias of max_duration, which is "
+                    f"{self.max_duration!r}: give one of them"
+                )
+            object.__setattr__(self, "max_duration", self.max_retry_duration)
+        _check_retry_fields(self)
+        if self.timeout is not None:
+            seconds("timeout", self.timeout, zero=False)
+        object.__setattr__(self, "non_retryable", _classes("non_retryable", self.non_retryable))
+        if self.serializer is not None:
+            check_serializer(self.serializer, ACCEPT_ANY)
+        if self.compression is not None:
+            check_compression(self.compression)
+
+    @property
+    def longest_execution(self) -> float:
+        """How long one execution may run, in seconds."""
+        return inf if self.timeout is None else seconds("timeout", self.timeout)
+
+    @cached_property
+    def backoff(self) -> Backoff | None:
+        """The step's own retry policy, or None where the task's decides."""
+        given = (
+            self.initial_retry_interval,
+            self.retry_interval_factor,
+            self.max_retry_interval,
+            self.max_duration,
+            self.max_attempts,
+        )
+        if all(value is None for value in given):
+            return None
+        return _backoff_of(self, initial=0.05, longest=10.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy(metaclass=KeywordOptions):
+    """How a ``@durable_task`` is retried; mirrors Restate's ``InvocationRetryPolicy``.
+
+    It counts the failed attempts since the run last recorded a step.
+
+    Args:
+        initial_retry_interval: wait after the first failure. Default 500 ms.
+        retry_interval_factor: default 2.
+        max_retry_interval: default 60 s.
+        max_duration: default None, no limit.
+        max_attempts: attempts in a row that may fail. Default 70; None: no limit.
+        jitter: default False.
+        on_exhausted: ``"fail"``: state FAILURE with the last exception, journal kept.
+
+    Raises:
+        ConfigurationError: a value is wrong, or a name is unknown.
+    """
+
+    initial_retry_interval: Duration = timedelta(milliseconds=500)
+    retry_interval_factor: float = 2.0
+    max_retry_interval: Duration = timedelta(seconds=60)
+    max_duration: Duration | None = None
+    max_attempts: int | None = 70
+    jitter: bool = False
+    on_exhausted: str = "fail"
+
+    def __post_init__(self) -> None:
+        _check_retry_fields(self)
+        if self.on_exhausted != "fail":
+            raise ConfigurationError(f"on_exhausted must be 'fail', got {self.on_exhausted!r}")
+
+    @cached_property
+    def backoff(self) -> Backoff:
+        """The policy in seconds."""
+        return _backoff_of(self, initial=0.5, longest=60.0)
+
+
+def _backoff_of(options: RunOptions | RetryPolicy, *, initial: float, longest: float) -> Backoff:
+    def given(name: str, default: float | None) -> Any:
+        value = getattr(options, name)
+        return default if value is None else seconds(name, value)
+
+    return Backoff(
+        initial=given("initial_retry_interval", initial),
+        factor=given("retry_interval_factor", 2.0),
+        longest=given("max_retry_interval", longest),
+        max_attempts=options.max_attempts,
+        max_duration=given("max_duration", None),
+        jitter=options.jitter,
+    )
+
+
+class TaskRetryRules(NamedTuple):
+    """The task retry policy of one task, made from ours or from Celery's own options."""
+
+    backoff: Backoff
+    retry_for: tuple[type[BaseException], ...] = (BaseException,)
+    fail_for: tuple[type[BaseException], ...] = ()
+    resets_on_progress: bool = True
+
+    def next(self, failures: int, elapsed: float, error: BaseException) -> float | None:
+        """Seconds until the next attempt after *error*, or None when the run has failed."""
+        if isinstance(error, self.fail_for) or not isinstance(error, self.retry_for):
+            return None
+        return self.backoff.next(failures, elapsed, error)
+
+
+# Celery's retry options, and what they say here; where the user gives some they replace the policy.
+CELERY_RETRY_OPTIONS = frozenset(
+    {
+        "max_retries",
+        "retry_backoff",
+        "retry_backoff_max",
+        "retry_jitter",
+        "default_retry_delay",
+        "autoretry_for",
+        "dont_autoretry_for",
+        "retry_kwargs",
+    }
+)
+
+
+def rules_from_celery(given: dict[str, Any], default: RetryPolicy) -> TaskRetryRules:
+    """*given* holds those of Celery's retry options that the user has set; *default* fills the rest."""
+    given = {**given, **_retry_kwargs(given.get("retry_kwargs") or {})}
+    initial, factor, longest, jitter = _intervals(given, default.backoff)
+    counts_retries = "max_retries" in given
+    max_attempts = default.backoff.max_attempts
+    if counts_retries:
+        retries = given["max_retries"]
+        max_attempts = None if retries is None else whole("max_retries", retries, least=0) + 1
+    return TaskRetryRules(
+        Backoff(initial, factor, longest, max_attempts, default.backoff.max_duration, jitter),
+        retry_for=_classes("autoretry_for", given.get("autoretry_for", BaseException)),
+        fail_for=_classes("dont_autoretry_for", given.get("dont_autoretry_for") or ()),
+        resets_on_progress=not counts_retries,
+    )
+
+
+def _retry_kwargs(retry_kwargs: dict[str, Any]) -> dict[str, Any]:
+    unknown = retry_kwargs.keys() - {"max_retries", "countdown"}
+    if unknown:
+        raise ConfigurationError(f"retry_kwargs takes max_retries and countdown, got {sorted(unknown)}")
+    renamed = {"countdown": "default_retry_delay"}
+    return {renamed.get(name, name): value for name, value in retry_kwargs.items()}
+
+
+def _intervals(given: dict[str, Any], default: Backoff) -> tuple[float, float, float, bool]:
+    backoff = given.get("retry_backoff")
+    if backoff:
+        initial = 1.0 if backoff is True else seconds("retry_backoff", backoff, zero=False)
+        longest = seconds("retry_backoff_max", given.get("retry_backoff_max", 600), zero=False)
+        return initial, 2.0, longest, bool(given.get("retry_jitter", True))
+    if "default_retry_delay" in given:
+        constant = seconds("default_retry_delay", given["default_retry_delay"])
+        return constant, 1.0, constant, bool(given.get("retry_jitter", False))
+    longest = seconds("retry_backoff_max", given.get("retry_backoff_max", default.longest), zero=False)
+    return default.initial, default.factor, longest, bool(given.get("retry_jitter", default.jitter))
+
+
+def _classes(name: str, value: Any) -> tuple[type[BaseException], ...]:
+    kinds = (value,) if isinstance(value, type) or not isinstance(value, Iterable) else tuple(value)
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise ConfigurationError(f"{name} must hold exception classes, got {kind!r}")
+    return kinds

@@ -1,0 +1,79 @@
+"""How a run ended: as text in the journal, and again as a value or an exception."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+from celery.result import ResultBase
+from kombu.serialization import dumps, loads
+
+from celery_durable.journal.journal import Fields
+from celery_durable.values.failure import describe, failure_of
+from celery_durable.values.serializers import json_of, load_content
+from celery_durable.values.tagged import NotEncodable
+
+
+class Outcome(NamedTuple):
+    """What a finished run left."""
+
+    status: str
+    ended: datetime
+    delivered: bool
+    attempt: int
+    value: Any = None
+    error: BaseException | None = None
+    traceback: str = ""
+
+
+def of_value(value: Any, serializer: str) -> str:
+    """A result, as Celery's result serializer writes it.
+
+    Raises:
+        Exception: whatever the serializer raises, as it will when Celery stores the result.
+    """
+    if isinstance(value, ResultBase) and serializer != "pickle":
+        # As Celery's backends do (``prepare_value``) with what a task returns that has sent others.
+        value = value.as_tuple()  # type: ignore[attr-defined]
+    if serializer == "json":
+        return f'{{"value":{json_of(value)}}}'
+    content_type, charset, data = dumps(value, serializer)
+    if content_type == "application/json":
+        return f'{{"value":{data}}}'
+    raw: Any = data
+    raw = raw.encode() if isinstance(raw, str) else raw
+    marks = {"content_type": content_type, "charset": charset, "data": base64.b64encode(raw).decode()}
+    return json.dumps(marks)
+
+
+def of_error(error: BaseException) -> str:
+    """A failure; of a ``TerminalError`` whose metadata is not JSON, without that."""
+    try:
+        facts = describe(error)
+    except NotEncodable:
+        facts = describe(error, with_args=False, with_metadata=False)
+    return json.dumps({"error": facts})
+
+
+def read(fields: Fields, accept: frozenset[str]) -> Outcome:
+    """The outcome kept in a finished run; *accept* names what the app reads of serialized content."""
+    facts = json.loads(fields.get(b"outcome", b"{}"))
+    error = facts.get("error")
+    return Outcome(
+        status=fields.get(b"status", b"gone").decode(),
+        ended=datetime.fromtimestamp(int(fields.get(b"ended", 0)) / 1000, timezone.utc),
+        delivered=b"delivered" in fields,
+        attempt=int(fields.get(b"attempt", 0)),
+        value=_value(facts, accept),
+        error=failure_of(error) if error else None,
+        traceback=error["traceback"] if error else "",
+    )
+
+
+def _value(facts: dict[str, Any], accept: frozenset[str]) -> Any:
+    if "data" in facts:
+        return load_content(base64.b64decode(facts["data"]), facts["content_type"], facts["charset"], accept)
+    # Through kombu again: it has tags of its own for dates, UUIDs and decimals.
+    return loads(json.dumps(facts.get("value")), "application/json", "utf-8")

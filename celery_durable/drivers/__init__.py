@@ -1,0 +1,1 @@
+"""How a step waits: in its thread, or on the event loop; and what may interrupt its action."""

@@ -1,0 +1,41 @@
+"""The silence of an attempt, as operators see it: a line in the log, an event of Celery's, a metric."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from celery_durable import tracing
+
+from .threads import actions
+
+if TYPE_CHECKING:
+    from celery_durable.steps.attempt import Attempt
+    from celery_durable.task.task import DurableTask
+
+logger = logging.getLogger("celery_durable")
+
+EVENT = "durable-inactive"
+"""Not of the group ``task``: monitors take those for states of the task."""
+
+
+def report(task: DurableTask[Any, Any], attempt: Attempt, seconds: float, hostname: str | None) -> None:
+    """Say that an attempt has made no progress for so long. A broker that is slow holds up its caller."""
+    about = attempt.about
+    steps = [step.name for step in tuple(attempt.running)]
+    where, advice = f"step {', '.join(map(repr, steps))}", "call current_step().heartbeat() now and then"
+    if not steps:
+        steps = [step.name for step in actions.waiting(attempt)]
+        where, advice = (
+            f"step {', '.join(map(repr, steps))}",
+            (f"it waits for a thread, and all are taken (durable_step_threads={attempt.terms.step_threads})"),
+        )
+    if not steps:
+        where, advice = "the code between its steps", "make a step of what takes long"
+    logger.warning(
+        "task %s: %s has made no progress for %.3g s (inactivity_timeout); %s", about.task_id, where, seconds, advice
+    )
+    tracing.count_silence(about.task)
+    if task.send_events and task.app.conf.worker_send_task_events:
+        with task.app.events.default_dispatcher(hostname=hostname) as events:
+            events.send(EVENT, uuid=about.task_id, name=about.task, steps=steps, seconds=seconds)

@@ -1,0 +1,160 @@
+"""Strikes: an exception brought into user code that is running, and never into the library's own.
+
+The main thread of a process is reached by a signal, which also ends a blocking system call; a greenlet of gevent by a
+throw; an async body by its cancellation. Other threads cannot be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from celery_durable.interrupts import Overrun
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PACKAGE = __name__.partition(".")[0] + "."
+
+# Ignored where nobody handles it, and used by nobody in Python.
+_SIGNAL = getattr(signal, "SIGURG", None)
+
+
+class Strike(Protocol):
+    """One exception on its way."""
+
+    overrun: Overrun
+
+    def lands(self) -> bool:
+        """Whether what it is to end still runs; if so it is raised now."""
+        ...
+
+
+class Place(Protocol):
+    """Where code runs that can be struck."""
+
+    def send(self, strike: Strike) -> None:
+        """Raise it there, unless the library is at work there just now."""
+        ...
+
+
+# -- user code, or ours ------------------------------------------------------------------------------------------------
+
+_doors: set[CodeType] = set()
+
+
+def door(function: F) -> F:
+    """Mark a function of this package that does nothing but call user code, or wait for it."""
+    _doors.add(function.__code__)
+    return function
+
+
+def in_user_code(frame: FrameType | None) -> bool:
+    """Whether the innermost function of this package on a stack is a door."""
+    while frame is not None:
+        if frame.f_code in _doors:
+            return True
+        if frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+            return False
+        frame = frame.f_back
+    return False
+
+
+# -- the places --------------------------------------------------------------------------------------------------------
+
+
+def here() -> Place | None:
+    """The place of the code that calls this, if it can be struck."""
+    greenlet = _gevent_greenlet()
+    if greenlet is not None:
+        return _InGreenlet(greenlet)
+    if _in_main_thread() and _main_thread.is_listening():
+        return _main_thread
+    return None
+
+
+class _InMainThread:
+    def __init__(self) -> None:
+        self._coming: Strike | None = None
+        self._listens: bool | None = None
+
+    def is_listening(self) -> bool:
+        """Whether the signal arrives here; asked in the main thread."""
+        if self._listens is None:
+            # The application may use it for something of its own.
+            self._listens = _SIGNAL is not None and signal.getsignal(_SIGNAL) in (signal.SIG_DFL, signal.SIG_IGN)
+            if _SIGNAL is not None and self._listens:
+                signal.signal(_SIGNAL, self._arrived)
+        return self._listens
+
+    def send(self, strike: Strike) -> None:
+        assert _SIGNAL is not None  # noqa: S101
+        self._coming = strike
+        signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
+
+    def _arrived(self, _signal: int, frame: FrameType | None) -> None:
+        strike, self._coming = self._coming, None
+        if strike is not None and in_user_code(frame) and strike.lands():
+            raise strike.overrun
+
+
+_main_thread = _InMainThread()  # a forked child inherits the handler
+
+
+def _in_main_thread() -> bool:
+    # While another thread imports a module, it is there without what it will have: so here and below.
+    getcurrent = getattr(sys.modules.get("greenlet"), "getcurrent", None)
+    if getcurrent is not None and getcurrent().parent is not None:
+        return False
+    return threading.current_thread() is threading.main_thread()
+
+
+class _InGreenlet:
+    def __init__(self, greenlet: Any) -> None:
+        from gevent import get_hub  # type: ignore[import-untyped, unused-ignore]
+
+        self._greenlet = greenlet
+        self._loop = get_hub().loop
+
+    def send(self, strike: Strike) -> None:
+        # In the hub no greenlet runs, so that none moves between the look and the throw.
+        self._loop.run_callback(self._throw, strike)
+
+    def _throw(self, strike: Strike) -> None:
+        if in_user_code(self._greenlet.gr_frame) and strike.lands():
+            self._greenlet.throw(strike.overrun)
+
+
+def _gevent_greenlet() -> Any:
+    gevent: Any = sys.modules.get("gevent")
+    if not hasattr(gevent, "getcurrent") or not hasattr(gevent, "Greenlet"):
+        return None
+    current = gevent.getcurrent()
+    return current if isinstance(current, gevent.Greenlet) else None
+
+
+class AsyncBody:
+    """The body of an async task, which makes it: what it awaits is cancelled."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._body = asyncio.current_task()
+
+    def send(self, strike: Strike) -> None:
+        self._loop.call_soon_threadsafe(self._cancel, strike)
+
+    def _cancel(self, strike: Strike) -> None:
+        # It is suspended in an await, where a cancellation is foreseen.
+        if self._body is not None and strike.lands():
+            overrun = strike.overrun
+            overrun.attempt.struck_by = overrun
+            for step in tuple(overrun.attempt.running):
+                # What runs in a thread does not end by that.
+                if step.errand is not None:
+                    step.errand.give_up(step, overrun)
+            self._body.cancel()

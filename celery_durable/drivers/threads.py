@@ -1,0 +1,377 @@
+"""Threads of this process for what would hold up others: actions of steps, and questions to the journal.
+
+They are daemons: one that hangs keeps no process from ending. A thread whose work is given up is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from celery_durable import django
+
+from . import upkeep
+
+if TYPE_CHECKING:
+    from celery_durable.steps.attempt import Attempt
+    from celery_durable.steps.step import Step
+
+T = TypeVar("T")
+
+logger = logging.getLogger("celery_durable")
+
+in_each_thread: list[Callable[[], object]] = []
+"""Called first in each thread in which async tasks run: what others keep by thread is to be there, too."""
+
+
+def begin_thread() -> None:
+    """Prepare the thread that calls this."""
+    for prepare in in_each_thread:
+        prepare()
+
+
+class Stale(BaseException):
+    """The action was not started: what was said of its attempt when it was let begin is not sure any more."""
+
+
+def act(step: Step) -> Any:
+    """Call the action of a step, in a thread that is not Celery's: the one place where that is done.
+
+    Raises:
+        Stale: the process has stood still, say, and another attempt may have begun since.
+    """
+    if not step.attempt.may_start:
+        raise Stale
+    with upkeep.InThread(step):
+        return step.action(*step.args, **step.kwargs)
+
+
+def act_in_lent_thread(step: Step) -> Future[Any]:
+    """Call the action of a step in the thread that waits for this code; what comes of it."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        value, error = _done(partial(act, step))
+        outcome.set_exception(error) if error is not None else outcome.set_result(value)
+
+    def ended(sent: asyncio.Task[None]) -> None:
+        if not outcome.done():
+            outcome.set_exception(asyncio.CancelledError() if sent.cancelled() else sent.exception())
+
+    asyncio.ensure_future(django.in_lent_thread(run)).add_done_callback(ended)
+    return outcome
+
+
+class Errand(Generic[T]):
+    """One piece of work that a thread does."""
+
+    def __init__(self, thread: Thread, work: Callable[[], T], late: Callable[[T], object] | None) -> None:
+        self.work = work
+        self.outcome: Future[T] = Future()
+        self._thread = thread
+        self._late = late
+        self._has_landed = False
+        self._given_up: threading.Event | None = None
+        """Set when all is decided that follows from that."""
+
+    @property
+    def is_given_up(self) -> bool:
+        return self._given_up is not None
+
+    def give_up(self, step: Step, error: BaseException) -> None:
+        """Let the work have failed with this error, though nothing ends it; another thread takes the place of its own.
+
+        :meth:`decided` is to be called when it is known what the step comes to.
+        """
+        with self._thread.pool.lock:
+            if self._has_landed or self._given_up is not None:
+                return
+            self._given_up = threading.Event()
+            self._thread.pool.replace(self._thread)
+        logger.warning(
+            "task %s: step %r was given up, and its action goes on in its thread, which was replaced; threads of this "
+            "process that hang: %d",
+            step.attempt.about.task_id, step.name, hanging(),
+        )  # fmt: skip
+        self.outcome.set_exception(error)
+
+    def decided(self) -> None:
+        """What it returns from now on is late."""
+        if self._given_up is not None:
+            self._given_up.set()
+
+    def run(self) -> bool:
+        """Do it; whether its thread is there for another one."""
+        value, error = _done(self.work)
+        thread = self._thread
+        with thread.pool.lock:
+            self._has_landed = True
+            given_up = self._given_up
+            if given_up is None:
+                thread.pool.free(thread)
+            else:
+                thread.pool.returned(thread)
+        if given_up is not None:
+            given_up.wait()
+            if error is None and self._late is not None:
+                self._late(value)  # type: ignore[arg-type]
+        elif error is None:
+            self.outcome.set_result(value)  # type: ignore[arg-type]
+        else:
+            self.outcome.set_exception(error)
+        return given_up is None
+
+
+class Thread:
+    """A thread that is taken for one errand at a time."""
+
+    def __init__(self, pool: Threads, name: str) -> None:
+        self.pool = pool
+        self._errand: Errand[Any] | None = None
+        self._may_go_on = threading.Lock()
+        self._may_go_on.acquire()
+        threading.Thread(target=self._live, name=name, daemon=True).start()
+
+    def begin(self, work: Callable[[], T], late: Callable[[T], object] | None = None) -> Errand[T]:
+        """Do the work; the thread is free again as soon as that is done.
+
+        *late* is given, in this thread, what the work returns after it was given up.
+        """
+        self._errand = errand = Errand(self, work, late)
+        self._may_go_on.release()
+        return errand
+
+    def leave(self) -> None:
+        """Give the thread back without any work."""
+        with self.pool.lock:
+            self.pool.free(self)
+
+    def _live(self) -> None:
+        begin_thread()
+        while self._do_next():
+            pass
+
+    def _do_next(self) -> bool:
+        self._may_go_on.acquire()
+        errand, self._errand = self._errand, None
+        assert errand is not None  # noqa: S101
+        return errand.run()
+
+
+def _done(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    try:
+        return work(), None
+    except StopIteration as stop:  # which no future can hold
+        error = RuntimeError("the action raised StopIteration")
+        error.__cause__ = stop
+        return None, error
+    except BaseException as error:
+        return None, error
+
+
+def hanging() -> int:
+    """How many threads of this process do what was given up."""
+    return actions.hanging + timed.hanging
+
+
+class Turn:
+    """A place in the queue for a thread."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.thread: Thread | None = None
+        self._loop = asyncio.get_running_loop()
+        self._called: asyncio.Future[None] = self._loop.create_future()
+        self.is_over = False
+
+    def call(self, thread: Thread | None) -> None:
+        """End the wait, with a thread or without; in any thread."""
+        self.thread, self.is_over = thread, True
+        self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        if not self._called.done():
+            self._called.set_result(None)
+
+    async def wait(self) -> None:
+        """Until one is there, or the turn was withdrawn."""
+        await self._called
+
+
+class Threads:
+    """Threads of one kind, as many at a time as who takes one allows; those that hang do not count."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._begin()
+        os.register_at_fork(after_in_child=self._begin)
+
+    def _begin(self) -> None:
+        """Also in a forked child: no thread of the parent's is here."""
+        self.lock = threading.Lock()
+        """Held by who calls :meth:`free`, :meth:`replace`, :meth:`returned`."""
+        self._idle: list[Thread] = []
+        self._queue: deque[Turn] = deque()
+        self._waiting: dict[Attempt, dict[Turn, Step]] = {}
+        """Also what has been called, and does not know yet."""
+        self._taken = 0
+        self._made = 0
+        self._hanging: set[Thread] = set()
+
+    @property
+    def hanging(self) -> int:
+        """Threads whose work was given up, and has not ended since."""
+        return len(self._hanging)
+
+    def take(self, most: int) -> Thread | None:
+        """A thread, if one is there for whom *most* may be taken, and nobody waits for it."""
+        with self.lock:
+            self._forget_withdrawn()
+            if self._queue or self._taken >= most:
+                return None
+            try:
+                return self._next()
+            except RuntimeError:
+                if self._taken:
+                    return None  # one of those will be free
+                raise
+
+    async def queue(self, most: int, step: Step | None = None) -> Thread | None:
+        """As :meth:`take`, after all that wait; None if that was withdrawn."""
+        with self.lock:
+            turn = Turn(most)
+            self._queue.append(turn)
+            if step is not None:
+                self._waiting.setdefault(step.attempt, {})[turn] = step
+            self._call_next()
+        try:
+            await turn.wait()
+        except asyncio.CancelledError:
+            with self.lock:
+                turn.is_over = True
+                if turn.thread is not None:
+                    self.free(turn.thread)
+            raise
+        finally:
+            if step is not None:
+                self._waits_no_more(turn, step.attempt)
+        return turn.thread
+
+    def _waits_no_more(self, turn: Turn, attempt: Attempt) -> None:
+        # That was no silence, and nobody is to take it for one now.
+        attempt.progressed_at = time.monotonic()
+        with self.lock:
+            others = self._waiting.get(attempt, {})
+            others.pop(turn, None)
+            if not others:
+                self._waiting.pop(attempt, None)
+
+    async def do(self, most: int, work: Callable[[], T]) -> T:
+        """Do it in a thread, and wait for its end, whoever cancels that."""
+        thread, cancelled = self.take(most), False
+        while thread is None:
+            try:
+                thread = await self.queue(most)
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            _cancel_again()
+        return await to_its_end(thread.begin(work).outcome)
+
+    def withdraw(self, attempt: Attempt) -> None:
+        """Let nothing of an attempt wait for a thread any more."""
+        with self.lock:
+            for turn in self._waiting.pop(attempt, ()):
+                if not turn.is_over:
+                    turn.call(None)
+
+    def waiting(self, attempt: Attempt) -> list[Step]:
+        """Its steps that wait for a thread."""
+        with self.lock:
+            return list(self._waiting.get(attempt, {}).values())
+
+    # -- with the lock
+
+    def free(self, thread: Thread) -> None:
+        """It is there for other work."""
+        self._taken -= 1
+        self._idle.append(thread)
+        self._call_next()
+
+    def replace(self, thread: Thread) -> None:
+        """It hangs."""
+        self._taken -= 1
+        self._hanging.add(thread)
+        self._call_next()
+
+    def returned(self, thread: Thread) -> None:
+        """It hangs no more, and ends."""
+        self._hanging.discard(thread)
+
+    def _call_next(self) -> None:
+        while True:
+            self._forget_withdrawn()
+            if not self._queue or self._taken >= self._queue[0].most:
+                return
+            try:
+                thread = self._next()
+            except RuntimeError as error:  # the system gives no more
+                logger.warning("steps wait for a thread: %s", error)
+                return
+            try:
+                self._queue.popleft().call(thread)
+            except RuntimeError:  # its event loop is closed
+                self._taken -= 1
+                self._idle.append(thread)
+
+    def _forget_withdrawn(self) -> None:
+        while self._queue and self._queue[0].is_over:
+            self._queue.popleft()
+
+    def _next(self) -> Thread:
+        if self._idle:
+            thread = self._idle.pop()
+        else:
+            thread = Thread(self, f"{self._name}-{self._made + 1}")
+            self._made += 1
+        self._taken += 1
+        return thread
+
+
+async def to_its_end(outcome: Future[T]) -> T:
+    """Await what cannot be stopped: a cancellation comes when it has ended, so that what it did can be recorded."""
+    future = asyncio.wrap_future(outcome)
+    cancelled = False
+    while not future.done():
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        _cancel_again()
+    return future.result()
+
+
+def _cancel_again() -> None:
+    """Let the next wait of this task raise the cancellation that was put off."""
+    task: Any = asyncio.current_task()
+    if hasattr(task, "uncancel"):  # Python 3.11 counts them
+        task.uncancel()
+    task.cancel()
+
+
+actions = Threads("celery-durable-step")
+"""Those in which sync steps of async tasks run."""
+timed = Threads("celery-durable-timed-step")
+"""Those in which steps run that have a timeout, and can be ended by nothing where their task runs."""
+questions = Threads("celery-durable-journal")
+"""Those in which the journal is waited for: no action keeps it waiting."""
+MOST_QUESTIONS = 64

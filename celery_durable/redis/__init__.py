@@ -1,0 +1,1 @@
+"""The journal in Redis. The only room that imports redis-py."""

@@ -1,0 +1,267 @@
+"""A Redis Cluster: which node has which slot, and connections that follow their slot from node to node.
+
+redis-py's own client of a Cluster sends one command at a time and reads its reply; a wire sends ahead. So this asks
+the nodes itself, and leaves connections and protocol to redis-py.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, NamedTuple, cast
+
+from redis.connection import AbstractConnection, ConnectionPool
+from redis.crc import key_slot
+from redis.exceptions import AskError, InvalidResponse, MovedError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from celery_durable.exceptions import DurableError, JournalUnavailableError
+
+from .wire import Passing, Wire, Wires, close_unneeded, pack, settle
+
+# Not the one whose state is the user's.
+_SHUFFLED = random.SystemRandom()
+_ASKING = pack("ASKING")
+_LONGEST_QUESTION = 1.0
+_NEVER = float("-inf")
+
+
+class Node(NamedTuple):
+    """The address of a server of the Cluster."""
+
+    host: str
+    port: int
+
+
+class _Range(NamedTuple):
+    """Neighbouring slots that are on the same servers."""
+
+    first: int
+    last: int
+    master: Node
+    replicas: tuple[Node, ...]
+
+
+class Cluster:
+    """A Cluster as this process sees it."""
+
+    def __init__(
+        self, make_pool: Callable[[], ConnectionPool], seeds: Iterable[tuple[str, int]], patience: float
+    ) -> None:
+        self._make_pool = make_pool
+        self._seeds = [Node(*seed) for seed in seeds]
+        self._patience = patience
+        self._ranges: list[_Range] = []
+        self._moved: dict[int, Node] = {}
+        self._asked = _NEVER
+        self._wires: dict[int, ClusterWires] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """In a forked child: the parent's sockets are not ours, nor is what its threads hold."""
+        self._pool: ConnectionPool | None = None
+        self._asking = threading.Lock()
+        self._idle: dict[Node, list[ClusterWire]] = {}
+
+    def wires_to(self, key: str) -> Wires:
+        """The connections to whichever node has the slot of *key*."""
+        slot = key_slot(key.encode())
+        return self._wires.setdefault(slot, ClusterWires(self, slot, self._make_pool, self._patience))
+
+    def by_master(self) -> list[Wires]:
+        """One of the connections to each node that has one of our slots.
+
+        Raises:
+            JournalUnavailableError: no node answers.
+        """
+        found: dict[Node, Wires] = {}
+        for slot, wires in self._wires.items():
+            try:
+                found.setdefault(self.master(slot, since=_NEVER), wires)
+            except RedisError as error:
+                raise JournalUnavailableError(str(error)) from error
+        return list(found.values())
+
+    # -- who has which slot
+
+    def known_master(self, slot: int) -> Node | None:
+        """The node that had a slot when this process last heard of it."""
+        if node := self._moved.get(slot):
+            return node
+        return next((one.master for one in self._ranges if one.first <= slot <= one.last), None)
+
+    def moved(self, slot: int, node: Node) -> None:
+        """A node has said that this one has the slot."""
+        self._moved[slot] = node
+
+    def master(self, slot: int, since: float) -> Node:
+        """The node that has a slot, by an answer that is newer than monotonic time *since*."""
+        with self._asking:
+            if self._asked <= since:
+                asked = time.monotonic()
+                self._ranges, self._moved = self._ask_around(), {}
+                self._asked = asked
+        if node := self.known_master(slot):
+            return node
+        raise Passing(f"no node of the Cluster has slot {slot}")
+
+    def _ask_around(self) -> list[_Range]:
+        known = [node for one in self._ranges for node in (one.master, *one.replicas)]
+        nodes = list({*known, *self._seeds})
+        # Not always the same first: its view may be that of a node which was cut off.
+        _SHUFFLED.shuffle(nodes)
+        silence: Exception | None = None
+        for node in nodes:
+            try:
+                return self._ask(node)
+            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+                silence = error
+            except InvalidResponse as error:
+                silence = Passing(f"what answers at {node.host}:{node.port} is no Redis: {error}")
+        raise Passing(f"no node of the Cluster answers: {silence}") from silence
+
+    def _ask(self, node: Node) -> list[_Range]:
+        connection: Any = self._connection()
+        connection.host, connection.port = node
+        connection.socket_timeout = min(connection.socket_timeout, _LONGEST_QUESTION)
+        connection.socket_connect_timeout = min(connection.socket_connect_timeout, _LONGEST_QUESTION)
+        try:
+            connection.connect()
+            connection.send_command("CLUSTER", "SLOTS")
+            answer = connection.read_response(disable_decoding=True)
+        finally:
+            connection.disconnect()
+        return [_range(*one, asked=node) for one in answer]
+
+    # -- connections
+
+    def _connection(self) -> AbstractConnection:
+        if self._pool is None:
+            self._pool = self._make_pool()
+        return cast("AbstractConnection", self._pool.make_connection())
+
+    def take(self, slot: int) -> ClusterWire:
+        """A connection that nobody else uses; one to the right node if there is any."""
+        node = self.known_master(slot)
+        idle = self._idle.get(node, []) if node else []
+        while idle:
+            with suppress(IndexError):
+                wire = idle.pop()
+                if wire.turn_to(slot):
+                    return wire
+                # It is lost, with commands that are to be sent to its own slot.
+                self._wires[wire.slot].keep(wire)
+        return ClusterWire(self, slot, self._connection(), self._patience)
+
+    @property
+    def has_idle(self) -> bool:
+        return any(self._idle.values())
+
+    def settle_idle(self) -> None:
+        for idle in list(self._idle.values()):
+            settle(idle)
+
+    def give_back(self, wire: ClusterWire) -> None:
+        idle = self._idle.setdefault(wire.node, [])
+        idle.append(wire)
+        close_unneeded(idle)
+
+
+class ClusterWire(Wire):
+    """A connection to whichever node has a slot."""
+
+    def __init__(self, cluster: Cluster, slot: int, connection: AbstractConnection, patience: float) -> None:
+        super().__init__(connection, patience)
+        self.slot = slot
+        self.node = Node("", 0)
+        self._cluster = cluster
+        self._redirected: tuple[Node, bool] | None = None
+        self._asking = False
+        self._tried = _NEVER
+
+    def turn_to(self, slot: int) -> bool:
+        """Serve another slot of the same node; False if commands for the present one are unanswered."""
+        if slot != self.slot and self.owed:
+            with suppress(DurableError):
+                self.replies_if_connected()
+        if slot == self.slot or not self.owed:
+            self.slot = slot
+            return True
+        return False
+
+    def _resume(self) -> None:
+        (self.node, self._asking), self._redirected = self._redirected or self._find(), None
+        # Should this fail, what was known until now is in doubt.
+        self._tried = time.monotonic()
+        self._connection.host, self._connection.port = self.node
+        super()._resume()
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        if self._asking:
+            plain = [one for one in self._unread if one[0] != _ASKING]
+            self._unread = [one for command in plain for one in ((_ASKING, None), command)]
+
+    def _find(self) -> tuple[Node, bool]:
+        return self._cluster.master(self.slot, since=self._tried), False
+
+    def _judged(self, error: Exception) -> Exception:
+        if isinstance(error, AskError):  # MovedError is one
+            # ASK: the slot is being moved, and this key already was. Only the next command goes there.
+            node, moved = Node(error.host or self.node.host, error.port), isinstance(error, MovedError)
+            self._redirected = node, not moved
+            if moved:
+                self._cluster.moved(error.slot_id, node)
+            return Passing(f"slot {error.slot_id} is at {node.host}:{node.port}")
+        return super()._judged(error)
+
+
+class ClusterWires(Wires):
+    """The connections of this process to one slot; those of the slots of a node are shared."""
+
+    def __init__(self, cluster: Cluster, slot: int, make_pool: Callable[[], ConnectionPool], patience: float) -> None:
+        super().__init__(make_pool, patience)
+        self._cluster = cluster
+        self._slot = slot
+
+    def take(self) -> Wire:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._cluster.take(self._slot)
+
+    def give_back(self, wire: Wire) -> None:
+        wire.disown()
+        wire.idle_since = time.monotonic()
+        self._cluster.give_back(cast("ClusterWire", wire))
+
+    @property
+    def has_idle(self) -> bool:
+        return super().has_idle or self._cluster.has_idle
+
+    def settle_idle(self) -> None:
+        super().settle_idle()
+        self._cluster.settle_idle()
+
+    def keep(self, wire: Wire) -> None:
+        """For this slot alone."""
+        self._idle.append(wire)
+
+    def forget(self) -> None:
+        super().forget()
+        self._cluster.forget()
+
+
+def _range(first: int, last: int, *servers: list[Any], asked: Node) -> _Range:
+    master, *replicas = (_node(server, asked) for server in servers)
+    return _Range(first, last, master, tuple(replicas))
+
+
+def _node(server: list[Any], asked: Node) -> Node:
+    # A node may not know its own address, or be told not to say it: it is where it was found.
+    host = (server[0] or b"").decode()
+    return Node(host if host not in ("", "?") else asked.host, server[1])

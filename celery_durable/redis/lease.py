@@ -1,0 +1,186 @@
+"""Leases of this process: one thread renews those of all its attempts, of all apps, whatever their steps are doing.
+
+A Redis that does not answer at once is waited for in a thread of its own, so that it keeps none of the others waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from math import inf
+from weakref import WeakSet
+
+from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
+
+from .redis_journal import SHORT_PATIENCE, RedisJournal
+from .wire import Wires
+
+logger = logging.getLogger("celery_durable")
+
+RENEWALS_PER_LEASE = 3
+_AT_ONCE = 0.5
+"""Seconds that a round waits for all Redis servers together."""
+
+
+class Lease:
+    """The lease of one attempt."""
+
+    def __init__(self, keeper: LeaseKeeper, journal: RedisJournal) -> None:
+        self._keeper = keeper
+        self._journal = journal
+
+    def keep(self) -> None:
+        """Renew it from now on."""
+        self._keeper.keep(self._journal)
+
+    def drop(self) -> None:
+        """Renew it no more."""
+        self._keeper.drop(self._journal)
+
+
+class LeaseKeeper:
+    """Renews the leases of live attempts, three times a lease."""
+
+    def __init__(self, wires: Wires, lease: float) -> None:
+        self._wires = wires
+        self._period = lease / RENEWALS_PER_LEASE
+        self._held: set[RedisJournal] = set()
+        self.due = inf
+        """When its next round begins, by the monotonic clock."""
+        self._aside: threading.Thread | None = None
+        _everywhere.add(self)
+
+    def keep(self, journal: RedisJournal) -> None:
+        """Renew the lease of *journal* until :meth:`drop`."""
+        self._held.add(journal)
+        if self.due == inf:
+            self.due = time.monotonic() + self._period
+        _thread.expect(self.due)
+
+    def drop(self, journal: RedisJournal) -> None:
+        """Renew it no more."""
+        self._held.discard(journal)
+
+    def give_back(self) -> None:
+        """The process ends amid these attempts: others are to go on at once."""
+        held, self._held = self._held, set()
+        if held:
+            handovers = [journal.handover(orderly=True) for journal in held]
+            try:
+                self._wires.ask(*handovers, patience=SHORT_PATIENCE)
+            except (JournalUnavailableError, JournalUnreadableError) as error:
+                logger.warning(
+                    "%d leases cannot be given back, others go on with their runs when these have lapsed: %s",
+                    len(held),
+                    error,
+                )
+
+    def forget(self) -> None:
+        """In a forked child: the parent's attempts are not ours, and its threads are not here."""
+        self._held = set()
+        self._aside = None
+        self.due = inf
+
+    def tend(self, patience: float) -> None:
+        """Begin a round, in a thread of its own if Redis does not answer within *patience* seconds."""
+        self.due = time.monotonic() + self._period
+        if not (self._held or self._wires.has_idle) or (self._aside is not None and self._aside.is_alive()):
+            return
+        if self._wires.answer(patience):
+            self._round()
+        else:
+            self._aside = threading.Thread(target=self._round, name="celery-durable-silent-redis", daemon=True)
+            self._aside.start()
+
+    def _round(self) -> None:
+        try:
+            if held := list(self._held):
+                self._renew(held)
+            # That an outcome was delivered is said without waiting for the reply.
+            self._wires.settle_idle()
+        except Exception:
+            # Whatever it was: unless rounds go on all leases lapse.
+            logger.exception("leases could not be renewed")
+
+    def _renew(self, held: list[RedisJournal]) -> None:
+        sent = time.monotonic()
+        try:
+            # Not longer than until the next round, which leaves out who was dropped meanwhile: this one, sent again,
+            # would take the lease once more for an attempt that is over.
+            replies = self._wires.ask(*(journal.renewal() for journal in held), patience=self._period)
+            for journal, renewed in zip(held, replies, strict=True):
+                journal.renewed(renewed, sent)
+        except JournalUnavailableError as error:
+            logger.warning("cannot renew the leases of %d attempts: %s", len(held), error)
+        except JournalUnreadableError as error:
+            if len(held) == 1:
+                logger.warning("cannot renew a lease: %s", error)
+            else:
+                # One of them is damaged; the others are to live.
+                for journal in held:
+                    self._renew([journal])
+
+
+class _Thread:
+    """The thread of this process in which rounds begin."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """In a forked child: the parent's thread is not here."""
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._bell = threading.Event()
+        self._sleeps_until = inf
+
+    def expect(self, when: float) -> None:
+        """A round is due at this monotonic time."""
+        if self._thread is None or not self._thread.is_alive():
+            with self._starting:
+                if self._thread is None or not self._thread.is_alive():
+                    # A daemon: the lease of a process that exits is to lapse.
+                    self._thread = threading.Thread(target=self._run, name="celery-durable-leases", daemon=True)
+                    self._thread.start()
+        elif when < self._sleeps_until:
+            self._bell.set()
+
+    def _run(self) -> None:
+        while True:
+            self._bell.clear()
+            # Whoever expects something from now on rings: it may come too late for this look.
+            self._sleeps_until = inf
+            self._sleeps_until = until = min((keeper.due for keeper in list(_everywhere)), default=inf)
+            self._bell.wait(None if until == inf else max(0.0, until - time.monotonic()))
+            self._begin_rounds()
+
+    def _begin_rounds(self) -> None:
+        now = time.monotonic()
+        for keeper in list(_everywhere):
+            if keeper.due <= now:
+                try:
+                    keeper.tend(max(0.0, now + _AT_ONCE - time.monotonic()))
+                except Exception:
+                    # Whatever it was: without this thread all leases of the process lapse.
+                    logger.exception("leases could not be renewed")
+
+
+_thread = _Thread()
+_everywhere: WeakSet[LeaseKeeper] = WeakSet()
+
+
+def _forget_all() -> None:
+    _thread.forget()
+    for keeper in _everywhere:
+        keeper.forget()
+
+
+def give_all_back() -> None:
+    """The leases of all attempts that this process is amid of."""
+    for keeper in _everywhere:
+        keeper.give_back()
+
+
+os.register_at_fork(after_in_child=_forget_all)

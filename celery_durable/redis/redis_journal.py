@@ -1,0 +1,364 @@
+"""The journal of a run in Redis: keys, scripts, the fence. See :mod:`journal` for the layout of the hash.
+
+    <prefix>{<shard>}:run:<task id>   one hash per run
+    <prefix>{<shard>}:leases          sorted set: when the lease of a run lapses
+    <prefix>{<shard>}:due             sorted set: when a suspended run is to go on
+
+The shard is the Cluster hash tag, so that one script can change all three.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache, cached_property
+from math import inf
+from typing import Any, NamedTuple
+from zlib import crc32
+
+from billiard import current_process
+
+from celery_durable.exceptions import ConfigurationError, JournalUnavailableError, JournalUnreadableError
+from celery_durable.interrupts import Fenced
+from celery_durable.journal.journal import (
+    LAYOUT,
+    NO_RESULT,
+    UNBRANCHED,
+    Busy,
+    Delivery,
+    Fields,
+    Finished,
+    Foreign,
+    JournalGone,
+    Opened,
+    Outdated,
+    Result,
+    Verdict,
+    new_seed,
+)
+from celery_durable.journal.reopening import decided
+
+from .confirmation import vet_for
+from .fence import Fence
+from .wire import Refused, Wire, Wires, call, dated_call, pack, pack_pairs, pack_parts, script
+
+logger = logging.getLogger("celery_durable")
+
+SHARDS = 16
+SHORT_PATIENCE = 1.0
+"""Seconds that a process with others to serve, or about to die, waits for Redis."""
+_PAIRS_PER_WRITE = 1000
+_HEADS = [b"*%d\r\n" % (5 + 2 * pairs) for pairs in range(_PAIRS_PER_WRITE + 1)]
+"""What a command of the script ``record`` begins with, by the number of fields."""
+_RESULT_REFUSED = -2
+
+
+def shard_of(task_id: str) -> int:
+    """The number of a run's shard."""
+    return crc32(task_id.encode()) % SHARDS
+
+
+def shard_prefix(prefix: str, shard: int) -> str:
+    """What the keys of a shard begin with."""
+    return f"{prefix}{{{shard}}}:"
+
+
+def new_fence() -> str:
+    """A token that no other attempt has."""
+    return os.urandom(6).hex()
+
+
+@cache
+def owner_name(pid: int) -> str:
+    """This process, or one of its pool, as the journal names it.
+
+    Containers may have equal host names, and equal pids: so it names their worker, too. All processes of one share a
+    random key, however they were started, which is not to be shown.
+    """
+    worker = hashlib.sha256(current_process().authkey).hexdigest()[:8]
+    return f"{socket.gethostname()}:{worker}:{pid}"
+
+
+class Keys(NamedTuple):
+    """The names of what one run has in Redis."""
+
+    task_id: str
+    run: str
+    leases: str
+    due: str
+
+    @classmethod
+    def of(cls, prefix: str, task_id: str) -> Keys:
+        return cls.under(shard_prefix(prefix, shard_of(task_id)), task_id)
+
+    @classmethod
+    def under(cls, shard: str, task_id: str) -> Keys:
+        """Those that begin with the prefix of the run's shard."""
+        return cls(task_id, f"{shard}run:{task_id}", f"{shard}leases", f"{shard}due")
+
+    @property
+    def all(self) -> tuple[str, str, str]:
+        """What every script but ``record`` is given."""
+        return self.run, self.leases, self.due
+
+
+_REASONS = {
+    "busy": "another attempt holds the lease",
+    "replaced": "the task that it replaces has not ended",
+    "early": "it is not due yet",
+}
+
+
+class RedisJournal:
+    """One attempt's hold on a run. The connection is taken when it opens and given back when it closes."""
+
+    def __init__(self, wires: Wires, keys: Keys, lease: float, sync: str = "memory", keep: float = inf) -> None:
+        self._wires = wires
+        self._vet = vet_for(sync)
+        self._confirmed = self._vet is not None
+        self._keys = keys
+        self._lease = lease
+        self._keep = keep
+        self._fence = b""
+        self._guard: Fence | None = None
+        self._record = b""
+        self._renewed = 0.0
+        self.cancel_requested = False
+
+    @cached_property
+    def wire(self) -> Wire:
+        wire = self._wires.take()
+        if self._guard is not None:
+            # Code that the run went on without, and that still records what it did.
+            wire.guard(self._guard, goes_on=True)
+        return wire
+
+    # -- begin and end of an attempt
+
+    def open(self, delivery: Delivery) -> Verdict:
+        keys = self._keys
+        opening = time.monotonic()
+        fence, seed = new_fence(), delivery.seed or new_seed()
+        # A journal is loaded by a command of its own, for which Redis needs a third of what it needs in a script; where
+        # none is expected, that would be in vain.
+        expected = not delivery.fresh or delivery.reopen != ""
+        begin = dated_call(
+            "open", keys.all, keys.task_id, fence, ms(self._lease), LAYOUT,
+            delivery.task, delivery.fingerprint, delivery.call, seed,
+            delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.hint),
+            owner_name(os.getpid()), delivery.reopen, delivery.build, int(not expected),
+            delivery.over, "\n".join(delivery.taken_back),
+        )  # fmt: skip
+        if self._vet is not None:
+            self.wire.confirm_by(self._vet)
+        self.wire.send(*((begin, pack("HGETALL", keys.run)) if expected else (begin,)))
+        try:
+            opened, *loaded = self._replies()
+        except BaseException:
+            # Unlike what follows, this begins something: nobody else is to send it again.
+            self.wire.abandon()
+            raise
+        if not expected and isinstance(opened[-1], list):
+            loaded = [opened.pop()]
+        if opened[0] == b"failed":
+            return self.open(decided(delivery, fields_of(*loaded), opening, opened[1]))
+        # Of our writes only an opening and a renewal put the end of the lease off.
+        self._renewed = opening
+        begun = {b"seed": seed.encode(), b"build": delivery.build.encode()}
+        return self._verdict(opened, fields_of(*loaded) if loaded else begun, fence.encode())
+
+    def _verdict(self, reply: list[Any], fields: Fields, fence: bytes) -> Verdict:
+        kind = reply[0].decode()
+        # What is said of a finished run is said in the name of the attempt that ended it.
+        self._fence = fields.get(b"fence", b"")
+        if kind == "open":
+            self._fence, self._guard = fence, Fence(fence, self._keys.run)
+            self.wire.guard(self._guard)
+            self.cancel_requested = fields.get(b"cancel") == b"requested"
+            self._record = script("record").call + pack_parts((1, self._keys.run, self._fence))
+            self._wires.ahead = reply[2] / 1000 - self._renewed
+            return Opened(reply[1], reply[2], reply[3], bool(reply[4]), fields)
+        if kind == "finished":
+            return Finished(fields)
+        if kind == "foreign":
+            return Foreign(reply[1].decode(), fields)
+        if kind == "unreadable":
+            check_layout(self._keys, {b"v": reply[1]})
+        if kind == "outdated":
+            return Outdated("a newer message has other arguments")
+        is_early = kind == "early"
+        return Busy(reply[1] / 1000, _REASONS[kind], early=is_early, stalled=is_early and bool(reply[2]))
+
+    def suspend(
+        self, delay: float, fields: Mapping[str, str], slack: float = 0.0, *, though_cancelled: bool = False
+    ) -> None:
+        self._end("suspend", [ms(delay), ms(slack), int(though_cancelled)], fields)
+
+    def finish(self, status: str, fields: Mapping[str, str]) -> None:
+        self._end("finish", [status, ms(self._lease)], fields)
+
+    def conclude(self, fields: Mapping[str, str], keep: float, result: Result) -> bool:
+        written = () if result is NO_RESULT else (result.key,)
+        if written and not self._wires.writes_results:
+            return False
+        try:
+            [*_, done] = self._end("conclude", [ms(keep), result.text, result.expires], fields, *written)
+        except Refused as refused:
+            # There are many servers behind one address, say, and the two keys are not on the same.
+            logger.warning("results are left to Celery, which cannot write them with the outcome: %s", refused)
+            done = _RESULT_REFUSED
+        if done == _RESULT_REFUSED:
+            self._wires.writes_results = False
+        return bool(done != _RESULT_REFUSED)
+
+    def _end(self, script_name: str, facts: list[Any], fields: Mapping[str, str], *keys: str | bytes) -> list[Any]:
+        pairs = [part for pair in fields.items() for part in pair]
+        ending = call(script_name, (*self._keys.all, *keys), self._fence, self._keys.task_id, *facts, *pairs)
+        self.wire.send(ending, confirmed=self._confirmed)
+        replies = self._replies()
+        self._check(replies)
+        return replies
+
+    def deliver(self, keep: float, *, arrived: bool = True) -> None:
+        keys = self._keys
+        self.wire.send(call("deliver", keys.all, self._fence, keys.task_id, ms(keep), int(arrived)), wanted=False)
+
+    def release(self, *, orderly: bool) -> None:
+        self.wire.send(self.handover(orderly=orderly))
+        self.wire.replies(SHORT_PATIENCE)
+
+    def close(self) -> None:
+        wire = self.__dict__.pop("wire", None)
+        if wire is not None:
+            self._wires.give_back(wire)
+
+    # -- entries
+
+    def send(self, fields: Mapping[str, str], *, with_next: bool = False) -> None:
+        if len(fields) > _PAIRS_PER_WRITE:
+            items = list(fields.items())
+            for start in range(0, len(items), _PAIRS_PER_WRITE):
+                self.send(dict(items[start : start + _PAIRS_PER_WRITE]))
+            return
+        command = _HEADS[len(fields)] + self._record + pack_pairs(fields)
+        self.wire.send(command, with_next=with_next, confirmed=self._confirmed and not with_next)
+
+    def record_aside(self, fields: Mapping[str, str]) -> bool:
+        command = _HEADS[len(fields)] + self._record + pack_pairs(fields)
+        [reply] = self._wires.ask(command if self._guard is None else self._guard.put_into(command))
+        return bool(reply > 0)
+
+    @property
+    def owes(self) -> bool:
+        return self.wire.owed > 0
+
+    def look_out(self) -> bool:
+        return self.wire.look_out()
+
+    def settle(self) -> None:
+        self.wire.look_out()
+        self._check(self._replies())
+
+    def settle_if_connected(self) -> bool:
+        replies = self.wire.replies_if_connected()
+        self._check(replies or [])
+        return replies is not None
+
+    def _check(self, replies: list[Any]) -> None:
+        for reply in replies:
+            if reply == 2:
+                self.cancel_requested = True
+            elif reply == 0:
+                raise Fenced
+            elif reply == -1:
+                if self._silent_for > self._lease + self._keep:
+                    raise Fenced  # another attempt may have ended the run, and the time of its journal is over
+                raise JournalGone(f"the journal {self._keys.run} is gone: was it evicted, or Redis flushed?")
+
+    def _replies(self) -> list[Any]:
+        try:
+            return self.wire.replies()
+        except JournalUnreadableError as error:
+            raise not_a_journal(self._keys) from error
+        except ConfigurationError as error:
+            if not self._fence:
+                raise
+            # Amid an attempt another server has taken over, which cannot confirm its writes: the next attempt is told.
+            raise JournalUnavailableError(str(error)) from error
+
+    def fileno(self) -> int | None:
+        if self._confirmed:
+            return None  # the first reply comes long before the confirmation: a thread waits for both
+        fd = self.wire.fileno()
+        return fd if fd >= 0 else None
+
+    # -- the lease
+
+    @property
+    def lease_in_doubt(self) -> bool:
+        return time.monotonic() - self._renewed > self._lease
+
+    @property
+    def _silent_for(self) -> float:
+        """Seconds since the lease was proved."""
+        return time.monotonic() - self._renewed
+
+    def by_redis(self, moment: float) -> float | None:
+        return None if self._wires.ahead is None else moment + self._wires.ahead
+
+    def prove_lease(self) -> None:
+        asked = time.monotonic()
+        self.wire.send(self.renewal())
+        self.settle()
+        self._renewed = asked
+
+    def look_for_cancellation(self) -> None:
+        # Another connection: the attempt's own may be amid a write of a sibling.
+        with suppress(JournalUnavailableError, JournalUnreadableError):
+            said = self._wires.ask(pack("HGET", self._keys.run, "cancel"), patience=SHORT_PATIENCE)
+            self.cancel_requested |= said == [b"requested"]
+
+    def renewal(self) -> bytes:
+        """The command that renews the lease, for this connection or for another one."""
+        return call("renew", self._keys.all, self._fence, self._keys.task_id, ms(self._lease))
+
+    def handover(self, *, orderly: bool) -> bytes:
+        """The command that gives the lease back, for this connection or for another one."""
+        return call("release", self._keys.all, self._keys.task_id, "fence", self._fence, int(orderly))
+
+    def renewed(self, reply: int, sent: float) -> None:
+        """What Redis said to a renewal that was sent at monotonic time *sent*."""
+        if reply > 0:
+            self._renewed = sent
+        if reply == 2:
+            self.cancel_requested = True
+
+
+def not_a_journal(keys: Keys) -> JournalUnreadableError:
+    """One of the keys is of another type."""
+    names = ", ".join(keys.all)
+    return JournalUnreadableError(f"task {keys.task_id}: one of {names} holds no journal; look at it, and delete it")
+
+
+def check_layout(keys: Keys, fields: Fields) -> None:
+    """Refuse a journal of another layout."""
+    layout = fields.get(b"v", b"none").decode()
+    if fields and layout not in (UNBRANCHED, LAYOUT):
+        raise JournalUnreadableError(
+            f"the journal {keys.run} has layout {layout!r}, this version reads up to {LAYOUT!r}: upgrade this worker, "
+            f"then retry the task"
+        )
+
+
+def fields_of(loaded: Any) -> Fields:
+    """A hash, as either version of Redis' protocol gives it."""
+    return loaded if isinstance(loaded, dict) else dict(zip(loaded[::2], loaded[1::2], strict=True))
+
+
+def ms(seconds: float) -> int:
+    return round(seconds * 1000)

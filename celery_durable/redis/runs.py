@@ -1,0 +1,182 @@
+"""Runs, seen from outside their attempts: looked at, found when nobody carries them on, ended, or asked to end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from typing import Any, NamedTuple
+
+from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
+from celery_durable.journal.journal import Fields
+
+from .redis_journal import (
+    SHARDS,
+    SHORT_PATIENCE,
+    Keys,
+    check_layout,
+    fields_of,
+    ms,
+    new_fence,
+    not_a_journal,
+    owner_name,
+)
+from .shards import Shard, Shards
+from .wire import Dated, call, dated_call, pack
+
+logger = logging.getLogger("celery_durable")
+
+_MOST_AT_ONCE = 200
+_UNSENT_PAUSE = 5.0
+
+
+class Whose(Enum):
+    """Whose affair a run is whose process was lost."""
+
+    CELERYS = 0
+    JOURNALS = 1
+    OVER = 2
+    """Another process has ended it, by no success."""
+    DONE = 3
+    """It has succeeded, and that was delivered."""
+
+
+class Claimed(NamedTuple):
+    """A run that is ours to send again."""
+
+    task_id: str
+    status: str
+    task: str
+    call: bytes
+    resume: bytes
+
+
+class Claims(NamedTuple):
+    """What a look at one shard found."""
+
+    runs: list[Claimed]
+    next_due: float | None
+    """Seconds until the next wait is over."""
+    skips: tuple[int, int]
+    """Where to look the next time: behind so many runs of tasks that are not ours."""
+    lost: tuple[str, ...] = ()
+    """The ids of runs that had not ended, and whose journals are gone."""
+
+
+class Runs:
+    """All runs of an app."""
+
+    def __init__(self, shards: Shards, lease: float) -> None:
+        self._shards = shards
+        self._lease = lease
+
+    def keys(self, task_id: str) -> Keys:
+        return self._shards.of(task_id).keys(task_id)
+
+    def load(self, task_id: str) -> Fields:
+        """The journal as it stands; empty if there is none.
+
+        Raises:
+            JournalUnreadableError: it is of another layout.
+        """
+        keys = self.keys(task_id)
+        try:
+            [loaded] = self._ask(task_id, pack("HGETALL", keys.run))
+        except JournalUnreadableError as error:
+            raise not_a_journal(keys) from error
+        fields = fields_of(loaded)
+        check_layout(keys, fields)
+        return fields
+
+    def condemn(
+        self, task_id: str, status: str, keep: float, outcome: str, *, pid: int | None = None, fence: str | None = None
+    ) -> bool:
+        """End a live run, or one that process *pid* carries on; False if it is not.
+
+        *fence*: a token of whoever asks, to whom it is said again that it was this call that has ended the run.
+        """
+        keys = self.keys(task_id)
+        # Without one it is the call's own: only where its reply was lost, so that it is sent again, it is known again.
+        fence = fence or new_fence()
+        owner = "" if pid is None else owner_name(pid)
+        # Kept for a lease at least: whoever carries the run on is to meet another fence, and not an empty place.
+        keep = max(keep, self._lease)
+        condemned = dated_call("condemn", keys.all, task_id, fence, status, ms(keep), owner, "outcome", outcome)
+        return self._ask(task_id, condemned, patience=SHORT_PATIENCE) == [1]
+
+    def release(self, task_id: str, pid: int) -> Whose:
+        """Give back what a process of this machine held that has lost the run; whose affair the run is now."""
+        keys = self.keys(task_id)
+        released = call("release", keys.all, task_id, "owner", owner_name(pid), 0)
+        [reply] = self._ask(task_id, released, patience=SHORT_PATIENCE)
+        return Whose(reply)
+
+    def cancel(self, task_id: str) -> tuple[str, int]:
+        """Ask a live run to end by ``TaskCancelled``; the status that it has, and when it ended if it did."""
+        cancelled = dated_call("cancel", self.keys(task_id).all, task_id)
+        [[status, ended]] = self._ask(task_id, cancelled, patience=SHORT_PATIENCE)
+        return status.decode(), int(ended or 0)
+
+    def is_known(self, task_id: str) -> bool:
+        """Whether an attempt of the run has begun, and its journal is still there."""
+        return self._ask(task_id, pack("EXISTS", self.keys(task_id).run), patience=SHORT_PATIENCE) == [1]
+
+    def waiting(self) -> Iterator[tuple[str, bytes]]:
+        """All runs that wait, and how each was called; of one Redis a few at a time."""
+        for shard in self._shards:
+            due = shard.keys("").due
+            [found] = shard.wires.ask(pack("ZRANGE", due, 0, -1), patience=SHORT_PATIENCE)
+            ids = [task_id.decode() for task_id in found]
+            for first in range(0, len(ids), _MOST_AT_ONCE):
+                some = ids[first : first + _MOST_AT_ONCE]
+                questions = [pack("HGET", shard.keys(task_id).run, "call") for task_id in some]
+                calls = shard.wires.ask(*questions, patience=SHORT_PATIENCE)
+                yield from ((task_id, call) for task_id, call in zip(some, calls, strict=True) if call)
+
+    def claim(self, tasks: Iterable[str], before: list[Claims] | None = None) -> list[Claims]:
+        """Claim runs of these tasks that nobody carries on: one script per shard, sent together to one Redis.
+
+        *before*: what the last look found, which this one continues.
+        """
+        names = list(tasks)
+        skips = [claims.skips for claims in before] if before else [(0, 0)] * SHARDS
+        found: dict[int, Claims] = {}
+        silent = []
+        groups = self._shards.by_wires()
+        for wires, shards in groups.items():
+            commands = [self._claiming(shard, skips[shard.number], names) for shard in shards]
+            try:
+                replies = wires.ask(*commands, patience=SHORT_PATIENCE)
+                found |= {shard.number: _claims(reply) for shard, reply in zip(shards, replies, strict=True)}
+            except JournalUnavailableError as error:
+                # What the other nodes of a Cluster have claimed is to be sent.
+                silent.append(error)
+                found |= {shard.number: Claims([], None, skips[shard.number]) for shard in shards}
+        if len(silent) == len(groups):
+            raise silent[0]
+        if silent:
+            logger.warning("cannot look for runs in %d of %d shards: %s", len(silent), SHARDS, silent[0])
+        return [found[number] for number in range(SHARDS)]
+
+    def _claiming(self, shard: Shard, skip: tuple[int, int], names: list[str]) -> Dated:
+        every = shard.keys("")  # the keys of all runs begin with that of none
+        facts = (every.run, _MOST_AT_ONCE, *skip, ms(self._lease))
+        return dated_call("claim", (every.leases, every.due), *facts, *names)
+
+    def unclaim(self, claimed: Iterable[Claimed]) -> None:
+        """These could not be sent: they are to be found again."""
+        for run in claimed:
+            self._ask(run.task_id, call("unclaim", self.keys(run.task_id).all, run.task_id, ms(_UNSENT_PAUSE)))
+
+    def _ask(self, task_id: str, *commands: bytes | Dated, patience: float | None = None) -> list[Any]:
+        return self._shards.of(task_id).wires.ask(*commands, patience=patience)
+
+
+def _claims(reply: list[Any]) -> Claims:
+    next_due, in_leases, in_due, lost, *runs = reply
+    claimed = [
+        Claimed(task_id.decode(), status.decode(), task.decode(), call, resume)
+        for task_id, status, task, call, resume in runs
+    ]
+    gone = tuple(task_id.decode() for task_id in lost)
+    return Claims(claimed, int(next_due) / 1000 if next_due else None, (in_leases, in_due), gone)

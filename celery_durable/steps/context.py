@@ -1,0 +1,267 @@
+"""What user code holds: the durable context of a ``def`` task, and that of an ``async def`` task."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
+from uuid import UUID
+
+from celery_durable.config.options import Duration
+from celery_durable.drivers.driver import IN_THREAD, LARGE, OnLoop, in_thread, run_to_end
+from celery_durable.interrupts import Interrupt
+
+from .attempt import Attempt, running_step
+from .step import MISSING, Step
+from .wait import Wait
+
+if TYPE_CHECKING:
+    from celery_durable.config.retry import RunOptions
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Context:
+    """What both have in common: nothing here waits."""
+
+    __slots__ = ("_attempt",)
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+
+    @property
+    def task_id(self) -> str:
+        """Celery's task id, the identity of the run."""
+        return self._attempt.about.task_id
+
+    @property
+    def attempt(self) -> int:
+        """Which execution of the task's body this is; the first is 1."""
+        return self._attempt.number
+
+    @property
+    def request(self) -> Any:
+        """Celery's request of the task."""
+        return self._attempt.about.request
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether steps recorded by earlier attempts are still ahead."""
+        return self._attempt.is_replaying
+
+    @property
+    def logger(self) -> logging.Logger:
+        """A logger for the task; what it is given while steps are replayed has been logged before, and is dropped."""
+        return self._attempt.logger
+
+    def uuid(self) -> UUID:
+        """A version-4 UUID that is the same on every attempt; mirrors ``ctx.uuid()``. Not for cryptography.
+
+        It does not depend on how often :meth:`random` was used, and is shown in the journal.
+        """
+        return self._attempt.uuid()
+
+    def random(self, name: str | None = None) -> random.Random:
+        """A generator whose values are the same on every attempt; mirrors ``ctx.random()``. Not for cryptography.
+
+        Without a name it is one ``random.Random`` throughout an attempt; each *name* has an independent one. It can
+        seed other libraries: ``numpy.random.default_rng(ctx.random().getrandbits(128))``.
+        """
+        return self._attempt.random(name)
+
+    def patched(self, patch: str) -> bool:
+        """Whether this run takes a change of the code, so that runs under way keep the path that they began with.
+
+        True in a run that reaches this place for the first time with this code, False in one whose journal goes on
+        behind it without; the same on every attempt. It is recorded with the operation that comes next. Not awaited, in
+        async tasks either; each place in program order (each turn of a loop, each branch) decides for itself.
+
+        A change is brought in, and its traces are removed, in three deploys:
+
+        1. ``if ctx.patched("check address"): ctx.run("check", ...)``, with the former code in an ``else`` if there was
+           any. Runs that are past it go on without the step.
+        2. When no run is left that began before: ``ctx.patched("check address")`` alone, its answer unused, and the new
+           code without condition.
+        3. When all workers have that: remove the call. Code without it does not look at what it recorded.
+
+        Mirrors ``patched`` and ``deprecate_patch`` of Temporal's Python SDK.
+
+        Args:
+            patch: names the change in the journal.
+        """
+        return self._attempt.patched(patch)
+
+    def __repr__(self) -> str:
+        about = self._attempt.about
+        return f"<{type(self).__name__} of {about.task}[{about.task_id}], attempt {self.attempt}>"
+
+
+class DurableContext(_Context):
+    """The durable context of a ``def`` task."""
+
+    __slots__ = ()
+
+    @overload
+    def run(
+        self,
+        name: str,
+        action: Callable[..., Coroutine[Any, Any, T]],
+        options: RunOptions,
+        /,
+        *args: Any,
+        **kwargs: Any,
+    ) -> T: ...
+    @overload
+    def run(self, name: str, action: Callable[..., T], options: RunOptions, /, *args: Any, **kwargs: Any) -> T: ...
+    @overload
+    def run(
+        self, name: str, action: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+    @overload
+    def run(self, name: str, action: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    def run(self, name: str, action: Callable[..., Any] = MISSING, /, *args: Any, **kwargs: Any) -> Any:
+        """Execute *action* once and journal what it returns; later attempts get that value back.
+
+        ``ctx.run(name, action, [RunOptions(...)], *args, **kwargs)``; mirrors Restate's ``ctx.run_typed``.
+
+        Args:
+            name: shown in logs, traces and the journal; checked on replay.
+            action: a function, sync or async, called in this thread (async: on the process's loop).
+            *args: for the action, after :class:`RunOptions` if there are any. They are not journaled.
+            **kwargs: for the action.
+
+        Returns:
+            The result as the journal keeps it: equal, and of the same type, on the first execution and on every replay.
+
+        Raises:
+            TerminalError: the action raised it; or its retries are spent (:class:`RetriesExhausted`).
+
+        Every other failure ends the attempt, and the task is retried: by the step's options if it has retry options,
+        else by the task's policy. An ``except Exception`` around the call does not see it.
+        """
+        step = Step(self._attempt, name, action, args, kwargs)
+        return step.replay() if step.recorded else run_to_end(step.perform(IN_THREAD))
+
+    run_typed = run
+
+    def sleep(self, duration: Duration, name: str | None = None) -> None:
+        """Wait without a worker: the task goes on in a later attempt; mirrors ``ctx.sleep``.
+
+        The time at which the wait is over is journaled (by Redis' clock): whatever dies meanwhile delays nothing beyond
+        its restart. The message is acknowledged, the state is SUSPENDED. Waits up to ``inline_retry_limit`` happen
+        inside the worker.
+
+        Args:
+            duration: ``timedelta`` or seconds, from 0 to 10 years.
+            name: shown in the journal, and checked on replay. Default ``"sleep"``.
+
+        Raises:
+            TaskCancelled: the run was cancelled before the wait was over.
+        """
+        run_to_end(Wait(self._attempt, duration, name).perform(IN_THREAD))
+
+    def time(self) -> int:
+        """Milliseconds since the epoch, the same on every attempt; a new reading each time. Mirrors ``ctx.time()``."""
+        return self._attempt.time()
+
+    def now(self) -> datetime:
+        """The time as an aware ``datetime`` (UTC), the same on every attempt; each call is a new reading."""
+        return self._attempt.datetime()
+
+
+class AsyncDurableContext(_Context):
+    """That of an ``async def`` task: :meth:`run`, :meth:`sleep`, :meth:`time` and :meth:`now` are awaited."""
+
+    __slots__ = ("_driver",)
+
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__(attempt)
+        self._driver = OnLoop()
+
+    @overload
+    def run(
+        self,
+        name: str,
+        action: Callable[..., Coroutine[Any, Any, T]],
+        options: RunOptions,
+        /,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def run(
+        self, name: str, action: Callable[..., T], options: RunOptions, /, *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def run(
+        self, name: str, action: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def run(
+        self, name: str, action: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, T]: ...
+
+    def run(self, name: str, action: Callable[..., Any] = MISSING, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        """As :meth:`DurableContext.run`, awaited. A sync action runs in a thread.
+
+        The step's place in the journal is taken when ``run`` is called, not when it is awaited.
+        """
+        try:
+            step = Step(self._attempt, name, action, args, kwargs)
+        except Interrupt as interrupt:
+            return self._ended(interrupt)
+        if step.recorded:
+            return _replayed(step)
+        return self._attempt.in_flight(partial(self._driver.perform, step), step.name)
+
+    run_typed = run
+
+    def sleep(self, duration: Duration, name: str | None = None) -> Coroutine[Any, Any, None]:
+        """As :meth:`DurableContext.sleep`, awaited.
+
+        Beside others (``asyncio.gather``) the first wait to be over wakes the task.
+        """
+        try:
+            wait = Wait(self._attempt, duration, name)
+        except Interrupt as interrupt:
+            return self._ended(interrupt)
+        return self._attempt.in_flight(partial(wait.perform, self._driver), "sleep" if name is None else name)
+
+    def _ended(self, interrupt: Interrupt) -> Coroutine[Any, Any, NoReturn]:
+        """The attempt is about to end: that is raised where the call is awaited, when the others wait, too."""
+        if running_step.get() is not None:
+            raise interrupt
+        return self._attempt.in_flight(partial(self._driver.end_by, self._attempt, interrupt), "the end")
+
+    def branch(self, key: str) -> AbstractContextManager[None]:
+        """Name the branch that this coroutine is, for coroutines that are not begun in a fixed order.
+
+        ``with ctx.branch(f"order {number}"):`` What this coroutine does inside is known again by the name, and not by
+        the number that a coroutine beside the body has: in an ``asyncio.as_completed``, in workers that take what they
+        do from a queue. In the body, and in a coroutine that has used its context before, it is a branch within.
+
+        Args:
+            key: any text; of one parent, each may be used once.
+
+        Raises:
+            InvalidStepError: the key is none, or is used twice. The run ends by it; no ``except Exception`` sees it.
+        """
+        return self._attempt.branch(key)
+
+    async def time(self) -> int:
+        """Milliseconds since the epoch, the same on every attempt; a new reading each time. Mirrors ``ctx.time()``."""
+        return self._attempt.time()
+
+    async def now(self) -> datetime:
+        """The time as an aware ``datetime`` (UTC), the same on every attempt; each call is a new reading."""
+        return self._attempt.datetime()
+
+
+async def _replayed(step: Step) -> Any:
+    return await in_thread(step.replay) if step.entry is not None and len(step.entry.value) > LARGE else step.replay()

@@ -1,0 +1,299 @@
+"""Places in program order, by which the operations of an attempt are known again.
+
+The operations of a body are numbered as it calls them. Coroutines that run beside it, as asyncio tasks of their own,
+are branches, and each counts for itself. A branch is numbered when its asyncio task is made, in the order in which its
+parent makes them: what a coroutine awaits first, and which of them is quicker, must not matter on replay. Where no such
+order is given, ``ctx.branch`` gives it a name.
+"""
+
+from __future__ import annotations
+
+import re
+from asyncio import current_task
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from celery_durable.exceptions import InvalidStepError, JournalUnreadableError
+
+_NAMED = "@"
+"""What the name of a branch begins with, in a place."""
+# A dot parts a place; the others would break the line that a place is shown in.
+_ESCAPED = r"[%.\x00-\x1f\x7f]"
+_NO_ORDER = (
+    "the context was used in an asyncio task that was made in no fixed order (in a callback, by as_completed(), by "
+    "another task factory): begin such coroutines with gather() or create_task() in the body, or write "
+    "`with ctx.branch(key):` around what this one does, with a key of its own"
+)
+_RACE = (
+    "an operation was called when some of what as_completed() waits for had ended and some had not: which is first "
+    "differs from attempt to attempt. Use gather(), or write `with ctx.branch(key):`, with a key of its own, around "
+    "what is done with a result"
+)
+
+
+_ANOTHER_THREAD = "the context of an async task was used in another thread: call it in the coroutines of the task"
+
+
+class _Branch:
+    __slots__ = ("branches", "names", "operations", "path", "rivals", "trunk")
+
+    def __init__(self, path: str, trunk: _Branch | None = None) -> None:
+        self.path = path
+        self.trunk = trunk
+        """None of a trunk itself: what an attempt leaves is not to wait for the garbage collector."""
+        self.operations = 0
+        self.branches = 0
+        self.names: set[str] = set()
+        self.rivals: list[tuple[Any, Strand | None]] = []
+        """Tasks of which it has asked which is the first, and their coroutines; one that is a step has no strand."""
+
+    def named(self, key: str) -> _Branch:
+        part = _component(key)
+        if part in self.names:
+            raise InvalidStepError(
+                f"two branches of one parent are named {key!r}: give each `with ctx.branch(key):` a key of its own"
+            )
+        self.names.add(part)
+        return _Branch(f"{self.path}{part}.", self.trunk or self)
+
+    def check_race(self) -> None:
+        """Refuse an operation whose turn has come because one of several things was quicker than the others."""
+        self.rivals = [rival for rival in self.rivals if not rival[0].done()]
+        if any(strand is None or strand.used for _, strand in self.rivals):
+            raise InvalidStepError(_RACE)
+
+
+# Of journals whose branches are numbered by first use: that of the asyncio task, or of the one that made it.
+_present: ContextVar[_Branch | None] = ContextVar("celery_durable_branch", default=None)
+
+
+class Strand:
+    """Where one coroutine is: in a branch of its own, or in one that it has named."""
+
+    __slots__ = ("branch", "own", "parent", "used")
+
+    def __init__(self, parent: _Branch | None, own: _Branch | None = None) -> None:
+        self.parent = parent
+        self.own = own
+        """None: its task was made in no fixed order."""
+        self.branch: _Branch | None = None
+        """None as long as it has not used its context."""
+        self.used = False
+
+
+class Places:
+    """The places of one attempt: ``3``, or ``2.3`` for the third operation of the second branch.
+
+    Args:
+        by_use: whether its branches are numbered in the order in which they use the context first, as 0.1.0 did; asked
+            once, when there is a branch.
+    """
+
+    def __init__(self, by_use: Callable[[], bool] = lambda: False) -> None:
+        self._root = _Branch("")
+        self._trunk = Strand(None, self._root)
+        self._trunk.branch = self._root
+        self._used: dict[str, _Branch] = {"": self._root}
+        """Branches that have taken a place, by their paths."""
+        self._trunks_task: Any = None
+        self._strands: dict[Any, Strand] = {}
+        self._ask_by_use = by_use
+        self._by_use: bool | None = None
+        self.branched = False
+        """A branch that was numbered when it was made, or was named, has been used."""
+
+    def begin_in_task(self) -> None:
+        """The body is an asyncio task: this one."""
+        self._trunks_task = task = current_task()
+        self._strands[task] = self._trunk
+
+    def next(self) -> str:
+        """The place of the operation that is being called.
+
+        Raises:
+            InvalidStepError: nothing orders it.
+        """
+        branch = self._branch()
+        branch.operations += 1
+        return f"{branch.path}{branch.operations}"
+
+    def here(self) -> Here:
+        """Where the code is that asks."""
+        branch = self._branch()
+        return Here(branch.path, branch.operations, branch.branches, frozenset(branch.names))
+
+    def begun(self, place: str) -> dict[str, list[int | str]]:
+        """Of the branches that a place is in, by path: operations and branches that have begun, and names."""
+        around = [branch for path, branch in self._used.items() if place.startswith(path)]
+        return {each.path: [each.operations, each.branches, *sorted(each.names)] for each in around}
+
+    @property
+    def path(self) -> str:
+        """What the places of this branch begin with; empty in the body.
+
+        Raises:
+            InvalidStepError: nothing orders it.
+        """
+        return self._branch().path
+
+    def name(self, key: str) -> Callable[[], None]:
+        """What this coroutine does from now on belongs to the branch of this name, until what this gives is called.
+
+        Raises:
+            InvalidStepError: the key is none, or has been used in the same parent.
+        """
+        _check_key(key)
+        strand = self._strand()
+        outer = strand.branch
+        parent = outer or strand.parent
+        assert parent is not None  # noqa: S101
+        strand.branch = self._entered(parent.named(key))
+        strand.used = True
+        self.branched = not self.by_use
+
+        def leave() -> None:
+            strand.branch = outer
+
+        return leave
+
+    # -- asyncio tasks
+
+    @property
+    def by_use(self) -> bool:
+        if self._by_use is None:
+            self._by_use = self._ask_by_use()
+        return self._by_use
+
+    def branch_off(self, maker: Any, *, in_order: bool) -> Strand:
+        """The strand of an asyncio task that the task *maker* is about to make, *in_order* of its other ones or not."""
+        parent = self._branch_of(maker)
+        if parent is None or not in_order:
+            return Strand(parent or self._root)
+        parent.branches += 1
+        return Strand(parent, _Branch(f"{parent.path}{parent.branches}.", self._root))
+
+    def strand_of(self, task: Any) -> Strand | None:
+        """That of an asyncio task which was made in this attempt."""
+        return self._strands.get(task)
+
+    def enter(self, task: Any, strand: Strand) -> None:
+        """This asyncio task follows that strand."""
+        self._strands[task] = strand
+
+    def leave(self, task: Any) -> None:
+        """The asyncio task has ended."""
+        self._strands.pop(task, None)
+
+    def race(self, maker: Any, task: Any, strand: Strand | None) -> None:
+        """*maker* is about to ask which of its tasks ends first, this one among them."""
+        branch = self._branch_of(maker)
+        if branch is not None:
+            branch.rivals.append((task, strand))
+
+    def _branch_of(self, task: Any) -> _Branch | None:
+        strand = self.strand_of(task)
+        return None if strand is None else strand.branch or strand.own
+
+    # -- where this code is
+
+    def _branch(self) -> _Branch:
+        strand = self._trunk if self._trunks_task is None else self._strand()
+        branch = strand.branch
+        if branch is None:
+            branch = self._begun(strand)
+        if branch.rivals:
+            branch.check_race()
+        return branch
+
+    def _strand(self) -> Strand:
+        try:
+            task = current_task()
+        except RuntimeError:  # in a thread without a loop
+            raise InvalidStepError(_ANOTHER_THREAD) from None
+        try:
+            return self._strands[task]
+        except KeyError:
+            strand = self._strands[task] = self._at_first_use() if self.by_use else Strand(self._root)
+            return strand
+
+    def _begun(self, strand: Strand) -> _Branch:
+        """The branch of a coroutine that uses its context for the first time."""
+        if strand.own is None:
+            raise InvalidStepError(_NO_ORDER)
+        strand.branch = self._entered(strand.own)
+        strand.used = self.branched = True
+        return strand.own
+
+    def _at_first_use(self) -> Strand:
+        outer = _present.get()
+        parent = outer if outer is not None and outer.trunk is self._root else self._root
+        parent.branches += 1
+        branch = self._entered(_Branch(f"{parent.path}{parent.branches}.", self._root))
+        strand = Strand(parent, branch)
+        strand.branch = branch
+        _present.set(branch)
+        return strand
+
+    def _entered(self, branch: _Branch) -> _Branch:
+        self._used[branch.path] = branch
+        return branch
+
+
+class Here(NamedTuple):
+    """Where a body, or a branch, is: between two of its operations."""
+
+    path: str
+    operations: int
+    branches: int
+    names: frozenset[str]
+
+    @property
+    def next(self) -> str:
+        """The place of the operation that comes next."""
+        return f"{self.path}{self.operations + 1}"
+
+    def is_before(self, place: str) -> bool:
+        """Whether *place* is that of an operation of this branch, or of one that it began, and comes later."""
+        if not place.startswith(self.path):
+            return False
+        part, *deeper = place[len(self.path) :].split(".")
+        if part.startswith(_NAMED):
+            return part not in self.names
+        return int(part) > (self.branches if deeper else self.operations)
+
+
+def path_of(place: str) -> str:
+    """What the places of its branch begin with."""
+    return place[: place.rfind(".") + 1]
+
+
+# -- how they are written ----------------------------------------------------------------------------------------------
+
+
+def _check_key(key: str) -> None:
+    try:
+        if isinstance(key, str) and key.encode():  # type: ignore[redundant-expr]
+            return
+    except UnicodeEncodeError:
+        pass
+    raise InvalidStepError(f"the key of ctx.branch must be a text that is not empty and that UTF-8 has, got {key!r}")
+
+
+def _component(key: str) -> str:
+    """The key as a part of a place, which no number and no other key is."""
+    return _NAMED + re.sub(_ESCAPED, lambda match: f"%{ord(match[0]):02X}", key)
+
+
+def in_order(place: str) -> tuple[tuple[int, int, str], ...]:
+    """A key to sort places by: operations and branches by number, then the named branches.
+
+    Raises:
+        JournalUnreadableError: it is none, so that its entry belongs to no step.
+    """
+    try:
+        return tuple((1, 0, part) if part[:1] == _NAMED else (0, int(part), "") for part in place.split("."))
+    except ValueError:
+        raise JournalUnreadableError(
+            f"entry step:{place} is at no place in program order; delete it, or send the task under a new id"
+        ) from None

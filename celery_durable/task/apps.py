@@ -1,0 +1,45 @@
+"""The Celery app that is meant where none is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import _state
+
+from celery_durable.exceptions import ConfigurationError
+
+from .current import current
+
+
+def present_app(what: str) -> Any:
+    """That of this thread, else of the task that this code is in, else the default one, else the only one made.
+
+    Celery itself gives a thread without a current app (a web server's request threads) an app of its own making, whose
+    broker nobody has chosen. Here that one is taken where there is no other.
+
+    Args:
+        what: what the app is needed for, as the error says it.
+
+    Raises:
+        ConfigurationError: the process has made several, and none of them is this thread's, or the default.
+    """
+    if (chosen := _state._tls.current_app) is not None:  # type: ignore[attr-defined]  # noqa: SLF001
+        return chosen
+    if (execution := current.get()) is not None:
+        return execution.task.app
+    default = _state.default_app  # type: ignore[attr-defined]
+    if default is not None and not _is_celerys_own(default):
+        return default
+    made = [app for app in list(_state._get_active_apps()) if not _is_celerys_own(app)]  # type: ignore[attr-defined]  # noqa: SLF001
+    if len(made) > 1:
+        names = ", ".join(sorted(repr(app.main) for app in made))
+        raise ConfigurationError(
+            f"{what}: which app is meant is not known in a thread that has none, since the process has made several "
+            f"({names}): say which with app=..., or call set_default() of one of them"
+        )
+    return made[0] if made else _state.get_current_app()
+
+
+def _is_celerys_own(app: Any) -> bool:
+    """Whether it is the app that Celery makes where none is current."""
+    return bool(app.main == "default" and not app.set_as_current)

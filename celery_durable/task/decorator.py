@@ -1,0 +1,320 @@
+"""``@durable_task``: a function with a durable context becomes a Celery task."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Coroutine
+from functools import cached_property
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+
+from celery import Celery, Task, _state
+from celery.local import PromiseProxy, Proxy
+
+from celery_durable.config.options import suggestion
+from celery_durable.config.retry import CELERY_RETRY_OPTIONS, RetryPolicy, TaskRetryRules, rules_from_celery
+from celery_durable.config.settings import PREFIX, TASK_OPTIONS, Settings
+from celery_durable.drivers.strike import door
+from celery_durable.exceptions import ConfigurationError
+from celery_durable.steps.context import AsyncDurableContext, DurableContext
+from celery_durable.steps.step import fits_at_a_glance
+from celery_durable.values import codec
+from celery_durable.values.tagged import is_model
+
+from .apps import present_app
+from .current import execution_of
+from .task import DurableTask
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Decorator(Protocol):
+    @overload
+    def __call__(
+        self, fun: Callable[Concatenate[AsyncDurableContext, P], Coroutine[Any, Any, R]], /
+    ) -> DurableTask[P, R]: ...
+    @overload
+    def __call__(self, fun: Callable[Concatenate[DurableContext, P], R], /) -> DurableTask[P, R]: ...
+
+
+class _BindingDecorator(Protocol):
+    @overload
+    def __call__(
+        self, fun: Callable[Concatenate[Any, AsyncDurableContext, P], Coroutine[Any, Any, R]], /
+    ) -> DurableTask[P, R]: ...
+    @overload
+    def __call__(self, fun: Callable[Concatenate[Any, DurableContext, P], R], /) -> DurableTask[P, R]: ...
+
+
+@overload
+def durable_task(
+    fun: Callable[Concatenate[AsyncDurableContext, P], Coroutine[Any, Any, R]], /
+) -> DurableTask[P, R]: ...
+@overload
+def durable_task(fun: Callable[Concatenate[DurableContext, P], R], /) -> DurableTask[P, R]: ...
+@overload
+def durable_task(*, bind: Literal[True], app: Celery | None = None, **options: Any) -> _BindingDecorator: ...
+@overload
+def durable_task(*, bind: Literal[False] = False, app: Celery | None = None, **options: Any) -> _Decorator: ...
+
+
+def durable_task(*args: Any, **options: Any) -> Any:
+    """Make a durable Celery task; bare or with options, before or after the app exists, like ``shared_task``.
+
+    Without ``app=`` the task is in every app, and ``task.delay()`` sends by the current one: that of the thread, else
+    of the task that sends it, else the one whose ``set_default()`` was called, else the only one that the process has
+    made. Where it has made several, a thread without a current app (a request thread) gets a ``ConfigurationError``.
+
+    The first parameter of the function is the durable context (with ``bind=True`` the second, after ``self``); callers
+    do not pass it. ``acks_late`` and ``reject_on_worker_lost`` are on, and every exception but
+    :class:`~celery_durable.TerminalError` retries the task by its task retry policy.
+
+    Args:
+        *args: the function, where the decorator is bare.
+        app: the Celery app that the task belongs to, it alone, from whatever thread it is sent.
+        task_retry_policy: a :class:`~celery_durable.RetryPolicy`. Default: ``durable_task_retry_policy``.
+        inline_retry_limit: retry delays of steps up to this (seconds or ``timedelta``) are waited for in the worker.
+        inactivity_timeout: an attempt without a new entry and without ``current_step().heartbeat()`` for this long is
+            reported, once per silence. Default 60 s.
+        abort_timeout: this much later the attempt is aborted; that counts as a failed execution of its step. Default
+            600 s, or never where the task or the message has a time limit of Celery's.
+        max_recoveries: attempts in a row that may die without progress. Default 10.
+        retention, failure_retention: how long the journal is kept after SUCCESS (24 h) and FAILURE (7 days).
+        max_entry_size: bytes of one result. Default 32 MiB.
+        journal_sync: where a step's result is to be before it counts as recorded: in the server's ``"memory"`` (the
+            default), on one of its ``"replicas"`` too, or on its ``"disk"``.
+        build: names this version of the task's code (text), see docs/deploys.md. Default: ``durable_build``, else a
+            fingerprint of the function.
+        stall_timeout: how long a run whose journal does not fit the code waits for a worker whose code fits. Default
+            1 h; 0: it fails at once.
+        durable_serializer: of step results. (``serializer`` is Celery's, of the message.)
+        **options: all of Celery's task options. Its retry options (``max_retries``, ``retry_backoff``, ...) become the
+            task retry policy and keep their meaning, also where a base class sets them.
+
+    Raises:
+        ConfigurationError: there is no parameter for the context, an option is unknown (the message suggests the
+            nearest one), a policy and Celery's retry options are both given, or ``app`` is no Celery app.
+    """
+    if not args:
+        return functools.partial(_make, options=options)
+    fun, *more = args
+    if more or options or not callable(fun):
+        raise ConfigurationError(f"write @durable_task or @durable_task(option=...), got {args!r}")
+    return _make(fun, {})
+
+
+def _make(fun: Callable[..., Any], options: dict[str, Any]) -> Any:
+    if isinstance(fun, (Proxy, Task)):
+        raise ConfigurationError(
+            "@durable_task takes a function, and this is a task already: remove one of the decorators"
+        )
+    options = dict(options)
+    _check_names(fun, options)
+    bind = bool(options.pop("bind", False))
+    base = options.pop("base", None)
+    app = _checked_app(fun, options.pop("app", None))
+    body = _body(fun, bind)
+    rules = _retry_rules(options)
+    defaults: dict[str, Any] = {
+        "acks_late": True,
+        "reject_on_worker_lost": True,
+    }
+    options = {**defaults, **options}
+    Settings().with_options(
+        {ours: options[name] for name, ours in TASK_OPTIONS.items() if options.get(name) is not None}
+    )
+
+    def register(app: Any) -> Any:
+        # Not before: a model may be defined further down the module.
+        hints = codec.hints_of(fun)
+        _annotate(body, hints)
+        kind = _task_class(app.Task if base in (None, DurableTask) else base, rules)
+        return app._task_from_fun(  # noqa: SLF001  as shared_task does
+            body, base=kind, bind=True, **{"pydantic": _has_models(hints), **options}
+        )
+
+    return _share(fun, options.get("name"), register) if app is None else _give_to(app, fun, register)
+
+
+def _checked_app(fun: Callable[..., Any], app: Any) -> Any:
+    """The app itself, of what may stand for it (``current_app``)."""
+    app = app._get_current_object() if isinstance(app, Proxy) else app  # noqa: SLF001
+    if app is not None and not isinstance(app, Celery):
+        raise ConfigurationError(f"@durable_task of {fun.__qualname__}: app must be a Celery app, got {app!r}")
+    return app
+
+
+def _share(fun: Callable[..., Any], name: str | None, register: Callable[[Any], Any]) -> Any:
+    """Give the task to every app, present and future; what ``shared_task`` does, with a base class made per app."""
+    _state.connect_on_app_finalize(register)
+    for app in _state._get_active_apps():  # type: ignore[attr-defined]  # noqa: SLF001
+        if app.finalized:
+            with app._finalize_mutex:  # noqa: SLF001
+                register(app)
+
+    def of_current_app() -> Any:
+        app = present_app(f"task {name or fun.__qualname__}")
+        return app.tasks[name or app.gen_task_name(fun.__name__, fun.__module__)]
+
+    return Proxy(of_current_app)
+
+
+def _give_to(app: Any, fun: Callable[..., Any], register: Callable[[Any], Any]) -> Any:
+    """Give the task to one app, when it is complete or when the task is used; what ``app.task`` does."""
+    if app.finalized:
+        return register(app)
+    task = PromiseProxy(lambda: register(app), __doc__=fun.__doc__)
+    app._pending.append(task)  # noqa: SLF001
+    return task
+
+
+def _task_class(base: type, rules: Callable[[DurableTask[Any, Any]], TaskRetryRules]) -> type:
+    """The app's own task class, made durable."""
+    bases = (base,) if issubclass(base, DurableTask) else (DurableTask, base)
+    members = {
+        "abstract": True,
+        "opinionated": True,
+        "retry_rules": cached_property(rules),
+    }
+    return type("DurableTask", bases, members)
+
+
+# -- the function ------------------------------------------------------------------------------------------------------
+
+
+def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
+    """*fun* as a bound task whose signature has no context: that of the callers."""
+    signature = inspect.signature(fun)
+    parameters = list(signature.parameters.values())
+    _check_context_parameter(fun, parameters, bind)
+    own = signature.replace(parameters=parameters[2 if bind else 1 :])
+    # A signature may be told by these, whatever the function itself takes.
+    as_written = not (hasattr(fun, "__wrapped__") or hasattr(fun, "__signature__"))
+
+    @functools.wraps(fun)
+    @door
+    def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
+        execution = execution_of(self)
+        head = (self, execution.context) if bind else (execution.context,)
+        if not (as_written and fits_at_a_glance(fun, (*head, *args), kwargs)):
+            own.bind(*args, **kwargs)
+        execution.began = True
+        return fun(*head, *args, **kwargs)
+
+    itself = inspect.Parameter("_task", inspect.Parameter.POSITIONAL_ONLY)
+    run.__signature__ = own.replace(parameters=[itself, *own.parameters.values()])  # type: ignore[attr-defined]
+    return run
+
+
+def _annotate(body: Any, hints: dict[str, Any]) -> None:
+    """Give the body annotations as types: a name that only type checkers know must not hide the models beside it."""
+    signature = inspect.signature(body)
+    typed = [each.replace(annotation=hints.get(name, each.annotation)) for name, each in signature.parameters.items()]
+    body.__annotations__ = {name: hint for name, hint in hints.items() if name in {*signature.parameters, "return"}}
+    body.__signature__ = signature.replace(parameters=typed)
+
+
+_PLAIN = (bool, int, float, str, bytes, list, tuple, dict, set)
+"""What no context is, and a parameter of a task often."""
+
+
+def _check_context_parameter(fun: Callable[..., Any], parameters: list[inspect.Parameter], bind: bool) -> None:
+    needed = 2 if bind else 1
+    positional = [
+        parameter
+        for parameter in parameters[:needed]
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(positional) < needed:
+        wanted = "self, ctx" if bind else "ctx"
+        raise ConfigurationError(
+            f"{fun.__qualname__} has no parameter for the durable context: write def {fun.__name__}({wanted}, ...)"
+        )
+    if _is_an_argument(positional[-1]):
+        name = positional[-1].name
+        raise ConfigurationError(
+            f"the {'second' if bind else 'first'} parameter of {fun.__qualname__}, {name!r}, would be the durable "
+            f"context: write def {fun.__name__}({'self, ' if bind else ''}ctx, {name}, ...)"
+        )
+
+
+def _is_an_argument(parameter: inspect.Parameter) -> bool:
+    """Whether what stands in the place of the context looks like a parameter that callers pass."""
+    plain = parameter.annotation in (*_PLAIN, *(kind.__name__ for kind in _PLAIN))
+    return plain or (parameter.default is not parameter.empty and parameter.name not in ("ctx", "context"))
+
+
+def _has_models(hints: dict[str, Any]) -> bool:
+    """Whether a parameter is a Pydantic model, so that Celery is to validate the arguments."""
+    of_parameters = [hint for name, hint in hints.items() if name != "return"]
+    kinds = [kind for hint in of_parameters for kind in (hint, *typing.get_args(hint))]
+    return any(map(is_model, kinds))
+
+
+# -- the options -------------------------------------------------------------------------------------------------------
+
+_CELERY_OPTIONS = frozenset(
+    {
+        "name", "base", "bind", "shared", "lazy", "filter", "shadow_name",
+        "queue", "exchange", "routing_key", "link", "link_error",
+        "compression", "delivery_mode", "immediate", "mandatory",
+        "pydantic", "pydantic_strict", "pydantic_context", "pydantic_dump_kwargs",
+    }
+)  # fmt: skip
+
+
+_NO_OPTIONS = vars(DurableTask).keys() - dir(Task) - TASK_OPTIONS.keys()
+"""What the base class has for itself."""
+
+
+def _check_names(fun: Callable[..., Any], options: dict[str, Any]) -> None:
+    attributes = {name for name in dir(options.get("base") or Task) if not name.startswith("_")} - _NO_OPTIONS
+    known = attributes | _CELERY_OPTIONS | CELERY_RETRY_OPTIONS | set(TASK_OPTIONS)
+    for name in options:
+        if name not in known:
+            raise ConfigurationError(
+                f"@durable_task of {fun.__qualname__} has no option {name!r}{_what_was_meant(name, known)}"
+            )
+
+
+def _what_was_meant(name: str, known: set[str]) -> str:
+    bare = name.removeprefix(PREFIX)
+    if bare in Settings._fields and bare not in TASK_OPTIONS.values():
+        return f": {PREFIX}{bare} is a setting of the app"
+    return suggestion(name, sorted(known), {name: bare})
+
+
+def _retry_rules(options: dict[str, Any]) -> Callable[[DurableTask[Any, Any]], TaskRetryRules]:
+    """How the task is retried, once there is one; takes Celery's retry options out of *options*."""
+    celery = {name: options[name] for name in CELERY_RETRY_OPTIONS if name in options}
+    policy = options.get("task_retry_policy")
+    if celery and policy is not None:
+        raise ConfigurationError(
+            f"task_retry_policy and Celery's {', '.join(sorted(celery))} are both given: say it in one of the two ways"
+        )
+    # Celery's own autoretry must not see these; its explicit ``self.retry()`` goes by max_retries and its delay.
+    for name in CELERY_RETRY_OPTIONS - {"max_retries", "default_retry_delay"}:
+        options.pop(name, None)
+    retry_kwargs = celery.get("retry_kwargs") or {}
+    if "max_retries" in retry_kwargs:
+        options["max_retries"] = retry_kwargs["max_retries"]
+    if celery:
+        rules_from_celery(celery, RetryPolicy())
+
+    def of(task: DurableTask[Any, Any]) -> TaskRetryRules:
+        default = task.durable_settings.task_retry_policy
+        given = celery if policy is not None else {**_set_by_its_classes(type(task)), **celery}
+        return rules_from_celery(given, default) if given else TaskRetryRules(default.backoff)
+
+    return of
+
+
+def _set_by_its_classes(kind: type) -> dict[str, Any]:
+    """Celery's retry options that a base class of the user's sets, or ``task_annotations``."""
+    options: dict[str, Any] = {}
+    for each in reversed(kind.__mro__):
+        if each.__module__.partition(".")[0] not in ("celery", __package__):
+            options |= {name: vars(each)[name] for name in CELERY_RETRY_OPTIONS & vars(each).keys()}
+    return options

@@ -1,0 +1,75 @@
+"""Deliveries that begin no attempt: of a run that is alive, that has ended, or that is not theirs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery.exceptions import Ignore
+
+from celery_durable.delivery import loss, outcome, report
+from celery_durable.delivery.announcement import Announcement
+from celery_durable.journal.journal import Busy, Finished, Foreign, Outdated, Verdict
+
+from .hold import Hold
+
+logger = logging.getLogger("celery_durable")
+
+
+def turn_away(verdict: Verdict, task: Any, request: Any, hold: Hold, *, fresh: bool) -> Any:
+    """What Celery gets instead of an attempt: the value of an outcome to be delivered, or an exception.
+
+    *fresh*: the message is no copy of an earlier one, so somebody expects the task to run.
+    """
+    match verdict:
+        case Busy(reason=reason) | Outdated(reason=reason):
+            # The journal keeps the run; whatever becomes of it, a worker will send it again.
+            logger.info("task %s: %s; this message is forgotten", request.id, reason)
+            # It has not begun to go on.
+            if not (isinstance(verdict, Busy) and verdict.early):
+                raise Ignore(reason)
+            raise Announcement.of_wait(report.STALLED if verdict.stalled else report.SUSPENDED)
+        case Foreign():
+            raise _refused(verdict, task, request)
+        case Finished(fields=fields) if not fields:
+            # The message was sent on behalf of another one, when there was a journal.
+            loss.tell(task.app, request.id)
+            raise Ignore("the journal is gone")
+        case Finished(fields=fields):
+            ended = outcome.read(fields, task.durable_terms.accept)
+            if not ended.delivered:
+                return _deliver(ended, task, request, hold)
+            logger.log(
+                logging.WARNING if fresh else logging.INFO,
+                "task %s already finished at %s; use a new task_id to run again",
+                request.id, ended.ended.isoformat(timespec="seconds"),
+            )  # fmt: skip
+            report.again(task, request, ended)
+            raise Announcement.of_outcome("already finished", ended)
+    raise AssertionError(verdict)  # pragma: no cover
+
+
+def _deliver(ended: outcome.Outcome, task: Any, request: Any, hold: Hold) -> Any:
+    """The worker that had the outcome died before it was delivered, with what hangs on it."""
+    hold.will_deliver(ended.status)
+    if ended.status == "revoked" and ended.error is not None:
+        if report.revoked(task, request, ended.error):
+            raise Announcement.of_cancellation(ended.error)
+        hold.not_delivered()
+    elif ended.error is not None:
+        raise ended.error
+    elif ended.status == "succeeded":
+        return ended.value
+    raise Ignore(f"the run is over: {ended.status}")
+
+
+def _refused(verdict: Foreign, task: Any, request: Any) -> Ignore:
+    logger.error(
+        "task %s refused: the id belongs to a run of %s%s; send it under a new task_id",
+        request.id, verdict.task, " with other arguments" if verdict.task == task.name else "",
+    )  # fmt: skip
+    recorded = outcome.read(verdict.fields, task.durable_terms.accept)
+    if task.track_started:
+        # Celery has written STARTED over it.
+        report.again(task, request, recorded)
+    return Announcement.of_outcome("the id belongs to another run", recorded)

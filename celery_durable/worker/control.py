@@ -1,0 +1,20 @@
+"""The remote control command ``durable_cancel``; known to workers, and to ``celery control``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.worker.control import control_command
+
+from celery_durable.commands import cancel
+from celery_durable.exceptions import DurableError
+
+
+@control_command(args=[("task_id", str)], signature="<task_id>")
+def durable_cancel(state: Any, task_id: str, **_: Any) -> dict[str, str]:
+    """Cancel a durable run: its next operation raises TaskCancelled."""
+    try:
+        cancel(task_id, app=state.app)
+    except DurableError as error:
+        return {"error": str(error)}
+    return {"ok": f"run {task_id} is to be cancelled"}

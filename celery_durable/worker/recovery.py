@@ -1,0 +1,177 @@
+"""Runs that nobody carries on: their worker died, their wait is over, or their outcome was not delivered.
+
+Every worker with durable tasks looks for them, and sends them again from what the journal keeps. Messages are hints:
+of many that bring a run back one begins an attempt, the others are forgotten.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from celery_durable.app.store import store_of
+from celery_durable.delivery import loss
+from celery_durable.delivery.call import Call
+from celery_durable.delivery.message import BROKER_AWAY
+from celery_durable.exceptions import DurableError
+from celery_durable.forks import undisturbed
+from celery_durable.redis.runs import Claimed, Claims
+from celery_durable.task.task import DurableTask
+
+from .revocation import Revocations
+
+logger = logging.getLogger("celery_durable")
+
+INTERVAL = 1.0
+"""Seconds between two looks; a wait that is over sooner shortens it."""
+_LONGEST_STOP = 2.0
+_SHORT_INTERVAL = 0.05
+"""Where the last look has not seen all there is."""
+_REMINDER = 60.0
+"""Seconds after which it is logged once more that no run can be found."""
+
+
+_REASONS = {"running": "its worker died", "suspended": "its wait has ended"}
+_REASONS |= dict.fromkeys(("succeeded", "failed", "revoked", "ignored"), "its outcome was not delivered")
+
+
+class Recovery:
+    """What one process does for the runs of an app that nobody carries on."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.store = store_of(app)
+        self._tasks = sorted(name for name, task in app.tasks.items() if isinstance(task, DurableTask))
+        self._accept = frozenset(app.conf.accept_content)
+        self._found: list[Claims] | None = None
+
+    def recover(self) -> tuple[int, int]:
+        """Send what nobody carries on; how many runs were sent, and how many could not be."""
+        with undisturbed:
+            self._found = self.store.runs.claim(self._tasks, self._found)
+        for task_id in [task_id for each in self._found for task_id in each.lost]:
+            with undisturbed:
+                loss.tell(self.app, task_id)
+        claimed = [run for each in self._found for run in each.runs]
+        sent = self._send(claimed)
+        return sent, len(claimed) - sent
+
+    @property
+    def pause(self) -> float:
+        """Seconds until it is worth looking again."""
+        found = self._found or []
+        if self.is_amid:
+            return _SHORT_INTERVAL
+        return min([INTERVAL, *(each.next_due for each in found if each.next_due is not None)])
+
+    @property
+    def is_amid(self) -> bool:
+        """Whether the last look has not seen all there is."""
+        return any(each.runs or any(each.skips) for each in self._found or [])
+
+    def _send(self, claimed: list[Claimed]) -> int:
+        if not claimed:
+            return 0
+        sent, waiting = 0, deque(claimed)
+        connection = self.app.connection_for_write()
+        try:
+            with undisturbed:
+                producer = self.app.amqp.Producer(connection)
+            while waiting:
+                with undisturbed:
+                    sent += self._send_one(waiting[0], producer)
+                waiting.popleft()
+        except BROKER_AWAY as error:
+            logger.warning("%d runs cannot be sent now, the broker is away; tried again soon: %r", len(waiting), error)
+            self.store.runs.unclaim(waiting)
+        finally:
+            with undisturbed:
+                connection.release()
+        return sent
+
+    def _send_one(self, run: Claimed, producer: Any) -> bool:
+        try:
+            resume = json.loads(run.resume or b"{}")
+            header = {**resume.get("header", {}), "hint": 1}
+            call = Call.load(run.call, self._accept)
+            call.send(self.app, run.task, header, retries=resume.get("retries", 0), producer=producer)
+        except BROKER_AWAY:
+            raise
+        except Exception:
+            # A run that cannot be sent does not hold up the others.
+            logger.exception("task %s: cannot be sent again; tried after pauses that grow", run.task_id)
+            return False
+        logger.info("task %s: sent again, %s", run.task_id, _REASONS[run.status])
+        return True
+
+
+class RecoveryThread:
+    """A thread of a worker's main process that looks for runs, as long as the worker lives."""
+
+    def __init__(self, app: Any, worker: Any) -> None:
+        self._recovery = Recovery(app)
+        self._revocations = Revocations(app, worker)
+        self._stopped = threading.Event()
+        self._complained_at: float | None = None
+        """When it was last logged that it cannot look; None while it can."""
+        self._thread = threading.Thread(target=self._run, name="celery-durable-recovery", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        """Look no more: what this worker gives back is for others to find."""
+        self._stopped.set()
+
+    def join(self) -> None:
+        """Wait until it looks no more, so that what it has claimed is sent."""
+        self._thread.join(timeout=_LONGEST_STOP)
+
+    def _run(self) -> None:
+        pause = 0.0
+        while not self._stopped.wait(pause):
+            pause = self.look()
+
+    def look(self) -> float:
+        """Do what there is to do, once; the seconds until the next look."""
+        try:
+            self._recovery.recover()
+            self._revocations.carry_out()
+        except DurableError as error:
+            self._complain(error)
+        except Exception:
+            # Whatever it was: without this thread nothing is recovered.
+            logger.exception("runs could not be recovered")
+        else:
+            self._be_content()
+            return self._recovery.pause
+        return INTERVAL
+
+    def _complain(self, error: DurableError) -> None:
+        """Say why it cannot look: when that begins, and seldom from then on, for an outage may be long."""
+        now = time.monotonic()
+        if self._complained_at is None or now - self._complained_at >= _REMINDER:
+            logger.warning(
+                "cannot look for runs to recover: %s; tried again every second, and logged again after %g s",
+                error, _REMINDER,
+            )  # fmt: skip
+            self._complained_at = now
+
+    def _be_content(self) -> None:
+        if self._complained_at is not None:
+            logger.info("looks for runs to recover again")
+            self._complained_at = None
+
+
+def recover(app: Any) -> tuple[int, int]:
+    """Send the runs of *app* that nobody carries on, once; how many were sent, and how many could not be."""
+    recovery, sent, unsent = Recovery(app), 0, 0
+    while True:
+        found = recovery.recover()
+        sent, unsent = sent + found[0], unsent + found[1]
+        if found[1] or not recovery.is_amid:
+            return sent, unsent

@@ -1,0 +1,56 @@
+"""What a worker with durable tasks does beside running them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from celery import bootsteps, signals
+
+from celery_durable.exceptions import ConfigurationError
+from celery_durable.redis.lease import give_all_back
+from celery_durable.task.task import DurableTask
+
+from . import control  # noqa: F401  registers the command
+from .recovery import RecoveryThread
+
+
+class RecoveryStep(bootsteps.StartStopStep):
+    """Recovery, started with the worker."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        self._thread: RecoveryThread | None = None
+
+    def include_if(self, parent: Any) -> bool:
+        return any(isinstance(task, DurableTask) for task in parent.app.tasks.values())
+
+    def create(self, parent: Any) -> None:
+        # The start-up check says what is wrong with the configuration.
+        with suppress(ConfigurationError):
+            # Here, not in the thread: what it makes is there when the pool forks.
+            self._thread = RecoveryThread(parent.app, parent)
+
+    def start(self, parent: Any) -> None:  # noqa: ARG002
+        if self._thread is not None:
+            signals.worker_shutting_down.connect(self._end, weak=False)
+            self._thread.start()
+
+    def _end(self, **_: Any) -> None:
+        if self._thread is not None:
+            self._thread.end()
+
+    def stop(self, parent: Any) -> None:  # noqa: ARG002
+        if self._thread is not None:
+            self._thread.end()
+            self._thread.join()
+
+    terminate = stop
+
+
+@signals.worker_shutdown.connect(weak=False, dispatch_uid="celery_durable")
+def _give_back(**_: Any) -> None:
+    """Attempts that still run in this process (threads, greenlets) end with it: others are to go on at once."""
+    give_all_back()
