@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from .exceptions import DurableError, DurableTimeoutError
-from .journal.journal import Verdict
+from .journal.port import Verdict
 
 if TYPE_CHECKING:
     from .steps.attempt import Attempt

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from celery_durable.config.settings import Settings
 from celery_durable.exceptions import ConfigurationError
-from celery_durable.journal.journal import LONGEST_READ
+from celery_durable.journal.port import LONGEST_READ
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary, ref
 
 from celery_durable.config.settings import Settings
 from celery_durable.delivery import result
-from celery_durable.journal.journal import Result
+from celery_durable.journal.port import Result
 from celery_durable.redis.cluster import Cluster
 from celery_durable.redis.lease import Lease, LeaseKeeper
 from celery_durable.redis.redis_journal import Keys, RedisJournal

@@ -16,7 +16,7 @@ from kombu.utils import json as kombu_json
 
 from celery_durable import sentry, tracing
 from celery_durable.exceptions import EntryNotRecordableError
-from celery_durable.journal.journal import Delivery
+from celery_durable.journal.port import Delivery
 from celery_durable.values.remainder import same
 from celery_durable.values.serializers import json_of, load_content
 

@@ -16,7 +16,7 @@ from celery.app.trace import task_has_custom
 from celery.backends.base import Backend
 from celery.backends.redis import RedisBackend
 
-from celery_durable.journal.journal import NO_RESULT, Result
+from celery_durable.journal.port import NO_RESULT, Result
 
 logger = logging.getLogger("celery_durable")
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 from celery_durable import django
 from celery_durable.exceptions import InvalidStepError, JournalUnavailableError, JournalUnreadableError
 from celery_durable.interrupts import PATIENT, Fenced, Interrupt, JournalLost
-from celery_durable.journal.journal import LONGEST_READ
+from celery_durable.journal.port import LONGEST_READ
 from celery_durable.values.codec import Encoded
 from celery_durable.values.tagged import KINDS
 

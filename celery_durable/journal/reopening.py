@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 from celery_durable.steps.places import in_order
 
-from .journal import Delivery, Fields, read_entry, step_field
+from .port import Delivery, Fields, read_entry, step_field
 
 _QUICK = 0.1
 """Seconds within which a reply comes, unless the connection was lost or one of the processes stood still."""

@@ -25,7 +25,7 @@ from billiard import current_process
 
 from celery_durable.exceptions import ConfigurationError, JournalUnavailableError, JournalUnreadableError
 from celery_durable.interrupts import Fenced
-from celery_durable.journal.journal import (
+from celery_durable.journal.port import (
     LAYOUT,
     NO_RESULT,
     UNBRANCHED,

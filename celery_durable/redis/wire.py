@@ -47,7 +47,7 @@ from redis.exceptions import (
 )
 
 from celery_durable.exceptions import DurableError, JournalUnavailableError, JournalUnreadableError
-from celery_durable.journal.journal import LONGEST_READ
+from celery_durable.journal.port import LONGEST_READ
 
 from .lookout import Lookout
 

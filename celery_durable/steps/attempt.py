@@ -35,7 +35,7 @@ from celery_durable.exceptions import (
     JournalUnreadableError,
 )
 from celery_durable.interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, RetryStep, Sleep, Stall
-from celery_durable.journal.journal import (
+from celery_durable.journal.port import (
     LAYOUT,
     UNBRANCHED,
     Entry,

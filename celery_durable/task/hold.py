@@ -19,7 +19,7 @@ from celery_durable.drivers.driver import answer
 from celery_durable.drivers.progress import watcher
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 from celery_durable.interrupts import Interrupt, JournalLost, NotNow
-from celery_durable.journal.journal import Busy, Delivery, Journal, JournalGone, Opened, Result
+from celery_durable.journal.port import Busy, Delivery, Journal, JournalGone, Opened, Result
 from celery_durable.steps.attempt import Attempt, Surroundings, Terms
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from celery.exceptions import Ignore
 
 from celery_durable.delivery import loss, outcome, report
 from celery_durable.delivery.announcement import Announcement
-from celery_durable.journal.journal import Busy, Finished, Foreign, Outdated, Verdict
+from celery_durable.journal.port import Busy, Finished, Foreign, Outdated, Verdict
 
 from .hold import Hold
 

@@ -18,7 +18,7 @@ from celery_durable import DurableContext, DurableTask, RunOptions, TerminalErro
 from celery_durable.app.store import store_of
 from celery_durable.commands import cancel
 from celery_durable.config import build
-from celery_durable.journal.journal import Busy, Opened
+from celery_durable.journal.port import Busy, Opened
 from tests.integration.runs import app_at, delivery, execute, lapse, new_id
 
 LONG_AGO = 1

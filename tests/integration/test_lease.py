@@ -16,7 +16,7 @@ from celery_durable import RetryPolicy, RunOptions, durable_task
 from celery_durable.app.store import Store, store_of
 from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.interrupts import Fenced
-from celery_durable.journal.journal import Busy, Opened
+from celery_durable.journal.port import Busy, Opened
 from celery_durable.redis import lease as lease_module
 from celery_durable.redis.lease import RENEWALS_PER_LEASE
 from celery_durable.redis.redis_journal import RedisJournal

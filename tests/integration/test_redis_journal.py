@@ -15,7 +15,7 @@ from celery_durable.app.store import Store, store_of
 from celery_durable.delivery.call import Call
 from celery_durable.delivery.message import HEADER
 from celery_durable.interrupts import Fenced
-from celery_durable.journal.journal import (
+from celery_durable.journal.port import (
     Busy,
     Finished,
     Foreign,

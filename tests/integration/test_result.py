@@ -20,7 +20,7 @@ from celery_durable.app.store import Store, store_of
 from celery_durable.delivery import outcome
 from celery_durable.delivery.report import SparingBackend
 from celery_durable.interrupts import Fenced
-from celery_durable.journal.journal import NO_RESULT, Result
+from celery_durable.journal.port import NO_RESULT, Result
 from celery_durable.redis.redis_journal import RedisJournal
 from tests.integration.network import Waits
 from tests.integration.runs import app_at, execute, lapse, new_id, opened, state, store_at, task_of

@@ -16,7 +16,7 @@ import redis
 
 from celery_durable.app.store import Store
 from celery_durable.interrupts import Fenced
-from celery_durable.journal.journal import Busy, Finished, Opened
+from celery_durable.journal.port import Busy, Finished, Opened
 from celery_durable.redis.redis_journal import SHARDS, RedisJournal, owner_name
 from celery_durable.redis.runs import Claimed, Claims, Whose
 from tests.integration.network import Waits

@@ -22,7 +22,7 @@ from celery_durable import (
     cancel,
 )
 from celery_durable.app.store import Store, store_of
-from celery_durable.journal.journal import Busy
+from celery_durable.journal.port import Busy
 from tests.integration.runs import app_at, delivery, execute, lapse, new_id, opened, state, task_of
 
 HOUR = 3600

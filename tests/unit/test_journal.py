@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_durable import JournalUnreadableError
-from celery_durable.journal.journal import (
+from celery_durable.journal.port import (
     Delivery,
     Finished,
     MemoryJournal,
