@@ -19,7 +19,8 @@ from benchmarks.sample import ratios
 from benchmarks.stand import Stand
 from benchmarks.worker import worker
 from celery_durable.app.store import Store, store_of
-from celery_durable.journal.port import LAYOUT, Delivery
+from celery_durable.journal.layout import LAYOUT
+from celery_durable.journal.port import Delivery
 from celery_durable.redis.lease import RENEWALS_PER_LEASE
 from tests.waiting import eventually
 

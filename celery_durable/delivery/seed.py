@@ -6,7 +6,7 @@ from typing import Any
 
 from celery import signals
 
-from celery_durable.journal.port import new_seed
+from celery_durable.journal.layout import new_seed
 
 from .message import HEADER, SEED, seed_header, seed_in
 

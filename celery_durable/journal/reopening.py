@@ -10,9 +10,10 @@ import re
 import time
 from collections.abc import Collection
 
-from celery_durable.steps.places import in_order
-
-from .port import Delivery, Fields, read_entry, step_field
+from .entries import read_entry
+from .layout import Fields, step_field
+from .port import Delivery
+from .positions import in_order
 
 _QUICK = 0.1
 """Seconds within which a reply comes, unless the connection was lost or one of the processes stood still."""
@@ -145,9 +146,9 @@ def replayed_failures(fields: Fields) -> list[str]:
     Raises:
         JournalUnreadableError: an entry is damaged, or at no place.
     """
-    places = sorted((field.decode()[5:] for field in fields if field.startswith(b"step:")), key=in_order)
+    positions = sorted((field.decode()[5:] for field in fields if field.startswith(b"step:")), key=in_order)
     again = taken_back(fields)
-    kept = [field for field in map(step_field, places) if field not in again]
+    kept = [field for field in map(step_field, positions) if field not in again]
     entries = [read_entry(field, fields[field.encode()]) for field in kept]
     return [entry.name for entry in entries if entry.state == "failed"]
 

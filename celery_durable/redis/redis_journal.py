@@ -1,4 +1,4 @@
-"""The journal of a run in Redis: keys, scripts, the fence. See :mod:`journal` for the layout of the hash.
+"""The journal of a run in Redis: keys, scripts, the fence. See :mod:`~celery_durable.journal.layout` for the hash.
 
     <prefix>{<shard>}:run:<task id>   one hash per run
     <prefix>{<shard>}:leases          sorted set: when the lease of a run lapses
@@ -25,13 +25,11 @@ from billiard import current_process
 
 from celery_durable.exceptions import ConfigurationError, JournalUnavailableError, JournalUnreadableError
 from celery_durable.interrupts import Fenced
+from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Fields, new_seed
 from celery_durable.journal.port import (
-    LAYOUT,
     NO_RESULT,
-    UNBRANCHED,
     Busy,
     Delivery,
-    Fields,
     Finished,
     Foreign,
     JournalGone,
@@ -39,7 +37,6 @@ from celery_durable.journal.port import (
     Outdated,
     Result,
     Verdict,
-    new_seed,
 )
 from celery_durable.journal.reopening import decided
 

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
-from celery_durable.journal.port import Fields
+from celery_durable.journal.layout import Fields
 
 from .redis_journal import (
     SHARDS,

@@ -35,22 +35,14 @@ from celery_durable.exceptions import (
     JournalUnreadableError,
 )
 from celery_durable.interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, RetryStep, Sleep, Stall
-from celery_durable.journal.port import (
-    LAYOUT,
-    UNBRANCHED,
-    Entry,
-    Fields,
-    Journal,
-    Opened,
-    annotated,
-    damaged,
-    read_entry,
-    step_field,
-)
+from celery_durable.journal.entries import Entry, annotated, damaged, read_entry
+from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Fields, step_field
+from celery_durable.journal.port import Journal, Opened
+from celery_durable.journal.positions import in_order, path_of
 from celery_durable.values.failure import failure_of, text_of
 from celery_durable.values.serializers import check_serializer
 
-from .places import Here, Places, in_order, path_of
+from .places import Here, Places
 
 if TYPE_CHECKING:
     from .step import Step

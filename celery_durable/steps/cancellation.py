@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from celery_durable.drivers.driver import Driver
 from celery_durable.exceptions import TaskCancelled
-from celery_durable.journal.port import open_entry
+from celery_durable.journal.entries import open_entry
 from celery_durable.values.failure import describe
 
 from .attempt import Attempt

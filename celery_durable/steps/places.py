@@ -8,18 +8,14 @@ order is given, ``ctx.branch`` gives it a name.
 
 from __future__ import annotations
 
-import re
 from asyncio import current_task
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from celery_durable.exceptions import InvalidStepError, JournalUnreadableError
+from celery_durable.exceptions import InvalidStepError
+from celery_durable.journal.positions import NAMED, named_part
 
-_NAMED = "@"
-"""What the name of a branch begins with, in a place."""
-# A dot parts a place; the others would break the line that a place is shown in.
-_ESCAPED = r"[%.\x00-\x1f\x7f]"
 _NO_ORDER = (
     "the context was used in an asyncio task that was made in no fixed order (in a callback, by as_completed(), by "
     "another task factory): begin such coroutines with gather() or create_task() in the body, or write "
@@ -49,7 +45,7 @@ class _Branch:
         """Tasks of which it has asked which is the first, and their coroutines; one that is a step has no strand."""
 
     def named(self, key: str) -> _Branch:
-        part = _component(key)
+        part = named_part(key)
         if part in self.names:
             raise InvalidStepError(
                 f"two branches of one parent are named {key!r}: give each `with ctx.branch(key):` a key of its own"
@@ -258,17 +254,9 @@ class Here(NamedTuple):
         if not place.startswith(self.path):
             return False
         part, *deeper = place[len(self.path) :].split(".")
-        if part.startswith(_NAMED):
+        if part.startswith(NAMED):
             return part not in self.names
         return int(part) > (self.branches if deeper else self.operations)
-
-
-def path_of(place: str) -> str:
-    """What the places of its branch begin with."""
-    return place[: place.rfind(".") + 1]
-
-
-# -- how they are written ----------------------------------------------------------------------------------------------
 
 
 def _check_key(key: str) -> None:
@@ -278,22 +266,3 @@ def _check_key(key: str) -> None:
     except UnicodeEncodeError:
         pass
     raise InvalidStepError(f"the key of ctx.branch must be a text that is not empty and that UTF-8 has, got {key!r}")
-
-
-def _component(key: str) -> str:
-    """The key as a part of a place, which no number and no other key is."""
-    return _NAMED + re.sub(_ESCAPED, lambda match: f"%{ord(match[0]):02X}", key)
-
-
-def in_order(place: str) -> tuple[tuple[int, int, str], ...]:
-    """A key to sort places by: operations and branches by number, then the named branches.
-
-    Raises:
-        JournalUnreadableError: it is none, so that its entry belongs to no step.
-    """
-    try:
-        return tuple((1, 0, part) if part[:1] == _NAMED else (0, int(part), "") for part in place.split("."))
-    except ValueError:
-        raise JournalUnreadableError(
-            f"entry step:{place} is at no place in program order; delete it, or send the task under a new id"
-        ) from None

@@ -35,7 +35,7 @@ from celery_durable.exceptions import (
     TerminalError,
 )
 from celery_durable.interrupts import FailAttempt, Interrupt, Overrun, RetryStep
-from celery_durable.journal.port import Entry, done_entry, open_entry, started_entry
+from celery_durable.journal.entries import Entry, done_entry, open_entry, started_entry
 from celery_durable.values import codec
 from celery_durable.values.failure import describe, failure_of, leading, shown, text_of, traceback_of
 from celery_durable.values.serializers import check_serializer

@@ -9,7 +9,7 @@ from celery_durable.config.options import Duration, seconds
 from celery_durable.drivers.driver import Driver
 from celery_durable.exceptions import ConfigurationError, InvalidStepError
 from celery_durable.interrupts import Interrupt, Sleep
-from celery_durable.journal.port import open_entry
+from celery_durable.journal.entries import open_entry
 
 from .attempt import Attempt
 from .cancellation import cancel

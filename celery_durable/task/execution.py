@@ -30,7 +30,8 @@ from celery_durable.drivers.strike import AsyncBody, Place, door, here
 from celery_durable.drivers.threads import actions
 from celery_durable.exceptions import DurableError, EntryNotRecordableError, RecoveryLimitExceeded
 from celery_durable.interrupts import Fenced, Interrupt, JournalLost
-from celery_durable.journal.port import NO_RESULT, Delivery, MemoryJournal
+from celery_durable.journal.memory import MemoryJournal
+from celery_durable.journal.port import NO_RESULT, Delivery
 from celery_durable.steps.attempt import Attempt, Surroundings, running_step
 from celery_durable.steps.context import AsyncDurableContext, DurableContext
 

@@ -10,7 +10,7 @@ from celery import Task, shared_task
 
 from celery_durable.delivery.call import Call
 from celery_durable.exceptions import RunNotRetryableError
-from celery_durable.journal.port import Fields
+from celery_durable.journal.layout import Fields
 from celery_durable.journal.reopening import replayed_failures
 
 logger = logging.getLogger("celery_durable")

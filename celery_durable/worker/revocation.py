@@ -16,7 +16,7 @@ from celery_durable.delivery import outcome, report
 from celery_durable.delivery.announcement import HOW_REVOKED, REVOKED
 from celery_durable.delivery.call import Call
 from celery_durable.forks import undisturbed
-from celery_durable.journal.port import Fields
+from celery_durable.journal.layout import Fields
 from celery_durable.redis.redis_journal import new_fence
 
 logger = logging.getLogger("celery_durable")

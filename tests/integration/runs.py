@@ -16,7 +16,8 @@ from celery_durable import DurableTask
 from celery_durable.app.address import Address
 from celery_durable.app.store import Store, _stores, store_of
 from celery_durable.delivery.call import Call
-from celery_durable.journal.port import Delivery, Fields, Opened
+from celery_durable.journal.layout import Fields
+from celery_durable.journal.port import Delivery, Opened
 from celery_durable.redis.redis_journal import RedisJournal
 from celery_durable.worker.request import DurableRequest
 

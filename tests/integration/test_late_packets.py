@@ -10,7 +10,8 @@ import redis
 from celery_durable import RunOptions
 from celery_durable.app.store import Store, store_of
 from celery_durable.interrupts import Fenced
-from celery_durable.journal.port import Opened, Result, done_entry, open_entry, started_entry
+from celery_durable.journal.entries import done_entry, open_entry, started_entry
+from celery_durable.journal.port import Opened, Result
 from celery_durable.redis import wire
 from celery_durable.redis.redis_journal import RedisJournal
 from tests.integration.network import Proxy

@@ -15,17 +15,8 @@ from celery_durable.app.store import Store, store_of
 from celery_durable.delivery.call import Call
 from celery_durable.delivery.message import HEADER
 from celery_durable.interrupts import Fenced
-from celery_durable.journal.port import (
-    Busy,
-    Finished,
-    Foreign,
-    JournalGone,
-    Opened,
-    Outdated,
-    done_entry,
-    open_entry,
-    started_entry,
-)
+from celery_durable.journal.entries import done_entry, open_entry, started_entry
+from celery_durable.journal.port import Busy, Finished, Foreign, JournalGone, Opened, Outdated
 from celery_durable.redis.redis_journal import RedisJournal
 from tests.integration.network import Proxy
 from tests.integration.runs import (

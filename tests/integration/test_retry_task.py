@@ -10,7 +10,7 @@ from celery import Celery
 
 from celery_durable import RunNotRetryableError
 from celery_durable.app.store import store_of
-from celery_durable.journal.port import done_entry, open_entry, started_entry
+from celery_durable.journal.entries import done_entry, open_entry, started_entry
 from celery_durable.task.retry_task import NAME
 from tests.integration.runs import app_at, execute, new_id, opened, task_of
 

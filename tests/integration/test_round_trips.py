@@ -9,7 +9,7 @@ from celery import Celery
 
 from celery_durable import AsyncDurableContext, DurableContext, RetryPolicy, RunOptions, TerminalError, durable_task
 from celery_durable.app.store import store_of
-from celery_durable.journal.port import done_entry
+from celery_durable.journal.entries import done_entry
 from tests.integration.network import Waits
 from tests.integration.runs import app_at, delivery, execute, new_id, opened, task_of
 from tests.waiting import eventually

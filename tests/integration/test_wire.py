@@ -23,7 +23,8 @@ import redis
 from celery_durable import ConfigurationError, JournalUnavailableError
 from celery_durable.app.store import Store, store_of
 from celery_durable.drivers import driver
-from celery_durable.journal.port import Opened, done_entry
+from celery_durable.journal.entries import done_entry
+from celery_durable.journal.port import Opened
 from celery_durable.redis.lookout import Lookout
 from celery_durable.redis.wire import Wire, pack
 from celery_durable.worker.startup import risks_of

@@ -14,7 +14,8 @@ from celery.contrib.testing.app import setup_default_app
 from hypothesis import settings
 
 from celery_durable import AsyncDurableContext, DurableContext
-from celery_durable.journal.port import Delivery, MemoryJournal, Opened
+from celery_durable.journal.memory import MemoryJournal
+from celery_durable.journal.port import Delivery, Opened
 from celery_durable.steps.attempt import Attempt, Surroundings, Terms
 
 # A commit is judged by the same examples every time, and not by how busy the machine is.

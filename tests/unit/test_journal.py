@@ -10,18 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_durable import JournalUnreadableError
-from celery_durable.journal.port import (
-    Delivery,
-    Finished,
-    MemoryJournal,
-    Opened,
-    annotated,
-    done_entry,
-    new_seed,
-    open_entry,
-    read_entry,
-    started_entry,
-)
+from celery_durable.journal.entries import annotated, done_entry, open_entry, read_entry, started_entry
+from celery_durable.journal.layout import new_seed
+from celery_durable.journal.memory import MemoryJournal
+from celery_durable.journal.port import Delivery, Finished, Opened
 
 names = st.text(st.characters(codec=None, categories=None)) | st.sampled_from(['x","value":1', "\\", '"', "é", "{}"])
 counts = st.integers(1, 10**6)

@@ -11,7 +11,7 @@ import pytest
 
 from celery_durable import AsyncDurableContext, InvalidStepError, RunOptions
 from celery_durable.interrupts import EndRun, Interrupt, Sleep
-from celery_durable.steps.places import in_order
+from celery_durable.journal.positions import in_order
 from tests.unit.conftest import Action, Run
 
 Body = Callable[[AsyncDurableContext], Awaitable[Any]]

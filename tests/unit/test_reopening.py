@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from celery_durable.journal.port import Delivery, done_entry, open_entry, started_entry
+from celery_durable.journal.entries import done_entry, open_entry, started_entry
+from celery_durable.journal.port import Delivery
 from celery_durable.journal.reopening import decided, replayed_failures, taken_back
 
 Begun = dict[str, list[Any]]

@@ -29,7 +29,7 @@ from celery_durable import (
     current_step,
 )
 from celery_durable.interrupts import EndRun, FailAttempt, RetryStep
-from celery_durable.journal.port import open_entry, read_entry
+from celery_durable.journal.entries import open_entry, read_entry
 from tests.unit.conftest import Action, Run
 
 

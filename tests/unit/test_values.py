@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typing_extensions import NotRequired, TypedDict
 
-from celery_durable.journal.port import done_entry, read_entry
+from celery_durable.journal.entries import done_entry, read_entry
 from celery_durable.values.codec import NotEncodable, decode, encode
 
 # -- an account of a value that owes nothing to the code under test ----------------------------------------------------

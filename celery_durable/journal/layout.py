@@ -1,0 +1,47 @@
+"""The layout of a journal: what each field of a run's hash says.
+
+A run is one hash; every value is text. Layout 1, or 2 where branches have recorded something in it that are numbered
+as they are made; in an older one they are numbered as they use the context first:
+
+    v            layout version                    status       running | suspended
+                                                                or succeeded | failed | revoked | ignored
+    task         name of the task                  attempt      number of the newest attempt
+    fingerprint  hash of the arguments             fence, owner its token (<token>:<n> over its n-th
+                                                              connection), and the process that opened it
+    call         how to send the task again, JSON  created, opened, due, ended    ms since the epoch, by Redis' clock
+    resume       what is new in that since the last suspension, JSON
+    seed         of uuid() and random()            progress     newest attempt that recorded a step
+    nesting      how often it was replaced         recoveries   attempts in a row that died without progress
+    failures, failing_since                        the task retry policy's count
+    build        that of the code that began it    attempt_build  <n>:<build>, that of the newest attempt
+    stalled      what kept the last attempt from going on, JSON: code that does not fit
+    outcome      how the run ended, JSON           delivered    1: the result backend has it, callbacks are sent
+    cancel       requested | raised                resent       messages sent by recovery since the last attempt began
+    step:<n>     the n-th step: {"name", "state": started | retrying | done | failed | cancelled, "attempts", ...,
+                 "value"}, or wait: {"name", "state": sleeping | cancelled, "until"};
+                 "build" if another one than the run's recorded it, "patches" that ctx.patched() let in before it
+    uuid:<n>     the n-th uuid()                   time:<n>, now:<n>   the n-th time(), now()
+                 (<b>.<n>: the n-th of branch b, a coroutine that runs beside the body; @<key>.<n>: of a named one)
+    arguments:<n>  the arguments that are models, as they were accepted after the n-th change by self.retry()
+"""
+
+from __future__ import annotations
+
+import os
+
+LAYOUT = "2"
+"""The newest that this version reads: that of a run from the first entry of a branch on."""
+UNBRANCHED = "1"
+"""That of a run before. What knows no newer one would number the branches by another rule."""
+
+Fields = dict[bytes, bytes]
+"""A journal as it was loaded; entries stay bytes until they are reached."""
+
+
+def new_seed() -> str:
+    """Drawn once per run; everything random in it is derived from this."""
+    return os.urandom(16).hex()
+
+
+def step_field(position: str) -> str:
+    return f"step:{position}"

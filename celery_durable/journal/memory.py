@@ -1,0 +1,77 @@
+"""The shortest implementation of a journal: in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from .layout import UNBRANCHED, Fields, new_seed
+from .port import Delivery, Finished, Opened, Result, Verdict
+
+
+class MemoryJournal:
+    """A run in this process only: for direct calls, eager mode and unit tests. It never waits and is never fenced."""
+
+    lease_in_doubt = False
+    owes = False
+    cancel_requested = False
+
+    def __init__(self) -> None:
+        self.fields: Fields = {}
+
+    def open(self, delivery: Delivery) -> Verdict:
+        fields = self.fields
+        if fields.get(b"status") in (b"succeeded", b"failed"):
+            return Finished(fields)
+        if not fields:
+            said = {"task": delivery.task, "call": delivery.call, "build": delivery.build}
+            self.send({"v": UNBRANCHED, **said, "seed": new_seed()})
+        number = int(fields.get(b"attempt", 0)) + 1
+        self.send({"attempt": str(number), "status": "running"})
+        return Opened(number, int(time.time() * 1000), 0, False, dict(fields))
+
+    def send(self, fields: Mapping[str, str], *, with_next: bool = False) -> None:  # noqa: ARG002
+        self.fields.update({name.encode(): value.encode() for name, value in fields.items()})
+
+    def record_aside(self, fields: Mapping[str, str]) -> bool:
+        self.send(fields)
+        return True
+
+    def settle(self) -> None: ...
+
+    def settle_if_connected(self) -> bool:
+        return True
+
+    def look_out(self) -> bool:
+        return True
+
+    def fileno(self) -> int | None:
+        return None
+
+    def prove_lease(self) -> None: ...
+
+    def by_redis(self, moment: float) -> float | None: ...
+
+    def look_for_cancellation(self) -> None: ...
+
+    def suspend(
+        self,
+        delay: float,  # noqa: ARG002
+        fields: Mapping[str, str],
+        slack: float = 0.0,  # noqa: ARG002
+        *,
+        though_cancelled: bool = False,  # noqa: ARG002
+    ) -> None:
+        self.send({**fields, "status": "suspended"})
+
+    def finish(self, status: str, fields: Mapping[str, str]) -> None:
+        self.send({**fields, "status": status})
+
+    def conclude(self, fields: Mapping[str, str], keep: float, result: Result) -> bool:  # noqa: ARG002
+        return False
+
+    def deliver(self, keep: float, *, arrived: bool = True) -> None: ...
+
+    def release(self, *, orderly: bool) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,39 @@
+"""How a position in program order is written: ``3``, or ``2.3`` for the third operation of the second branch.
+
+A named branch stands in it by its name, ``@key``.
+"""
+
+from __future__ import annotations
+
+import re
+
+from celery_durable.exceptions import JournalUnreadableError
+
+NAMED = "@"
+"""What the name of a branch begins with."""
+# A dot parts a position; the others would break the line that it is shown in.
+_ESCAPED = r"[%.\x00-\x1f\x7f]"
+
+
+def named_part(key: str) -> str:
+    """The key of a branch as a part of a position, which no number and no other key is."""
+    return NAMED + re.sub(_ESCAPED, lambda match: f"%{ord(match[0]):02X}", key)
+
+
+def path_of(position: str) -> str:
+    """What the positions of its branch begin with."""
+    return position[: position.rfind(".") + 1]
+
+
+def in_order(position: str) -> tuple[tuple[int, int, str], ...]:
+    """A key to sort positions by: operations and branches by number, then the named branches.
+
+    Raises:
+        JournalUnreadableError: it is none, so that its entry belongs to no step.
+    """
+    try:
+        return tuple((1, 0, part) if part[:1] == NAMED else (0, int(part), "") for part in position.split("."))
+    except ValueError:
+        raise JournalUnreadableError(
+            f"entry step:{position} is at no place in program order; delete it, or send the task under a new id"
+        ) from None
