@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from kombu.utils import json as kombu_json
 
 from celery_durable.exceptions import ConfigurationError
+from celery_durable.seams.kombu import compressions, content_types
 
 from .tagged import NotEncodable
 
@@ -51,26 +52,24 @@ def check_serializer(serializer: Any, accept: frozenset[str], name: str = "seria
         return
     if serializer == "json":
         return  # always there, and asked for at every attempt
-    import kombu.serialization
+    from kombu.serialization import dumps
 
-    known: dict[str, str] = kombu.serialization.registry.name_to_type  # type: ignore[attr-defined]
+    known = content_types()
     if serializer not in known:
         raise ConfigurationError(f"{name} {serializer!r} is not registered with kombu; known: {sorted(known)}")
     _check_content(known[serializer], accept, name)
     try:
-        kombu.serialization.dumps("", serializer)
+        dumps("", serializer)
     except Exception as error:  # kombu registers the names of packages that are not installed, too
         raise ConfigurationError(f"{name} {serializer!r} does not work here: {error}") from error
 
 
 def check_compression(compression: Any) -> None:
     """Refuse a compression that kombu does not know."""
-    import kombu.compression
-
     try:
         squeeze(b"", compression)
     except KeyError:
-        known = sorted(kombu.compression._aliases)  # type: ignore[attr-defined]  # noqa: SLF001  listed nowhere else
+        known = sorted(compressions())
         raise ConfigurationError(f"compression {compression!r} is not registered with kombu; known: {known}") from None
 
 

@@ -14,7 +14,6 @@ from celery.exceptions import TaskPredicate, TaskRevokedError, TimeLimitExceeded
 from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
-from kombu.serialization import registry  # type: ignore[attr-defined]
 
 from celery_durable.app.store import store_of
 from celery_durable.delivery import outcome
@@ -22,6 +21,7 @@ from celery_durable.delivery.announcement import Announcement, going_on
 from celery_durable.delivery.message import ARGUMENTS, HEADER, RECEIVED, SEED, SERIALIZER, seed_in
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.redis.runs import Runs, Whose
+from celery_durable.seams.kombu import serializer_of
 
 T = TypeVar("T")
 
@@ -46,8 +46,7 @@ class DurableRequest(Request):
         request = self.request_dict
         # The arguments travel there anyway, and Celery reads the message again for those that the body is given.
         arguments = request["args"], request["kwargs"]
-        serializer = registry.type_to_name.get(message.content_type, message.content_type)
-        ours = {RECEIVED: time.monotonic(), ARGUMENTS: arguments, SERIALIZER: serializer}
+        ours = {RECEIVED: time.monotonic(), ARGUMENTS: arguments, SERIALIZER: serializer_of(message.content_type)}
         if seed := seed_in(request, self.id, self.replaced_task_nesting):
             ours[SEED] = seed
         request.pop(SEED, None)

@@ -1,0 +1,81 @@
+"""A name that another package keeps to itself, and that its installed version does not have, is told at import."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from celery_durable.seams.kombu import KOMBU
+from celery_durable.seams.lookup import Package
+
+PACKAGES = [KOMBU]
+
+SHOP = Package("shop", ">=2.1,<2.2", "2.3.0")
+ADVICE = "; shop>=2.1,<2.2 has it: install such a version, or a celery-durable that is made for this one"
+
+
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module of a package that keeps something to itself."""
+    module = ModuleType("shop.stock")
+    source = "class Shelf:\n    _size = 3\n    def __init__(self):\n        self._left = 3\n"
+    exec(source, vars(module))  # noqa: S102  a module of another package
+    monkeypatch.setitem(sys.modules, "shop", ModuleType("shop"))
+    monkeypatch.setitem(sys.modules, "shop.stock", module)
+    vars(module)["Shelf"].__module__ = "shop.stock"
+    return module
+
+
+def test_what_is_there_is_found(shop: ModuleType) -> None:
+    assert SHOP.look_up("shop.stock", "Shelf._size") == 3
+    SHOP.check_attributes(shop.Shelf, "_left")
+
+
+def test_what_is_missing_is_told_with_the_versions_that_have_it(shop: ModuleType) -> None:
+    def message(look: Callable[[], Any]) -> str:
+        with pytest.raises(ImportError) as caught:
+            look()
+        return str(caught.value)
+
+    started = "shop 2.3.0 has no {}, which celery-durable uses" + ADVICE
+    assert message(lambda: SHOP.look_up("shop.stock", "Shelf._width")) == started.format("shop.stock.Shelf._width")
+    assert message(lambda: SHOP.look_up("shop.till", "open")) == started.format("shop.till.open")
+    assert message(lambda: SHOP.check_attributes(shop.Shelf, "_left", "_right")) == started.format(
+        "shop.stock.Shelf._right"
+    )
+
+
+def test_which_version_is_installed_is_told_by_its_metadata() -> None:
+    with pytest.raises(ImportError, match=f"^kombu {importlib.metadata.version('kombu')} has no kombu.shelf.size, "):
+        KOMBU.look_up("kombu.shelf", "size")
+
+
+def test_a_constructor_of_somebody_else_says_nothing(shop: ModuleType) -> None:
+    """Tools that trace programs put theirs around it."""
+    original = shop.Shelf.__init__
+
+    def traced(self: Any) -> None:
+        original(self)
+
+    shop.Shelf.__init__ = traced
+    SHOP.check_attributes(shop.Shelf, "_left", "_right")
+
+    shop.Shelf.__init__ = functools.wraps(original)(traced)
+    SHOP.check_attributes(shop.Shelf, "_left")
+    with pytest.raises(ImportError):
+        SHOP.check_attributes(shop.Shelf, "_right")
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_the_versions_that_are_told_are_those_that_an_installation_takes(package: Package) -> None:
+    pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+
+    assert re.search(rf'^    "{package.name}(\[\w+\])?{re.escape(package.versions)}",', pyproject, re.MULTILINE)
