@@ -12,10 +12,10 @@ import celery_durable
 from celery_durable import DurableContext, JournalUnavailableError, RunOptions, durable_task
 from celery_durable.app.store import store_of
 from celery_durable.worker.startup import risks_of
-from tests.groups import MAKES, RedisCluster, program_or_skip
+from tests.groups import MAKES, RedisCluster
 from tests.integration.runs import app_at, execute, lapse, new_id, opened, store_at
 from tests.processes import PROJECT
-from tests.servers import RedisServer
+from tests.servers import RedisServer, program_of
 
 DAY = 24 * 3600.0
 RULES = re.findall(r"^ACL SETUSER (.+)$", (PROJECT / "docs/durability.md").read_text(encoding="utf-8"), re.MULTILINE)
@@ -36,7 +36,7 @@ def steps(ctx: DurableContext) -> str:
 
 @pytest.fixture(scope="module", params=MAKES)
 def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    with RedisServer(program=program_or_skip(request.param), appendonly=True) as server:
+    with RedisServer(program=program_of(request.param), appendonly=True) as server:
         yield server
 
 
@@ -124,7 +124,7 @@ def test_with_info_alone_only_appendfsync_is_not_known(server: RedisServer) -> N
 
 @pytest.mark.parametrize("make", MAKES)
 def test_the_documented_rights_are_enough_in_a_cluster(make: str) -> None:
-    with RedisCluster(program_or_skip(make)) as cluster:
+    with RedisCluster(program_of(make)) as cluster:
         for one in cluster.running:
             grant(one, 0, 1, 2)
         url = cluster.url.replace("redis+cluster://", "redis+cluster://celery:secret@", 1)

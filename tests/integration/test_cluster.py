@@ -14,9 +14,9 @@ from celery_durable.app.store import Store, store_of
 from celery_durable.redis.redis_journal import SHARDS
 from celery_durable.redis.wire import pack
 from celery_durable.worker.startup import risks_of
-from tests.groups import MAKES, RedisCluster, node_id, program_or_skip
+from tests.groups import MAKES, RedisCluster, node_id
 from tests.integration.runs import app_at, execute, new_id, opened, store_at
-from tests.servers import RedisServer, ServerUnavailableError, free_port
+from tests.servers import RedisServer, ServerUnavailableError, free_port, program_of, server_program
 from tests.waiting import eventually
 
 executed: list[int] = []
@@ -45,7 +45,7 @@ async def steps_async(ctx: AsyncDurableContext) -> list[int]:
 @pytest.fixture(scope="module", params=MAKES)
 def cluster(request: pytest.FixtureRequest) -> Iterator[RedisCluster]:
     """A Cluster that tests leave whole, though slots may have moved."""
-    with RedisCluster(program_or_skip(request.param)) as cluster:
+    with RedisCluster(program_of(request.param)) as cluster:
         yield cluster
 
 
@@ -171,9 +171,8 @@ def test_seeds_that_are_gone_are_passed_over(cluster: RedisCluster) -> None:
 
 
 def test_a_cluster_with_tls() -> None:
-    program = program_or_skip("redis")
     try:
-        cluster = RedisCluster(program, tls=True).start()
+        cluster = RedisCluster(server_program(), tls=True).start()
     except ServerUnavailableError as reason:
         pytest.skip(f"no Cluster with TLS here: {str(reason).splitlines()[0]}")
     with closing(cluster), app_at(cluster.url) as app:
@@ -398,7 +397,7 @@ def shards_of_one_node(cluster: RedisCluster, store: Store) -> list[int]:
 @pytest.mark.parametrize("name", ["cluster.steps", "cluster.steps_async"])
 def test_an_attempt_goes_on_across_the_death_of_its_master(make: str, name: str) -> None:
     task_id = new_id()
-    with RedisCluster(program_or_skip(make)) as doomed, app_at(doomed.url) as app:
+    with RedisCluster(program_of(make)) as doomed, app_at(doomed.url) as app:
         store = store_of(app)
         before = doomed.master_of(store.keys(task_id).run)
         amid.append(lambda: doomed.fail_over(before))
@@ -412,7 +411,7 @@ def test_an_attempt_goes_on_across_the_death_of_its_master(make: str, name: str)
 
 def test_a_dead_master_does_not_keep_other_shards_waiting() -> None:
     """Without a full coverage the other masters serve on, while no replica can take over."""
-    with RedisCluster(program_or_skip("redis")) as doomed, store_at(doomed.url, durable_lease=2) as store:
+    with RedisCluster(server_program()) as doomed, store_at(doomed.url, durable_lease=2) as store:
         for one in doomed.running:
             with one.client() as client:
                 client.config_set("cluster-require-full-coverage", "no")

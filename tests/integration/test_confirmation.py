@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,10 +22,10 @@ from celery_durable.app.store import Store, store_of
 from celery_durable.interrupts import Fenced
 from celery_durable.redis.redis_journal import RedisJournal
 from celery_durable.worker.startup import risks_of
-from tests.groups import MAKES, is_linked, program_or_skip
+from tests.groups import MAKES, is_linked
 from tests.integration.network import Waits
 from tests.integration.runs import app_at, delivery, execute, lapse, new_id
-from tests.servers import RedisServer
+from tests.servers import RedisServer, program_of, server_program
 from tests.waiting import eventually
 
 amid: list[Any] = []
@@ -88,7 +89,7 @@ class Pair:
 
 @pytest.fixture(scope="module", params=MAKES)
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    program, quick = program_or_skip(request.param), {"repl-diskless-sync-delay": "0"}
+    program, quick = program_of(request.param), {"repl-diskless-sync-delay": "0"}
     with RedisServer(program=program, config=quick) as master:
         follows = {"replicaof": f"127.0.0.1 {master.port}"}
         with RedisServer(program=program, config=quick | follows) as replica:
@@ -270,8 +271,8 @@ def test_the_start_says_that_a_failover_may_lose_steps(pair: Pair) -> None:
 
 
 @contextmanager
-def disk_at(make: str, **config: str) -> Iterator[tuple[RedisServer, Celery]]:
-    server = RedisServer(program=program_or_skip(make), appendonly=True, config=config)
+def disk_at(program: Path, **config: str) -> Iterator[tuple[RedisServer, Celery]]:
+    server = RedisServer(program=program, appendonly=True, config=config)
     with server, app_at(server.url(), durable_journal_sync="disk", durable_lease=2) as app:
         yield server, app
 
@@ -291,7 +292,7 @@ def refusal_of(app: Celery) -> str:
 @pytest.mark.parametrize("make", MAKES)
 @pytest.mark.parametrize("name", ["sync.steps", "sync.steps_async"])
 def test_with_appendfsync_always_the_reply_is_the_confirmation(make: str, name: str) -> None:
-    with disk_at(make) as (server, app):
+    with disk_at(program_of(make)) as (server, app):
         assert execute(app.tasks[name], task_id=new_id()) == "SUCCESS"
 
         assert calls(server, "waitaof") == 0
@@ -308,7 +309,7 @@ def version_of(server: RedisServer) -> tuple[str, str]:
 
 @pytest.mark.parametrize("make", MAKES)
 def test_everysec_is_refused_unless_waitaof_is_true(make: str) -> None:
-    with disk_at(make, appendfsync="everysec") as (server, app):
+    with disk_at(program_of(make), appendfsync="everysec") as (server, app):
         name, version = version_of(server)
         if (name, version[:4]) == ("Redis", "7.2."):
             pytest.skip("Redis 7.2 keeps the promise")
@@ -322,7 +323,7 @@ def test_everysec_is_refused_unless_waitaof_is_true(make: str) -> None:
 
 
 def test_waitaof_is_sent_with_each_record_where_it_is_true() -> None:
-    with disk_at("redis", appendfsync="everysec") as (server, app):
+    with disk_at(server_program(), appendfsync="everysec") as (server, app):
         if not version_of(server)[1].startswith("7.2."):
             pytest.skip(f"only Redis 7.2 answers WAITAOF after the fsync; this is {' '.join(version_of(server))}")
         began = time.monotonic()
@@ -342,7 +343,7 @@ def test_waitaof_is_sent_with_each_record_where_it_is_true() -> None:
     ],
 )
 def test_a_server_without_the_promise_is_refused(config: dict[str, str], reason: str) -> None:
-    with disk_at("redis", **config) as (_, app):
+    with disk_at(server_program(), **config) as (_, app):
         assert reason in refusal_of(app)
 
 
@@ -350,7 +351,7 @@ def test_a_server_without_the_promise_is_refused(config: dict[str, str], reason:
     ("forbidden", "reason"), [("-config", "CONFIG GET was refused"), ("-info", "INFO was refused")]
 )
 def test_a_server_that_may_not_be_asked_is_refused(forbidden: str, reason: str) -> None:
-    with disk_at("redis") as (server, _), server.client() as admin:
+    with disk_at(server_program()) as (server, _), server.client() as admin:
         admin.execute_command("ACL", "SETUSER", "shop", "on", ">word", "~*", "+@all", forbidden)
         url = f"redis://shop:word@127.0.0.1:{server.port}/0"
         with (
@@ -362,7 +363,7 @@ def test_a_server_that_may_not_be_asked_is_refused(forbidden: str, reason: str) 
 
 def test_a_server_that_loses_the_promise_amid_an_attempt_ends_it() -> None:
     """As after a failover to one that is set up otherwise. The next attempt is refused with the reason."""
-    with disk_at("redis") as (server, app):
+    with disk_at(server_program()) as (server, app):
         task_id = new_id()
 
         def restart() -> None:
@@ -381,7 +382,7 @@ def test_a_server_that_loses_the_promise_amid_an_attempt_ends_it() -> None:
 
 
 def test_a_promise_that_was_mended_is_believed_at_the_next_attempt() -> None:
-    with disk_at("redis", appendfsync="no") as (server, app), server.client() as admin:
+    with disk_at(server_program(), appendfsync="no") as (server, app), server.client() as admin:
         refusal_of(app)
 
         admin.config_set("appendfsync", "always")

@@ -11,7 +11,7 @@ from celery_durable.app.store import store_of
 from celery_durable.worker.startup import risks_of
 from tests.groups import MAKES, MASTER_NAME, Watched, program_or_skip
 from tests.integration.runs import app_at, app_for, execute, new_id
-from tests.servers import OLDEST, free_port
+from tests.servers import OLDEST, free_port, program_of
 
 executed: list[tuple[str, int]] = []
 """The steps whose actions have run, with their number."""
@@ -64,7 +64,7 @@ def fields_of(watched: Watched, app: Celery, task_id: str) -> dict[str, str]:
 def test_an_attempt_goes_on_across_the_death_of_the_master(make: str, name: str) -> None:
     task_id, options = new_id(), {"master_name": MASTER_NAME}
     with (
-        Watched(program_or_skip(make)) as doomed,
+        Watched(program_of(make)) as doomed,
         app_at(doomed.url, result_backend_transport_options=options) as app,
     ):
         before = doomed.master.port

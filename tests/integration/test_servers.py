@@ -7,7 +7,8 @@ import pytest
 import redis
 
 from tests import leftovers
-from tests.servers import RedisServer, ServerUnavailableError
+from tests.groups import program_or_skip
+from tests.servers import OLDEST, RedisServer, ServerUnavailableError
 
 
 @contextmanager
@@ -20,6 +21,16 @@ def running(**options: bool) -> Iterator[RedisServer]:
         yield server
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("make", ["redis", "valkey", OLDEST])
+def test_there_is_a_server_of_each_make(make: str) -> None:
+    """Where one is missing, this test alone is skipped: the tests that are about every make run on the others."""
+    with RedisServer(program=program_or_skip(make)) as server, server.client() as client:
+        info = client.info("server")
+
+    assert make != "valkey" or "valkey_version" in info
+    assert make != OLDEST or info["redis_version"].startswith("6.2.")
 
 
 @pytest.mark.parametrize("listens", [{}, {"unix_socket": True}, {"tls": True}], ids=["port", "unix-socket", "tls"])

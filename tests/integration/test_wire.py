@@ -28,7 +28,7 @@ from celery_durable.journal.port import Opened
 from celery_durable.redis.lookout import Lookout
 from celery_durable.redis.wire import Wire, pack
 from celery_durable.worker.startup import risks_of
-from tests.groups import program_or_skip
+from tests.groups import MAKES, program_or_skip
 from tests.integration.network import Proxy
 from tests.integration.runs import app_at, app_for, delivery, execute, new_id, opened, state, store_at, task_of
 from tests.servers import OLDEST, RedisServer, ServerUnavailableError, free_port
@@ -744,7 +744,7 @@ def test_an_opening_that_was_interrupted_is_not_sent_again_by_the_next_attempt()
 
 @pytest.mark.parametrize("connected", [True, False])
 @pytest.mark.parametrize("refusal", ["NOREPLICAS", "BUSY", "READONLY", "OOM"])
-@pytest.mark.parametrize("make", ["redis", OLDEST])
+@pytest.mark.parametrize("make", [*MAKES, OLDEST])
 def test_a_refusal_that_passes_is_waited_for(make: str, refusal: str, connected: bool) -> None:
     """Also where it answers what a connection begins with."""
     said = {"READONLY": "read only replica", "OOM": "maxmemory"}.get(refusal, refusal)

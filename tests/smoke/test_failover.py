@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.groups import MAKES, RedisCluster, Watched, program_or_skip
+from tests.groups import MAKES, RedisCluster, Watched
+from tests.servers import program_of, server_program
 from tests.smoke import effects
 from tests.smoke.apps import crashes
 from tests.smoke.nodes import DurableSetup
@@ -20,7 +21,7 @@ def worker_app() -> str:
 
 @pytest.mark.parametrize("make", MAKES)
 def test_a_run_goes_on_with_the_master_that_sentinels_promote(durable: DurableSetup, make: str) -> None:
-    with Watched(program_or_skip(make)) as watched:
+    with Watched(program_of(make)) as watched:
         durable.start_worker(conf={"durable_lease": 20, **watched.conf})
         result = crashes.held_with_witness.delay()
         pid = effects.wait_until_blocked("second").pid
@@ -37,7 +38,7 @@ def test_a_run_goes_on_with_the_master_that_sentinels_promote(durable: DurableSe
 
 @pytest.mark.parametrize("make", MAKES)
 def test_a_run_goes_on_when_its_node_of_a_cluster_dies(durable: DurableSetup, make: str) -> None:
-    with RedisCluster(program_or_skip(make)) as cluster:
+    with RedisCluster(program_of(make)) as cluster:
         durable.start_worker(conf={"durable_lease": 20, "durable_redis_url": cluster.url})
         result = crashes.held_with_witness.delay()
         pid = effects.wait_until_blocked("second").pid
@@ -55,7 +56,7 @@ def test_a_run_goes_on_when_its_node_of_a_cluster_dies(durable: DurableSetup, ma
 
 def test_runs_in_a_cluster_survive_their_worker(durable: DurableSetup) -> None:
     """Recovery looks at the shards of all nodes."""
-    with RedisCluster(program_or_skip("redis")) as cluster:
+    with RedisCluster(server_program()) as cluster:
         conf = {"durable_redis_url": cluster.url, "durable_lease": 2}
         worker = durable.start_worker(concurrency=4, conf=conf)
         results = [crashes.held_with_witness.delay() for _ in range(4)]
