@@ -45,7 +45,8 @@ class Package(NamedTuple):
 
     def lacks(self, name: str) -> ImportError:
         """What to raise where the installed version does not have a name."""
+        installed = self.installed or version(self.name)
         return ImportError(
-            f"{self.name} {self.installed or version(self.name)} has no {name}, which celery-durable uses; {self.name}{self.versions} has "
-            f"it: install such a version, or a celery-durable that is made for this one"
+            f"{self.name} {installed} has no {name}, which celery-durable uses; {self.name}{self.versions} has it: "
+            f"install such a version, or a celery-durable that is made for this one"
         )
