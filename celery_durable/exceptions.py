@@ -1,4 +1,4 @@
-"""Every error a user of the library can meet; the bottom of the import graph.
+"""Every error a user of the library can meet; imports only :mod:`durations`.
 
     DurableError
     ├── TerminalError            raised by user code: do not retry
@@ -27,6 +27,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+
+from .durations import in_seconds
 
 __all__ = [
     "ConfigurationError",
@@ -165,9 +167,10 @@ class RetryableError(DurableError):
 
     def __init__(self, message: str = "", status_code: int = 500, retry_after: timedelta | float | None = None) -> None:
         if retry_after is not None:
-            from .config.options import seconds
-
-            retry_after = seconds("retry_after", retry_after)
+            try:
+                retry_after = in_seconds("retry_after", retry_after)
+            except ValueError as error:
+                raise ConfigurationError(str(error)) from None
         self.message = as_text(message)
         super().__init__(self.message, status_code, retry_after)
         self.status_code = status_code

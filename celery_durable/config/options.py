@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterable
 from dataclasses import fields
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from celery_durable.durations import in_seconds
 from celery_durable.exceptions import ConfigurationError
-
-Duration = timedelta | float
-"""A ``timedelta`` or a number of seconds."""
 
 # What other systems call these options, and what people type first.
 _KNOWN_AS = {
@@ -40,17 +36,10 @@ def suggestion(unknown: str, known: Iterable[str], also_known_as: dict[str, str]
 
 def seconds(name: str, value: Any, *, zero: bool = True) -> float:
     """*value* as finite, non-negative seconds; *zero* says whether 0 is allowed."""
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigurationError(f"{name} must be a timedelta or a number of seconds, got {value!r}")
     try:
-        value = float(value)
-    except OverflowError:
-        value = math.inf
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise ConfigurationError(f"{name} must be {'0 or more' if zero else 'more than 0'} seconds, got {value!r}")
-    return value  # type: ignore[no-any-return]
+        return in_seconds(name, value, zero=zero)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def factor(name: str, value: Any) -> float:

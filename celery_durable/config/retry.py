@@ -10,10 +10,11 @@ from functools import cached_property
 from math import inf
 from typing import Any, NamedTuple
 
+from celery_durable.durations import Duration
 from celery_durable.exceptions import ConfigurationError, RetryableError
 from celery_durable.values.serializers import ACCEPT_ANY, check_compression, check_serializer
 
-from .options import Duration, KeywordOptions, factor, seconds, whole
+from .options import KeywordOptions, factor, seconds, whole
 
 
 class Backoff(NamedTuple):

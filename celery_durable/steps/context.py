@@ -11,8 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 from uuid import UUID
 
-from celery_durable.config.options import Duration
 from celery_durable.drivers.driver import IN_THREAD, LARGE, OnLoop, in_thread, run_to_end
+from celery_durable.durations import Duration
 from celery_durable.interrupts import Interrupt
 
 from .attempt import Attempt, running_step

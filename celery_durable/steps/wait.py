@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
-from celery_durable.config.options import Duration, seconds
+from celery_durable.config.options import seconds
 from celery_durable.drivers.driver import Driver
+from celery_durable.durations import Duration
 from celery_durable.exceptions import ConfigurationError, InvalidStepError
 from celery_durable.interrupts import Interrupt, Sleep
 from celery_durable.journal.entries import open_entry

@@ -28,7 +28,7 @@ from celery_durable import (
     TerminalError,
     durable_task,
 )
-from celery_durable.config.options import Duration
+from celery_durable.durations import Duration
 from celery_durable.interrupts import EndRun, FailAttempt, RetryStep, Sleep
 from tests.unit.conftest import Action, Run
 
