@@ -11,10 +11,10 @@ from celery_durable.delivery import result
 from celery_durable.journal.port import Result
 from celery_durable.redis.cluster import Cluster
 from celery_durable.redis.lease import Lease, LeaseKeeper
+from celery_durable.redis.pool import Wires
 from celery_durable.redis.redis_journal import Keys, RedisJournal
 from celery_durable.redis.runs import Runs
 from celery_durable.redis.shards import Shards
-from celery_durable.redis.wire import Wires
 from celery_durable.task.hold import Hold
 
 from .address import Address

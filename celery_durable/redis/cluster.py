@@ -21,7 +21,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_durable.exceptions import DurableError, JournalUnavailableError
 
-from .wire import Passing, Wire, Wires, close_unneeded, pack, settle
+from .connection import Wire
+from .errors import Passing
+from .pool import Wires, close_unneeded, settle
+from .protocol import pack
 
 # Not the one whose state is the user's.
 _SHUFFLED = random.SystemRandom()

@@ -9,8 +9,10 @@ from redis.exceptions import ResponseError
 
 from celery_durable.exceptions import ConfigurationError
 
+from .connection import Confirmation, Vet
+from .errors import Passing
+from .protocol import pack
 from .server import Server
-from .wire import Confirmation, Passing, Vet, pack
 
 _REPLICA_MS = 1000
 _FIRST_WAITAOF = (7, 2)

@@ -7,7 +7,8 @@ The first act over a new one raises the number in the journal; writes with an ea
 
 from __future__ import annotations
 
-from .wire import call, pack_parts
+from .protocol import pack_parts
+from .scripts import call
 
 
 class Fence:

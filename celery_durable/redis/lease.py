@@ -14,8 +14,8 @@ from weakref import WeakSet
 
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 
+from .pool import Wires
 from .redis_journal import SHORT_PATIENCE, RedisJournal
-from .wire import Wires
 
 logger = logging.getLogger("celery_durable")
 

@@ -41,8 +41,12 @@ from celery_durable.journal.port import (
 from celery_durable.journal.reopening import decided
 
 from .confirmation import vet_for
+from .connection import Wire
+from .errors import Refused
 from .fence import Fence
-from .wire import Refused, Wire, Wires, call, dated_call, pack, pack_pairs, pack_parts, script
+from .pool import Wires
+from .protocol import pack, pack_pairs, pack_parts
+from .scripts import call, dated_call, script
 
 logger = logging.getLogger("celery_durable")
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 from celery_durable.journal.layout import Fields
 
+from .protocol import pack
 from .redis_journal import (
     SHARDS,
     SHORT_PATIENCE,
@@ -21,8 +22,8 @@ from .redis_journal import (
     not_a_journal,
     owner_name,
 )
+from .scripts import Dated, call, dated_call
 from .shards import Shard, Shards
-from .wire import Dated, call, dated_call, pack
 
 logger = logging.getLogger("celery_durable")
 

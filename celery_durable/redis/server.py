@@ -7,7 +7,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from .wire import Wires
+from .pool import Wires
 
 
 def ask(wires: Wires, patience: float) -> Server:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from .pool import Wires
 from .redis_journal import SHARDS, Keys, shard_of, shard_prefix
-from .wire import Wires
 
 
 class Shard(NamedTuple):

@@ -12,7 +12,7 @@ from celery_durable.app.store import Store, store_of
 from celery_durable.interrupts import Fenced
 from celery_durable.journal.entries import done_entry, open_entry, started_entry
 from celery_durable.journal.port import Opened, Result
-from celery_durable.redis import wire
+from celery_durable.redis import scripts
 from celery_durable.redis.redis_journal import RedisJournal
 from tests.integration.network import Proxy
 from tests.integration.runs import TASK, app_at, delivery, execute, lapse, new_id, opened, state, store_at, task_of
@@ -303,7 +303,7 @@ def test_an_act_that_nobody_waits_for_any_more_does_nothing(
     store: Store, proxy: Proxy, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, act: str
 ) -> None:
     """The run has ended meanwhile, and was retried."""
-    monkeypatch.setattr(wire, "_LONGEST_REPLY", 0.3)
+    monkeypatch.setattr(scripts, "_LONGEST_REPLY", 0.3)
     opened(store, task_id := new_id()).suspend(0, {})
     proxy.hold_back(b"EVALSHA")
     UNFENCED[act](store, task_id)

@@ -25,8 +25,9 @@ from celery_durable.app.store import Store, store_of
 from celery_durable.drivers import driver
 from celery_durable.journal.entries import done_entry
 from celery_durable.journal.port import Opened
+from celery_durable.redis.connection import Wire
 from celery_durable.redis.lookout import Lookout
-from celery_durable.redis.wire import Wire, pack
+from celery_durable.redis.protocol import pack
 from celery_durable.worker.startup import risks_of
 from tests.groups import MAKES, program_or_skip
 from tests.integration.network import Proxy

@@ -4,7 +4,7 @@ import pytest
 
 from celery_durable.redis.cluster import Cluster, Node
 from celery_durable.redis.cluster import _range as read_range
-from celery_durable.redis.wire import Passing
+from celery_durable.redis.errors import Passing
 
 ASKED = Node("where.it.was.found", 7000)
 

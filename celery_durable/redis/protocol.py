@@ -1,0 +1,32 @@
+"""Redis' protocol, as far as commands are written in it: parts that stay the same are packed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from typing import Any
+
+# To format a number costs more than all else that there is to packing a part.
+_SIZES = [b"$%d\r\n" % size for size in range(512)]
+
+
+def pack(*parts: Any) -> bytes:
+    """A command in Redis' protocol."""
+    return b"*%d\r\n" % len(parts) + pack_parts(parts)
+
+
+def pack_parts(parts: Iterable[Any]) -> bytes:
+    """Some arguments of a command; those that stay the same are packed once."""
+    packed: list[bytes] = []
+    for part in parts:
+        raw = part if type(part) is bytes else str(part).encode()
+        size = len(raw)
+        packed += (_SIZES[size] if size < len(_SIZES) else b"$%d\r\n" % size, raw, b"\r\n")
+    return b"".join(packed)
+
+
+def pack_pairs(fields: Mapping[str, str]) -> bytes:
+    """The names and values of a hash: as :func:`pack_parts`, but quicker, since every step does it."""
+    text = "".join([f"${len(name)}\r\n{name}\r\n${len(value)}\r\n{value}\r\n" for name, value in fields.items()])
+    # Elsewhere characters and bytes are not the same number.
+    return text.encode() if text.isascii() else pack_parts(chain.from_iterable(fields.items()))

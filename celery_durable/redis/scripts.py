@@ -1,0 +1,76 @@
+"""The scripts of the journal: their texts, and the commands that run them.
+
+Every script may be applied twice: a command whose reply was lost is sent again.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from hashlib import sha1
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from celery_durable.journal.port import LONGEST_READ
+
+from .protocol import pack_parts
+
+_LONGEST_REPLY = LONGEST_READ + 1
+"""Seconds after which nobody waits for a reply: the connection was given up."""
+
+_INCLUDE = r"(?m)^ *--include (\w+)\n"
+
+
+def _lua(name: str) -> str:
+    return (Path(__file__).parent / "lua" / f"{name}.lua").read_text("utf-8")
+
+
+class Script:
+    """One of the Lua files in the folder ``lua``, called by its digest."""
+
+    __slots__ = ("call", "text")
+
+    def __init__(self, name: str) -> None:
+        self.text = re.sub(_INCLUDE, lambda line: _lua(f"parts/{line[1]}"), _lua(name))
+        sha = sha1(self.text.encode()).hexdigest()  # noqa: S324  the name that Redis gives it
+        self.call = pack_parts(("EVALSHA", sha))
+
+
+@cache
+def script(name: str) -> Script:
+    return Script(name)
+
+
+@cache
+def all_scripts() -> tuple[Script, ...]:
+    names = sorted(path.stem for path in (Path(__file__).parent / "lua").glob("*.lua"))
+    return tuple(script(name) for name in names)
+
+
+class Dated(NamedTuple):
+    """A command that no fence guards: Redis carries it out only while somebody may wait for its reply.
+
+    A packet of it that comes later does nothing: see ``lua/parts/in_time.lua``.
+    """
+
+    command: bytes
+    """Without its last argument, which says until when."""
+
+    def packed(self, now: float) -> bytes:
+        """As it is sent when it is *now*, in milliseconds of Redis' clock."""
+        return self.command + pack_parts((int(now + _LONGEST_REPLY * 1000),))
+
+
+def call(script_name: str, keys: tuple[str | bytes, ...], *args: Any) -> bytes:
+    """The command that runs a script."""
+    return _call(script_name, keys, args, 0)
+
+
+def dated_call(script_name: str, keys: tuple[str | bytes, ...], *args: Any) -> Dated:
+    """The same for a script that includes ``in_time``."""
+    return Dated(_call(script_name, keys, args, 1))
+
+
+def _call(script_name: str, keys: tuple[str | bytes, ...], args: tuple[Any, ...], to_come: int) -> bytes:
+    parts = (len(keys), *keys, *args)
+    return b"*%d\r\n" % (2 + len(parts) + to_come) + script(script_name).call + pack_parts(parts)
