@@ -171,9 +171,13 @@ class RedisCluster(Group):
             "cluster-node-timeout": "1000",
             **_QUICK_REPLICATION,
         }
-        if tls:
-            config |= {"tls-cluster": "yes", "tls-replication": "yes"}
-        return RedisServer(program=program, appendonly=True, config=config, tls=tls)
+        server = RedisServer(program=program, appendonly=True, config=config, tls=tls)
+        if server.tls_port:
+            # Clients are sent to the ports with TLS; among themselves the nodes use those without.
+            server.config["cluster-announce-client-port"] = str(server.port)
+        elif tls:
+            server.config |= {"tls-cluster": "yes", "tls-replication": "yes"}
+        return server
 
     @property
     def url(self) -> str:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import redis
 from typing_extensions import Self
 
 from tests.processes import Process, Running
+from tests.tls_port import TLSPort
 from tests.waiting import eventually
 
 
@@ -68,6 +69,14 @@ def _oldest_program() -> Path:
     return Path(found.origin).parent / "bin" / "redis-server"
 
 
+@cache
+def has_tls(program: Path) -> bool:
+    """Say whether a server was built with TLS: if so, it needs a certificate for a TLS port, and says it."""
+    command = [program, "--port", "0", "--tls-port", str(free_port())]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+    return "No tls-cert-file" in ended.stdout
+
+
 def free_port() -> int:
     """Return a port that nobody listens on.
 
@@ -93,8 +102,9 @@ _given: set[int] = set()
 class RedisServer:
     """A server that keeps its port and, with `appendonly`, its data over `stop` or `kill` and `start`.
 
-    With `unix_socket` it listens on a socket file only, with `tls` on a TLS port only. `config` are further lines of
-    its configuration, `program` another server than that of most tests.
+    With `unix_socket` it listens on a socket file only, with `tls` on a TLS port: its own, or one before it if its
+    program was built without TLS. `config` are further lines of its configuration, `program` another server than that
+    of most tests.
     """
 
     def __init__(
@@ -118,6 +128,7 @@ class RedisServer:
         if program:
             self.program = program
         self._process: Running | None = None
+        self.tls_port = TLSPort(self.port, free_port(), self.log) if tls and not has_tls(self.program) else None
 
     @cached_property
     def program(self) -> Path:
@@ -133,6 +144,8 @@ class RedisServer:
         try:
             if self.certificate:
                 self.certificate.provide()
+            if self.certificate and self.tls_port:
+                self.tls_port.start(self.certificate.ca, self.certificate.key)
             self._process = self.launch()
             eventually(self._answers, what=f"an answer of {self.url()}")
         except BaseException:
@@ -167,6 +180,8 @@ class RedisServer:
     def close(self) -> None:
         """End the server and remove its data."""
         self.kill()
+        if self.tls_port:
+            self.tls_port.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -209,7 +224,9 @@ class RedisServer:
             options |= {"appendfsync": "always"}
         if self.socket_path:
             options |= {"unixsocket": str(self.socket_path)}
-        if self.certificate:
+        if self.tls_port:
+            options |= {"port": str(self.tls_port.port_of_server)}
+        elif self.certificate:
             options |= {"tls-port": str(self.port), "tls-auth-clients": "no"} | self.certificate.options()
         options |= self.config
         return [word for name, value in options.items() for word in (f"--{name}", *value.split(" "))]
@@ -230,7 +247,7 @@ class Certificate:
 
     def __init__(self, directory: Path) -> None:
         self.ca = directory / "certificate.pem"
-        self._key = directory / "key.pem"
+        self.key = directory / "key.pem"
 
     def provide(self) -> None:
         """Make the files, once."""
@@ -240,9 +257,9 @@ class Certificate:
             raise ServerUnavailableError("TLS needs the program openssl on PATH")
         request = "openssl req -x509 -newkey rsa:2048 -nodes -days 2"
         request += " -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1"
-        output = ["-out", self.ca, "-keyout", self._key]
+        output = ["-out", self.ca, "-keyout", self.key]
         subprocess.run([*request.split(), *output], check=True, capture_output=True, timeout=30)
 
     def options(self) -> dict[str, str]:
-        files = {"tls-cert-file": self.ca, "tls-key-file": self._key, "tls-ca-cert-file": self.ca}
+        files = {"tls-cert-file": self.ca, "tls-key-file": self.key, "tls-ca-cert-file": self.ca}
         return {name: str(path) for name, path in files.items()}
