@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -14,7 +13,7 @@ from celery_durable.durations import Duration
 from celery_durable.exceptions import ConfigurationError, RetryableError
 from celery_durable.values.serializers import ACCEPT_ANY, check_compression, check_serializer
 
-from .options import KeywordOptions, factor, seconds, whole
+from .checks import KeywordOptions, exception_classes, factor, seconds, whole
 
 
 class Backoff(NamedTuple):
@@ -122,7 +121,7 @@ class RunOptions(metaclass=KeywordOptions):
         _check_retry_fields(self)
         if self.timeout is not None:
             seconds("timeout", self.timeout, zero=False)
-        object.__setattr__(self, "non_retryable", _classes("non_retryable", self.non_retryable))
+        object.__setattr__(self, "non_retryable", exception_classes("non_retryable", self.non_retryable))
         if self.serializer is not None:
             check_serializer(self.serializer, ACCEPT_ANY)
         if self.compression is not None:
@@ -214,64 +213,3 @@ class TaskRetryRules(NamedTuple):
         if isinstance(error, self.fail_for) or not isinstance(error, self.retry_for):
             return None
         return self.backoff.next(failures, elapsed, error)
-
-
-# Celery's retry options, and what they say here; where the user gives some they replace the policy.
-CELERY_RETRY_OPTIONS = frozenset(
-    {
-        "max_retries",
-        "retry_backoff",
-        "retry_backoff_max",
-        "retry_jitter",
-        "default_retry_delay",
-        "autoretry_for",
-        "dont_autoretry_for",
-        "retry_kwargs",
-    }
-)
-
-
-def rules_from_celery(given: dict[str, Any], default: RetryPolicy) -> TaskRetryRules:
-    """*given* holds those of Celery's retry options that the user has set; *default* fills the rest."""
-    given = {**given, **_retry_kwargs(given.get("retry_kwargs") or {})}
-    initial, factor, longest, jitter = _intervals(given, default.backoff)
-    counts_retries = "max_retries" in given
-    max_attempts = default.backoff.max_attempts
-    if counts_retries:
-        retries = given["max_retries"]
-        max_attempts = None if retries is None else whole("max_retries", retries, least=0) + 1
-    return TaskRetryRules(
-        Backoff(initial, factor, longest, max_attempts, default.backoff.max_duration, jitter),
-        retry_for=_classes("autoretry_for", given.get("autoretry_for", BaseException)),
-        fail_for=_classes("dont_autoretry_for", given.get("dont_autoretry_for") or ()),
-        resets_on_progress=not counts_retries,
-    )
-
-
-def _retry_kwargs(retry_kwargs: dict[str, Any]) -> dict[str, Any]:
-    unknown = retry_kwargs.keys() - {"max_retries", "countdown"}
-    if unknown:
-        raise ConfigurationError(f"retry_kwargs takes max_retries and countdown, got {sorted(unknown)}")
-    renamed = {"countdown": "default_retry_delay"}
-    return {renamed.get(name, name): value for name, value in retry_kwargs.items()}
-
-
-def _intervals(given: dict[str, Any], default: Backoff) -> tuple[float, float, float, bool]:
-    backoff = given.get("retry_backoff")
-    if backoff:
-        initial = 1.0 if backoff is True else seconds("retry_backoff", backoff, zero=False)
-        longest = seconds("retry_backoff_max", given.get("retry_backoff_max", 600), zero=False)
-        return initial, 2.0, longest, bool(given.get("retry_jitter", True))
-    if "default_retry_delay" in given:
-        constant = seconds("default_retry_delay", given["default_retry_delay"])
-        return constant, 1.0, constant, bool(given.get("retry_jitter", False))
-    longest = seconds("retry_backoff_max", given.get("retry_backoff_max", default.longest), zero=False)
-    return default.initial, default.factor, longest, bool(given.get("retry_jitter", default.jitter))
-
-
-def _classes(name: str, value: Any) -> tuple[type[BaseException], ...]:
-    kinds = (value,) if isinstance(value, type) or not isinstance(value, Iterable) else tuple(value)
-    for kind in kinds:
-        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-            raise ConfigurationError(f"{name} must hold exception classes, got {kind!r}")
-    return kinds

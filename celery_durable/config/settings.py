@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.values.serializers import ACCEPT_ANY, check_serializer
 
-from .options import seconds, suggestion, whole
+from .checks import seconds, suggestion, whole
 from .retry import RetryPolicy
 
 PREFIX = "durable_"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
-from celery_durable.config.options import seconds
+from celery_durable.config.checks import seconds
 from celery_durable.drivers.driver import Driver
 from celery_durable.durations import Duration
 from celery_durable.exceptions import ConfigurationError, InvalidStepError

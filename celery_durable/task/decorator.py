@@ -12,8 +12,8 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, over
 from celery import Celery, Task, _state
 from celery.local import PromiseProxy, Proxy
 
-from celery_durable.config.options import suggestion
-from celery_durable.config.retry import CELERY_RETRY_OPTIONS, RetryPolicy, TaskRetryRules, rules_from_celery
+from celery_durable.config.checks import suggestion
+from celery_durable.config.retry import RetryPolicy, TaskRetryRules
 from celery_durable.config.settings import PREFIX, TASK_OPTIONS, Settings
 from celery_durable.drivers.strike import door
 from celery_durable.exceptions import ConfigurationError
@@ -24,6 +24,7 @@ from celery_durable.values.tagged import is_model
 
 from .apps import present_app
 from .current import execution_of
+from .retry_rules import CELERY_RETRY_OPTIONS, rules_from_celery
 from .task import DurableTask
 
 P = ParamSpec("P")

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_durable import ConfigurationError, RetryableError, RetryPolicy, RunOptions
-from celery_durable.config.retry import Backoff, TaskRetryRules, rules_from_celery
+from celery_durable.config.retry import Backoff, TaskRetryRules
+from celery_durable.task.retry_rules import rules_from_celery
 
 positive = st.floats(1e-3, 1e6)
 factors = st.floats(1e-3, 1e300)

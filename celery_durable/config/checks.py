@@ -58,6 +58,15 @@ def whole(name: str, value: Any, *, least: int) -> int:
     return value
 
 
+def exception_classes(name: str, value: Any) -> tuple[type[BaseException], ...]:
+    """*value* as exception classes: one of them, or several."""
+    kinds = (value,) if isinstance(value, type) or not isinstance(value, Iterable) else tuple(value)
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise ConfigurationError(f"{name} must hold exception classes, got {kind!r}")
+    return kinds
+
+
 if TYPE_CHECKING:
     # Type checkers read the signature of the dataclass; the metaclass adds nothing to it.
     KeywordOptions = type
