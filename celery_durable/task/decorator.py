@@ -24,7 +24,7 @@ from celery_durable.values.tagged import is_model
 
 from .apps import present_app
 from .current import execution_of
-from .retry_rules import CELERY_RETRY_OPTIONS, rules_from_celery
+from .retry_rules import CELERY_RETRY_OPTIONS, rules_from_celery, set_by_classes
 from .task import DurableTask
 
 P = ParamSpec("P")
@@ -306,16 +306,7 @@ def _retry_rules(options: dict[str, Any]) -> Callable[[DurableTask[Any, Any]], T
 
     def of(task: DurableTask[Any, Any]) -> TaskRetryRules:
         default = task.durable_settings.task_retry_policy
-        given = celery if policy is not None else {**_set_by_its_classes(type(task)), **celery}
+        given = celery if policy is not None else {**set_by_classes(type(task)), **celery}
         return rules_from_celery(given, default) if given else TaskRetryRules(default.backoff)
 
     return of
-
-
-def _set_by_its_classes(kind: type) -> dict[str, Any]:
-    """Celery's retry options that a base class of the user's sets, or ``task_annotations``."""
-    options: dict[str, Any] = {}
-    for each in reversed(kind.__mro__):
-        if each.__module__.partition(".")[0] not in ("celery", __package__):
-            options |= {name: vars(each)[name] for name in CELERY_RETRY_OPTIONS & vars(each).keys()}
-    return options

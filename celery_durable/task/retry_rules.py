@@ -40,6 +40,15 @@ def rules_from_celery(given: dict[str, Any], default: RetryPolicy) -> TaskRetryR
     )
 
 
+def set_by_classes(kind: type) -> dict[str, Any]:
+    """Celery's retry options that a base class of the user's sets, or ``task_annotations``."""
+    options: dict[str, Any] = {}
+    for each in reversed(kind.__mro__):
+        if each.__module__.partition(".")[0] not in ("celery", "celery_durable"):
+            options |= {name: vars(each)[name] for name in CELERY_RETRY_OPTIONS & vars(each).keys()}
+    return options
+
+
 def _retry_kwargs(retry_kwargs: dict[str, Any]) -> dict[str, Any]:
     unknown = retry_kwargs.keys() - {"max_retries", "countdown"}
     if unknown:
