@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 from celery_durable.exceptions import JournalUnreadableError
 
+from .layout import Kind, State
+
 
 class Entry(NamedTuple):
-    """One step in the journal; a value stays text until someone asks for it."""
+    """One operation in the journal; a value stays text until someone asks for it."""
 
     name: str
     state: str
@@ -27,31 +29,32 @@ class Entry(NamedTuple):
     """Which one recorded it; empty: that of the run."""
     patches: tuple[str, ...] = ()
     """Changes that the code had already, just before this entry (``ctx.patched``)."""
+    kind: str = Kind.STEP
 
     @property
     def settled(self) -> bool:
-        return self.state in ("done", "failed", "cancelled")
-
-    @property
-    def kind(self) -> str:
-        return "sleep" if self.until is not None else "step"
+        return self.state in State.SETTLED
 
     @property
     def is_final(self) -> bool:
         """Whether nothing is written in its place any more."""
-        return self.settled or self.state == "sleeping"
+        return self.settled or self.state == State.SLEEPING
 
     @property
     def is_known(self) -> bool:
         """Whether this version writes such entries; others it cannot read."""
-        return self.state in _STATES
+        return self.state in State.KNOWN and self.has_known_kind
+
+    @property
+    def has_known_kind(self) -> bool:
+        return self.kind in Kind.KNOWN
 
     def __str__(self) -> str:
+        if not self.has_known_kind:
+            return f"{self.kind} {self.name!r} (of a newer version)"
         return f"{self.kind if self.is_known else self.state} {self.name!r}"
 
 
-_STATES = {state: state for state in ("started", "retrying", "done", "failed", "cancelled", "sleeping")}
-_FAILED = frozenset({"failed", "cancelled"})
 _VALUE = b',"value":'
 _HEAD_OF_DONE = r'\{"name":"(?:[^"\\]|\\.)*","state":"done"'
 
@@ -78,9 +81,12 @@ def started_entry(name: str, attempts: int, first: int) -> str:
     return f'{{"name":{quoted(name)},"state":"started","attempts":{attempts},"first":{first}}}'
 
 
-def open_entry(name: str, state: str, attempts: int, **facts: Any) -> str:
-    """A step that has no result (yet), or a wait."""
-    return json.dumps({"name": name, "state": state, "attempts": attempts, **facts}, separators=(",", ":"))
+def open_entry(name: str, state: str, attempts: int, kind: str = Kind.STEP, /, **facts: Any) -> str:
+    """An operation that has no result (yet)."""
+    # A step does not say its kind: version 0.1.0 would take that for a mark of the value. Patterns that look for the
+    # state find it behind the name and the kind, before any fact that may hold the same text.
+    said = {} if kind == Kind.STEP else {"kind": kind}
+    return json.dumps({"name": name, **said, "state": state, "attempts": attempts, **facts}, separators=(",", ":"))
 
 
 def annotated(entry: str, **notes: Any) -> str:
@@ -92,10 +98,11 @@ def annotated(entry: str, **notes: Any) -> str:
 
 
 _HEAD = frozenset({"name", "state", "attempts", "at", "ms", "build", "patches"})
+_STATES = {state: state for state in State.KNOWN}
 
 
 def read_entry(field_name: str, raw: bytes) -> Entry:
-    """The text of a step, its value left as it is."""
+    """The text of an entry, its value left as it is."""
     if not raw.endswith(b"}"):
         raise damaged(field_name, raw)
     if plain := _plain_done().match(raw):
@@ -105,23 +112,35 @@ def read_entry(field_name: str, raw: bytes) -> Entry:
             if plain[4]:
                 marks["read"] = plain[4].decode()
         build = plain[5].decode() if plain[5] else ""
-        return Entry(plain[1].decode(), "done", int(plain[2]), None, None, None, marks, raw[plain.end() : -1], build)
+        name, value = plain[1].decode(), raw[plain.end() : -1]
+        return Entry(name, State.DONE, int(plain[2]), None, None, None, marks, value, build)
     # Inside a JSON string a quote is escaped, so the first of these in a step that is done is the key.
     head, found, value = raw.partition(_VALUE) if re.match(_HEAD_OF_DONE.encode(), raw) else (raw, b"", b"")
     try:
-        facts = json.loads(head + b"}" if found else head)
-        name, state = str(facts["name"]), str(facts["state"])
-        state = _STATES.get(state, state)
-        attempts = int(facts["attempts"] if state in _STATES else facts.get("attempts", 0))
-        build, patches = str(facts.get("build", "")), tuple(map(str, facts.get("patches", ())))
+        return _entry_of(json.loads(head + b"}"), value[:-1]) if found else _entry_of(json.loads(raw), None)
     except (ValueError, KeyError, TypeError):
         raise damaged(field_name, raw) from None
-    error = facts.get("error")
-    if state in _FAILED and not isinstance(error, dict):
-        raise damaged(field_name, raw)
-    marks = {mark: text for mark, text in facts.items() if mark not in _HEAD} if found else {}
-    first, until = facts.get("first"), facts.get("until")
-    return Entry(name, state, attempts, first, until, error, marks, value[:-1], build, patches)
+
+
+def _entry_of(facts: dict[str, Any], value: bytes | None) -> Entry:
+    """The entry of these facts, and of its value's text.
+
+    Raises:
+        ValueError, KeyError, TypeError: this version writes such an entry, and not in this way.
+    """
+    name, state, until, error = str(facts["name"]), str(facts["state"]), facts.get("until"), facts.get("error")
+    state = _STATES.get(state, state)
+    kind = str(facts["kind"]) if "kind" in facts else Kind.STEP if until is None else Kind.SLEEP
+    build, patches = str(facts.get("build", "")), tuple(map(str, facts.get("patches", ())))
+    if state not in State.KNOWN or kind not in Kind.KNOWN:
+        return Entry(name, state, build=build, patches=patches, kind=kind)
+    if state in State.WITH_ERROR and not isinstance(error, dict):
+        raise TypeError(error)
+    if kind == Kind.SLEEP and not isinstance(until, int):
+        raise TypeError(until)
+    marks = {} if value is None else {mark: text for mark, text in facts.items() if mark not in _HEAD}
+    attempts, first = int(facts["attempts"]), facts.get("first")
+    return Entry(name, state, attempts, first, until, error, marks, value or b"", build, patches, kind)
 
 
 def damaged(field_name: str, held: bytes | str) -> JournalUnreadableError:

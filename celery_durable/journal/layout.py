@@ -17,9 +17,11 @@ as they are made; in an older one they are numbered as they use the context firs
     stalled      what kept the last attempt from going on, JSON: code that does not fit
     outcome      how the run ended, JSON           delivered    1: the result backend has it, callbacks are sent
     cancel       requested | raised                resent       messages sent by recovery since the last attempt began
-    step:<n>     the n-th step: {"name", "state": started | retrying | done | failed | cancelled, "attempts", ...,
-                 "value"}, or wait: {"name", "state": sleeping | cancelled, "until"};
-                 "build" if another one than the run's recorded it, "patches" that ctx.patched() let in before it
+    reopened     the requests that have reopened it after a failure, one a line
+    step:<n>     the n-th operation, an entry: {"name", "kind", "state", "attempts", ...}; "build" if another one than
+                 the run's recorded it, "patches" that ctx.patched() let in before it
+                 a step, whose kind is not written: started | retrying | done (with its "value") | failed | cancelled
+                 a sleep: sleeping | cancelled, with "until"; version 0.1.0 did not write its kind, either
     uuid:<n>     the n-th uuid()                   time:<n>, now:<n>   the n-th time(), now()
                  (<b>.<n>: the n-th of branch b, a coroutine that runs beside the body; @<key>.<n>: of a named one)
     arguments:<n>  the arguments that are models, as they were accepted after the n-th change by self.retry()
@@ -36,6 +38,60 @@ UNBRANCHED = "1"
 
 Fields = dict[bytes, bytes]
 """A journal as it was loaded; entries stay bytes until they are reached."""
+
+
+# Names for plain texts, and no Enum: a step reads some of them, and they are to cost no import.
+
+
+class Status:
+    """What becomes of a run."""
+
+    RUNNING = "running"
+    SUSPENDED = "suspended"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    REVOKED = "revoked"
+    """By ``cancel`` or ``control.revoke``."""
+    IGNORED = "ignored"
+
+    LIVE = frozenset({RUNNING, SUSPENDED})
+    ENDED = frozenset({SUCCEEDED, FAILED, REVOKED, IGNORED})
+
+
+class Kind:
+    """Which operation an entry is of."""
+
+    STEP = "step"
+    SLEEP = "sleep"
+
+    KNOWN = frozenset({STEP, SLEEP})
+    """To this version: a newer one may write others."""
+
+
+class State:
+    """How far an operation has come, as its entry says."""
+
+    STARTED = "started"
+    RETRYING = "retrying"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SLEEPING = "sleeping"
+
+    KNOWN = frozenset({STARTED, RETRYING, DONE, FAILED, CANCELLED, SLEEPING})
+    SETTLED = frozenset({DONE, FAILED, CANCELLED})
+    """Nothing replaces such an entry."""
+    WITH_ERROR = frozenset({FAILED, CANCELLED})
+    UNENDED = frozenset({STARTED, RETRYING})
+    """An execution of it has begun, and has not ended for good."""
+
+
+class Cancellation:
+    """What is known of one in the run."""
+
+    REQUESTED = "requested"
+    RAISED = "raised"
+    """In its code."""
 
 
 def new_seed() -> str:

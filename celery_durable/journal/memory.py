@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from .layout import UNBRANCHED, Fields, new_seed
+from .layout import UNBRANCHED, Fields, Status, new_seed
 from .port import Delivery, Finished, Opened, Result, Verdict
+
+_NOT_REOPENED = (Status.SUCCEEDED.encode(), Status.FAILED.encode())
 
 
 class MemoryJournal:
@@ -21,13 +23,13 @@ class MemoryJournal:
 
     def open(self, delivery: Delivery) -> Verdict:
         fields = self.fields
-        if fields.get(b"status") in (b"succeeded", b"failed"):
+        if fields.get(b"status") in _NOT_REOPENED:
             return Finished(fields)
         if not fields:
             said = {"task": delivery.task, "call": delivery.call, "build": delivery.build}
             self.send({"v": UNBRANCHED, **said, "seed": new_seed()})
         number = int(fields.get(b"attempt", 0)) + 1
-        self.send({"attempt": str(number), "status": "running"})
+        self.send({"attempt": str(number), "status": Status.RUNNING})
         return Opened(number, int(time.time() * 1000), 0, False, dict(fields))
 
     def send(self, fields: Mapping[str, str], *, with_next: bool = False) -> None:  # noqa: ARG002
@@ -62,7 +64,7 @@ class MemoryJournal:
         *,
         though_cancelled: bool = False,  # noqa: ARG002
     ) -> None:
-        self.send({**fields, "status": "suspended"})
+        self.send({**fields, "status": Status.SUSPENDED})
 
     def finish(self, status: str, fields: Mapping[str, str]) -> None:
         self.send({**fields, "status": status})

@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection
 
 from .entries import read_entry
-from .layout import Fields, step_field
+from .layout import Fields, Kind, State, step_field
 from .port import Delivery
 from .positions import in_order
 
@@ -19,8 +19,8 @@ _QUICK = 0.1
 """Seconds within which a reply comes, unless the connection was lost or one of the processes stood still."""
 
 # A quote inside of a step's name is escaped: the first match is a fact of the entry itself.
-_STATE, _AT, _MS = rb'"state":"(\w+)"', rb'"(?:at|until)":(\d+)', rb'"ms":(\d+)'
-_UNENDED = ("started", "retrying")
+_STATE = rb'(?:"kind":"(\w+)",)?"state":"(\w+)"'
+_AT, _MS = rb'"(?:at|until)":(\d+)', rb'"ms":(\d+)'
 
 
 def decided(delivery: Delivery, fields: Fields, asked: float, now: int) -> Delivery:
@@ -62,8 +62,9 @@ class _Step:
     def __init__(self, place: str, raw: bytes) -> None:
         head, dot, number = place.rpartition(".")
         self.place, self.branch, self.number = place, head + dot, int(number)
-        state = re.search(_STATE, raw)
-        self.state = state[1].decode() if state else ""
+        kind, state = found.groups() if (found := re.search(_STATE, raw)) else (None, b"")
+        # What a newer version has written is not ours to take back.
+        self.state = state.decode() if kind is None or kind.decode() in Kind.KNOWN else ""
         self.raw = raw
 
     @property
@@ -83,7 +84,7 @@ class _Step:
         """As far as entries of version 0.1.0 tell: in its own branch by the number, among branches by the time."""
         if self.branch == other.branch:
             return self.number < other.number
-        if other.state == "done":
+        if other.state == State.DONE:
             return other.time - _found(_MS, other.raw) >= self.time
         return other.time > self.time
 
@@ -135,9 +136,9 @@ class _Failure:
 def taken_back(fields: Fields) -> list[str]:
     """The entries that a Retry deletes: executions that did not end, and failures that the run did not deal with."""
     steps = _steps(fields)
-    failures = [_Failure(step, steps) for step in steps if step.state == "failed"]
+    failures = [_Failure(step, steps) for step in steps if step.state == State.FAILED]
     again = [failure.step for failure in failures if failure.is_taken_back(failures)]
-    return [step_field(step.place) for step in steps if step.state in _UNENDED or step in again]
+    return [step_field(step.place) for step in steps if step.state in State.UNENDED or step in again]
 
 
 def replayed_failures(fields: Fields) -> list[str]:
@@ -150,7 +151,7 @@ def replayed_failures(fields: Fields) -> list[str]:
     again = taken_back(fields)
     kept = [field for field in map(step_field, positions) if field not in again]
     entries = [read_entry(field, fields[field.encode()]) for field in kept]
-    return [entry.name for entry in entries if entry.state == "failed"]
+    return [entry.name for entry in entries if entry.state == State.FAILED]
 
 
 def _steps(fields: Fields) -> list[_Step]:

@@ -36,7 +36,7 @@ from celery_durable.exceptions import (
 )
 from celery_durable.interrupts import EndRun, FailAttempt, Fenced, Interrupt, JournalLost, RetryStep, Sleep, Stall
 from celery_durable.journal.entries import Entry, annotated, damaged, read_entry
-from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Fields, step_field
+from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Cancellation, Fields, Kind, step_field
 from celery_durable.journal.port import Journal, Opened
 from celery_durable.journal.positions import in_order, path_of
 from celery_durable.values.failure import failure_of, text_of
@@ -196,7 +196,7 @@ class Attempt:
         """End the run, if something is missing, or not allowed, without which it cannot go on."""
         layout = self._fields.get(b"v", b"").decode() or LAYOUT
         if int(layout) > int(LAYOUT):
-            raise self._misfit("its layout", f"layout {layout}", f"layout {LAYOUT} or older", "")
+            raise self._written_by_newer("its layout", f"layout {layout}", f"layout {LAYOUT} or older", "")
         if not self.seed:
             raise self.end_run(
                 JournalUnreadableError(
@@ -317,7 +317,7 @@ class Attempt:
         """Whether steps recorded by earlier attempts are still ahead."""
         return self._recorded > 0
 
-    def claim(self, name: str, kind: str = "step") -> tuple[str, Entry | None]:
+    def claim(self, name: str, kind: str = Kind.STEP) -> tuple[str, Entry | None]:
         """The next position in program order, with what the journal holds for it."""
         try:
             position = self._places.next()
@@ -432,9 +432,11 @@ class Attempt:
 
     def _other_path(self, position: str, entry: Entry, asked: str) -> Interrupt:
         build = self.build_of(entry)
-        if not entry.is_known and build == self.terms.build:
+        if entry.is_known:
+            return self._misfit(position, str(entry), asked, build)
+        if entry.has_known_kind and build == self.terms.build:
             return self._unreadable(damaged(step_field(position), str(entry)))
-        return self._misfit(position, str(entry), asked, build)
+        return self._written_by_newer(position, str(entry), asked, build)
 
     def build_of(self, entry: Entry) -> str:
         """Which build recorded an entry; empty if that is not known."""
@@ -442,20 +444,29 @@ class Attempt:
 
     def _misfit(self, position: str, found: str, expected: str, build: str) -> Interrupt:
         """What is recorded is not what this code does."""
-        builds = (
-            "" if build == self.terms.build else f"  by build: {build or UNKNOWN_BUILD}, here: {self.terms.build}\n"
-        )
         error = JournalMismatchError(
             f"task {self.about.task_id} took another path than the journal recorded.\n"
-            f"  position: {position}\n"
-            f"  recorded: {found}\n"
-            f"  asked for: {expected}\n"
-            f"{builds}"
+            f"{self._compared(position, found, expected, build)}"
             f"Either the code has changed while the run was under way, or it decides by something that is not the same "
             f"on every attempt (a clock, a random number, the order of a set, a value that was read outside a step). "
             f"Bring the former order of steps back and retry the task, or send it under a new id."
         )
         return self.refuse(error, position, found, expected, build)
+
+    def _written_by_newer(self, position: str, found: str, expected: str, build: str) -> Interrupt:
+        """This version cannot read what is recorded. A worker of a newer one can, whatever its build."""
+        error = JournalMismatchError(
+            f"task {self.about.task_id}: its journal was written by a newer version of celery-durable.\n"
+            f"{self._compared(position, found, expected, build)}"
+            f"Upgrade celery-durable in the workers of this task, then retry the task, or send it under a new id."
+        )
+        return self._stall(error, position, found, expected, build)
+
+    def _compared(self, position: str, found: str, expected: str, build: str) -> str:
+        compared = f"  position: {position}\n  recorded: {found}\n  asked for: {expected}\n"
+        if build == self.terms.build:
+            return compared
+        return f"{compared}  by build: {build or UNKNOWN_BUILD}, here: {self.terms.build}\n"
 
     @property
     def was_begun_by_another_build(self) -> bool:
@@ -470,12 +481,19 @@ class Attempt:
 
         Else a worker that has that build may, or another one whose code fits.
         """
-        # The journal is to stay as it is, but for what siblings have done.
-        self._unsent = {name: text for name, text in self._unsent.items() if name.startswith("step:")}
-        if build == self.terms.build:
-            return self.stop(EndRun(error))
+        if build != self.terms.build:
+            return self._stall(error, position, found, expected, build)
+        self._send_entries_only()
+        return self.stop(EndRun(error))
+
+    def _stall(self, error: BaseException, position: str, found: str, expected: str, build: str) -> Interrupt:
+        self._send_entries_only()
         builds = {"found_build": build or UNKNOWN_BUILD, "expected_build": self.terms.build}
         return self.stop(Stall(error, {"position": position, "found": found, "expected": expected, **builds}))
+
+    def _send_entries_only(self) -> None:
+        """The journal is to stay as it is, but for what siblings have done."""
+        self._unsent = {name: text for name, text in self._unsent.items() if name.startswith("step:")}
 
     def _out_of_place(self, error: InvalidStepError) -> Interrupt:
         return self.end_run(InvalidStepError(f"task {self.about.task_id}: {error}"))
@@ -629,7 +647,7 @@ class Attempt:
     def take_cancellation(self) -> None:
         """The run's code is being told that it is cancelled, once."""
         self._cancelled = True
-        self._unsent["cancel"] = "raised"
+        self._unsent["cancel"] = Cancellation.RAISED
 
     # -- counts that outlive the attempt
 

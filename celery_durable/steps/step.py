@@ -36,6 +36,7 @@ from celery_durable.exceptions import (
 )
 from celery_durable.interrupts import FailAttempt, Interrupt, Overrun, RetryStep
 from celery_durable.journal.entries import Entry, done_entry, open_entry, started_entry
+from celery_durable.journal.layout import State
 from celery_durable.values import codec
 from celery_durable.values.failure import describe, failure_of, leading, shown, text_of, traceback_of
 from celery_durable.values.serializers import check_serializer
@@ -185,7 +186,7 @@ class Step:
         """The recorded value, or the recorded failure."""
         entry = self.entry
         assert entry is not None  # noqa: S101
-        if entry.state != "done":
+        if entry.state != State.DONE:
             raise self.attempt.recorded_failure(self.position, entry)
         options, terms = self.options, self.attempt.terms
         try:
@@ -395,7 +396,7 @@ class Step:
             await self._give_up(TerminalError(error), driver)
         note = {"error": describe(error, with_args=False)}
         if options.backoff is None:
-            attempt.note(self.position, open_entry(self.name, "retrying", self.executions, **note))
+            attempt.note(self.position, open_entry(self.name, State.RETRYING, self.executions, **note))
             logger.warning("%s failed (execution %d): %s", self._where, self.executions, shown(error))
             self.unfinished = True
             raise attempt.stop(FailAttempt(self.name, error)) from error
@@ -410,7 +411,7 @@ class Step:
             "%s failed (execution %d of %s): %s; next try in %g s",
             self._where, self.executions, options.backoff.max_attempts or "any number", shown(error), delay,
         )  # fmt: skip
-        attempt.note(self.position, open_entry(self.name, "retrying", self.executions, first=self.first, **note))
+        attempt.note(self.position, open_entry(self.name, State.RETRYING, self.executions, first=self.first, **note))
         if delay > attempt.terms.inline_retry_limit:
             self.unfinished = True
             raise attempt.stop(RetryStep(self.name, error, delay)) from error
@@ -425,14 +426,14 @@ class Step:
                 f"its {type(error).__name__}, whose arguments are to be plain data, cannot be recorded: {reason}"
             ) from error
         facts = {"at": self.attempt.now(), "begun": self.attempt.begun(self.position), "error": described}
-        await self._commit(open_entry(self.name, "failed", self.executions, **facts), driver)
+        await self._commit(open_entry(self.name, State.FAILED, self.executions, **facts), driver)
         logger.warning("%s failed for good (execution %d): %s", self._where, self.executions, error)
         raise failure_of(described).with_traceback(error.__traceback__) from error.__cause__
 
     async def _count_the_dead(self, entry: Entry, driver: Driver) -> None:
         """An execution that never reported back died with its process: it counts, and may have been the last."""
         backoff = self.options.backoff
-        if entry.state != "started" or backoff is None:
+        if entry.state != State.STARTED or backoff is None:
             return
         elapsed = (self.attempt.now() - (entry.first or self.attempt.now())) / 1000
         spent = backoff.max_attempts is not None and entry.attempts >= backoff.max_attempts

@@ -11,6 +11,7 @@ from celery_durable.durations import Duration
 from celery_durable.exceptions import ConfigurationError, InvalidStepError
 from celery_durable.interrupts import Interrupt, Sleep
 from celery_durable.journal.entries import open_entry
+from celery_durable.journal.layout import Kind, State
 
 from .attempt import Attempt
 from .cancellation import cancel
@@ -29,7 +30,7 @@ class Wait:
         self._attempt = attempt
         self._name = "sleep" if name is None else name
         self._duration = self._checked(duration)
-        self._position, self._entry = attempt.claim(self._name, "sleep")
+        self._position, self._entry = attempt.claim(self._name, Kind.SLEEP)
         attempt.check_not_atomic("wait", self._name, self._entry)
 
     async def perform(self, driver: Driver) -> None:
@@ -41,9 +42,9 @@ class Wait:
         assert until is not None  # noqa: S101
         left = (until - attempt.now()) / 1000
         if attempt.cancel_requested and (entry is None or left > 0):
-            await cancel(attempt, self._position, driver, self._name, until=until)
+            await cancel(attempt, self._position, driver, self._name, kind=Kind.SLEEP, until=until)
         if entry is None:
-            attempt.note(self._position, open_entry(self._name, "sleeping", 0, until=until))
+            attempt.note(self._position, open_entry(self._name, State.SLEEPING, 0, Kind.SLEEP, until=until))
         if left <= 0 or attempt.about.eager:
             return
         if attempt.about.direct or left <= attempt.terms.inline_retry_limit:

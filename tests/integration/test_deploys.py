@@ -14,7 +14,7 @@ from celery import Celery
 from celery.result import AsyncResult
 from pydantic import BaseModel, Field, model_validator
 
-from celery_durable import DurableContext, DurableTask, RunOptions, TerminalError, durable_task
+from celery_durable import DurableContext, DurableTask, JournalMismatchError, RunOptions, TerminalError, durable_task
 from celery_durable.app.store import store_of
 from celery_durable.commands import cancel
 from celery_durable.config import build
@@ -480,6 +480,52 @@ def test_an_entry_of_a_kind_that_is_not_known_stalls_the_run(deploy: Deploy) -> 
     deploy.client.hset(deploy.key, "step:1", known)
     elapse(deploy)
     assert deploy.run(old) == "SUCCESS"
+
+
+@pytest.mark.parametrize("build", [{}, {"build": "newer"}], ids=["same build", "another build"])
+@pytest.mark.parametrize("state", ["called", "started", "done"])
+def test_a_newer_kind_of_entry_stalls_the_run_and_is_told_as_that(
+    deploy: Deploy, state: str, build: dict[str, str]
+) -> None:
+    deploy.run(old)
+    known = deploy.journal["step:1"]
+    newer = {"name": "reserve", "kind": "call", "state": state, "child": "x", **build}
+    deploy.client.hset(deploy.key, "step:1", json.dumps(newer, separators=(",", ":")))
+
+    assert deploy.run(old) == "IGNORED"
+    assert deploy.stalled["found"] == "call 'reserve' (of a newer version)"
+    assert json.loads(deploy.journal["step:1"]) == newer
+
+    deploy.client.hset(deploy.key, "step:1", known)
+    elapse(deploy)
+    assert deploy.run(old) == "SUCCESS"
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "found"),
+    [
+        ("v", "99", "  position: its layout\n  recorded: layout 99\n  asked for: layout 2 or older\n"),
+        (
+            "step:1",
+            '{"name":"reserve","kind":"call","state":"called","build":"b9"}',
+            "  position: 1\n  recorded: call 'reserve' (of a newer version)\n  asked for: step 'reserve'\n",
+        ),
+    ],
+    ids=["layout", "kind"],
+)
+def test_what_no_worker_can_read_in_time_says_that_a_newer_version_wrote_it(
+    deploy: Deploy, field: str, text: str, found: str
+) -> None:
+    deploy.run(old)
+    deploy.client.hset(deploy.key, field, text)
+
+    assert deploy.run(old, stall_timeout=0) == "FAILURE"
+
+    error = deploy.result.result
+    assert type(error) is JournalMismatchError
+    assert f"its journal was written by a newer version of celery-durable.\n{found}" in str(error)
+    assert "Upgrade celery-durable in the workers" in str(error)
+    assert "damaged" not in str(error)
 
 
 @pytest.mark.parametrize("mark", ["encoding", "sealed"])

@@ -107,6 +107,45 @@ def test_an_entry_of_a_kind_that_is_not_known_is_none_that_is_damaged() -> None:
     assert (entry.name, entry.is_known, entry.build, str(entry)) == ("ship", False, "newer", "called 'ship'")
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"state": "called", "child": "x"},
+        {"state": "started"},
+        {"state": "done", "attempts": 1, "at": 1, "ms": 1, "value": {"kind": "step"}},
+        {"state": "failed", "attempts": "many", "error": "none"},
+        {"state": "sleeping", "attempts": 0, "until": 5},
+    ],
+    ids=lambda facts: facts["state"],
+)
+def test_an_entry_of_a_newer_kind_is_told_from_all_that_this_version_writes(facts: dict[str, Any]) -> None:
+    """Whatever its state is called: that may mean another thing."""
+    raw = json.dumps({"name": "ship", "kind": "call", **facts, "build": "b1"}, separators=(",", ":"))
+    entry = read_entry("step:1", raw.encode())
+    assert (entry.kind, entry.is_known, entry.has_known_kind) == ("call", False, False)
+    assert (entry.build, str(entry)) == ("b1", "call 'ship' (of a newer version)")
+
+
+@pytest.mark.parametrize("state", ["sleeping", "cancelled"])
+def test_a_sleep_says_its_kind_and_is_known_without_it(state: str) -> None:
+    facts = {"until": 9, "error": {"type": "TaskCancelled"}}
+    says = read_entry("step:1", open_entry("nap", state, 0, "sleep", **facts).encode())
+    assert says == read_entry("step:1", open_entry("nap", state, 0, **facts).encode())
+    assert (says.kind, says.until) == ("sleep", 9)
+
+
+def test_the_kind_is_the_entry_s_own_and_not_what_its_facts_hold() -> None:
+    error = {"type": "TerminalError", "message": TRICKY, "metadata": {"kind": "call", "state": "called"}}
+    entry = read_entry("step:1", open_entry(TRICKY, "failed", 1, error=error).encode())
+    assert (entry.kind, entry.state, entry.is_known) == ("step", "failed", True)
+
+
+@pytest.mark.parametrize("until", [None, "tomorrow", 1.5])
+def test_a_sleep_that_does_not_say_until_when_is_damaged(until: Any) -> None:
+    with pytest.raises(JournalUnreadableError, match="step:3 is damaged"):
+        read_entry("step:3", open_entry("nap", "sleeping", 0, "sleep", until=until).encode())
+
+
 @pytest.mark.parametrize("name", ["pay", "pay \u00e9"], ids=["plain name", "escaped name"])
 def test_an_entry_that_was_cut_off_is_damaged(name: str) -> None:
     whole = done_entry(name, 1, 5, 5, {}, "12345").encode()

@@ -32,6 +32,15 @@ def taken(steps: dict[str, str]) -> list[str]:
     return [field.removeprefix("step:") for field in taken_back(fields_of(steps))]
 
 
+def test_what_a_newer_version_has_written_is_not_taken_back() -> None:
+    """Its own executions may go on elsewhere; and what looks like a kind is one only where an entry has it."""
+    for state in ("started", "retrying", "failed"):
+        newer = open_entry("ship", state, 1, "call", begun={"": [1, 0]}, error={})
+        assert taken({"1": newer}) == []
+    inside = {"metadata": {"kind": "call", "state": "started"}}
+    assert taken({"1": open_entry('"kind":"call"', "failed", 1, begun={"": [1, 0]}, error=inside)}) == ["1"]
+
+
 ALONE: Begun = {"": [1, 0]}
 FIRST: Begun = {"": [0, 2], "1.": [1, 0]}
 """The first step of the first of two branches."""

@@ -72,7 +72,8 @@ def test_a_sleep_records_when_it_is_over(run: Run, begin: Any, duration: Duratio
     until = asleep(run, lambda: sleeping(begin(), duration))
 
     assert before + 60_000 - 1 <= until <= time.time() * 1000 + 60_000 + 1
-    assert run.entry("step:1") == {"name": "sleep", "state": "sleeping", "attempts": 0, "until": until}
+    expected = {"name": "sleep", "kind": "sleep", "state": "sleeping", "attempts": 0, "until": until}
+    assert run.entry("step:1") == expected
 
 
 def test_a_name_is_recorded(run: Run, begin: Any) -> None:
