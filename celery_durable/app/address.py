@@ -8,11 +8,10 @@ from urllib.parse import parse_qs, urlsplit
 
 from celery_durable.config.settings import Settings
 from celery_durable.exceptions import ConfigurationError
-from celery_durable.journal.port import LONGEST_READ
+from celery_durable.redis.connector import Connector, to_master, to_server
 
 if TYPE_CHECKING:
     from celery import Celery
-    from redis.connection import ConnectionPool
 
 _SINGLE = frozenset({"redis", "rediss", "redis+socket", "socket"})
 _SENTINEL = "sentinel"
@@ -20,8 +19,6 @@ _CLUSTER = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 _SCHEMES = _SINGLE | {_SENTINEL} | _CLUSTER.keys()
 _SUPPORTED = "a URL of redis://, rediss://, redis+socket://, sentinel://, redis+cluster:// or rediss+cluster://"
 _SEPARATOR = ";"
-_LONGEST_SENTINEL = 1.0
-_MANY = 2**31
 
 
 class Address(NamedTuple):
@@ -96,54 +93,31 @@ class Address(NamedTuple):
 
     # -- connections
 
-    def pool(self, app: Celery | None) -> ConnectionPool:
-        """What makes connections with Celery's own reading of the URL, and with reads that end in seconds."""
+    def connector(self, app: Celery | None) -> Connector:
+        """What makes connections to it, with Celery's own reading of the URL."""
         if self.is_sentinel:
-            return self._pool_by_sentinels(app)
+            return self._connector_by_sentinels(app)
         from celery.backends.redis import RedisBackend
-        from redis.connection import ConnectionPool
 
         url = self.url_for_celery
         if self.is_cluster:
             url = _CLUSTER[self._scheme] + self.url.split(_SEPARATOR)[0].removeprefix(self._scheme)
         backend: Any = RedisBackend(app=app, url=url)
-        return ConnectionPool(**_bounded(backend.connparams))
+        return to_server(backend.connparams)
 
-    def _pool_by_sentinels(self, app: Celery | None) -> ConnectionPool:
-        """Each of its connections asks the Sentinels for the master when it connects."""
+    def _connector_by_sentinels(self, app: Celery | None) -> Connector:
         from celery.backends.redis import SentinelBackend
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-        from redis.sentinel import Sentinel, SentinelConnectionPool
 
         backend: Any = SentinelBackend(app=app, url=self.url)
-        params = _bounded(backend.connparams)
-        sentinels = Sentinel(  # type: ignore[no-untyped-call]
-            [(host["host"], host["port"]) for host in params.pop("hosts")],
+        params = dict(backend.connparams)
+        sentinels = [(host["host"], host["port"]) for host in params.pop("hosts")]
+        return to_master(
+            self.master_name,
+            sentinels,
+            params,
             min_other_sentinels=self.options.get("min_other_sentinels", 0),
-            sentinel_kwargs={
-                # A Sentinel that is gone is not to be waited for: the next one knows as much.
-                "socket_timeout": _LONGEST_SENTINEL,
-                "socket_connect_timeout": _LONGEST_SENTINEL,
-                "retry": Retry(NoBackoff(), 0),
-                **self.options.get("sentinel_kwargs", {}),
-            },
+            sentinel_params=self.options.get("sentinel_kwargs", {}),
         )
-        params["host"] = ""  # until the Sentinels have named one: no message is to speak of redis-py's default
-        return SentinelConnectionPool(self.master_name, sentinels, **params)  # type: ignore[no-untyped-call]
-
-
-def _bounded(params: Mapping[str, Any]) -> dict[str, Any]:
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
-
-    bounded = {name: value for name, value in params.items() if name != "retry_on_timeout"}
-    bounded["max_connections"] = _MANY  # an attempt has one of its own, and waits for nobody
-    bounded["retry"] = Retry(NoBackoff(), 0)  # the wire tries again, and knows for how long
-    for timeout in ("socket_timeout", "socket_connect_timeout"):
-        if timeout in params or "path" not in params:
-            bounded[timeout] = min(params.get(timeout) or LONGEST_READ, LONGEST_READ)
-    return bounded
 
 
 def without_password(url: Any) -> str:

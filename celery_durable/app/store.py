@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -18,6 +19,7 @@ from celery_durable.redis.shards import Shards
 from celery_durable.task.hold import Hold
 
 from .address import Address
+from .owner import owner_name
 
 
 class Store:
@@ -29,10 +31,10 @@ class Store:
         # A write is retried for as long as the lease that protects it. The app is not to be kept alive by its store.
         app, address, patience = ref(app), self.address, self.settings.lease
         if address.is_cluster:
-            self._cluster: Cluster | None = Cluster(lambda: address.pool(app()), address.nodes, patience)
+            self._cluster: Cluster | None = Cluster(lambda: address.connector(app()), address.nodes, patience)
             self.shards = Shards(self.settings.key_prefix, self._cluster.wires_to)
         else:
-            self._cluster, wires = None, Wires(lambda: address.pool(app()), patience)
+            self._cluster, wires = None, Wires(lambda: address.connector(app()), patience)
             self.shards = Shards(self.settings.key_prefix, lambda _key: wires)
         # Of a Cluster each shard has its own keeper: one that waits for a dead node keeps none of the others waiting.
         self._keepers = {wires: LeaseKeeper(wires, patience) for wires in self.shards.by_wires()}
@@ -53,7 +55,7 @@ class Store:
 
     def journal(self, task_id: str) -> RedisJournal:
         shard = self.shards.of(task_id)
-        return RedisJournal(shard.wires, shard.keys(task_id), self.settings.lease)
+        return RedisJournal(shard.wires, shard.keys(task_id), owner_name(os.getpid()), self.settings.lease)
 
     def result_of(self, task: Any, request: Any, value: Any) -> Result | None:
         """The result of a success, if the journal is to write it: see :mod:`result`."""
@@ -63,7 +65,8 @@ class Store:
         """A hold on a run, not opened yet; *settings* are those of its task."""
         shard = self.shards.of(task_id)
         keep = min(settings.retention, settings.failure_retention)
-        journal = RedisJournal(shard.wires, shard.keys(task_id), self.settings.lease, settings.journal_sync, keep)
+        owner, lease = owner_name(os.getpid()), self.settings.lease
+        journal = RedisJournal(shard.wires, shard.keys(task_id), owner, lease, settings.journal_sync, keep)
         return Hold(journal, settings, Lease(self._keepers[shard.wires], journal))
 
 

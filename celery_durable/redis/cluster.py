@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
-from redis.connection import AbstractConnection, ConnectionPool
 from redis.crc import key_slot
-from redis.exceptions import AskError, InvalidResponse, MovedError, RedisError
+from redis.exceptions import AskError, InvalidResponse, MovedError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_durable.exceptions import DurableError, JournalUnavailableError
 
 from .connection import Wire
-from .errors import Passing
+from .connector import Connector
+from .errors import Passing, Refused
 from .pool import Wires, close_unneeded, settle
 from .protocol import pack
 
@@ -53,9 +53,9 @@ class Cluster:
     """A Cluster as this process sees it."""
 
     def __init__(
-        self, make_pool: Callable[[], ConnectionPool], seeds: Iterable[tuple[str, int]], patience: float
+        self, make_connector: Callable[[], Connector], seeds: Iterable[tuple[str, int]], patience: float
     ) -> None:
-        self._make_pool = make_pool
+        self._make_connector = make_connector
         self._seeds = [Node(*seed) for seed in seeds]
         self._patience = patience
         self._ranges: list[_Range] = []
@@ -66,25 +66,28 @@ class Cluster:
 
     def forget(self) -> None:
         """In a forked child: the parent's sockets are not ours, nor is what its threads hold."""
-        self._pool: ConnectionPool | None = None
+        self._connector: Connector | None = None
         self._asking = threading.Lock()
         self._idle: dict[Node, list[ClusterWire]] = {}
 
     def wires_to(self, key: str) -> Wires:
         """The connections to whichever node has the slot of *key*."""
         slot = key_slot(key.encode())
-        return self._wires.setdefault(slot, ClusterWires(self, slot, self._make_pool, self._patience))
+        return self._wires.setdefault(slot, ClusterWires(self, slot, self._make_connector, self._patience))
 
     def by_master(self) -> list[Wires]:
         """One of the connections to each node that has one of our slots.
 
         Raises:
             JournalUnavailableError: no node answers.
+            Refused: one has answered, but the user may not ask.
         """
         found: dict[Node, Wires] = {}
         for slot, wires in self._wires.items():
             try:
                 found.setdefault(self.master(slot, since=_NEVER), wires)
+            except ResponseError as error:
+                raise Refused(str(error)) from error
             except RedisError as error:
                 raise JournalUnavailableError(str(error)) from error
         return list(found.values())
@@ -128,7 +131,7 @@ class Cluster:
         raise Passing(f"no node of the Cluster answers: {silence}") from silence
 
     def _ask(self, node: Node) -> list[_Range]:
-        connection: Any = self._connection()
+        connection = self._connection()
         connection.host, connection.port = node
         connection.socket_timeout = min(connection.socket_timeout, _LONGEST_QUESTION)
         connection.socket_connect_timeout = min(connection.socket_connect_timeout, _LONGEST_QUESTION)
@@ -142,10 +145,10 @@ class Cluster:
 
     # -- connections
 
-    def _connection(self) -> AbstractConnection:
-        if self._pool is None:
-            self._pool = self._make_pool()
-        return cast("AbstractConnection", self._pool.make_connection())
+    def _connection(self) -> Any:
+        if self._connector is None:
+            self._connector = self._make_connector()
+        return self._connector.make_connection()
 
     def take(self, slot: int) -> ClusterWire:
         """A connection that nobody else uses; one to the right node if there is any."""
@@ -177,7 +180,7 @@ class Cluster:
 class ClusterWire(Wire):
     """A connection to whichever node has a slot."""
 
-    def __init__(self, cluster: Cluster, slot: int, connection: AbstractConnection, patience: float) -> None:
+    def __init__(self, cluster: Cluster, slot: int, connection: Any, patience: float) -> None:
         super().__init__(connection, patience)
         self.slot = slot
         self.node = Node("", 0)
@@ -226,8 +229,8 @@ class ClusterWire(Wire):
 class ClusterWires(Wires):
     """The connections of this process to one slot; those of the slots of a node are shared."""
 
-    def __init__(self, cluster: Cluster, slot: int, make_pool: Callable[[], ConnectionPool], patience: float) -> None:
-        super().__init__(make_pool, patience)
+    def __init__(self, cluster: Cluster, slot: int, make_connector: Callable[[], Connector], patience: float) -> None:
+        super().__init__(make_connector, patience)
         self._cluster = cluster
         self._slot = slot
 

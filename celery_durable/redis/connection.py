@@ -17,7 +17,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from redis.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
 from .errors import PASSING, judged, refused, unavailable
@@ -53,8 +52,8 @@ TIME = pack("TIME")
 class Wire:
     """One connection, with the commands whose replies have not been read."""
 
-    def __init__(self, connection: AbstractConnection, patience: float) -> None:
-        self._connection: Any = connection  # redis-py annotates few of its methods
+    def __init__(self, connection: Any, patience: float) -> None:
+        self._connection = connection
         self._patience = patience
         self._lock = threading.Lock()
         self._hold = 0

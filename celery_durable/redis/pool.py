@@ -6,12 +6,11 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 from weakref import WeakSet
 
-from redis.connection import AbstractConnection, ConnectionPool
-
 from .connection import TIME, Wire
+from .connector import Connector
 from .scripts import Dated
 
 _LONG_IDLE = 1.0
@@ -22,10 +21,10 @@ _LONGEST_IDLE = 60.0
 class Wires:
     """The connections of this process to one Redis; an attempt has one of its own while it lasts."""
 
-    def __init__(self, make_pool: Callable[[], ConnectionPool], patience: float) -> None:
-        self._make_pool = make_pool
+    def __init__(self, make_connector: Callable[[], Connector], patience: float) -> None:
+        self._make_connector = make_connector
         self._patience = patience
-        self._pool: ConnectionPool | None = None
+        self._connector: Connector | None = None
         self._idle: list[Wire] = []
         self.writes_results = True
         """Whether the server writes a result of Celery's together with a journal, as far as is known."""
@@ -38,9 +37,9 @@ class Wires:
         try:
             return self._idle.pop()
         except IndexError:
-            if self._pool is None:
-                self._pool = self._make_pool()
-            return Wire(cast("AbstractConnection", self._pool.make_connection()), self._patience)
+            if self._connector is None:
+                self._connector = self._make_connector()
+            return Wire(self._connector.make_connection(), self._patience)
 
     def give_back(self, wire: Wire) -> None:
         """Keep a connection for the next attempt, which is not to see replies of this one."""
@@ -86,7 +85,7 @@ class Wires:
     def forget(self) -> None:
         """In a forked child: the parent's sockets are not ours."""
         self._idle = []
-        self._pool = None
+        self._connector = None
 
 
 def settle(idle: list[Any]) -> None:

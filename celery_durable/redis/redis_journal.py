@@ -9,19 +9,15 @@ The shard is the Cluster hash tag, so that one script can change all three.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache, cached_property
+from functools import cached_property
 from math import inf
 from typing import Any, NamedTuple
 from zlib import crc32
-
-from billiard import current_process
 
 from celery_durable.exceptions import ConfigurationError, JournalUnavailableError, JournalUnreadableError
 from celery_durable.interrupts import Fenced
@@ -74,17 +70,6 @@ def new_fence() -> str:
     return os.urandom(6).hex()
 
 
-@cache
-def owner_name(pid: int) -> str:
-    """This process, or one of its pool, as the journal names it.
-
-    Containers may have equal host names, and equal pids: so it names their worker, too. All processes of one share a
-    random key, however they were started, which is not to be shown.
-    """
-    worker = hashlib.sha256(current_process().authkey).hexdigest()[:8]
-    return f"{socket.gethostname()}:{worker}:{pid}"
-
-
 class Keys(NamedTuple):
     """The names of what one run has in Redis."""
 
@@ -118,8 +103,11 @@ _REASONS = {
 class RedisJournal:
     """One attempt's hold on a run. The connection is taken when it opens and given back when it closes."""
 
-    def __init__(self, wires: Wires, keys: Keys, lease: float, sync: str = "memory", keep: float = inf) -> None:
+    def __init__(
+        self, wires: Wires, keys: Keys, owner: str, lease: float, sync: str = "memory", keep: float = inf
+    ) -> None:
         self._wires = wires
+        self._owner = owner
         self._vet = vet_for(sync)
         self._confirmed = self._vet is not None
         self._keys = keys
@@ -152,7 +140,7 @@ class RedisJournal:
             "open", keys.all, keys.task_id, fence, ms(self._lease), LAYOUT,
             delivery.task, delivery.fingerprint, delivery.call, seed,
             delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.hint),
-            owner_name(os.getpid()), delivery.reopen, delivery.build, int(not expected),
+            self._owner, delivery.reopen, delivery.build, int(not expected),
             delivery.over, "\n".join(delivery.taken_back),
         )  # fmt: skip
         if self._vet is not None:

@@ -20,7 +20,6 @@ from .redis_journal import (
     ms,
     new_fence,
     not_a_journal,
-    owner_name,
 )
 from .scripts import Dated, call, dated_call
 from .shards import Shard, Shards
@@ -90,25 +89,24 @@ class Runs:
         return fields
 
     def condemn(
-        self, task_id: str, status: str, keep: float, outcome: str, *, pid: int | None = None, fence: str | None = None
+        self, task_id: str, status: str, keep: float, outcome: str, *, owner: str = "", fence: str | None = None
     ) -> bool:
-        """End a live run, or one that process *pid* carries on; False if it is not.
+        """End a live run, or one that this *owner* carries on; False if it is not.
 
         *fence*: a token of whoever asks, to whom it is said again that it was this call that has ended the run.
         """
         keys = self.keys(task_id)
         # Without one it is the call's own: only where its reply was lost, so that it is sent again, it is known again.
         fence = fence or new_fence()
-        owner = "" if pid is None else owner_name(pid)
         # Kept for a lease at least: whoever carries the run on is to meet another fence, and not an empty place.
         keep = max(keep, self._lease)
         condemned = dated_call("condemn", keys.all, task_id, fence, status, ms(keep), owner, "outcome", outcome)
         return self._ask(task_id, condemned, patience=SHORT_PATIENCE) == [1]
 
-    def release(self, task_id: str, pid: int) -> Whose:
-        """Give back what a process of this machine held that has lost the run; whose affair the run is now."""
+    def release(self, task_id: str, owner: str) -> Whose:
+        """Give back what a process held that has lost the run; whose affair the run is now."""
         keys = self.keys(task_id)
-        released = call("release", keys.all, task_id, "owner", owner_name(pid), 0)
+        released = call("release", keys.all, task_id, "owner", owner, 0)
         [reply] = self._ask(task_id, released, patience=SHORT_PATIENCE)
         return Whose(reply)
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from celery_durable.exceptions import JournalUnavailableError
+
+from .errors import Refused
 from .pool import Wires
 
 
@@ -14,13 +17,18 @@ def ask(wires: Wires, patience: float) -> Server:
     """The server that these connections lead to.
 
     Raises:
-        JournalUnavailableError: it does not answer, or its user may not ask.
+        JournalUnavailableError: it does not answer.
+        Refused: it answers, but its user may not ask.
     """
     found: list[Server] = []
     wire = wires.take()
     try:
         wire.confirm_by(lambda connection: found.append(Server.at(connection)))
         wire.replies(patience)
+    except JournalUnavailableError as error:
+        if isinstance(error.__cause__, ResponseError):
+            raise Refused(str(error)) from error.__cause__
+        raise
     finally:
         wires.give_back(wire)
     return found[-1]

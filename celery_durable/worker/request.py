@@ -15,6 +15,7 @@ from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
+from celery_durable.app.owner import owner_name
 from celery_durable.app.store import store_of
 from celery_durable.delivery import outcome
 from celery_durable.delivery.announcement import Announcement, going_on
@@ -97,7 +98,7 @@ class DurableRequest(Request):
         pid: Any = self.worker_pid
         if pid is None:
             return Whose.CELERYS
-        return self._ask(lambda runs: runs.release(self.id, pid), "its lost process is not journaled")
+        return self._ask(lambda runs: runs.release(self.id, owner_name(pid)), "its lost process is not journaled")
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A hard time limit ends the run: FAILURE, journal kept."""
@@ -151,7 +152,8 @@ class DurableRequest(Request):
 
         def end(runs: Runs) -> bool:
             keep = self.task.durable_settings.failure_retention  # type: ignore[attr-defined]
-            return runs.condemn(self.id, status, keep, outcome.of_error(error), pid=pid)
+            owner = "" if pid is None else owner_name(pid)
+            return runs.condemn(self.id, status, keep, outcome.of_error(error), owner=owner)
 
         return self._ask(end, "its end could not be journaled")
 

@@ -46,6 +46,7 @@ class Risk(NamedTuple):
 def risks_of(app: Any, tasks: list[DurableTask[Any, Any]]) -> Iterator[Risk]:
     """What may cost a durable task its journal, or run it twice."""
     from celery_durable.app.store import store_of
+    from celery_durable.redis.errors import Refused
 
     try:
         store = store_of(app)
@@ -57,11 +58,10 @@ def risks_of(app: Any, tasks: list[DurableTask[Any, Any]]) -> Iterator[Risk]:
         yield Risk(f"{text}; {', '.join(names)} will fail until this is mended")
     try:
         yield from _risks_of_servers(store, {task.durable_settings.journal_sync for task in sound})
+    except Refused as error:
+        yield Risk(f"{error}; whether the server may lose journals cannot be checked")
     except JournalUnavailableError as error:
-        if _may_not_ask(error):
-            yield Risk(f"{error}; whether the server may lose journals cannot be checked")
-        else:
-            yield Risk(f"{error}; durable tasks wait until it is back")
+        yield Risk(f"{error}; durable tasks wait until it is back")
     yield from _risks_of_time_limits(app, tasks)
 
 
@@ -76,12 +76,6 @@ def _checked(tasks: list[DurableTask[Any, Any]]) -> tuple[list[DurableTask[Any, 
         except ConfigurationError as error:
             wrong.setdefault(str(error), []).append(task.name)
     return sound, wrong
-
-
-def _may_not_ask(error: JournalUnavailableError) -> bool:
-    from redis.exceptions import ResponseError
-
-    return isinstance(error.__cause__, ResponseError)
 
 
 def _risks_of_servers(store: Store, syncs: set[str]) -> Iterator[Risk]:

@@ -36,16 +36,16 @@ def app_at(url: str, **conf: Any) -> Iterator[Celery]:
     """Yield such an app; afterwards close its connections to the journals, also those of attempts that never ended."""
     app = app_for(url, **conf)
     connections: list[Any] = []
-    make_pool = Address.pool
+    make_connector = Address.connector
 
-    def make_watched_pool(address: Address, owner: Celery | None) -> Any:
-        pool = make_pool(address, owner)
-        make_connection = pool.make_connection
+    def make_watched_connector(address: Address, owner: Celery | None) -> Any:
+        connector = make_connector(address, owner)
+        make_connection: Any = connector.make_connection
         if owner is app:
-            pool.make_connection = lambda: connections.append(made := make_connection()) or made
-        return pool
+            connector.make_connection = lambda: connections.append(made := make_connection()) or made
+        return connector
 
-    with mock.patch.object(Address, "pool", make_watched_pool):
+    with mock.patch.object(Address, "connector", make_watched_connector):
         yield app
     if store := _stores.get(app):
         # Its thread is not to read what is closed here.

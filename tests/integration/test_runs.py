@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import redis
 
+from celery_durable.app.owner import owner_name
 from celery_durable.app.store import Store
 from celery_durable.interrupts import Fenced
 from celery_durable.journal.port import Busy, Finished, Opened
-from celery_durable.redis.redis_journal import SHARDS, RedisJournal, owner_name
+from celery_durable.redis.redis_journal import SHARDS, RedisJournal
 from celery_durable.redis.runs import Claimed, Claims, Whose
 from tests.integration.network import Waits
 from tests.integration.runs import TASK, delivery, lapse, new_id, opened, state, store_at
@@ -396,7 +397,7 @@ def give_back(store: Store, journal: RedisJournal, by: str, whose: Whose = Whose
         journal.release(orderly=True)
     else:
         _, _, pid = owner_of(store, id_of(journal)).rpartition(":")
-        assert store.runs.release(id_of(journal), int(pid)) is whose
+        assert store.runs.release(id_of(journal), owner_name(int(pid))) is whose
 
 
 def owner_of(store: Store, task_id: str) -> str:
@@ -412,7 +413,7 @@ def test_an_attempt_says_which_process_it_is_in(store: Store) -> None:
 POOL = """
 import sys
 import billiard
-from celery_durable.redis.redis_journal import owner_name
+from celery_durable.app.owner import owner_name
 
 def tell():
     print(owner_name(1), flush=True)
@@ -441,7 +442,7 @@ def test_only_the_present_attempt_gives_its_lease_back(store: Store, redis_clien
     before = state(redis_client, store, task_id)
 
     stale.release(orderly=True)
-    assert store.runs.release(task_id, 1) is Whose.JOURNALS, "there is a run, of another process"
+    assert store.runs.release(task_id, owner_name(1)) is Whose.JOURNALS, "there is a run, of another process"
 
     assert state(redis_client, store, task_id) == before
 
@@ -521,7 +522,7 @@ def test_an_outcome_that_can_never_be_delivered_is_kept_and_not_sent_again(
 
 
 def test_there_is_nothing_to_give_back_of_a_run_that_has_not_begun(store: Store, redis_client: redis.Redis) -> None:
-    assert store.runs.release(new_id(), 1) is Whose.CELERYS
+    assert store.runs.release(new_id(), owner_name(1)) is Whose.CELERYS
     assert redis_client.dbsize() == 0
 
 

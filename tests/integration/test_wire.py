@@ -955,7 +955,7 @@ def test_a_connection_that_still_owes_a_delivery_is_not_closed() -> None:
         wire = delivered_in_an_outage(server, store, new_id())
         wire.idle_since -= 3600
 
-        other = Wire(store.wires._pool.make_connection(), 1)  # noqa: SLF001
+        other = Wire(store.wires._connector.make_connection(), 1)  # noqa: SLF001
         store.wires.give_back(other)
 
         assert store.wires._idle == [wire, other]  # noqa: SLF001

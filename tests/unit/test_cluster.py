@@ -12,10 +12,10 @@ ASKED = Node("where.it.was.found", 7000)
 def cluster_of(*answer: list[object]) -> Cluster:
     """Return a Cluster whose nodes answer this."""
 
-    def make_pool() -> None:
+    def make_connector() -> None:
         raise AssertionError("nothing is connected")
 
-    cluster = Cluster(make_pool, [ASKED], patience=1)
+    cluster = Cluster(make_connector, [ASKED], patience=1)
     cluster._ask = lambda node: [read_range(*one, asked=node) for one in answer]  # noqa: SLF001
     return cluster
 
