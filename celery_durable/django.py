@@ -1,4 +1,4 @@
-"""Django: its task class, its transactions, its connections. A process that has not imported it is left alone."""
+"""Django: its transactions, its connections. A process that has not imported it is left alone."""
 
 from __future__ import annotations
 
@@ -12,21 +12,6 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 logger = logging.getLogger("celery_durable")
-
-_FIXUP = "celery.fixups.django"
-
-
-def task_class(app: Any) -> type | None:
-    """The one that an app's tasks have under Django, with ``delay_on_commit``; None where Celery knows no Django.
-
-    Celery leaves it out where a task class is given: ``task_cls="celery_durable:DurableTask"`` is one, too.
-    """
-    fixups = getattr(app, "_fixups", None) or ()
-    if not any(type(fixup).__module__ == _FIXUP for fixup in fixups):
-        return None
-    from celery.contrib.django.task import DjangoTask  # it imports Django
-
-    return DjangoTask
 
 
 def atomic_blocks() -> dict[str, int]:

@@ -97,19 +97,17 @@ class Address(NamedTuple):
         """What makes connections to it, with Celery's own reading of the URL."""
         if self.is_sentinel:
             return self._connector_by_sentinels(app)
-        from celery.backends.redis import RedisBackend
+        from celery_durable.seams.results import connection_parameters
 
         url = self.url_for_celery
         if self.is_cluster:
             url = _CLUSTER[self._scheme] + self.url.split(_SEPARATOR)[0].removeprefix(self._scheme)
-        backend: Any = RedisBackend(app=app, url=url)
-        return to_server(backend.connparams)
+        return to_server(connection_parameters(app, url))
 
     def _connector_by_sentinels(self, app: Celery | None) -> Connector:
-        from celery.backends.redis import SentinelBackend
+        from celery_durable.seams.results import connection_parameters
 
-        backend: Any = SentinelBackend(app=app, url=self.url)
-        params = dict(backend.connparams)
+        params = connection_parameters(app, self.url, by_sentinels=True)
         sentinels = [(host["host"], host["port"]) for host in params.pop("hosts")]
         return to_master(
             self.master_name,

@@ -78,7 +78,7 @@ class Announcement(Ignore):
             return
         request.send_event(self.event, **self.fields)
         if self.event == "task-revoked":
-            signals.task_revoked.send(request.task, request=request._context, **HOW_REVOKED)  # noqa: SLF001
+            signals.task_revoked.send(request.task, request=request.celery_context, **HOW_REVOKED)
 
     def call_hooks(self, task: Any, request: Any) -> None:
         """Tell the task itself, as when it fails: what it holds, a lock say, it gives back there."""

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from celery.app.task import get_actual_ignore_result  # type: ignore[attr-defined]
 from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
 from celery_durable import sentry, tracing
 from celery_durable.exceptions import EntryNotRecordableError
 from celery_durable.journal.port import Delivery
+from celery_durable.seams.celery import ignores_result, sending_options
 from celery_durable.values.remainder import same
 from celery_durable.values.serializers import json_of, load_content
 
@@ -61,7 +61,7 @@ class Call(NamedTuple):
         """
         # What says nothing is a third of the text.
         options = {name: value for name, value in request.as_execution_options().items() if value is not None}
-        options["ignore_result"] = get_actual_ignore_result(task, request)
+        options["ignore_result"] = ignores_result(task, request)
         # Expiry is honoured until the first attempt begins, and this one has begun.
         for fact in ("retries", "expires"):
             options.pop(fact, None)
@@ -119,7 +119,7 @@ class Call(NamedTuple):
         options = {**self.options, **options, "headers": sentry.readable(headers), "expires": None}
         if (task := app.tasks.get(name)) is not None:
             # The task's own: its serializer, say.
-            options = {**task._get_exec_options(), **options, "task_type": task}  # noqa: SLF001
+            options = {**sending_options(task), **options, "task_type": task}
         with tracing.continued(headers):
             app.send_task(name, tuple(self.args), self.kwargs, **options)
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from celery.app.task import X_DEATH_HEADERS  # type: ignore[attr-defined]
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 from celery.utils.log import get_logger
-from celery.utils.quorum_queues import detect_quorum_queues
 from kombu import serialization
 from kombu.exceptions import OperationalError
 from kombu.utils import json as kombu_json
+
+from celery_durable.seams.celery import X_DEATH_HEADERS, uses_quorum_queues
 
 logger = get_logger("celery_durable")
 
@@ -276,8 +276,4 @@ def left_to_journal(request: Any, error: Exception) -> None:
 
 def sendable_delay(app: Any, delay: float) -> float:
     """*delay*, or 1 s where Celery loses a task with a countdown below that (RabbitMQ's quorum queues)."""
-    if 0 < delay < 1:
-        driver_type = app.producer_pool.connections.connection.transport.driver_type
-        if detect_quorum_queues(app, driver_type)[0]:
-            return 1.0
-    return delay
+    return 1.0 if 0 < delay < 1 and uses_quorum_queues(app) else delay

@@ -8,7 +8,8 @@ from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
 from celery import states
-from celery.app.task import get_actual_ignore_result  # type: ignore[attr-defined]
+
+from celery_durable.seams.celery import ignores_result
 
 if TYPE_CHECKING:
     from .outcome import Outcome
@@ -110,7 +111,7 @@ def again(task: Any, request: Any, ended: Outcome) -> None:
 
 def is_wanted(task: Any, request: Any, state: str) -> bool:
     """Whether a result is to be stored with this state."""
-    if not get_actual_ignore_result(task, request):
+    if not ignores_result(task, request):
         return True
     return state in states.EXCEPTION_STATES and bool(task.store_errors_even_if_ignored)
 

@@ -10,13 +10,13 @@ import logging
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from celery import Task, signals, states
-from celery.app.task import get_actual_ignore_result  # type: ignore[attr-defined]
-from celery.app.trace import task_has_custom
+from celery import Task, signals
 from celery.backends.base import Backend
 from celery.backends.redis import RedisBackend
 
 from celery_durable.journal.port import NO_RESULT, Result
+from celery_durable.seams.celery import has_receivers, ignores_result
+from celery_durable.seams.results import meta_of_success, overridden
 
 logger = logging.getLogger("celery_durable")
 
@@ -28,11 +28,11 @@ def alone(task: Any, request: Any, value: Any, url: str) -> Result | None:
 
     *url*: of the Redis that has the journal, as a backend of Celery's would be given it.
     """
-    if request.callbacks or request.chain or request.chord or signals.task_success.receivers or _is_handled(task):
+    if request.callbacks or request.chain or request.chord or has_receivers(signals.task_success) or _is_handled(task):
         return None
     backend = task.backend
     kind: type = type(backend)
-    if get_actual_ignore_result(task, request):
+    if ignores_result(task, request):
         return NO_RESULT if kind.mark_as_done is Backend.mark_as_done else None  # type: ignore[attr-defined]
     if kind is not RedisBackend or backend.url != url:
         return None
@@ -46,10 +46,7 @@ def alone(task: Any, request: Any, value: Any, url: str) -> Result | None:
 
 def _as_celery_writes_it(backend: Any, request: Any, value: Any) -> Result:
     """What its Redis backend writes of a success; unlike that, over an older result: the fence has let the run end."""
-    meta = backend._get_result_meta(  # noqa: SLF001
-        result=backend.encode_result(value, states.SUCCESS), state=states.SUCCESS, traceback=None, request=request
-    )
-    text = backend.encode({**meta, "task_id": request.id})
+    text = backend.encode({**meta_of_success(backend, request, value), "task_id": request.id})
     text = text if isinstance(text, str) else bytes(text)
     return Result(backend.get_key_for_task(request.id), text, int(backend.expires or 0))
 
@@ -59,7 +56,7 @@ def _is_handled(task: Any) -> bool:
     handled = _handled.get(type(task))
     if handled is None:
         # In a worker Celery puts a __call__ of its own into its Task.
-        called = task_has_custom(task, "__call__") not in (None, Task)
-        handled = called or bool(task_has_custom(task, "on_success") or task_has_custom(task, "after_return"))
+        called = overridden(task, "__call__") not in (None, Task)
+        handled = called or bool(overridden(task, "on_success") or overridden(task, "after_return"))
         _handled[type(task)] = handled
     return handled

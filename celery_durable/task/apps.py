@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery import _state
-
 from celery_durable.exceptions import ConfigurationError
+from celery_durable.seams.celery import app_of_this_thread, apps_made, chosen_default_app, makeshift_app
 
 from .current import current
 
@@ -23,23 +22,17 @@ def present_app(what: str) -> Any:
     Raises:
         ConfigurationError: the process has made several, and none of them is this thread's, or the default.
     """
-    if (chosen := _state._tls.current_app) is not None:  # type: ignore[attr-defined]  # noqa: SLF001
+    if (chosen := app_of_this_thread()) is not None:
         return chosen
     if (execution := current.get()) is not None:
         return execution.task.app
-    default = _state.default_app  # type: ignore[attr-defined]
-    if default is not None and not _is_celerys_own(default):
+    if (default := chosen_default_app()) is not None:
         return default
-    made = [app for app in list(_state._get_active_apps()) if not _is_celerys_own(app)]  # type: ignore[attr-defined]  # noqa: SLF001
+    made = apps_made()
     if len(made) > 1:
         names = ", ".join(sorted(repr(app.main) for app in made))
         raise ConfigurationError(
             f"{what}: which app is meant is not known in a thread that has none, since the process has made several "
             f"({names}): say which with app=..., or call set_default() of one of them"
         )
-    return made[0] if made else _state.get_current_app()
-
-
-def _is_celerys_own(app: Any) -> bool:
-    """Whether it is the app that Celery makes where none is current."""
-    return bool(app.main == "default" and not app.set_as_current)
+    return made[0] if made else makeshift_app()

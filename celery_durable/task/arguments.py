@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 import json
-import types
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from celery_durable.seams.celery import validating_otherwise
 from celery_durable.values import codec
 from celery_durable.values.unvalidated import declared
 
@@ -21,25 +21,13 @@ from .current import current
 Accepted = list[Any]
 """``[marks, text]`` of a model, or None of one that cannot be recorded."""
 
-_VALIDATES = "validate_argument"
-"""By what name Celery's wrapper around a body knows the function that validates an argument."""
-
 
 def accepting(run: Any) -> Any:
     """*run*, a task's, with Celery's validation of its arguments made durable, if there is one."""
     wrapper = run.__func__ if isinstance(run, staticmethod) else run
-    if not isinstance(wrapper, types.FunctionType) or _VALIDATES not in wrapper.__code__.co_freevars:
+    durable = validating_otherwise(wrapper, lambda validate: functools.partial(_accept, validate))
+    if durable is None:
         return run
-    # Of the wrapper alone: the same function checks what a caller sends.
-    cells = [
-        types.CellType(functools.partial(_accept, cell.cell_contents)) if name == _VALIDATES else cell
-        for name, cell in zip(wrapper.__code__.co_freevars, wrapper.__closure__ or (), strict=True)
-    ]
-    durable = types.FunctionType(
-        wrapper.__code__, wrapper.__globals__, wrapper.__name__, wrapper.__defaults__, tuple(cells)
-    )
-    functools.update_wrapper(durable, wrapper)
-    durable.__wrapped__ = wrapper.__wrapped__  # type: ignore[attr-defined]
     return staticmethod(durable) if isinstance(run, staticmethod) else durable
 
 

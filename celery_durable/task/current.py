@@ -5,12 +5,11 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from celery._state import _task_stack  # type: ignore[attr-defined]
 from celery.app.task import Context
-from celery.local import Proxy
 
 from celery_durable.drivers.threads import in_each_thread
 from celery_durable.exceptions import NoContextError
+from celery_durable.seams.celery import Proxy, push_current_task
 
 if TYPE_CHECKING:
     from .execution import Execution
@@ -74,8 +73,7 @@ def _workers_task() -> Any:
 
 def _stand_for_current_tasks() -> None:
     for task in (_workers_task, _current_task):
-        # Looked up here: with USE_FAST_LOCALS each thread has a push() of its own, push_current_task the importer's.
-        _task_stack.push(Proxy(task))
+        push_current_task(Proxy(task))
 
 
 in_each_thread.append(_stand_for_current_tasks)

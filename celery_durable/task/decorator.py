@@ -9,14 +9,14 @@ from collections.abc import Callable, Coroutine
 from functools import cached_property
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
-from celery import Celery, Task, _state
-from celery.local import PromiseProxy, Proxy
+from celery import Celery, Task
 
 from celery_durable.config.checks import suggestion
 from celery_durable.config.retry import RetryPolicy, TaskRetryRules
 from celery_durable.config.settings import PREFIX, TASK_OPTIONS, Settings
 from celery_durable.drivers.strike import door
 from celery_durable.exceptions import ConfigurationError
+from celery_durable.seams.celery import Proxy, give_to_all_apps, made_when_complete, task_from, unproxied
 from celery_durable.steps.context import AsyncDurableContext, DurableContext
 from celery_durable.steps.step import fits_at_a_glance
 from celery_durable.values import codec
@@ -132,16 +132,16 @@ def _make(fun: Callable[..., Any], options: dict[str, Any]) -> Any:
         hints = codec.hints_of(fun)
         _annotate(body, hints)
         kind = _task_class(app.Task if base in (None, DurableTask) else base, rules)
-        return app._task_from_fun(  # noqa: SLF001  as shared_task does
-            body, base=kind, bind=True, **{"pydantic": _has_models(hints), **options}
-        )
+        return task_from(app, body, base=kind, bind=True, **{"pydantic": _has_models(hints), **options})
 
-    return _share(fun, options.get("name"), register) if app is None else _give_to(app, fun, register)
+    if app is None:
+        return _share(fun, options.get("name"), register)
+    return made_when_complete(app, functools.partial(register, app), fun.__doc__)
 
 
 def _checked_app(fun: Callable[..., Any], app: Any) -> Any:
     """The app itself, of what may stand for it (``current_app``)."""
-    app = app._get_current_object() if isinstance(app, Proxy) else app  # noqa: SLF001
+    app = unproxied(app)
     if app is not None and not isinstance(app, Celery):
         raise ConfigurationError(f"@durable_task of {fun.__qualname__}: app must be a Celery app, got {app!r}")
     return app
@@ -149,26 +149,13 @@ def _checked_app(fun: Callable[..., Any], app: Any) -> Any:
 
 def _share(fun: Callable[..., Any], name: str | None, register: Callable[[Any], Any]) -> Any:
     """Give the task to every app, present and future; what ``shared_task`` does, with a base class made per app."""
-    _state.connect_on_app_finalize(register)
-    for app in _state._get_active_apps():  # type: ignore[attr-defined]  # noqa: SLF001
-        if app.finalized:
-            with app._finalize_mutex:  # noqa: SLF001
-                register(app)
+    give_to_all_apps(register)
 
     def of_current_app() -> Any:
         app = present_app(f"task {name or fun.__qualname__}")
         return app.tasks[name or app.gen_task_name(fun.__name__, fun.__module__)]
 
     return Proxy(of_current_app)
-
-
-def _give_to(app: Any, fun: Callable[..., Any], register: Callable[[Any], Any]) -> Any:
-    """Give the task to one app, when it is complete or when the task is used; what ``app.task`` does."""
-    if app.finalized:
-        return register(app)
-    task = PromiseProxy(lambda: register(app), __doc__=fun.__doc__)
-    app._pending.append(task)  # noqa: SLF001
-    return task
 
 
 def _task_class(base: type, rules: Callable[[DurableTask[Any, Any]], TaskRetryRules]) -> type:
@@ -266,7 +253,7 @@ _CELERY_OPTIONS = frozenset(
 )  # fmt: skip
 
 
-_NO_OPTIONS = vars(DurableTask).keys() - dir(Task) - TASK_OPTIONS.keys()
+_NO_OPTIONS = {*dir(DurableTask)} - {*dir(Task)} - TASK_OPTIONS.keys()
 """What the base class has for itself."""
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import time
 from asyncio import CancelledError
 from collections.abc import Callable
@@ -40,6 +39,7 @@ from celery_durable.interrupts import (
     Stall,
     text_of_time,
 )
+from celery_durable.seams.celery import EXIT_BY_SIGTERM
 from celery_durable.steps.attempt import Attempt
 from celery_durable.steps.step import NOT_A_FAILURE
 from celery_durable.values.failure import leading, located, portable, shown
@@ -59,9 +59,6 @@ JOURNAL_LOST_DELAY = 5.0
 _STALL_PAUSE, _LONGEST_STALL_PAUSE = 1.0, 30.0
 """Seconds until a run is sent again that does not fit a worker's code, at most: doubling, in a rolling deploy."""
 _MISFIT = ("position", "found", "found_build", "expected_build", "expected")
-
-_EXIT_BY_SIGNAL = -(256 - signal.SIGTERM)
-"""How a child of the pool exits when the worker ends it."""
 
 
 class Ending:
@@ -382,7 +379,7 @@ def _is_by_time_limit(error: BaseException) -> bool:
 
 def _is_shutdown(error: BaseException) -> bool:
     """Whether the worker ends the process, and not the task itself."""
-    by_signal = isinstance(error, SystemExit) and error.code == _EXIT_BY_SIGNAL
+    by_signal = isinstance(error, SystemExit) and error.code == EXIT_BY_SIGTERM
     return by_signal or isinstance(error, (WorkerShutdown, WorkerTerminate))
 
 

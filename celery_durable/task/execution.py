@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from celery import states
-from celery.app.task import get_actual_ignore_result  # type: ignore[attr-defined]
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
@@ -32,6 +31,7 @@ from celery_durable.exceptions import DurableError, EntryNotRecordableError, Rec
 from celery_durable.interrupts import Fenced, Interrupt, JournalLost
 from celery_durable.journal.memory import MemoryJournal
 from celery_durable.journal.port import NO_RESULT, Delivery
+from celery_durable.seams.celery import ignores_result
 from celery_durable.steps.attempt import Attempt, Surroundings, running_step
 from celery_durable.steps.context import AsyncDurableContext, DurableContext
 
@@ -313,7 +313,7 @@ class Execution:
         except Exception as error:
             request = self.request
             wanted = request.callbacks or request.chain or request.chord
-            if get_actual_ignore_result(self.task, request) and not wanted:
+            if ignores_result(self.task, request) and not wanted:
                 return outcome.of_value(None, "json")
             raise attempt.end_run(
                 EntryNotRecordableError(

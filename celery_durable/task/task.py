@@ -14,7 +14,6 @@ from celery import Celery, Task, signals
 from celery.exceptions import Reject, Retry, SoftTimeLimitExceeded
 from celery.utils import uuid
 
-from celery_durable import django
 from celery_durable.config import build
 from celery_durable.config.retry import TaskRetryRules
 from celery_durable.config.settings import TASK_OPTIONS, Settings
@@ -37,6 +36,7 @@ from celery_durable.delivery.message import (
 from celery_durable.delivery.seed import draw_for
 from celery_durable.drivers.strike import door
 from celery_durable.exceptions import ConfigurationError
+from celery_durable.seams.celery import RequestsOwnLimit, app_of_task_class, set_backend, task_class_of_django
 from celery_durable.steps.attempt import Terms
 
 from . import retry_task  # noqa: F401  registers celery_durable.retry with every app
@@ -52,7 +52,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class DurableTask(Task[P, R]):
+class DurableTask(RequestsOwnLimit, Task[P, R]):
     """A Celery task with a durable context, ``self.ctx``, that is opened when it is first used.
 
     ``@app.task(base=DurableTask, bind=True)``, class-based tasks, mixins, and ``Celery(task_cls=DurableTask)``. It sits
@@ -203,23 +203,7 @@ class DurableTask(Task[P, R]):
 
     @backend.setter
     def backend(self, value: Any) -> None:
-        self._backend = value
-
-    # Celery keeps the last ``retry(max_retries=...)`` on the task, which all executions share; it is one request's.
-    @property
-    def override_max_retries(self) -> Any:
-        try:
-            return self.request.__dict__["override_max_retries"]
-        except KeyError:
-            raise AttributeError("override_max_retries") from None
-
-    @override_max_retries.setter
-    def override_max_retries(self, value: Any) -> None:
-        self.request.__dict__["override_max_retries"] = value
-
-    @override_max_retries.deleter
-    def override_max_retries(self) -> None:
-        self.request.__dict__.pop("override_max_retries", None)
+        set_backend(self, value)
 
     if not TYPE_CHECKING:  # its types are Celery's
 
@@ -371,11 +355,8 @@ class DurableTask(Task[P, R]):
 
 def _apps_own_class(cls: type) -> type | None:
     """The task class of the app for which Celery makes this one: what ``base=`` and ``task_cls=`` take the place of."""
-    app = vars(cls).get("app")
-    if not isinstance(app, Celery):
-        # Not of one task: the class of all tasks of an app, or one of the user's.
-        return django.task_class(vars(cls).get("_app"))
-    return app.Task if cls.__bases__ == (DurableTask,) else django.task_class(app)
+    app = app_of_task_class(cls)
+    return app.Task if isinstance(app, Celery) and cls.__bases__ == (DurableTask,) else task_class_of_django(cls)
 
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeVar
 from billiard.exceptions import Terminated
 from celery import states
 from celery.exceptions import TaskPredicate, TaskRevokedError, TimeLimitExceeded, WorkerLostError
-from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
@@ -23,6 +22,7 @@ from celery_durable.delivery.message import ARGUMENTS, HEADER, RECEIVED, SEED, S
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.redis.runs import Runs, Whose
 from celery_durable.seams.kombu import serializer_of
+from celery_durable.seams.requests import OpenRequest, request_class
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ _LOST = (WorkerLostError, SystemExit, KeyboardInterrupt)
 """What Celery takes for the loss of a process."""
 
 
-class DurableRequest(Request):
+class DurableRequest(OpenRequest):
     """Runs in the worker's main process."""
 
     _is_done = False
@@ -84,14 +84,14 @@ class DurableRequest(Request):
             self.acknowledge()
         return None
 
-    def _success_was_stored(self) -> Any:
+    def stored_success(self) -> Any:
         """Celery looks for a result, and there is none where results are ignored."""
-        return super()._success_was_stored() or (self._is_done and {"result": None})  # type: ignore[misc]
+        return super().stored_success() or (self._is_done and {"result": None})
 
     def _befell_the_worker(self, error: BaseException) -> bool:
         # Whoever stopped the task has said what becomes of it.
-        stopped = self._already_cancelled or self._already_revoked  # type: ignore[attr-defined]
-        return not stopped and not isinstance(error, (Terminated, TimeLimitExceeded, MemoryError, TaskPredicate))
+        stops = (Terminated, TimeLimitExceeded, MemoryError, TaskPredicate)
+        return not self.was_stopped and not isinstance(error, stops)
 
     def _given_back(self) -> Whose | None:
         """Give back what the process held of the run; whose affair it is now, None if the journal does not answer."""
@@ -115,15 +115,15 @@ class DurableRequest(Request):
         except NotImplementedError:
             logger.warning("task %s: its pool cannot stop it, it ends by itself", self.id)
 
-    def _announce_cancelled(self, emit_retry: bool = True) -> None:
+    def announce_cancelled(self, *, emit_retry: bool) -> None:
         # A durable run goes on: that is no retry. (To ask the journal is to wait, which gevent forbids here.)
-        super()._announce_cancelled(emit_retry and not self.task.opinionated)  # type: ignore[attr-defined, misc]
+        super().announce_cancelled(emit_retry=emit_retry and not self.task.opinionated)  # type: ignore[attr-defined]
 
     # -- revoked, expired
 
-    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+    def announce_revoked(self, reason: str, *, terminated: bool, signum: Any, expired: bool) -> None:
         self._is_revoked = bool(self._condemn("revoked", TaskRevokedError(reason)))
-        super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
+        super().announce_revoked(reason, terminated=terminated, signum=signum, expired=expired)
 
     def maybe_expire(self) -> Literal[True] | None:
         """Expiry is honoured until the first attempt begins."""
@@ -169,7 +169,7 @@ class DurableRequest(Request):
 
 def made_durable(named: Any) -> Any:
     """The request class that a task names, Celery's or one of the user's, made durable."""
-    kind: type[Request] = symbol_by_name(named)
+    kind = request_class(named)
     if issubclass(kind, DurableRequest):
         return kind
     # Ours first: what is no failure of the run is none that theirs is told of.

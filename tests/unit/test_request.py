@@ -104,7 +104,8 @@ def test_a_request_class_of_the_users_own_is_used_and_durable(app: Celery, made_
     with mock.patch.object(request, "_condemn") as condemned:
         request.on_timeout(soft=False, timeout=1)
 
-    assert [kind.__name__ for kind in task.Request.__mro__[:3]] == ["Counting", "DurableRequest", "Counting"]
+    theirs_comes_last = ["Counting", "DurableRequest", "OpenRequest", "Counting"]
+    assert [kind.__name__ for kind in task.Request.__mro__[:4]] == theirs_comes_last
     condemned.assert_called_once()
     assert request.timeouts == 1
 

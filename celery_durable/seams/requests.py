@@ -1,0 +1,60 @@
+"""What Celery keeps to itself in a worker's main process: of its requests, one for each message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.worker.request import Request
+
+from .celery import CELERY
+
+_symbol_by_name: Any = CELERY.look_up("celery.utils.imports", "symbol_by_name")
+for _name in (
+    "_already_cancelled",
+    "_already_revoked",
+    "_announce_cancelled",
+    "_announce_revoked",
+    "_context",
+    "_success_was_stored",
+):
+    CELERY.look_up("celery.worker.request", f"Request.{_name}")
+
+
+def request_class(named: Any) -> type[Request]:
+    """The request class that a task names: the class itself, or where it is to be found."""
+    return _symbol_by_name(named)  # type: ignore[no-any-return]
+
+
+class OpenRequest(Request):
+    """Celery's request, whose private parts have names here that no other version of Celery changes."""
+
+    @property
+    def celery_context(self) -> Any:
+        """What the task has as its request."""
+        return self._context  # type: ignore[attr-defined]
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether the task was revoked, or the worker has cancelled it when it ended."""
+        return bool(self._already_cancelled or self._already_revoked)  # type: ignore[attr-defined]
+
+    def announce_cancelled(self, *, emit_retry: bool) -> None:
+        """Tell everybody that the worker has cancelled the task; *emit_retry*: and that this is a retry."""
+        super()._announce_cancelled(emit_retry)  # type: ignore[misc]
+
+    def _announce_cancelled(self, emit_retry: bool = True) -> None:
+        self.announce_cancelled(emit_retry=emit_retry)
+
+    def announce_revoked(self, reason: str, *, terminated: bool, signum: Any, expired: bool) -> None:
+        """Tell everybody that the task was revoked."""
+        super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        self.announce_revoked(reason, terminated=terminated, signum=signum, expired=expired)
+
+    def stored_success(self) -> Any:
+        """What the result backend has of the task if that has succeeded; else something false."""
+        return super()._success_was_stored()  # type: ignore[misc]
+
+    def _success_was_stored(self) -> Any:
+        return self.stored_success()
