@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from .exceptions import RunNotCancellableError
+from .journal.layout import Status
 from .task.apps import present_app
 
 
@@ -32,11 +33,11 @@ def cancel(task_id: str, app: Any = None) -> None:
     if not (isinstance(task_id, str) and task_id):  # type: ignore[redundant-expr]
         raise RunNotCancellableError(f"the id of a task is a text, got {task_id!r}")
     status, ended = store_of(app).runs.cancel(task_id)
-    if status == "unknown":
+    if status == Status.UNKNOWN:
         raise RunNotCancellableError(
             f"task {task_id} has no journal: it has not begun, never used its context, or its retention is over; "
             f"to keep a task from beginning use app.control.revoke"
         )
-    if status not in ("running", "suspended"):
+    if status not in Status.LIVE:
         at = datetime.fromtimestamp(ended / 1000, timezone.utc).isoformat(timespec="seconds")
         raise RunNotCancellableError(f"task {task_id} has ended already, at {at}: {status}")

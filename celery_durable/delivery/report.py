@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 
+from celery_durable.journal.layout import Status
 from celery_durable.seams.celery import ignores_result
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ spared: ContextVar[str | None] = ContextVar("celery_durable_spared", default=Non
 announced: ContextVar[str | None] = ContextVar("celery_durable_announced", default=None)
 """The run whose retry the result backend knows of, before Celery says so."""
 
-ENDED = {"succeeded": states.SUCCESS, "failed": states.FAILURE, "revoked": states.REVOKED}
+ENDED = {Status.SUCCEEDED: states.SUCCESS, Status.FAILED: states.FAILURE, Status.REVOKED: states.REVOKED}
 """The state of a run that has ended, by what its journal says."""
 
 

@@ -18,6 +18,7 @@ as they are made; in an older one they are numbered as they use the context firs
     outcome      how the run ended, JSON           delivered    1: the result backend has it, callbacks are sent
     cancel       requested | raised                resent       messages sent by recovery since the last attempt began
     reopened     the requests that have reopened it after a failure, one a line
+    changed      how often self.retry() has changed the arguments
     step:<n>     the n-th operation, an entry: {"name", "kind", "state", "attempts", ...}; "build" if another one than
                  the run's recorded it, "patches" that ctx.patched() let in before it
                  a step, whose kind is not written: started | retrying | done (with its "value") | failed | cancelled
@@ -53,6 +54,8 @@ class Status:
     REVOKED = "revoked"
     """By ``cancel`` or ``control.revoke``."""
     IGNORED = "ignored"
+    UNKNOWN = "unknown"
+    """Of an id that has no journal."""
 
     LIVE = frozenset({RUNNING, SUSPENDED})
     ENDED = frozenset({SUCCEEDED, FAILED, REVOKED, IGNORED})

@@ -21,7 +21,7 @@ from zlib import crc32
 
 from celery_durable.exceptions import ConfigurationError, JournalUnavailableError, JournalUnreadableError
 from celery_durable.interrupts import Fenced
-from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Fields, new_seed
+from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Cancellation, Fields, new_seed
 from celery_durable.journal.port import (
     NO_RESULT,
     Busy,
@@ -42,6 +42,7 @@ from .errors import Refused
 from .fence import Fence
 from .pool import Wires
 from .protocol import pack, pack_pairs, pack_parts
+from .replies import OpenReply, WriteReply
 from .scripts import call, dated_call, script
 
 logger = logging.getLogger("celery_durable")
@@ -52,7 +53,9 @@ SHORT_PATIENCE = 1.0
 _PAIRS_PER_WRITE = 1000
 _HEADS = [b"*%d\r\n" % (5 + 2 * pairs) for pairs in range(_PAIRS_PER_WRITE + 1)]
 """What a command of the script ``record`` begins with, by the number of fields."""
-_RESULT_REFUSED = -2
+
+_REQUESTED = Cancellation.REQUESTED.encode()
+_FAILED = OpenReply.FAILED.encode()
 
 
 def shard_of(task_id: str) -> int:
@@ -94,9 +97,9 @@ class Keys(NamedTuple):
 
 
 _REASONS = {
-    "busy": "another attempt holds the lease",
-    "replaced": "the task that it replaces has not ended",
-    "early": "it is not due yet",
+    OpenReply.BUSY: "another attempt holds the lease",
+    OpenReply.REPLACED: "the task that it replaces has not ended",
+    OpenReply.EARLY: "it is not due yet",
 }
 
 
@@ -154,7 +157,7 @@ class RedisJournal:
             raise
         if not expected and isinstance(opened[-1], list):
             loaded = [opened.pop()]
-        if opened[0] == b"failed":
+        if opened[0] == _FAILED:
             return self.open(decided(delivery, fields_of(*loaded), opening, opened[1]))
         # Of our writes only an opening and a renewal put the end of the lease off.
         self._renewed = opening
@@ -165,22 +168,22 @@ class RedisJournal:
         kind = reply[0].decode()
         # What is said of a finished run is said in the name of the attempt that ended it.
         self._fence = fields.get(b"fence", b"")
-        if kind == "open":
+        if kind == OpenReply.OPEN:
             self._fence, self._guard = fence, Fence(fence, self._keys.run)
             self.wire.guard(self._guard)
-            self.cancel_requested = fields.get(b"cancel") == b"requested"
+            self.cancel_requested = fields.get(b"cancel") == _REQUESTED
             self._record = script("record").call + pack_parts((1, self._keys.run, self._fence))
             self._wires.ahead = reply[2] / 1000 - self._renewed
             return Opened(reply[1], reply[2], reply[3], bool(reply[4]), fields)
-        if kind == "finished":
+        if kind == OpenReply.FINISHED:
             return Finished(fields)
-        if kind == "foreign":
+        if kind == OpenReply.FOREIGN:
             return Foreign(reply[1].decode(), fields)
-        if kind == "unreadable":
+        if kind == OpenReply.UNREADABLE:
             check_layout(self._keys, {b"v": reply[1]})
-        if kind == "outdated":
+        if kind == OpenReply.OUTDATED:
             return Outdated("a newer message has other arguments")
-        is_early = kind == "early"
+        is_early = kind == OpenReply.EARLY
         return Busy(reply[1] / 1000, _REASONS[kind], early=is_early, stalled=is_early and bool(reply[2]))
 
     def suspend(
@@ -200,10 +203,10 @@ class RedisJournal:
         except Refused as refused:
             # There are many servers behind one address, say, and the two keys are not on the same.
             logger.warning("results are left to Celery, which cannot write them with the outcome: %s", refused)
-            done = _RESULT_REFUSED
-        if done == _RESULT_REFUSED:
+            done = WriteReply.RESULT_REFUSED
+        if done == WriteReply.RESULT_REFUSED:
             self._wires.writes_results = False
-        return bool(done != _RESULT_REFUSED)
+        return bool(done != WriteReply.RESULT_REFUSED)
 
     def _end(self, script_name: str, facts: list[Any], fields: Mapping[str, str], *keys: str | bytes) -> list[Any]:
         pairs = [part for pair in fields.items() for part in pair]
@@ -260,11 +263,13 @@ class RedisJournal:
 
     def _check(self, replies: list[Any]) -> None:
         for reply in replies:
-            if reply == 2:
+            if reply == WriteReply.DONE:
+                continue
+            if reply == WriteReply.TO_BE_CANCELLED:
                 self.cancel_requested = True
-            elif reply == 0:
+            elif reply == WriteReply.FENCED:
                 raise Fenced
-            elif reply == -1:
+            elif reply == WriteReply.NO_JOURNAL:
                 if self._silent_for > self._lease + self._keep:
                     raise Fenced  # another attempt may have ended the run, and the time of its journal is over
                 raise JournalGone(f"the journal {self._keys.run} is gone: was it evicted, or Redis flushed?")
@@ -310,7 +315,7 @@ class RedisJournal:
         # Another connection: the attempt's own may be amid a write of a sibling.
         with suppress(JournalUnavailableError, JournalUnreadableError):
             said = self._wires.ask(pack("HGET", self._keys.run, "cancel"), patience=SHORT_PATIENCE)
-            self.cancel_requested |= said == [b"requested"]
+            self.cancel_requested |= said == [_REQUESTED]
 
     def renewal(self) -> bytes:
         """The command that renews the lease, for this connection or for another one."""
@@ -324,7 +329,7 @@ class RedisJournal:
         """What Redis said to a renewal that was sent at monotonic time *sent*."""
         if reply > 0:
             self._renewed = sent
-        if reply == 2:
+        if reply == WriteReply.TO_BE_CANCELLED:
             self.cancel_requested = True
 
 

@@ -10,7 +10,7 @@ from celery import Task, shared_task
 
 from celery_durable.delivery.call import Call
 from celery_durable.exceptions import RunNotRetryableError
-from celery_durable.journal.layout import Fields
+from celery_durable.journal.layout import Fields, Status
 from celery_durable.journal.reopening import replayed_failures
 
 logger = logging.getLogger("celery_durable")
@@ -57,14 +57,14 @@ def _check_failed(task_id: str, fields: Fields) -> None:
             f"task {task_id} has no journal: it is unknown, never used its context, or its retention is over; "
             f"send it under a new id"
         )
-    undelivered = status == "succeeded" and b"delivered" not in fields
-    if status != "failed" and not undelivered:
+    undelivered = status == Status.SUCCEEDED and b"delivered" not in fields
+    if status != Status.FAILED and not undelivered:
         raise RunNotRetryableError(f"task {task_id} has not ended in FAILURE, its run is {status}: nothing to retry")
 
 
 def _note(fields: Fields) -> str:
     """What is replayed although it failed."""
-    if fields[b"status"] == b"succeeded":
+    if fields[b"status"].decode() == Status.SUCCEEDED:
         return "it had succeeded, and what hangs on it was not sent: that is done now"
     if failed := replayed_failures(fields):
         return (

@@ -19,6 +19,7 @@ from celery_durable.delivery.call import Call
 from celery_durable.delivery.message import BROKER_AWAY
 from celery_durable.exceptions import DurableError
 from celery_durable.forks import undisturbed
+from celery_durable.journal.layout import Status
 from celery_durable.redis.runs import Claimed, Claims
 from celery_durable.task.task import DurableTask
 
@@ -35,8 +36,8 @@ _REMINDER = 60.0
 """Seconds after which it is logged once more that no run can be found."""
 
 
-_REASONS = {"running": "its worker died", "suspended": "its wait has ended"}
-_REASONS |= dict.fromkeys(("succeeded", "failed", "revoked", "ignored"), "its outcome was not delivered")
+_REASONS = {Status.RUNNING: "its worker died", Status.SUSPENDED: "its wait has ended"}
+_REASONS |= dict.fromkeys(Status.ENDED, "its outcome was not delivered")
 
 
 class Recovery:

@@ -20,6 +20,7 @@ from celery_durable.delivery import outcome
 from celery_durable.delivery.announcement import Announcement, going_on
 from celery_durable.delivery.message import ARGUMENTS, HEADER, RECEIVED, SEED, SERIALIZER, seed_in
 from celery_durable.exceptions import ConfigurationError
+from celery_durable.journal.layout import Status
 from celery_durable.redis.runs import Runs, Whose
 from celery_durable.seams.kombu import serializer_of
 from celery_durable.seams.requests import OpenRequest, request_class
@@ -106,7 +107,7 @@ class DurableRequest(OpenRequest):
         if not soft:
             # An attempt that was given up before has no say any more.
             pid: Any = self.worker_pid
-            self._condemn("failed", TimeLimitExceeded(timeout), pid)
+            self._condemn(Status.FAILED, TimeLimitExceeded(timeout), pid)
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         """A cold shutdown, or a lost connection to the broker, stops the task; not every pool can."""
@@ -122,7 +123,7 @@ class DurableRequest(OpenRequest):
     # -- revoked, expired
 
     def announce_revoked(self, reason: str, *, terminated: bool, signum: Any, expired: bool) -> None:
-        self._is_revoked = bool(self._condemn("revoked", TaskRevokedError(reason)))
+        self._is_revoked = bool(self._condemn(Status.REVOKED, TaskRevokedError(reason)))
         super().announce_revoked(reason, terminated=terminated, signum=signum, expired=expired)
 
     def maybe_expire(self) -> Literal[True] | None:

@@ -16,7 +16,7 @@ from celery_durable.delivery import outcome, report
 from celery_durable.delivery.announcement import HOW_REVOKED, REVOKED
 from celery_durable.delivery.call import Call
 from celery_durable.forks import undisturbed
-from celery_durable.journal.layout import Fields
+from celery_durable.journal.layout import Fields, Status
 from celery_durable.redis.redis_journal import new_fence
 
 logger = logging.getLogger("celery_durable")
@@ -78,7 +78,7 @@ class Revocations:
         """The request of the run that has been ended; None where that is not for us to do."""
         runs, keep = self._store.runs, self._store.settings.failure_retention
         error = outcome.of_error(TaskRevokedError("revoked"))
-        if not runs.condemn(task_id, "revoked", keep, error, fence=self._fence):
+        if not runs.condemn(task_id, Status.REVOKED, keep, error, fence=self._fence):
             return None
         logger.info("task %s: was revoked, and its run has ended", task_id)
         request = self._request_of(task_id, runs.load(task_id))

@@ -44,7 +44,7 @@ local function begin(recoveries, reopened)
   return {'open', attempt, now, recoveries, reopened}
 end
 
--- Retry of a failed run, whose executions that did not end and last failures are forgotten.
+-- Retry of a failed run: the message says which entries it takes back, by the one rule that there is for that.
 local function renew_budgets()
   for field in string.gmatch(ARGV[18], '[^\n]+') do redis.call('HDEL', run, field) end
   redis.call('HDEL', run, 'outcome', 'ended', 'delivered', 'failures', 'failing_since', 'resume', 'cancel', 'stalled')
