@@ -24,8 +24,8 @@ from .exceptions import (
 )
 from .steps.context import AsyncDurableContext, DurableContext
 from .steps.step import current_step
+from .task.base import DurableTask
 from .task.decorator import durable_task
-from .task.task import DurableTask
 from .worker import startup as _startup  # noqa: F401  what workers check when they start
 
 __all__ = [

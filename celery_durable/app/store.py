@@ -16,7 +16,6 @@ from celery_durable.redis.pool import Wires
 from celery_durable.redis.redis_journal import Keys, RedisJournal
 from celery_durable.redis.runs import Runs
 from celery_durable.redis.shards import Shards
-from celery_durable.task.hold import Hold
 
 from .address import Address
 from .owner import owner_name
@@ -61,13 +60,13 @@ class Store:
         """The result of a success, if the journal is to write it: see :mod:`result`."""
         return result.alone(task, request, value, self.address.url_for_celery)
 
-    def hold(self, task_id: str, settings: Settings) -> Hold:
-        """A hold on a run, not opened yet; *settings* are those of its task."""
+    def journal_for(self, task_id: str, settings: Settings) -> tuple[RedisJournal, Lease]:
+        """The journal of a run, not opened yet, and its lease; *settings* are those of its task."""
         shard = self.shards.of(task_id)
         keep = min(settings.retention, settings.failure_retention)
         owner, lease = owner_name(os.getpid()), self.settings.lease
         journal = RedisJournal(shard.wires, shard.keys(task_id), owner, lease, settings.journal_sync, keep)
-        return Hold(journal, settings, Lease(self._keepers[shard.wires], journal))
+        return journal, Lease(self._keepers[shard.wires], journal)
 
 
 _stores: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()

@@ -35,6 +35,12 @@ ENDED = {Status.SUCCEEDED: states.SUCCESS, Status.FAILED: states.FAILURE, Status
 """The state of a run that has ended, by what its journal says."""
 
 
+def forget_last() -> None:
+    """Another run begins in this thread."""
+    spared.set(None)
+    announced.set(None)
+
+
 def waits(task: Any, request: Any, state: str, info: dict[str, Any]) -> None:
     """The run waits, and holds no worker. Nothing depends on that being known."""
     try:

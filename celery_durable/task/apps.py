@@ -24,8 +24,8 @@ def present_app(what: str) -> Any:
     """
     if (chosen := app_of_this_thread()) is not None:
         return chosen
-    if (execution := current.get()) is not None:
-        return execution.task.app
+    if (invocation := current.get()) is not None:
+        return invocation.task.app
     if (default := chosen_default_app()) is not None:
         return default
     made = apps_made()

@@ -6,37 +6,16 @@ a date that was to come has passed, a file is gone. What was accepted is kept in
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from celery_durable.seams.celery import validating_otherwise
 from celery_durable.values import codec
 from celery_durable.values.unvalidated import declared
 
-from .current import current
-
 Accepted = list[Any]
 """``[marks, text]`` of a model, or None of one that cannot be recorded."""
-
-
-def accepting(run: Any) -> Any:
-    """*run*, a task's, with Celery's validation of its arguments made durable, if there is one."""
-    wrapper = run.__func__ if isinstance(run, staticmethod) else run
-    durable = validating_otherwise(wrapper, lambda validate: functools.partial(_accept, validate))
-    if durable is None:
-        return run
-    return staticmethod(durable) if isinstance(run, staticmethod) else durable
-
-
-def _accept(validate: Callable[[Any, Any], Any], model: Any, value: Any) -> Any:
-    """The next argument that is a *model*: as it was accepted before, else by Celery's *validate*."""
-    execution = current.get()
-    if execution is None or execution.direct:
-        return validate(model, value)
-    return execution.arguments.next(validate, model, value)
 
 
 class Arguments:

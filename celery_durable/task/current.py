@@ -1,9 +1,9 @@
-"""The execution that this code is in; and what Celery takes for its current task where async tasks run."""
+"""The invocation that this code is in; and what Celery takes for its current task where async tasks run."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.app.task import Context
 
@@ -11,39 +11,47 @@ from celery_durable.drivers.threads import in_each_thread
 from celery_durable.exceptions import NoContextError
 from celery_durable.seams.celery import Proxy, push_current_task
 
-if TYPE_CHECKING:
-    from .execution import Execution
-    from .task import DurableTask
+from .invocation import Invocation
 
-current: ContextVar[Execution | None] = ContextVar("celery_durable_execution", default=None)
+current: ContextVar[Invocation | None] = ContextVar("celery_durable_invocation", default=None)
 
-OPENED = "durable_execution"
-"""Where Celery's request keeps the execution that opened a run, for what happens outside of the body."""
+_OPENED = "durable_invocation"
+"""Where Celery's request keeps the invocation that opened a run, for what happens outside of the body."""
 
 
-def execution_of(task: DurableTask[Any, Any]) -> Execution:
-    """The execution of *task* that this code is in.
+def invocation_of(task: Any) -> Invocation:
+    """The invocation of *task* that this code is in.
 
     Raises:
         NoContextError: outside of a running task.
     """
-    execution = current.get()
-    if execution is None or execution.task is not task:
+    invocation = current.get()
+    if invocation is None or invocation.task is not task:
         raise NoContextError(f"the context of {task.name} is known while the task runs, in its own body")
-    return execution
+    return invocation
 
 
-def is_executing(task: DurableTask[Any, Any]) -> bool:
-    """Whether this code is in an execution of *task* under its present request, and no other one is to begin."""
-    execution = current.get()
-    return execution is not None and execution.task is task and execution.request is task.request
+def is_executing(task: Any) -> bool:
+    """Whether this code is in an invocation of *task* under its present request, and no other one is to begin."""
+    invocation = current.get()
+    return invocation is not None and invocation.task is task and invocation.request is task.request
 
 
-def opened_by(request: Any) -> Execution | None:
-    """The execution that opened a run under *request*; None if its context was not used."""
-    execution = request.__dict__.get(OPENED)
+def keep_opened(invocation: Invocation) -> None:
+    """The invocation has opened a run: see :func:`opened_by`."""
+    invocation.request.__dict__[_OPENED] = invocation
+
+
+def forget_opened(request: Any) -> None:
+    """The request and what it has opened are not needed any more."""
+    request.__dict__.pop(_OPENED, None)
+
+
+def opened_by(request: Any) -> Invocation | None:
+    """The invocation that opened a run under *request*; None if its context was not used."""
+    invocation: Invocation | None = request.__dict__.get(_OPENED)
     # A direct call of a task copies the request that it finds.
-    return execution if execution is not None and execution.request is request else None
+    return invocation if invocation is not None and invocation.request is request else None
 
 
 # -- Celery's current task: it keeps a stack by thread, and one of async tasks serves many, each in a context of its own
@@ -59,16 +67,16 @@ class _NoTask:
 
 
 def _current_task() -> Any:
-    execution = current.get()
-    return _NoTask() if execution is None else execution.task
+    invocation = current.get()
+    return _NoTask() if invocation is None else invocation.task
 
 
 def _workers_task() -> Any:
     """The task that a worker executes, and not one that it has called as a function."""
-    execution = current.get()
-    while execution is not None and execution.direct:
-        execution = execution.outer
-    return _NoTask() if execution is None else execution.task
+    invocation = current.get()
+    while invocation is not None and invocation.direct:
+        invocation = invocation.outer
+    return _NoTask() if invocation is None else invocation.task
 
 
 def _stand_for_current_tasks() -> None:

@@ -23,9 +23,9 @@ from celery_durable.values import codec
 from celery_durable.values.tagged import is_model
 
 from .apps import present_app
-from .current import execution_of
+from .base import DurableTask
+from .current import invocation_of
 from .retry_rules import CELERY_RETRY_OPTIONS, rules_from_celery, set_by_classes
-from .task import DurableTask
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -184,11 +184,11 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
     @functools.wraps(fun)
     @door
     def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
-        execution = execution_of(self)
-        head = (self, execution.context) if bind else (execution.context,)
+        invocation = invocation_of(self)
+        head = (self, invocation.open()) if bind else (invocation.open(),)
         if not (as_written and fits_at_a_glance(fun, (*head, *args), kwargs)):
             own.bind(*args, **kwargs)
-        execution.began = True
+        invocation.entered = True
         return fun(*head, *args, **kwargs)
 
     itself = inspect.Parameter("_task", inspect.Parameter.POSITIONAL_ONLY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery.exceptions import Ignore
 
@@ -11,12 +11,20 @@ from celery_durable.delivery import loss, outcome, report
 from celery_durable.delivery.announcement import Announcement
 from celery_durable.journal.port import Busy, Finished, Foreign, Outdated, Verdict
 
-from .hold import Hold
+from .session import RunSession
 
 logger = logging.getLogger("celery_durable")
 
 
-def turn_away(verdict: Verdict, task: Any, request: Any, hold: Hold, *, fresh: bool) -> Any:
+class Value(NamedTuple):
+    """What a task has returned, for Celery."""
+
+    value: Any
+
+
+def reject_delivery(
+    verdict: Verdict, task: Any, request: Any, session: RunSession, *, fresh: bool
+) -> BaseException | Value:
     """What Celery gets instead of an attempt: the value of an outcome to be delivered, or an exception.
 
     *fresh*: the message is no copy of an earlier one, so somebody expects the task to run.
@@ -27,40 +35,40 @@ def turn_away(verdict: Verdict, task: Any, request: Any, hold: Hold, *, fresh: b
             logger.info("task %s: %s; this message is forgotten", request.id, reason)
             # It has not begun to go on.
             if not (isinstance(verdict, Busy) and verdict.early):
-                raise Ignore(reason)
-            raise Announcement.of_wait(report.STALLED if verdict.stalled else report.SUSPENDED)
+                return Ignore(reason)
+            return Announcement.of_wait(report.STALLED if verdict.stalled else report.SUSPENDED)
         case Foreign():
-            raise _refused(verdict, task, request)
+            return _refused(verdict, task, request)
         case Finished(fields=fields) if not fields:
             # The message was sent on behalf of another one, when there was a journal.
             loss.tell(task.app, request.id)
-            raise Ignore("the journal is gone")
+            return Ignore("the journal is gone")
         case Finished(fields=fields):
             ended = outcome.read(fields, task.durable_terms.accept)
             if not ended.delivered:
-                return _deliver(ended, task, request, hold)
+                return _deliver(ended, task, request, session)
             logger.log(
                 logging.WARNING if fresh else logging.INFO,
                 "task %s already finished at %s; use a new task_id to run again",
                 request.id, ended.ended.isoformat(timespec="seconds"),
             )  # fmt: skip
             report.again(task, request, ended)
-            raise Announcement.of_outcome("already finished", ended)
+            return Announcement.of_outcome("already finished", ended)
     raise AssertionError(verdict)  # pragma: no cover
 
 
-def _deliver(ended: outcome.Outcome, task: Any, request: Any, hold: Hold) -> Any:
+def _deliver(ended: outcome.Outcome, task: Any, request: Any, session: RunSession) -> BaseException | Value:
     """The worker that had the outcome died before it was delivered, with what hangs on it."""
-    hold.will_deliver(ended.status)
+    session.delivery_pending(ended.status)
     if ended.status == "revoked" and ended.error is not None:
         if report.revoked(task, request, ended.error):
-            raise Announcement.of_cancellation(ended.error)
-        hold.not_delivered()
+            return Announcement.of_cancellation(ended.error)
+        session.delivery_failed()
     elif ended.error is not None:
-        raise ended.error
+        return ended.error
     elif ended.status == "succeeded":
-        return ended.value
-    raise Ignore(f"the run is over: {ended.status}")
+        return Value(ended.value)
+    return Ignore(f"the run is over: {ended.status}")
 
 
 def _refused(verdict: Foreign, task: Any, request: Any) -> Ignore:

@@ -21,7 +21,7 @@ from celery_durable.exceptions import DurableError
 from celery_durable.forks import undisturbed
 from celery_durable.journal.layout import Status
 from celery_durable.redis.runs import Claimed, Claims
-from celery_durable.task.task import DurableTask
+from celery_durable.task.base import DurableTask
 
 from .revocation import Revocations
 

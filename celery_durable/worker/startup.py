@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from celery import signals
 
 from celery_durable.exceptions import ConfigurationError, JournalUnavailableError
-from celery_durable.task.task import DurableTask
+from celery_durable.task.base import DurableTask
 
 if TYPE_CHECKING:
     from celery_durable.app.address import Address

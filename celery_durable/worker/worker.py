@@ -9,7 +9,7 @@ from celery import bootsteps, signals
 
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.redis.lease import give_all_back
-from celery_durable.task.task import DurableTask
+from celery_durable.task.base import DurableTask
 
 from . import control  # noqa: F401  registers the command
 from .recovery import RecoveryThread

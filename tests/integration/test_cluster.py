@@ -142,8 +142,8 @@ def test_the_claims_of_all_shards_are_found(cluster: RedisCluster) -> None:
 def test_leases_of_all_shards_are_renewed(cluster: RedisCluster) -> None:
     with store_at(cluster.url, durable_lease=1) as store:
         journals = [opened(store, id_in(store, shard.number)) for shard in store.shards]
-        holds = [store.hold(journal._keys.task_id, store.settings) for journal in journals]  # noqa: SLF001
-        keepers = [hold._lease._keeper for hold in holds]  # noqa: SLF001
+        leases = [store.journal_for(journal._keys.task_id, store.settings)[1] for journal in journals]  # noqa: SLF001
+        keepers = [lease._keeper for lease in leases]  # noqa: SLF001
         first = [journal._renewed for journal in journals]  # noqa: SLF001
         for keeper, journal in zip(keepers, journals, strict=True):
             keeper.keep(journal)

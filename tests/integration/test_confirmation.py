@@ -64,7 +64,7 @@ def calls(server: RedisServer, command: str) -> int:
 
 def journal_of(store: Store, task_id: str) -> Any:
     """Return a journal with the settings of the app, opened."""
-    journal = store.hold(task_id, store.settings).journal
+    journal, _ = store.journal_for(task_id, store.settings)
     journal.open(delivery(task_id))
     return journal
 

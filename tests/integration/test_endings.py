@@ -20,7 +20,8 @@ from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.interrupts import Fenced, NotNow
 from celery_durable.redis.redis_journal import RedisJournal
 from celery_durable.steps.attempt import Surroundings, Terms
-from celery_durable.task.execution import Execution
+from celery_durable.task import eager_journals
+from celery_durable.task.session import RunSession
 from celery_durable.worker.request import DurableRequest
 from tests.integration.runs import (
     app_at,
@@ -356,7 +357,7 @@ def test_an_attempt_that_neither_redis_nor_the_broker_listens_to_ends_without_a_
 def test_a_time_limit_that_strikes_after_the_outcome_does_not_pass_for_its_delivery(
     redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, published: Mock
 ) -> None:
-    monkeypatch.setattr(Execution, "forget_eager", Mock(side_effect=SoftTimeLimitExceeded()))
+    monkeypatch.setattr(eager_journals, "forget", Mock(side_effect=SoftTimeLimitExceeded()))
     task_id = new_id()
 
     with app_at(redis_url) as app:
@@ -681,7 +682,9 @@ def test_a_duplicate_of_a_live_run_is_forgotten_at_once_however_short_the_lease(
 
     with store_at(redis_url, durable_lease=1) as store:
         opened(store, task_id)
+        journal, lease = store.journal_for(task_id, store.settings)
+        session = RunSession(journal, store.settings, lease)
         with pytest.raises(NotNow, match="another attempt holds the lease"):
-            store.hold(task_id, store.settings).open(delivery(task_id), Surroundings(task_id, "shop.order"), Terms())
+            session.open(delivery(task_id), Surroundings(task_id, "shop.order"), Terms())
 
     assert opening.call_count == 2

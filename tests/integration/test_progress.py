@@ -22,8 +22,8 @@ from celery_durable.drivers.progress import watcher
 from celery_durable.drivers.strike import in_user_code
 from celery_durable.interrupts import Overrun
 from celery_durable.steps.attempt import Attempt
-from celery_durable.task.abandonment import Abandonment
-from celery_durable.task.current import execution_of
+from celery_durable.task.current import invocation_of
+from celery_durable.task.orphan import OrphanedAttempt
 from tests.integration.runs import app_at, execute, new_id, state
 from tests.waiting import eventually
 
@@ -155,7 +155,9 @@ def test_an_execution_that_has_ended_is_not_given_up(app: Celery, redis_client: 
         attempt = ctx._attempt  # noqa: SLF001
         ctx.run("first", lambda: steps.extend(attempt.running))
         late = Overrun(attempt, DurableTimeoutError("too late"), *steps)
-        Abandonment(execution_of(task))._abandon(late)  # noqa: SLF001
+        invocation = invocation_of(task)
+        assert invocation.session is not None
+        OrphanedAttempt(invocation, invocation.session)._abandon(late)  # noqa: SLF001
         return ctx.run("second", lambda: "done")
 
     task = task_in(app, body)

@@ -9,8 +9,8 @@ import pytest
 from celery import Celery
 
 from celery_durable import DurableTask
-from celery_durable.drivers import silence
 from celery_durable.steps.context import DurableContext
+from celery_durable.task import inactivity
 from tests.unit.conftest import Run
 
 
@@ -40,8 +40,8 @@ def events(app: Celery) -> Events:
 
 def report(app: Celery, ctx: DurableContext, *, listened_to: bool = False) -> None:
     app.conf.worker_send_task_events = listened_to
-    task = app.task(base=DurableTask, name="silence.task")(nothing)
-    silence.report(task, ctx._attempt, 61.2, "worker@shop")  # noqa: SLF001
+    task = app.task(base=DurableTask, name="inactivity.task")(nothing)
+    inactivity.report(task, ctx._attempt, 61.2, "worker@shop")  # noqa: SLF001
 
 
 def test_the_log_names_the_step(app: Celery, run: Run, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,17 +1,13 @@
-"""The silence of an attempt, as operators see it: a line in the log, an event of Celery's, a metric."""
+"""An attempt that is inactive, as operators see it: a line in the log, an event of Celery's, a metric."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery_durable import tracing
-
-from .threads import actions
-
-if TYPE_CHECKING:
-    from celery_durable.steps.attempt import Attempt
-    from celery_durable.task.task import DurableTask
+from celery_durable.drivers.threads import actions
+from celery_durable.steps.attempt import Attempt
 
 logger = logging.getLogger("celery_durable")
 
@@ -19,7 +15,7 @@ EVENT = "durable-inactive"
 """Not of the group ``task``: monitors take those for states of the task."""
 
 
-def report(task: DurableTask[Any, Any], attempt: Attempt, seconds: float, hostname: str | None) -> None:
+def report(task: Any, attempt: Attempt, seconds: float, hostname: str | None) -> None:
     """Say that an attempt has made no progress for so long. A broker that is slow holds up its caller."""
     about = attempt.about
     steps = [step.name for step in tuple(attempt.running)]

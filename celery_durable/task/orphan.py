@@ -5,55 +5,54 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.exceptions import Ignore, Reject, Retry
 
-from celery_durable.drivers import silence
 from celery_durable.drivers.driver import IN_THREAD, run_to_end
 from celery_durable.exceptions import TerminalError
 from celery_durable.interrupts import Interrupt, Overrun, RetryStep
+from celery_durable.steps.step import Step
 
-from .ending import Ending
-
-if TYPE_CHECKING:
-    from celery_durable.steps.step import Step
-
-    from .execution import Execution
+from . import inactivity
+from .completion import carry_out, complete
+from .ends import LeftToAutoretry, over
+from .invocation import Invocation, Mode
+from .session import RunSession
 
 logger = logging.getLogger("celery_durable")
 
 
-class Abandonment:
+class OrphanedAttempt:
     """What becomes of an attempt without its own doing."""
 
-    def __init__(self, execution: Execution) -> None:
-        self._execution = execution
+    def __init__(self, invocation: Invocation, session: RunSession) -> None:
+        self._invocation = invocation
+        self._session = session
 
     def silent(self, seconds: float) -> None:
-        attempt, request = self._execution.attempt, self._execution.request
+        """It has made no progress for so long."""
+        attempt, request = self._invocation.attempt, self._invocation.request
         assert attempt is not None  # noqa: S101
-        _aside(silence.report, request.id, self._execution.task, attempt, seconds, request.hostname)
+        _aside(inactivity.report, request.id, self._invocation.task, attempt, seconds, request.hostname)
 
     def go_on_without(self, overrun: Overrun) -> None:
         """The code of this attempt cannot be interrupted: the run goes on, whenever that ends."""
-        if not (self._execution.direct or self._execution.eager):
-            in_a_step = overrun.step is not None and not self._execution.task.is_async
-            _aside(self._abandon if in_a_step else self._leave, self._execution.request.id, overrun)
+        if self._invocation.mode is Mode.WORKER:
+            in_a_step = overrun.step is not None and not self._invocation.task.is_async
+            _aside(self._abandon if in_a_step else self._leave, self._invocation.request.id, overrun)
 
     def _leave(self, overrun: Overrun) -> None:
         """Nobody knows what the body does next: its run is taken over as that of a dead process is."""
-        attempt, hold = overrun.attempt, self._execution.hold
-        assert hold is not None  # noqa: S101
+        attempt = overrun.attempt
         logger.error("task %s: %s, and its code does not end; its lease lapses", attempt.about.task_id, overrun.error)
         attempt.stop(overrun)
-        hold.lapse()
+        self._session.lapse()
 
     def _abandon(self, overrun: Overrun) -> None:
         """Fail the execution of a step in the place of its thread, which does nothing else until its action ends."""
-        attempt, step, hold = overrun.attempt, overrun.step, self._execution.hold
+        attempt, step = overrun.attempt, overrun.step
         assert step is not None  # noqa: S101
-        assert hold is not None  # noqa: S101
         step.handover = threading.Lock()
         with step.handover:
             try:
@@ -65,27 +64,31 @@ class Abandonment:
                 attempt.about.task_id, step.name,
             )  # fmt: skip
             try:
-                Ending(self._execution).settle(self._failure(step, overrun.error))
+                complete(self._invocation, failure := self._failure(step, overrun.error), failure)
             except Interrupt as error:
                 logger.error(
-                    "task %s: its abandoned step could not be journaled: %s", self._execution.request.id, error
+                    "task %s: its abandoned step could not be journaled: %s", self._invocation.request.id, error
                 )
             except BaseException as said:
-                if self._execution.undecided:
-                    said = self._as_autoretry_decides(said)
-                if not hold.ended:
-                    # Neither over nor to be tried again: somebody's mistake, which nobody else is to hear of.
-                    logger.error(
-                        "task %s: its abandoned step %r could not be settled; its lease lapses",
-                        attempt.about.task_id, step.name, exc_info=said,
-                    )  # fmt: skip
-                    hold.lapse()
-                elif not isinstance(said, (Retry, Ignore, Reject)):
-                    hold.hand_over()
+                self._hand_on(step, said)
             attempt.leave_behind()
 
+    def _hand_on(self, step: Step, said: BaseException) -> None:
+        """Let others go on from the end that the attempt was given, which Celery here does not learn of."""
+        if isinstance(self._invocation.end, LeftToAutoretry):
+            said = self._as_autoretry_decides(said)
+        if not self._session.has_ended:
+            # Neither over nor to be tried again: somebody's mistake, which nobody else is to hear of.
+            logger.error(
+                "task %s: its abandoned step %r could not be settled; its lease lapses",
+                self._invocation.request.id, step.name, exc_info=said,
+            )  # fmt: skip
+            self._session.lapse()
+        elif not isinstance(said, (Retry, Ignore, Reject)):
+            self._session.release_for_delivery()
+
     @staticmethod
-    def _failure(step: Step, error: BaseException) -> BaseException:
+    def _failure(step: Step, error: BaseException) -> Interrupt:
         """How the attempt ends by this failure of a step."""
         try:
             delay = run_to_end(step.fail(error, IN_THREAD))
@@ -98,12 +101,15 @@ class Abandonment:
 
     def _as_autoretry_decides(self, error: BaseException) -> BaseException:
         """What Celery's ``autoretry_for`` makes of what the body raises."""
-        task = self._execution.task
-        task.request_stack.push(self._execution.request)
+        invocation = self._invocation
+        task = invocation.task
+        task.request_stack.push(invocation.request)
         try:
             task.retry(exc=error, **getattr(task, "retry_kwargs", {}))
         except BaseException as said:
-            return said if isinstance(said, (Retry, Ignore, Reject)) else Ending(self._execution).fail(said)
+            if not isinstance(said, (Retry, Ignore, Reject)):
+                carry_out(invocation, over(said, is_direct=False, is_eager=False))
+            return said
         finally:
             task.request_stack.pop()
         return error

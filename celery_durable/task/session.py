@@ -1,6 +1,6 @@
-"""This process's hold on a run: from the opening of an attempt to the delivery of its outcome.
+"""This process's session with a run: from the opening of an attempt to the delivery of its outcome.
 
-What an attempt ends with is said to the journal here, once and in one piece; why it ends is :mod:`execution`'s affair.
+The journal is told here how an attempt ends, once and in one piece. :mod:`ends` decides how.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 from celery import states
 from celery.exceptions import SoftTimeLimitExceeded
@@ -22,9 +23,6 @@ from celery_durable.interrupts import Interrupt, JournalLost, NotNow
 from celery_durable.journal.port import Busy, Delivery, Journal, JournalGone, Opened, Result
 from celery_durable.steps.attempt import Attempt, Surroundings, Terms
 
-if TYPE_CHECKING:
-    from celery_durable.redis.lease import Lease
-
 T = TypeVar("T")
 
 logger = logging.getLogger("celery_durable")
@@ -35,20 +33,52 @@ _BACK_AGAIN = 60.0
 """Seconds in which Celery tries a task again, at the latest, that has lost its journal for as long as a lease."""
 
 
-class Hold:
-    """One delivery's hold on a run."""
+class Lease(Protocol):
+    """The lease of a run in Redis: see :mod:`celery_durable.redis.lease`."""
+
+    def keep(self) -> None:
+        """Renew it from now on."""
+
+    def drop(self) -> None:
+        """Renew it no more."""
+
+
+class Told(Enum):
+    """What the journal has been told of the end of an attempt."""
+
+    NOTHING = "nothing"
+    SUSPENDED = "suspended"
+    """That the run goes on, and when."""
+    FINISHED = "finished"
+    LET_GO = "let go"
+    """Nothing, and it will not be."""
+
+
+class Handover(Enum):
+    """What becomes of an outcome that Celery is to store, and of what hangs on it."""
+
+    NONE = "none"
+    """There is none, or it is stored already."""
+    PENDING = "pending"
+    """It is done when this delivery is over; until then nobody else is to do it."""
+    FAILED = "failed"
+    """A worker tries again, after pauses that grow."""
+    IMPOSSIBLE = "impossible"
+    """It can never be sent; a Retry tries it all the same."""
+
+
+class RunSession:
+    """What one delivery has of a run."""
 
     def __init__(self, journal: Journal, settings: Settings, lease: Lease | None = None) -> None:
         self.journal = journal
         self.settings = settings
         self.attempt: Attempt | None = None
-        self.ended = False
-        """The journal has been told how the attempt ended, or is not to be told."""
-        self.suspended = False
-        """The journal knows that and when the run goes on."""
+        self.told = Told.NOTHING
         self._lease = lease
         self._status = ""
-        self._keep: float | None = None
+        """That of the outcome."""
+        self._handover = Handover.NONE
 
     def open(self, delivery: Delivery, about: Surroundings, terms: Terms) -> Attempt:
         """Begin an attempt.
@@ -78,6 +108,16 @@ class Hold:
 
     # -- the end of the attempt
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the journal was told how the attempt ended, or is not to be told."""
+        return self.told is not Told.NOTHING
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether the journal knows that and when the run goes on."""
+        return self.told is Told.SUSPENDED
+
     def suspend(
         self, delay: float, fields: Mapping[str, str], slack: float = 0.0, *, though_cancelled: bool = False
     ) -> None:
@@ -85,34 +125,28 @@ class Hold:
 
         *slack*: seconds more until a worker sends it, where a message of the broker is to bring it back.
         """
-        if self.attempt is not None and not self.ended:
+        if self.attempt is not None and not self.has_ended:
             words = {**self.attempt.last_words(), **fields}
             suspend = partial(self.journal.suspend, delay, words, slack, though_cancelled=though_cancelled)
             self._tell(self.attempt, suspend)
-            self.suspended = True
-            self.let_go()
-
-    def back_off(self, delay: float, fields: Mapping[str, str]) -> bool:
-        """As :meth:`suspend`, until a retry; False if a message is to carry that wait, because it is short."""
-        by_journal = delay > self.settings.max_broker_delay
-        self.suspend(delay, fields, slack=0.0 if by_journal else self.settings.lease)
-        return by_journal
+            self.told = Told.SUSPENDED
+            self.close_attempt()
 
     def prove_lease(self) -> None:
         """Before something is said elsewhere: the run is still ours."""
-        if self.attempt is not None and not self.ended:
+        if self.attempt is not None and not self.has_ended:
             self._tell(self.attempt, self.journal.prove_lease)
 
     def give_up(self, *, orderly: bool) -> None:
         """This process is about to die: the run is another's at once."""
-        if self.attempt is not None and not self.ended:
-            self.let_go()
+        if self.attempt is not None and not self.has_ended:
+            self.close_attempt()
             self._release(self.attempt, orderly=orderly)
 
-    def hand_over(self) -> None:
+    def release_for_delivery(self) -> None:
         """The outcome is written, and another process is to deliver it."""
-        self.not_delivered()
-        self.let_go()
+        self.delivery_failed()
+        self.close_attempt()
         if self.attempt is not None:
             self._release(self.attempt, orderly=True)
 
@@ -132,7 +166,7 @@ class Hold:
         Whether it is already, with the *result* that was written beside it: then nothing that follows contradicts it.
         """
         delivered = False
-        if self.attempt is not None and not self.ended:
+        if self.attempt is not None and not self.has_ended:
             words = self.attempt.last_words()
             if outcome is not None:
                 words["outcome"] = outcome
@@ -144,10 +178,16 @@ class Hold:
                 # All is done: to begin anew would do it twice.
                 logger.error("the outcome of task %s is not journaled: %s", self.attempt.about.task_id, lost)
                 self.attempt.interrupt = None
-            self.ended = self.attempt.closed = True
+            self.told = Told.FINISHED
+            self.attempt.closed = True
             if not delivered:
-                self.will_deliver(status)
+                self.delivery_pending(status)
         return delivered
+
+    def finish_after_all(self, status: str, outcome: str) -> None:
+        """As :meth:`finish`, though the journal was told of another end: that one did not come to be."""
+        self.told = Told.NOTHING
+        self.finish(status, outcome)
 
     @property
     def can_deliver(self) -> bool:
@@ -173,22 +213,28 @@ class Hold:
     @property
     def lacks_success(self) -> bool:
         """Whether the journal would be wrong to say of this attempt what it says now, were the run a success."""
-        return self.attempt is not None and (not self.ended or self._status == "failed")
+        return self.attempt is not None and (not self.has_ended or self._status == "failed")
 
-    def will_deliver(self, status: str) -> None:
-        """When this delivery is over, the run's outcome has been delivered; until then nobody else is to do it."""
-        self._status = status
-        self._keep = self._retention(status)
+    def delivery_pending(self, status: str) -> None:
+        """When this delivery is over, the outcome has been delivered; until then nobody else is to do it."""
+        self._status, self._handover = status, Handover.PENDING
         if self._lease is not None:
             self._lease.keep()
 
-    def not_delivered(self) -> None:
+    def delivery_failed(self) -> None:
         """The outcome did not arrive: a worker tries again, after pauses that grow."""
-        self._keep = None
+        self._handover = Handover.FAILED
 
-    def let_go(self) -> None:
+    def delivery_impossible(self) -> None:
+        """What hangs on the outcome can never be sent; a Retry tries it all the same."""
+        if self._handover is Handover.PENDING:
+            self.journal.deliver(self.settings.failure_retention, arrived=False)
+            self._handover = Handover.IMPOSSIBLE
+
+    def close_attempt(self) -> None:
         """End the attempt; nothing more is said of it."""
-        self.ended = True
+        if not self.has_ended:
+            self.told = Told.LET_GO
         if self.attempt is not None:
             self.attempt.closed = True
             watcher.forget(self.attempt)
@@ -200,21 +246,15 @@ class Hold:
         if self._lease is not None:
             self._lease.drop()
 
-    def never_delivered(self) -> None:
-        """What hangs on the outcome can never be sent; a Retry tries it all the same."""
-        if self._keep is not None:
-            self.journal.deliver(self.settings.failure_retention, arrived=False)
-            self._keep = None
-
     def close(self) -> None:
         """The delivery is over: give back what it used."""
         try:
-            if self._keep is not None:
-                self.journal.deliver(self._keep)
+            if self._handover is Handover.PENDING:
+                self.journal.deliver(self._retention(self._status))
         except (JournalUnavailableError, Interrupt) as error:
             logger.error("the delivery of an outcome could not be journaled: %r", error)
         finally:
-            self.let_go()
+            self.close_attempt()
             self.journal.close()
 
     def _retention(self, status: str) -> float:

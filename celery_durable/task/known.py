@@ -1,0 +1,17 @@
+"""Whether a run has begun, as far as can be known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery_durable.exceptions import DurableError
+
+
+def has_journal(task: Any, task_id: str) -> bool:
+    """Whether a run of *task* has a journal; False also where Redis does not answer."""
+    from celery_durable.app.store import store_of  # a process that only sends tasks does without it
+
+    try:
+        return store_of(task.app).runs.is_known(task_id)
+    except DurableError:
+        return False

@@ -1,0 +1,34 @@
+"""The result of a task as text, for its journal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery_durable.delivery import outcome
+from celery_durable.exceptions import EntryNotRecordableError
+from celery_durable.seams.celery import ignores_result
+from celery_durable.steps.attempt import Attempt
+
+from .invocation import Invocation
+
+
+def recordable(invocation: Invocation, attempt: Attempt, value: Any) -> str:
+    """The result as text; where it goes nowhere, none is needed.
+
+    Raises:
+        Interrupt: Celery's result serializer does not take it.
+    """
+    serializer = attempt.terms.result_serializer
+    try:
+        return outcome.of_value(value, serializer)
+    except Exception as error:
+        request = invocation.request
+        wanted = request.callbacks or request.chain or request.chord
+        if ignores_result(invocation.task, request) and not wanted:
+            return outcome.of_value(None, "json")
+        raise attempt.end_run(
+            EntryNotRecordableError(
+                f"task {attempt.about.task_id} returned a {type(value).__name__}, which Celery's result serializer "
+                f"{serializer!r} does not take: {error}"
+            )
+        ) from error
