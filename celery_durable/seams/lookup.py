@@ -6,17 +6,22 @@ import inspect
 from importlib import import_module
 from importlib.metadata import version
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 
-class Package(NamedTuple):
-    """Another package, and the versions of it that are known to have the names which are looked up."""
+class Package:
+    """Another package, and the versions of it that are known to have the names which are looked up.
 
-    name: str
-    versions: str
-    """As a requirement says it."""
-    installed: str = ""
-    """Which one that is; empty: as its metadata says."""
+    Args:
+        name: of what is installed.
+        versions: as a requirement says it.
+        installed: the version that is installed. Default: what the metadata of the package says.
+    """
+
+    def __init__(self, name: str, versions: str, installed: str = "") -> None:
+        self.name = name
+        self.versions = versions
+        self._installed = installed
 
     def look_up(self, module: str, path: str) -> Any:
         """What a dotted *path* names in a module of this package.
@@ -45,7 +50,7 @@ class Package(NamedTuple):
 
     def lacks(self, name: str) -> ImportError:
         """What to raise where the installed version does not have a name."""
-        installed = self.installed or version(self.name)
+        installed = self._installed or version(self.name)
         return ImportError(
             f"{self.name} {installed} has no {name}, which celery-durable uses; {self.name}{self.versions} has it: "
             f"install such a version, or a celery-durable that is made for this one"

@@ -12,7 +12,7 @@ from celery.backends.redis import RedisBackend, SentinelBackend
 from .celery import CELERY
 
 overridden: Callable[[Any, str], Any] = CELERY.look_up("celery.app.trace", "task_has_custom")
-"""What a *task* has in the place of an attribute of Celery's ``Task``; None where it has nothing."""
+"""Which class of a *task* has something in the place of an attribute of Celery's ``Task``; None if none has."""
 
 for _name in ("_get_result_meta", "encode", "encode_result", "get_key_for_task"):
     CELERY.look_up("celery.backends.base", f"KeyValueStoreBackend.{_name}")

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from celery_durable.seams.celery import CELERY
 from celery_durable.seams.kombu import KOMBU
 from celery_durable.seams.lookup import Package
 
-PACKAGES = [KOMBU]
+PACKAGES = [CELERY, KOMBU]
 
 SHOP = Package("shop", ">=2.1,<2.2", "2.3.0")
 ADVICE = "; shop>=2.1,<2.2 has it: install such a version, or a celery-durable that is made for this one"
