@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from enum import Enum
 from typing import Any, NamedTuple
 
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
@@ -21,6 +20,7 @@ from .redis_journal import (
     new_fence,
     not_a_journal,
 )
+from .replies import ReleaseResult, WriteReply
 from .scripts import Dated, call, dated_call
 from .shards import Shard, Shards
 
@@ -28,17 +28,6 @@ logger = logging.getLogger("celery_durable")
 
 _MOST_AT_ONCE = 200
 _UNSENT_PAUSE = 5.0
-
-
-class Whose(Enum):
-    """Whose affair a run is whose process was lost."""
-
-    CELERYS = 0
-    JOURNALS = 1
-    OVER = 2
-    """Another process has ended it, by no success."""
-    DONE = 3
-    """It has succeeded, and that was delivered."""
 
 
 class Claimed(NamedTuple):
@@ -88,27 +77,28 @@ class Runs:
         check_layout(keys, fields)
         return fields
 
-    def condemn(
+    def terminate(
         self, task_id: str, status: str, keep: float, outcome: str, *, owner: str = "", fence: str | None = None
     ) -> bool:
-        """End a live run, or one that this *owner* carries on; False if it is not.
+        """End a live run from outside of its attempts, or not: False.
 
-        *fence*: a token of whoever asks, to whom it is said again that it was this call that has ended the run.
+        *owner*: the process that has to carry the run on; empty for any.
+        *fence*: a token of the caller. A second call with it ends nothing more, and is True again. Without one that
+        holds for this call only, which is sent again if its reply is lost.
         """
         keys = self.keys(task_id)
-        # Without one it is the call's own: only where its reply was lost, so that it is sent again, it is known again.
         fence = fence or new_fence()
-        # Kept for a lease at least: whoever carries the run on is to meet another fence, and not an empty place.
+        # The journal is kept for a lease at least: the attempt is to meet another fence, and not an empty place.
         keep = max(keep, self._lease)
-        condemned = dated_call("condemn", keys.all, task_id, fence, status, ms(keep), owner, "outcome", outcome)
-        return self._ask(task_id, condemned, patience=SHORT_PATIENCE) == [1]
+        terminated = dated_call("terminate", keys.all, task_id, fence, status, ms(keep), owner, "outcome", outcome)
+        return self._ask(task_id, terminated, patience=SHORT_PATIENCE) == [WriteReply.DONE]
 
-    def release(self, task_id: str, owner: str) -> Whose:
-        """Give back what a process held that has lost the run; whose affair the run is now."""
+    def release(self, task_id: str, owner: str) -> ReleaseResult:
+        """Give back what a lost process held of the run, and say what has become of that."""
         keys = self.keys(task_id)
         released = call("release", keys.all, task_id, "owner", owner, 0)
         [reply] = self._ask(task_id, released, patience=SHORT_PATIENCE)
-        return Whose(reply)
+        return ReleaseResult(reply)
 
     def cancel(self, task_id: str) -> tuple[str, int]:
         """Ask a live run to end by ``TaskCancelled``; the status that it has, and when it ended if it did."""

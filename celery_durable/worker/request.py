@@ -21,7 +21,8 @@ from celery_durable.delivery.announcement import Announcement, going_on
 from celery_durable.delivery.message import ARGUMENTS, HEADER, RECEIVED, SEED, SERIALIZER, seed_in
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.journal.layout import Status
-from celery_durable.redis.runs import Runs, Whose
+from celery_durable.redis.replies import ReleaseResult
+from celery_durable.redis.runs import Runs
 from celery_durable.seams.kombu import serializer_of
 from celery_durable.seams.requests import OpenRequest, request_class
 
@@ -67,15 +68,15 @@ class DurableRequest(OpenRequest):
             if isinstance(error, Announcement):
                 error.publish(self)
             return None
-        whose = self._given_back()
-        if whose is None and self.task.opinionated and self.task.acks_late:  # type: ignore[attr-defined]
+        released = self._given_back()
+        if released is None and self.task.opinionated and self.task.acks_late:  # type: ignore[attr-defined]
             # The journal is away: the next worker may find it.
             task_ready(self)
             return self.reject(requeue=True)
-        self._is_done = whose is Whose.DONE
+        self._is_done = released is ReleaseResult.SUCCEEDED
         # A message may have been about to reopen a run that is over, when its process died.
-        over = whose in (Whose.OVER, Whose.DONE) and isinstance(error, _LOST)
-        if whose in (None, Whose.CELERYS) or over:
+        over = released in (ReleaseResult.ENDED, ReleaseResult.SUCCEEDED) and isinstance(error, _LOST)
+        if released in (None, ReleaseResult.NO_RUN) or over:
             return super().on_failure(exc_info, send_failed_event, return_ok)
         logger.warning(
             "task %s: Celery gave up this attempt (%r); the run goes on, or ends, as its journal says", self.id, error
@@ -94,11 +95,11 @@ class DurableRequest(OpenRequest):
         stops = (Terminated, TimeLimitExceeded, MemoryError, TaskPredicate)
         return not self.was_stopped and not isinstance(error, stops)
 
-    def _given_back(self) -> Whose | None:
-        """Give back what the process held of the run; whose affair it is now, None if the journal does not answer."""
+    def _given_back(self) -> ReleaseResult | None:
+        """Give back what the process held of the run. None: the journal does not answer."""
         pid: Any = self.worker_pid
         if pid is None:
-            return Whose.CELERYS
+            return ReleaseResult.NO_RUN
         return self._ask(lambda runs: runs.release(self.id, owner_name(pid)), "its lost process is not journaled")
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
@@ -107,7 +108,7 @@ class DurableRequest(OpenRequest):
         if not soft:
             # An attempt that was given up before has no say any more.
             pid: Any = self.worker_pid
-            self._condemn(Status.FAILED, TimeLimitExceeded(timeout), pid)
+            self._terminate_run(Status.FAILED, TimeLimitExceeded(timeout), pid)
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         """A cold shutdown, or a lost connection to the broker, stops the task; not every pool can."""
@@ -123,7 +124,7 @@ class DurableRequest(OpenRequest):
     # -- revoked, expired
 
     def announce_revoked(self, reason: str, *, terminated: bool, signum: Any, expired: bool) -> None:
-        self._is_revoked = bool(self._condemn(Status.REVOKED, TaskRevokedError(reason)))
+        self._is_revoked = bool(self._terminate_run(Status.REVOKED, TaskRevokedError(reason)))
         super().announce_revoked(reason, terminated=terminated, signum=signum, expired=expired)
 
     def maybe_expire(self) -> Literal[True] | None:
@@ -148,13 +149,13 @@ class DurableRequest(OpenRequest):
 
     # -- the journal
 
-    def _condemn(self, status: str, error: BaseException, pid: int | None = None) -> bool | None:
+    def _terminate_run(self, status: str, error: BaseException, pid: int | None = None) -> bool | None:
         """End the run; whether that has ended it, None if it is not known."""
 
         def end(runs: Runs) -> bool:
             keep = self.task.durable_settings.failure_retention  # type: ignore[attr-defined]
             owner = "" if pid is None else owner_name(pid)
-            return runs.condemn(self.id, status, keep, outcome.of_error(error), owner=owner)
+            return runs.terminate(self.id, status, keep, outcome.of_error(error), owner=owner)
 
         return self._ask(end, "its end could not be journaled")
 

@@ -78,7 +78,7 @@ class Revocations:
         """The request of the run that has been ended; None where that is not for us to do."""
         runs, keep = self._store.runs, self._store.settings.failure_retention
         error = outcome.of_error(TaskRevokedError("revoked"))
-        if not runs.condemn(task_id, Status.REVOKED, keep, error, fence=self._fence):
+        if not runs.terminate(task_id, Status.REVOKED, keep, error, fence=self._fence):
             return None
         logger.info("task %s: was revoked, and its run has ended", task_id)
         request = self._request_of(task_id, runs.load(task_id))

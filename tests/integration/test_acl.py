@@ -68,7 +68,7 @@ def test_the_documented_rights_are_enough_for_a_run_with_all_that_may_happen_to_
         journal.close()
         for end in (store.runs.cancel, store.runs.load, store.runs.is_known):
             end(suspended)
-        assert store.runs.condemn(suspended, "failed", DAY, "{}")
+        assert store.runs.terminate(suspended, "failed", DAY, "{}")
         opened(store, suspended, reopen="again").close()
         lapse(admin, store, suspended)
         assert sum(len(claims.runs) for claims in store.runs.claim(["shop.order"])) == 1

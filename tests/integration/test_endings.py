@@ -601,7 +601,7 @@ def test_a_run_that_was_revoked_is_over_for_its_attempt_however_short_its_journa
 
     def body(self: Any) -> None:
         self.ctx.run("charge", lambda: 1)
-        assert store_of(self.app).runs.condemn(task_id, "revoked", 0, outcome.of_error(TaskRevokedError("revoked")))
+        assert store_of(self.app).runs.terminate(task_id, "revoked", 0, outcome.of_error(TaskRevokedError("revoked")))
         self.ctx.run("ship", lambda: 1)
 
     with app_at(redis_url, durable_lease=2) as app:

@@ -292,7 +292,7 @@ def test_an_opening_that_is_late_begins_its_attempt_no_second_time(
 
 UNFENCED: dict[str, Callable[[Store, str], Any]] = {
     "open": lambda store, task_id: opened(store, task_id, fresh=False).suspend(0, {}),
-    "condemn": lambda store, task_id: store.runs.condemn(task_id, "failed", DAY, "{}"),
+    "terminate": lambda store, task_id: store.runs.terminate(task_id, "failed", DAY, "{}"),
     "cancel": lambda store, task_id: store.runs.cancel(task_id),
     "claim": lambda store, _: store.runs.claim([TASK]),
 }

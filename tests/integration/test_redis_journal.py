@@ -309,10 +309,10 @@ def test_an_attempt_that_begins_where_a_journal_was_lost_fences_those_before(
     assert state(redis_client, store, task_id) == before
 
 
-def test_condemning_a_run_fences_its_attempt(store: Store, redis_client: redis.Redis) -> None:
+def test_terminating_a_run_fences_its_attempt(store: Store, redis_client: redis.Redis) -> None:
     journal = opened(store, task_id := new_id())
 
-    store.runs.condemn(task_id, "failed", DAY, '{"error":{}}')
+    store.runs.terminate(task_id, "failed", DAY, '{"error":{}}')
 
     with pytest.raises(Fenced):
         written(journal, **{"step:1": "stale"})
@@ -322,11 +322,11 @@ def test_condemning_a_run_fences_its_attempt(store: Store, redis_client: redis.R
 
 
 @pytest.mark.parametrize("status", ["succeeded", "failed"])
-def test_condemning_a_run_that_has_ended_changes_nothing(store: Store, redis_client: redis.Redis, status: str) -> None:
+def test_terminating_a_run_that_has_ended_changes_nothing(store: Store, redis_client: redis.Redis, status: str) -> None:
     task_id = finished(store, status)
     before = state(redis_client, store, task_id)
 
-    store.runs.condemn(task_id, "failed", DAY, '{"error":{}}')
+    store.runs.terminate(task_id, "failed", DAY, '{"error":{}}')
 
     assert state(redis_client, store, task_id) == before
 

@@ -73,8 +73,8 @@ def test_a_run_that_its_request_has_ended_is_not_announced_again(
     task_id = asleep(app)
     monkeypatch.setattr(app.backend, "mark_as_revoked", announced)
 
-    assert store_of(app).runs.condemn(task_id, "revoked", DAY, "{}")
-    assert not store_of(app).runs.condemn(task_id, "revoked", DAY, "{}")
+    assert store_of(app).runs.terminate(task_id, "revoked", DAY, "{}")
+    assert not store_of(app).runs.terminate(task_id, "revoked", DAY, "{}")
     revoke(Revocations(app, worker), task_id)
 
     assert announced.call_count == heard.call_count == len(events(worker)) == 0

@@ -19,7 +19,8 @@ from celery_durable.app.store import Store
 from celery_durable.interrupts import Fenced
 from celery_durable.journal.port import Busy, Finished, Opened
 from celery_durable.redis.redis_journal import SHARDS, RedisJournal
-from celery_durable.redis.runs import Claimed, Claims, Whose
+from celery_durable.redis.replies import ReleaseResult
+from celery_durable.redis.runs import Claimed, Claims
 from tests.integration.network import Waits
 from tests.integration.runs import TASK, delivery, lapse, new_id, opened, state, store_at
 
@@ -392,12 +393,12 @@ def test_a_lease_that_is_given_back_lets_others_go_on_at_once(store: Store, redi
     assert isinstance(store.journal(task_id).open(delivery(task_id, hint=True)), Opened)
 
 
-def give_back(store: Store, journal: RedisJournal, by: str, whose: Whose = Whose.JOURNALS) -> None:
+def give_back(store: Store, journal: RedisJournal, by: str, result: ReleaseResult = ReleaseResult.JOURNALED) -> None:
     if by == "fence":
         journal.release(orderly=True)
     else:
         _, _, pid = owner_of(store, id_of(journal)).rpartition(":")
-        assert store.runs.release(id_of(journal), owner_name(int(pid))) is whose
+        assert store.runs.release(id_of(journal), owner_name(int(pid))) is result
 
 
 def owner_of(store: Store, task_id: str) -> str:
@@ -442,7 +443,7 @@ def test_only_the_present_attempt_gives_its_lease_back(store: Store, redis_clien
     before = state(redis_client, store, task_id)
 
     stale.release(orderly=True)
-    assert store.runs.release(task_id, owner_name(1)) is Whose.JOURNALS, "there is a run, of another process"
+    assert store.runs.release(task_id, owner_name(1)) is ReleaseResult.JOURNALED, "there is a run, of another process"
 
     assert state(redis_client, store, task_id) == before
 
@@ -471,15 +472,17 @@ def test_an_outcome_that_its_process_did_not_deliver_is_another_ones_at_once(
     assert isinstance(store.journal(id_of(journal)).open(delivery(id_of(journal), hint=True)), Busy), "delivered once"
 
 
-@pytest.mark.parametrize(("status", "whose"), [("succeeded", Whose.DONE), ("failed", Whose.JOURNALS)])
+@pytest.mark.parametrize(
+    ("status", "result"), [("succeeded", ReleaseResult.SUCCEEDED), ("failed", ReleaseResult.JOURNALED)]
+)
 @pytest.mark.parametrize("by", ["fence", "owner"])
 def test_a_delivered_outcome_is_not_given_back(
-    store: Store, redis_client: redis.Redis, by: str, status: str, whose: Whose
+    store: Store, redis_client: redis.Redis, by: str, status: str, result: ReleaseResult
 ) -> None:
     journal = finished(store, status, delivered=True)
     before = state(redis_client, store, id_of(journal))
 
-    give_back(store, journal, by, whose)
+    give_back(store, journal, by, result)
 
     assert state(redis_client, store, id_of(journal)) == before
 
@@ -522,7 +525,7 @@ def test_an_outcome_that_can_never_be_delivered_is_kept_and_not_sent_again(
 
 
 def test_there_is_nothing_to_give_back_of_a_run_that_has_not_begun(store: Store, redis_client: redis.Redis) -> None:
-    assert store.runs.release(new_id(), owner_name(1)) is Whose.CELERYS
+    assert store.runs.release(new_id(), owner_name(1)) is ReleaseResult.NO_RUN
     assert redis_client.dbsize() == 0
 
 
@@ -550,7 +553,7 @@ def test_a_live_run_is_ended_from_outside_whatever_it_does(store: Store, redis_c
         lapse(redis_client, store, task_id)
     before = server_ms(redis_client)
 
-    assert store.runs.condemn(task_id, "revoked", DAY, '{"error":{}}')
+    assert store.runs.terminate(task_id, "revoked", DAY, '{"error":{}}')
 
     after = state(redis_client, store, task_id)
     fields = after["fields"]
@@ -566,7 +569,7 @@ def test_an_attempt_of_a_run_that_was_ended_from_outside_writes_nothing_more(
     store: Store, redis_client: redis.Redis
 ) -> None:
     journal = opened(store, task_id := new_id())
-    store.runs.condemn(task_id, "revoked", DAY, "{}")
+    store.runs.terminate(task_id, "revoked", DAY, "{}")
     before = state(redis_client, store, task_id)
 
     for write in (
@@ -590,12 +593,12 @@ def test_a_run_that_has_ended_is_not_ended_again(store: Store, redis_client: red
     task_id = id_of(finished(store, delivered=delivered))
     before = state(redis_client, store, task_id)
 
-    assert not store.runs.condemn(task_id, "revoked", DAY, "{}")
+    assert not store.runs.terminate(task_id, "revoked", DAY, "{}")
     assert state(redis_client, store, task_id) == before
 
 
 def test_a_run_that_has_not_begun_cannot_be_ended(store: Store, redis_client: redis.Redis) -> None:
-    assert not store.runs.condemn(new_id(), "revoked", DAY, "{}")
+    assert not store.runs.terminate(new_id(), "revoked", DAY, "{}")
     assert not store.runs.is_known(new_id())
     assert redis_client.dbsize() == 0
 

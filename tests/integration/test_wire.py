@@ -171,7 +171,7 @@ def test_a_user_who_may_touch_the_prefix_only(guarded: RedisServer) -> None:
         suspended = opened(store, again := new_id())
         suspended.suspend(0, {})
         reopened = store.journal(again).open(delivery(again, fresh=False))
-        store.runs.condemn(again, "failed", DAY, "{}")
+        store.runs.terminate(again, "failed", DAY, "{}")
 
         assert isinstance(reopened, Opened)
         assert_ended(admin, store, task_id)

@@ -101,12 +101,12 @@ def test_a_request_class_of_the_users_own_is_used_and_durable(app: Celery, made_
     for _ in range(2):  # a worker that has lost its broker begins again
         task.start_strategy(app, mock.MagicMock(app=app))
     request: Any = delivered(task.Request, task)
-    with mock.patch.object(request, "_condemn") as condemned:
+    with mock.patch.object(request, "_terminate_run") as terminated:
         request.on_timeout(soft=False, timeout=1)
 
     theirs_comes_last = ["Counting", "DurableRequest", "OpenRequest", "Counting"]
     assert [kind.__name__ for kind in task.Request.__mro__[:4]] == theirs_comes_last
-    condemned.assert_called_once()
+    terminated.assert_called_once()
     assert request.timeouts == 1
 
 

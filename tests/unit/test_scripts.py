@@ -65,11 +65,11 @@ def test_the_layout_is_described_with_each_field_that_a_script_names(described: 
 STATUSES = {
     "cancel": {*Status.LIVE, Status.UNKNOWN},
     "conclude": {Status.SUCCEEDED},
-    "condemn": Status.LIVE,
     "open": {*Status.LIVE, Status.FAILED},
     "release": {*Status.LIVE, Status.SUCCEEDED},
     "renew": Status.LIVE,
     "suspend": {Status.SUSPENDED},
+    "terminate": Status.LIVE,
 }
 """Those that a script has to tell from others, or writes; the other scripts are given theirs."""
 

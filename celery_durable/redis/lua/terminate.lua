@@ -1,10 +1,11 @@
--- End a run from outside its attempt (its process was killed by a hard time limit, or it was revoked), and fence it.
+-- End a run from outside of its attempts, and fence them: a hard time limit has killed its process, or it was revoked.
 -- KEYS run, leases, due   ARGV id, fence, status, ttl ms, owner ('' for any), field, value, ..., until when
 -- Replies 1, or 0 when there is no live run, or another process carries it on
 --include in_time
 local run = redis.call('HMGET', KEYS[1], 'status', 'fence', 'owner')
 if run[1] ~= 'running' and run[1] ~= 'suspended' then
-  -- 1: our own call, sent again because its reply was lost, or what hangs on it could not be said.
+  -- 1: this call has ended it before. It is sent again because its reply was lost, or its caller could not tell all who
+  -- are to know.
   return run[2] == ARGV[2] and 1 or 0
 end
 if ARGV[5] ~= '' and run[3] ~= ARGV[5] then return 0 end
