@@ -18,9 +18,10 @@ help: ## show this list
 
 venv: $(installed)-test ## make .venv with everything that development needs
 
-check: $(installed)-test ## lint, format and types
+check: $(installed)-test ## lint, format, imports and types
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
+	$(bin)/lint-imports --no-cache
 	$(bin)/mypy
 	PYRIGHT_PYTHON_GLOBAL_NODE=off $(bin)/pyright --pythonpath $(bin)/python
 

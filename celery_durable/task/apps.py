@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from celery_durable.exceptions import ConfigurationError
+from celery_durable.invocation.current import current
 from celery_durable.seams.celery import app_of_this_thread, apps_made, chosen_default_app, makeshift_app
-
-from .current import current
 
 
 def present_app(what: str) -> Any:

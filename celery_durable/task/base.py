@@ -17,20 +17,20 @@ from celery_durable.config.retry import TaskRetryRules
 from celery_durable.config.settings import TASK_OPTIONS, Settings
 from celery_durable.delivery import report
 from celery_durable.delivery.seed import draw_for
+from celery_durable.ending.postrun import after
 from celery_durable.exceptions import ConfigurationError
+from celery_durable.invocation import eager_journals
+from celery_durable.invocation.current import current, invocation_of, opened_by
 from celery_durable.seams.celery import RequestsOwnLimit, app_of_task_class, set_backend, task_class_of_django
 from celery_durable.steps.attempt import Terms
 from celery_durable.steps.context import AsyncDurableContext, DurableContext
 
 from . import (
-    eager_journals,
     retry_task,  # noqa: F401  registers celery_durable.retry with every app
     user_retry,
 )
 from .body import is_wrapped, wrap_run
-from .current import current, invocation_of, opened_by
 from .known import has_journal
-from .postrun import after
 
 P = ParamSpec("P")
 R = TypeVar("R")

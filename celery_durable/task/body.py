@@ -10,9 +10,9 @@ from typing import Any
 
 from celery_durable.drivers.strike import door
 from celery_durable.exceptions import ConfigurationError
+from celery_durable.invocation.current import current, is_executing
 from celery_durable.seams.celery import validating_otherwise
 
-from .current import current, is_executing
 from .execution import Execution
 
 _ITSELF = "celery_durable_run"

@@ -16,6 +16,7 @@ from celery_durable.config.retry import RetryPolicy, TaskRetryRules
 from celery_durable.config.settings import PREFIX, TASK_OPTIONS, Settings
 from celery_durable.drivers.strike import door
 from celery_durable.exceptions import ConfigurationError
+from celery_durable.invocation.current import invocation_of
 from celery_durable.seams.celery import Proxy, give_to_all_apps, made_when_complete, task_from, unproxied
 from celery_durable.steps.context import AsyncDurableContext, DurableContext
 from celery_durable.steps.step import fits_at_a_glance
@@ -24,7 +25,6 @@ from celery_durable.values.tagged import is_model
 
 from .apps import present_app
 from .base import DurableTask
-from .current import invocation_of
 from .retry_rules import CELERY_RETRY_OPTIONS, rules_from_celery, set_by_classes
 
 P = ParamSpec("P")

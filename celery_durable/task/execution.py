@@ -23,22 +23,22 @@ from celery_durable.drivers.driver import in_coroutine, wait_apart, wait_for
 from celery_durable.drivers.progress import Watch, watcher
 from celery_durable.drivers.strike import AsyncBody, Place, door, here
 from celery_durable.drivers.threads import actions
+from celery_durable.ending.completion import complete
+from celery_durable.ending.orphan import OrphanedAttempt
+from celery_durable.ending.result_text import recordable
+from celery_durable.ending.suspension import await_retry
 from celery_durable.exceptions import RecoveryLimitExceeded
 from celery_durable.interrupts import Interrupt
+from celery_durable.invocation import eager_journals
+from celery_durable.invocation.current import current, keep_opened
+from celery_durable.invocation.invocation import Invocation, Mode
+from celery_durable.invocation.session import RunSession
 from celery_durable.journal.memory import MemoryJournal
 from celery_durable.journal.port import NO_RESULT, Delivery
 from celery_durable.steps.attempt import Attempt, Surroundings, running_step
 from celery_durable.steps.context import AsyncDurableContext, DurableContext
 
-from . import eager_journals
-from .completion import complete
-from .current import current, keep_opened
-from .invocation import Invocation, Mode
 from .known import has_journal
-from .orphan import OrphanedAttempt
-from .result_text import recordable
-from .session import RunSession
-from .suspension import await_retry
 
 if TYPE_CHECKING:
     from celery_durable.app.store import Store

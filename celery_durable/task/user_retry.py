@@ -25,11 +25,10 @@ from celery_durable.delivery.message import (
     step_retries,
     unsent,
 )
+from celery_durable.ending.retry_plan import Carrier, plan
+from celery_durable.ending.suspension import fail_after_all, suspend_as_retried
 from celery_durable.interrupts import Fenced, JournalLost
-
-from .invocation import Invocation
-from .retry_plan import Carrier, plan
-from .suspension import fail_after_all, suspend_as_retried
+from celery_durable.invocation.invocation import Invocation
 
 logger = logging.getLogger("celery_durable")
 

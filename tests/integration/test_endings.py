@@ -18,10 +18,10 @@ from celery_durable.delivery.call import fingerprint
 from celery_durable.delivery.message import HEADER, SEED
 from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.interrupts import Fenced, NotNow
+from celery_durable.invocation import eager_journals
+from celery_durable.invocation.session import RunSession
 from celery_durable.redis.redis_journal import RedisJournal
 from celery_durable.steps.attempt import Surroundings, Terms
-from celery_durable.task import eager_journals
-from celery_durable.task.session import RunSession
 from celery_durable.worker.request import DurableRequest
 from tests.integration.runs import (
     app_at,

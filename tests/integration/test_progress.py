@@ -20,10 +20,10 @@ from celery_durable import DurableContext, DurableTimeoutError, RetryPolicy, Run
 from celery_durable.app.store import store_of
 from celery_durable.drivers.progress import watcher
 from celery_durable.drivers.strike import in_user_code
+from celery_durable.ending.orphan import OrphanedAttempt
 from celery_durable.interrupts import Overrun
+from celery_durable.invocation.current import invocation_of
 from celery_durable.steps.attempt import Attempt
-from celery_durable.task.current import invocation_of
-from celery_durable.task.orphan import OrphanedAttempt
 from tests.integration.runs import app_at, execute, new_id, state
 from tests.waiting import eventually
 

@@ -45,8 +45,8 @@ from celery_durable import (
 )
 from celery_durable.drivers import siblings
 from celery_durable.drivers.driver import wait_for
+from celery_durable.invocation.eager_journals import _journals as _eager_journals
 from celery_durable.journal.memory import MemoryJournal
-from celery_durable.task.eager_journals import _journals as _eager_journals
 from tests.receivers import receiver
 from tests.unit.conftest import Action
 

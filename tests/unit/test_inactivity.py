@@ -9,8 +9,8 @@ import pytest
 from celery import Celery
 
 from celery_durable import DurableTask
+from celery_durable.ending import inactivity
 from celery_durable.steps.context import DurableContext
-from celery_durable.task import inactivity
 from tests.unit.conftest import Run
 
 

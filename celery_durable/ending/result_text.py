@@ -6,10 +6,9 @@ from typing import Any
 
 from celery_durable.delivery import outcome
 from celery_durable.exceptions import EntryNotRecordableError
+from celery_durable.invocation.invocation import Invocation
 from celery_durable.seams.celery import ignores_result
 from celery_durable.steps.attempt import Attempt
-
-from .invocation import Invocation
 
 
 def recordable(invocation: Invocation, attempt: Attempt, value: Any) -> str:

@@ -12,13 +12,13 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery_durable.drivers.driver import IN_THREAD, run_to_end
 from celery_durable.exceptions import TerminalError
 from celery_durable.interrupts import Interrupt, Overrun, RetryStep
+from celery_durable.invocation.ends import LeftToAutoretry, over
+from celery_durable.invocation.invocation import Invocation, Mode
+from celery_durable.invocation.session import RunSession
 from celery_durable.steps.step import Step
 
 from . import inactivity
 from .completion import carry_out, complete
-from .ends import LeftToAutoretry, over
-from .invocation import Invocation, Mode
-from .session import RunSession
 
 logger = logging.getLogger("celery_durable")
 

@@ -7,8 +7,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from celery_durable.delivery import message
-
-from .invocation import Invocation
+from celery_durable.invocation.invocation import Invocation
 
 logger = logging.getLogger("celery_durable")
 

@@ -9,9 +9,8 @@ from celery.exceptions import Ignore
 
 from celery_durable.delivery import loss, outcome, report
 from celery_durable.delivery.announcement import Announcement
+from celery_durable.invocation.session import RunSession
 from celery_durable.journal.port import Busy, Finished, Foreign, Outdated, Verdict
-
-from .session import RunSession
 
 logger = logging.getLogger("celery_durable")
 

@@ -20,14 +20,14 @@ from celery_durable.delivery import message, outcome, report
 from celery_durable.delivery.announcement import Announcement
 from celery_durable.exceptions import DurableError
 from celery_durable.interrupts import Fenced, text_of_time
+from celery_durable.invocation import eager_journals
+from celery_durable.invocation.ends import Asleep, JournalAway, Retried, Stalled
+from celery_durable.invocation.invocation import Invocation
+from celery_durable.invocation.session import RunSession
 from celery_durable.steps.attempt import Attempt
 from celery_durable.values.failure import portable, shown
 
-from . import eager_journals
-from .ends import Asleep, JournalAway, Retried, Stalled
-from .invocation import Invocation
 from .retry_plan import Carrier, plan
-from .session import RunSession
 
 T = TypeVar("T")
 

@@ -16,13 +16,8 @@ from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, Work
 from celery_durable.delivery import message, outcome, report
 from celery_durable.delivery.announcement import Announcement
 from celery_durable.interrupts import Fenced, Interrupt, JournalLost, Overrun
-from celery_durable.seams.celery import EXIT_BY_SIGTERM
-from celery_durable.steps.attempt import Attempt
-from celery_durable.steps.step import NOT_A_FAILURE
-from celery_durable.values.failure import shown
-
-from . import eager_journals, ends
-from .ends import (
+from celery_durable.invocation import eager_journals, ends
+from celery_durable.invocation.ends import (
     AskedToRetry,
     Asleep,
     Cancelled,
@@ -44,9 +39,14 @@ from .ends import (
     TakenOver,
     decide,
 )
-from .invocation import Invocation
+from celery_durable.invocation.invocation import Invocation
+from celery_durable.invocation.session import RunSession
+from celery_durable.seams.celery import EXIT_BY_SIGTERM
+from celery_durable.steps.attempt import Attempt
+from celery_durable.steps.step import NOT_A_FAILURE
+from celery_durable.values.failure import shown
+
 from .redelivery import Value, reject_delivery
-from .session import RunSession
 from .suspension import asleep, await_retry, journal_away, retried, stall_left, stalled, suspend_as_retried
 
 logger = logging.getLogger("celery_durable")

@@ -12,14 +12,14 @@ from celery.exceptions import Retry
 from celery_durable.delivery import message
 from celery_durable.delivery.announcement import Announcement
 from celery_durable.interrupts import Interrupt
+from celery_durable.invocation import eager_journals
+from celery_durable.invocation.current import forget_opened
+from celery_durable.invocation.ends import over
+from celery_durable.invocation.invocation import Invocation
+from celery_durable.invocation.session import RunSession
 
-from . import eager_journals
 from .completion import carry_out
-from .current import forget_opened
-from .ends import over
-from .invocation import Invocation
 from .result_text import recordable
-from .session import RunSession
 
 logger = logging.getLogger("celery_durable")
 
