@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from types import CoroutineType, FrameType, GeneratorType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery_durable.interrupts import Interrupt, Sleep
+from celery_durable.seams.asyncio import awaited_by, how_it_is_made, needed_by, parts_of, tells_what_it_awaits
 from celery_durable.steps.places import Places, Strand
 
 if TYPE_CHECKING:
@@ -35,16 +34,6 @@ LONG = 60.0
 
 STUCK = 5.0
 """Seconds after which nobody waits for a step that waits for its siblings, while they wait for the attempt to end."""
-
-# Functions in which a coroutine waits for what others of its kind do.
-_WAITING_FOR_OTHERS = {
-    "asyncio.locks": {"acquire", "wait", "_block"},
-    "asyncio.queues": {"get", "put"},
-    "asyncio.taskgroups": {"__aexit__", "_aexit"},
-    "anyio._backends._asyncio": {"__aexit__"},
-}
-_MAKERS = {"create_task", "ensure_future", "_ensure_future", "<setcomp>"}
-"""Functions of asyncio that make a task on behalf of another one."""
 
 
 class _Sibling:
@@ -155,7 +144,7 @@ class Siblings:
         if self._places.by_use:
             task = factory.make(loop, coroutine, options, self._enter)
         else:
-            how = _how_it_is_made()
+            how = how_it_is_made(2)  # behind make() and the factory
             strand = self._places.strand_of(maker) if how == "waited for" else None
             if strand is None:
                 strand = self._places.branch_off(maker, in_order=how != "racing")
@@ -170,7 +159,7 @@ class Siblings:
         _known[task] = _Sibling(self)
         if strand is not None:
             self._places.enter(task, strand)
-        if hasattr(task, "_fut_waiter"):  # else it is of another make, and nothing says what it waits for
+        if tells_what_it_awaits(task):
             self._tasks.add(task)
 
     def _leave(self, task: Any) -> None:
@@ -294,7 +283,7 @@ class Siblings:
         if self._attempt is None or self._released or self.flying <= len(self._parked):
             self._stuck = None
             return
-        now = {task: task._fut_waiter for task in self._tasks} if all(map(self._waits, self._tasks)) else None  # noqa: SLF001
+        now = {task: awaited_by(task) for task in self._tasks} if all(map(self._waits, self._tasks)) else None
         if now is not None and now == before:
             self._stuck = None
             self._end(self._attempt)
@@ -303,7 +292,7 @@ class Siblings:
 
     def _watch(self, busy: Any) -> None:
         """Look again when this task has got on."""
-        awaited = busy._fut_waiter  # noqa: SLF001
+        awaited = awaited_by(busy)
         if awaited is None or awaited.done():
             self._look_soon()
         elif awaited is not self._watched:
@@ -323,7 +312,7 @@ class Siblings:
 
     def _waits(self, task: Any) -> bool:
         """Whether it does nothing until the attempt has ended, or another one of its tasks has got on."""
-        awaited = task._fut_waiter  # noqa: SLF001
+        awaited = awaited_by(task)
         if awaited is None or awaited.done():
             return False
         return awaited in self._parked or self._is_of_siblings(awaited) or self._is_among_siblings(task.get_coro())
@@ -332,30 +321,13 @@ class Siblings:
         """Whether it is done when siblings are."""
         if future in self._tasks:
             return True
-        parts = getattr(future, "_children", None)  # of a gather()
-        if parts is None:
-            shielded = _shielded(future)
-            parts = [] if shielded is None else [shielded]
-        parts = [part for part in parts if not part.done()]
+        parts = [part for part in parts_of(future) if not part.done()]
         return bool(parts) and all(map(self._is_of_siblings, parts))
 
     def _is_among_siblings(self, coroutine: Any) -> bool:
         """Whether it waits in a function that waits for siblings."""
-        frame = _innermost(coroutine)
-        if frame is None:
-            return False
-        module, function = frame.f_globals.get("__name__"), frame.f_code.co_name
-        if module == "asyncio.tasks" and function == "wait_for":
-            return self._is_of_siblings(frame.f_locals.get("fut"))
-        if module == "asyncio.tasks" and function == "_wait":
-            return self._waits_for_all(frame.f_locals)
-        return function in _WAITING_FOR_OTHERS.get(module or "", ())
-
-    def _waits_for_all(self, wait: Any) -> bool:
-        """Of ``asyncio.wait``: whether it ends when siblings do, and not by a clock."""
-        parts = [part for part in wait["fs"] if not part.done()]
-        under_way = len(parts) > 0 and (wait["return_when"] == asyncio.ALL_COMPLETED or len(parts) == len(wait["fs"]))
-        return under_way and wait["timeout"] is None and all(self._is_of_siblings(part) for part in parts)
+        needed = needed_by(coroutine)
+        return needed is not None and all(map(self._is_of_siblings, needed))
 
 
 _STEPS = {"Attempt._flight", "_replayed"}
@@ -414,45 +386,3 @@ def _catch_up(sibling: _Sibling) -> bool:
 def _resolve(future: asyncio.Future[bool], value: bool) -> None:
     if not future.done():
         future.set_result(value)
-
-
-def _how_it_is_made() -> str:
-    """What the function of asyncio wants that makes a task on behalf of the present coroutine."""
-    frame: FrameType | None = sys._getframe(3)  # noqa: SLF001  behind make() and the factory
-    while frame is not None and frame.f_code.co_name in _MAKERS and _is_asyncios(frame):
-        frame = frame.f_back
-    if frame is None or frame.f_globals.get("__name__") != "asyncio.tasks":
-        return ""
-    function = frame.f_code.co_name
-    if function == "wait_for":
-        # Before Python 3.12 it makes a task of what it awaits.
-        return "waited for"
-    # They put what they are given into a set.
-    return "racing" if function in {"as_completed", "wait"} or _is_as_completed(frame) else ""
-
-
-def _is_asyncios(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__")).startswith("asyncio.")
-
-
-def _is_as_completed(frame: FrameType) -> bool:
-    return type(frame.f_locals.get("self")).__name__ == "_AsCompletedIterator"
-
-
-def _innermost(coroutine: Any) -> FrameType | None:
-    """Where a chain of coroutines that await each other stands."""
-    while True:
-        inner = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
-        if not isinstance(inner, (CoroutineType, GeneratorType)):
-            return getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
-        coroutine = inner
-
-
-def _shielded(future: Any) -> Any:
-    """What ``asyncio.shield`` made this future of; None if it did not."""
-    callbacks: Any = getattr(future, "_callbacks", None)
-    for callback, *_ in callbacks or ():
-        if getattr(callback, "__qualname__", "") == "shield.<locals>._outer_done_callback":
-            names = callback.__code__.co_freevars
-            return callback.__closure__[names.index("inner")].cell_contents
-    return None

@@ -13,7 +13,6 @@ from typing import Any
 
 from celery import _state as _untyped_state
 from celery.app.base import Celery
-from celery.utils.dispatch import Signal
 
 from .lookup import Package
 
@@ -46,8 +45,17 @@ for _module, _path in (
     ("celery.local", "Proxy._get_current_object"),
 ):
     CELERY.look_up(_module, _path)
-CELERY.check_attributes(Celery, "_finalize_mutex", "_fixups", "_pending", "finalized", "main", "set_as_current")
-CELERY.check_attributes(Signal, "receivers")
+CELERY.check_inside(
+    "celery.app.base",
+    "Celery.__init__",
+    "_finalize_mutex",
+    "_fixups",
+    "_pending",
+    "finalized",
+    "main",
+    "set_as_current",
+)
+CELERY.check_inside("celery.utils.dispatch.signal", "Signal.__init__", "receivers")
 
 
 # -- apps --------------------------------------------------------------------------------------------------------------
@@ -116,8 +124,7 @@ def made_when_complete(app: Any, make: Callable[[], Any], doc: str | None) -> An
 
 _VALIDATES = "validate_argument"
 """By what name the function around a body (``pydantic=True``) knows the one that validates an argument."""
-if _VALIDATES not in CELERY.look_up("celery.app.base", "pydantic_wrapper").__code__.co_cellvars:
-    raise CELERY.lacks(f"celery.app.base.pydantic_wrapper.{_VALIDATES}")
+CELERY.check_inside("celery.app.base", "pydantic_wrapper", _VALIDATES)
 
 
 def validating_otherwise(wrapper: Any, otherwise: Callable[[Any], Any]) -> Any:

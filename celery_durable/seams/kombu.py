@@ -10,7 +10,7 @@ from .lookup import Package
 KOMBU = Package("kombu", ">=5.7,<5.8")
 
 _registry: Any = KOMBU.look_up("kombu.serialization", "registry")
-KOMBU.check_attributes(type(_registry), "name_to_type", "type_to_name")
+KOMBU.check_inside("kombu.serialization", "SerializerRegistry.__init__", "name_to_type", "type_to_name")
 _aliases: Mapping[str, str] = KOMBU.look_up("kombu.compression", "_aliases")
 
 

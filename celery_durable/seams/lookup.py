@@ -6,6 +6,7 @@ import inspect
 from importlib import import_module
 from importlib.metadata import version
 from operator import attrgetter
+from types import CodeType
 from typing import Any
 
 
@@ -34,19 +35,20 @@ class Package:
         except (ImportError, AttributeError) as error:
             raise self.lacks(f"{module}.{path}") from error
 
-    def check_attributes(self, kind: type, *names: str) -> None:
-        """Check names that only the instances of a class have: its constructor sets them.
+    def check_inside(self, module: str, path: str, *names: str) -> None:
+        """Check that a function has these names in it: attributes that it sets, its variables, functions that it makes.
 
         Raises:
-            ImportError: it does not.
+            ImportError: it has not.
         """
-        constructor: Any = inspect.unwrap(kind.__init__)  # type: ignore[misc]
-        if constructor.__globals__ is not vars(import_module(kind.__module__)):
+        function = inspect.unwrap(self.look_up(module, path))
+        if getattr(function, "__globals__", None) is not vars(import_module(module)):
             # Somebody else has put it in the place of the package's own, and it says nothing.
             return
+        known = names_in(function.__code__)
         for name in names:
-            if name not in constructor.__code__.co_names:
-                raise self.lacks(f"{kind.__module__}.{kind.__qualname__}.{name}")
+            if name not in known:
+                raise self.lacks(f"{module}.{path}: {name}")
 
     def lacks(self, name: str) -> ImportError:
         """What to raise where the installed version does not have a name."""
@@ -55,3 +57,9 @@ class Package:
             f"{self.name} {installed} has no {name}, which celery-durable uses; {self.name}{self.versions} has it: "
             f"install such a version, or a celery-durable that is made for this one"
         )
+
+
+def names_in(code: CodeType) -> set[str]:
+    """The names that the code of a function has in it."""
+    functions = {part.co_name for part in code.co_consts if isinstance(part, CodeType)}
+    return functions.union(code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars)

@@ -16,7 +16,7 @@ overridden: Callable[[Any, str], Any] = CELERY.look_up("celery.app.trace", "task
 
 for _name in ("_get_result_meta", "encode", "encode_result", "get_key_for_task"):
     CELERY.look_up("celery.backends.base", f"KeyValueStoreBackend.{_name}")
-CELERY.check_attributes(RedisBackend, "connparams", "url")
+CELERY.check_inside("celery.backends.redis", "RedisBackend.__init__", "connparams", "url")
 
 
 def meta_of_success(backend: KeyValueStoreBackend, request: Any, value: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import platform
 import re
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from celery_durable.seams.asyncio import PYTHON
 from celery_durable.seams.celery import CELERY
 from celery_durable.seams.kombu import KOMBU
 from celery_durable.seams.lookup import Package
@@ -27,7 +29,13 @@ ADVICE = "; shop>=2.1,<2.2 has it: install such a version, or a celery-durable t
 def shop(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module of a package that keeps something to itself."""
     module = ModuleType("shop.stock")
-    source = "class Shelf:\n    _size = 3\n    def __init__(self):\n        self._left = 3\n"
+    source = """
+class Shelf:
+    _size = 3
+    def __init__(self, size=3):
+        def counted(): ...
+        self._left = size
+"""
     exec(source, vars(module))  # noqa: S102  a module of another package
     monkeypatch.setitem(sys.modules, "shop", ModuleType("shop"))
     monkeypatch.setitem(sys.modules, "shop.stock", module)
@@ -37,7 +45,7 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_what_is_there_is_found(shop: ModuleType) -> None:
     assert SHOP.look_up("shop.stock", "Shelf._size") == 3
-    SHOP.check_attributes(shop.Shelf, "_left")
+    SHOP.check_inside("shop.stock", "Shelf.__init__", "_left", "counted", "size")
 
 
 def test_what_is_missing_is_told_with_the_versions_that_have_it(shop: ModuleType) -> None:
@@ -49,8 +57,8 @@ def test_what_is_missing_is_told_with_the_versions_that_have_it(shop: ModuleType
     started = "shop 2.3.0 has no {}, which celery-durable uses" + ADVICE
     assert message(lambda: SHOP.look_up("shop.stock", "Shelf._width")) == started.format("shop.stock.Shelf._width")
     assert message(lambda: SHOP.look_up("shop.till", "open")) == started.format("shop.till.open")
-    assert message(lambda: SHOP.check_attributes(shop.Shelf, "_left", "_right")) == started.format(
-        "shop.stock.Shelf._right"
+    assert message(lambda: SHOP.check_inside("shop.stock", "Shelf.__init__", "_left", "_right")) == started.format(
+        "shop.stock.Shelf.__init__: _right"
     )
 
 
@@ -59,7 +67,7 @@ def test_which_version_is_installed_is_told_by_its_metadata() -> None:
         KOMBU.look_up("kombu.shelf", "size")
 
 
-def test_a_constructor_of_somebody_else_says_nothing(shop: ModuleType) -> None:
+def test_a_function_of_somebody_else_says_nothing(shop: ModuleType) -> None:
     """Tools that trace programs put theirs around it."""
     original = shop.Shelf.__init__
 
@@ -67,12 +75,12 @@ def test_a_constructor_of_somebody_else_says_nothing(shop: ModuleType) -> None:
         original(self)
 
     shop.Shelf.__init__ = traced
-    SHOP.check_attributes(shop.Shelf, "_left", "_right")
+    SHOP.check_inside("shop.stock", "Shelf.__init__", "_left", "_right")
 
     shop.Shelf.__init__ = functools.wraps(original)(traced)
-    SHOP.check_attributes(shop.Shelf, "_left")
+    SHOP.check_inside("shop.stock", "Shelf.__init__", "_left", "counted", "size")
     with pytest.raises(ImportError):
-        SHOP.check_attributes(shop.Shelf, "_right")
+        SHOP.check_inside("shop.stock", "Shelf.__init__", "_right")
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
@@ -80,3 +88,12 @@ def test_the_versions_that_are_told_are_those_that_an_installation_takes(package
     pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text()
 
     assert re.search(rf'^    "{package.name}(\[\w+\])?{re.escape(package.versions)}",', pyproject, re.MULTILINE)
+
+
+def test_the_versions_of_python_that_are_told_are_those_of_the_classifiers() -> None:
+    pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    minors = [int(each) for each in re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', pyproject)]
+
+    assert PYTHON.versions == f">=3.{min(minors)},<3.{max(minors) + 1}"
+    with pytest.raises(ImportError, match=rf"^Python {platform.python_version().split('+')[0]} has no asyncio.shelf"):
+        PYTHON.look_up("asyncio.shelf", "size")
