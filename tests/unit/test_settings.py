@@ -273,22 +273,25 @@ def test_a_cluster_s_nodes_are_read_from_its_url() -> None:
     ],
 )
 def test_user_and_tls_of_the_first_url_hold_for_all(app: Celery, address: Address, wanted: dict[str, Any]) -> None:
-    pool = address.pool(app)
+    pool: Any = address.connector(app)
     found = pool.connection_kwargs | {"connection_class": pool.connection_class}
     assert {name: found.get(name) for name in wanted} == wanted
 
 
 def test_a_sentinel_is_given_a_second_unless_it_is_said_otherwise(app: Celery) -> None:
     options = {"master_name": "m", "min_other_sentinels": 2, "sentinel_kwargs": {"socket_timeout": 3, "password": "p"}}
-    usual = Address("sentinel://one", {"master_name": "m"}).pool(app).sentinel_manager
-    special = Address("sentinel://one", options).pool(app).sentinel_manager
+    pools: list[Any] = [
+        Address("sentinel://one", {"master_name": "m"}).connector(app),
+        Address("sentinel://one", options).connector(app),
+    ]
+    usual, special = (pool.sentinel_manager for pool in pools)
     assert usual.sentinel_kwargs["socket_timeout"] == usual.sentinel_kwargs["socket_connect_timeout"] == 1
     assert (special.sentinel_kwargs["socket_timeout"], special.sentinel_kwargs["password"]) == (3, "p")
     assert (usual.min_other_sentinels, special.min_other_sentinels) == (0, 2)
 
 
 def test_a_process_may_have_more_attempts_than_redis_py_allows_connections(app: Celery) -> None:
-    pool = Address("redis://one").pool(app)
+    pool = Address("redis://one").connector(app)
     assert len({pool.make_connection() for _ in range(101)}) == 101
 
 
