@@ -58,7 +58,7 @@ class Store:
 
     def result_of(self, task: Any, request: Any, value: Any) -> Result | None:
         """The result of a success, if the journal is to write it: see :mod:`result`."""
-        return result.alone(task, request, value, self.address.url_for_celery)
+        return result.colocated_result(task, request, value, self.address.url_for_celery)
 
     def journal_for(self, task_id: str, settings: Settings) -> tuple[RedisJournal, Lease]:
         """The journal of a run, not opened yet, and its lease; *settings* are those of its task."""

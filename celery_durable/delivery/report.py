@@ -26,7 +26,7 @@ WAITS = (SUSPENDED, STALLED)
 
 begun: ContextVar[str | None] = ContextVar("celery_durable_begun", default=None)
 """The run that this thread has opened last."""
-spared: ContextVar[str | None] = ContextVar("celery_durable_spared", default=None)
+suppressed: ContextVar[str | None] = ContextVar("celery_durable_suppressed", default=None)
 """The run of which the result backend is to hear no more from Celery."""
 announced: ContextVar[str | None] = ContextVar("celery_durable_announced", default=None)
 """The run whose retry the result backend knows of, before Celery says so."""
@@ -37,7 +37,7 @@ ENDED = {Status.SUCCEEDED: states.SUCCESS, Status.FAILED: states.FAILURE, Status
 
 def forget_last() -> None:
     """Another run begins in this thread."""
-    spared.set(None)
+    suppressed.set(None)
     announced.set(None)
 
 
@@ -71,7 +71,7 @@ def revoked(task: Any, request: Any, error: BaseException) -> bool:
     return True
 
 
-class SparingBackend:
+class SuppressingBackend:
     """The result backend, while the journal knows better than Celery what becomes of a run.
 
     That it is done, when the journal has stored its result. That it has failed, when Celery itself has: it could not
@@ -85,15 +85,15 @@ class SparingBackend:
         return getattr(self._backend, name)
 
     def mark_as_done(self, task_id: str, *args: Any, **kwargs: Any) -> Any:
-        if spared.get() != task_id:
+        if suppressed.get() != task_id:
             return self._backend.mark_as_done(task_id, *args, **kwargs)
-        spared.set(None)
+        suppressed.set(None)
         return None
 
     def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> Any:
-        if spared.get() != task_id:
+        if suppressed.get() != task_id:
             return self._backend.mark_as_failure(task_id, exc, *args, **kwargs)
-        spared.set(None)
+        suppressed.set(None)
         logger.warning(
             "task %s: Celery gave up this attempt (%r); the run goes on, or ends, as its journal says", task_id, exc
         )
@@ -106,7 +106,7 @@ class SparingBackend:
         return None
 
 
-def again(task: Any, request: Any, ended: Outcome) -> None:
+def restore_outcome(task: Any, request: Any, ended: Outcome) -> None:
     """The recorded outcome, once more; nothing else hangs on that, and nothing depends on it."""
     if ended.status in ENDED:
         result = ended.value if ended.error is None else ended.error

@@ -23,7 +23,7 @@ logger = logging.getLogger("celery_durable")
 _handled: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
 
 
-def alone(task: Any, request: Any, value: Any, url: str) -> Result | None:
+def colocated_result(task: Any, request: Any, value: Any, url: str) -> Result | None:
     """What is to be written of a success beside its outcome, if nothing else hangs on that; else None.
 
     *url*: of the Redis that has the journal, as a backend of Celery's would be given it.

@@ -128,7 +128,7 @@ def facts_of(invocation: Invocation, error: BaseException, interrupt: Interrupt 
         is_its_own=not isinstance(why, Overrun) or why.attempt is attempt,
         refuse_arguments=attempt.refuse_arguments if attempt.was_begun_by_another_build else None,
         left_over=partial(_left_over, attempt),
-        policy=partial(_policy, invocation, attempt) if task.opinionated else None,
+        policy=partial(_policy, invocation, attempt) if task.auto_retry else None,
         stall_left=stall_left(_session(invocation), attempt),
     )
 

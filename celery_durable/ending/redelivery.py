@@ -51,7 +51,7 @@ def reject_delivery(
                 "task %s already finished at %s; use a new task_id to run again",
                 request.id, ended.ended.isoformat(timespec="seconds"),
             )  # fmt: skip
-            report.again(task, request, ended)
+            report.restore_outcome(task, request, ended)
             return Announcement.of_outcome("already finished", ended)
     raise AssertionError(verdict)  # pragma: no cover
 
@@ -78,5 +78,5 @@ def _refused(verdict: Foreign, task: Any, request: Any) -> Ignore:
     recorded = outcome.read(verdict.fields, task.durable_terms.accept)
     if task.track_started:
         # Celery has written STARTED over it.
-        report.again(task, request, recorded)
+        report.restore_outcome(task, request, recorded)
     return Announcement.of_outcome("the id belongs to another run", recorded)

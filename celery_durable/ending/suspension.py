@@ -230,7 +230,7 @@ def _report_if_over(invocation: Invocation) -> None:
         return
     ended = outcome.read(fields, task.durable_terms.accept)
     if ended.delivered:
-        report.again(task, request, ended)
+        report.restore_outcome(task, request, ended)
 
 
 def _parts(invocation: Invocation) -> tuple[RunSession, Attempt]:

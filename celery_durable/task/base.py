@@ -51,7 +51,7 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
 
     abstract = True
 
-    opinionated: ClassVar[bool] = False
+    auto_retry: ClassVar[bool] = False
     """Of ``@durable_task``: every exception but ``TerminalError`` retries the task."""
     is_async: ClassVar[bool] = False
     retry_rules: ClassVar[TaskRetryRules]
@@ -96,7 +96,7 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
         draw_for(cls.name or app.gen_task_name(cls.__name__, cls.__module__))
         # An annotation ("@run") replaces what it decorates.
         cls._make_durable()
-        if cls.task_retry_policy is not None and not cls.opinionated:
+        if cls.task_retry_policy is not None and not cls.auto_retry:
             raise ConfigurationError(
                 f"{cls.name}: task_retry_policy is an option of @durable_task; with base=DurableTask Celery retries "
                 f"the task (autoretry_for, retry_backoff, max_retries), and RunOptions its steps"
@@ -151,7 +151,7 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
                 serializer=settings.serializer,
                 # What the app reads of serialized content, in messages or in results.
                 accept=frozenset([*conf.accept_content, *(conf.result_accept_content or ())]),
-                progress_forgives=not self.opinionated or self.retry_rules.resets_on_progress,
+                progress_forgives=not self.auto_retry or self.retry_rules.resets_on_progress,
                 result_serializer=conf.result_serializer,
                 db_reuse_max=int(conf.get("CELERY_DB_REUSE_MAX") or 0),
                 allow_atomic=settings.allow_atomic,
@@ -181,8 +181,8 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
     def backend(self) -> Any:
         """Celery's result backend."""
         backend = super().backend
-        known = report.spared.get() or report.announced.get()
-        return backend if known is None else report.SparingBackend(backend)
+        known = report.suppressed.get() or report.announced.get()
+        return backend if known is None else report.SuppressingBackend(backend)
 
     @backend.setter
     def backend(self, value: Any) -> None:
@@ -251,7 +251,7 @@ def _after(task: Any = None, retval: Any = None, state: str | None = None, **_: 
 
 
 @signals.task_internal_error.connect(weak=False, dispatch_uid="celery_durable")
-def _spare(sender: Any = None, task_id: str | None = None, **_: Any) -> None:
+def _suppress_failure(sender: Any = None, task_id: str | None = None, **_: Any) -> None:
     if isinstance(sender, DurableTask) and task_id is not None:
         begun = report.begun.get() == task_id or has_journal(sender, task_id)
-        report.spared.set(task_id if begun else None)
+        report.suppressed.set(task_id if begun else None)

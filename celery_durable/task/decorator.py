@@ -163,7 +163,7 @@ def _task_class(base: type, rules: Callable[[DurableTask[Any, Any]], TaskRetryRu
     bases = (base,) if issubclass(base, DurableTask) else (DurableTask, base)
     members = {
         "abstract": True,
-        "opinionated": True,
+        "auto_retry": True,
         "retry_rules": cached_property(rules),
     }
     return type("DurableTask", bases, members)

@@ -125,7 +125,7 @@ class Execution:
     def _call(self, body: Callable[..., Any]) -> Any:
         invocation = self.invocation
         task, mode = invocation.task, invocation.mode
-        if task.opinionated or task.is_async or self._has_begun():
+        if task.auto_retry or task.is_async or self._has_begun():
             # Of an async task not on the event loop, which an opening would hold up.
             self.open()
         value = body(task, *invocation.args, **invocation.kwargs)
@@ -257,7 +257,7 @@ class Execution:
         attempt.check_all_awaited()
         if retry.due is None:
             attempt.check_nothing_left()
-        if task.opinionated and hasattr(value, "model_dump"):
+        if task.auto_retry and hasattr(value, "model_dump"):
             value = value.model_dump(mode="json")
         if retry.due is not None:
             await_retry(invocation, retry.due)
@@ -273,7 +273,7 @@ class Execution:
         can_deliver = self._store is not None and session.can_deliver
         result = self._store.result_of(invocation.task, request, value) if self._store and can_deliver else None
         if session.finish("succeeded", recordable(invocation, attempt, value), result) and result is not NO_RESULT:
-            report.spared.set(request.id)
+            report.suppressed.set(request.id)
 
 
 def _check_recoveries(attempt: Attempt, limit: int) -> None:

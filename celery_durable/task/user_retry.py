@@ -125,7 +125,7 @@ def _with_header(request: Any, options: dict[str, Any], header: dict[str, Any]) 
 
 def _uncounted_retries(task: Any, request: Any) -> int:
     """The library's retries, which ``max_retries`` is not about; the policy that it became counts its own."""
-    shares_budget = task.opinionated and not task.retry_rules.resets_on_progress
+    shares_budget = task.auto_retry and not task.retry_rules.resets_on_progress
     return step_retries(request) if shares_budget else library_retries(request)
 
 

@@ -69,7 +69,7 @@ class DurableRequest(OpenRequest):
                 error.publish(self)
             return None
         released = self._given_back()
-        if released is None and self.task.opinionated and self.task.acks_late:  # type: ignore[attr-defined]
+        if released is None and self.task.auto_retry and self.task.acks_late:  # type: ignore[attr-defined]
             # The journal is away: the next worker may find it.
             task_ready(self)
             return self.reject(requeue=True)
@@ -119,7 +119,7 @@ class DurableRequest(OpenRequest):
 
     def announce_cancelled(self, *, emit_retry: bool) -> None:
         # A durable run goes on: that is no retry. (To ask the journal is to wait, which gevent forbids here.)
-        super().announce_cancelled(emit_retry=emit_retry and not self.task.opinionated)  # type: ignore[attr-defined]
+        super().announce_cancelled(emit_retry=emit_retry and not self.task.auto_retry)  # type: ignore[attr-defined]
 
     # -- revoked, expired
 
@@ -140,7 +140,7 @@ class DurableRequest(OpenRequest):
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  Celery's name for it
         """Tell what Celery tells, and which state that is where monitors would keep the one of before."""
         header = self.request_dict.get(HEADER)
-        if type == "task-started" and (header is not None or self.task.opinionated):  # type: ignore[attr-defined]
+        if type == "task-started" and (header is not None or self.task.auto_retry):  # type: ignore[attr-defined]
             # Whatever it finds the run in: if it does not begin, it says so in turn.
             fields = going_on(header or {}) | fields
         elif type == "task-revoked" and self._is_revoked:

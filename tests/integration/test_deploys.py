@@ -995,7 +995,7 @@ def _fields(deploy: Deploy) -> None:
     assert reads(deploy, FullName) == {"full_name": "Ada", "title": "Dr."}
 
 
-def opinionated(deploy: Deploy, fun: Callable[..., Any]) -> str:
+def auto_retry(deploy: Deploy, fun: Callable[..., Any]) -> str:
     """Let a worker take the run that has this function as its `@durable_task`, with the argument 1."""
     durable_task(app=deploy.app, name="shop.order")(fun)
     task = deploy.app.tasks["shop.order"]
@@ -1016,9 +1016,9 @@ def _default(deploy: Deploy) -> None:
         ctx.sleep(60)
         return f"{number} {how}"
 
-    opinionated(deploy, one)
+    auto_retry(deploy, one)
     elapse(deploy)
-    assert opinionated(deploy, after) == "SUCCESS"
+    assert auto_retry(deploy, after) == "SUCCESS"
     assert deploy.result.get(timeout=5) == "1 by mail"
 
 
@@ -1032,12 +1032,12 @@ def _parameters(deploy: Deploy) -> None:
         ctx.sleep(60)
         return "none"
 
-    opinionated(deploy, one)
+    auto_retry(deploy, one)
     for after in (more, less):
-        assert opinionated(deploy, after) == "IGNORED"
+        assert auto_retry(deploy, after) == "IGNORED"
         assert deploy.result.state == "STALLED"
     elapse(deploy)
-    assert opinionated(deploy, one) == "SUCCESS"
+    assert auto_retry(deploy, one) == "SUCCESS"
 
 
 @row("the name of the task, or the module that gives it its name")
@@ -1066,4 +1066,4 @@ def test_every_row_of_the_table_has_a_test() -> None:
 def test_arguments_that_never_fitted_fail_at_once(deploy: Deploy) -> None:
     def fits_not(ctx: DurableContext) -> None: ...
 
-    assert opinionated(deploy, fits_not) == "FAILURE"
+    assert auto_retry(deploy, fits_not) == "FAILURE"

@@ -18,7 +18,7 @@ from kombu.exceptions import EncodeError
 
 from celery_durable.app.store import Store, store_of
 from celery_durable.delivery import outcome
-from celery_durable.delivery.report import SparingBackend
+from celery_durable.delivery.report import SuppressingBackend
 from celery_durable.interrupts import Fenced
 from celery_durable.journal.port import NO_RESULT, Result
 from celery_durable.redis.redis_journal import RedisJournal
@@ -167,7 +167,7 @@ def test_no_worker_can_die_between_the_outcome_and_its_result(app: Celery, redis
     def look(*_: Any) -> None:
         seen.append((state(redis_client, store_of(app), task_id), task.AsyncResult(task_id).result))
 
-    with mock.patch.object(SparingBackend, "mark_as_done", look):
+    with mock.patch.object(SuppressingBackend, "mark_as_done", look):
         execute(task, task_id=task_id)
 
     [(run, result)] = seen
@@ -180,7 +180,7 @@ def test_a_time_limit_that_strikes_after_that_makes_no_failure_of_it(app: Celery
     task, task_id = task_of(app, sell_durably), new_id()
 
     with (
-        mock.patch.object(SparingBackend, "mark_as_done", side_effect=SoftTimeLimitExceeded),
+        mock.patch.object(SuppressingBackend, "mark_as_done", side_effect=SoftTimeLimitExceeded),
         pytest.warns(RuntimeWarning, match="Exception raised outside body"),
     ):
         execute(task, task_id=task_id)
@@ -227,7 +227,7 @@ def test_an_app_that_nobody_uses_any_more_is_freed(redis_url: str) -> None:
 def test_the_result_of_the_next_task_is_another_affair(app: Celery) -> None:
     """Of one that did not come to say that it was done, say; the next has its id, and uses no context."""
     task, untouched, task_id = task_of(app, sell_durably), task_of(app, sell), new_id()
-    with mock.patch.object(SparingBackend, "mark_as_done"):
+    with mock.patch.object(SuppressingBackend, "mark_as_done"):
         execute(task, task_id=task_id)
     app.backend.forget(task_id)
 

@@ -23,7 +23,7 @@ ALL_WAYS = [
     *(f"DurableTask {mixin}" for mixin in ("Watched", "InContext", "InOlderContext")),
     "Existing DurableTask",
     "DurableTask Existing",
-    "tests.smoke.apps.base_class.opinionated",
+    "tests.smoke.apps.base_class.auto_retry",
     "tests.smoke.apps.base_class.asynchronous",
     "asynchronous_by_class",
 ]

@@ -170,7 +170,7 @@ app.register_task(AsynchronousByClass())
 
 
 @durable_task(bind=True)
-def opinionated(self: Any, ctx: DurableContext, amount: int) -> list[Any]:
+def auto_retry(self: Any, ctx: DurableContext, amount: int) -> list[Any]:
     assert self.ctx is ctx
     return pay(self, amount)
 
