@@ -19,13 +19,14 @@ from celery_durable.redis.shards import Shards
 
 from .address import Address
 from .owner import owner_name
+from .settings import settings_of
 
 
 class Store:
     """Where the runs of an app are kept."""
 
     def __init__(self, app: Any) -> None:
-        self.settings = Settings.of(app)
+        self.settings = settings_of(app)
         self.address = Address.of(app.conf, self.settings)
         # A write is retried for as long as the lease that protects it. The app is not to be kept alive by its store.
         app, address, patience = ref(app), self.address, self.settings.lease

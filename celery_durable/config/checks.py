@@ -58,6 +58,20 @@ def whole(name: str, value: Any, *, least: int) -> int:
     return value
 
 
+def text(name: str, value: Any) -> str:
+    """*value* as a text that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{name} must be a text, got {value!r}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """*value* as True or False."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
 def exception_classes(name: str, value: Any) -> tuple[type[BaseException], ...]:
     """*value* as exception classes: one of them, or several."""
     kinds = (value,) if isinstance(value, type) or not isinstance(value, Iterable) else tuple(value)

@@ -13,7 +13,7 @@ from celery_durable.durations import Duration
 from celery_durable.exceptions import ConfigurationError, RetryableError
 from celery_durable.values.serializers import ACCEPT_ANY, check_compression, check_serializer
 
-from .checks import KeywordOptions, exception_classes, factor, seconds, whole
+from .checks import KeywordOptions, exception_classes, factor, flag, seconds, whole
 
 
 class Backoff(NamedTuple):
@@ -65,8 +65,7 @@ def _check_retry_fields(options: Any) -> None:
         factor("retry_interval_factor", options.retry_interval_factor)
     if options.max_attempts is not None:
         whole("max_attempts", options.max_attempts, least=1)
-    if not isinstance(options.jitter, bool):
-        raise ConfigurationError(f"jitter must be True or False, got {options.jitter!r}")
+    flag("jitter", options.jitter)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,105 +1,49 @@
-"""The app's ``durable_*`` settings and the decorator's options, read once into a frozen, checked object."""
+"""The ``durable_*`` settings. Each is declared once, in a field of :class:`Settings`; the rest is derived from that.
 
-from __future__ import annotations
+A new setting needs its field here and its row in docs/settings.md. If a task may have a value of its own
+(``option=True``), type checkers and editors need its name in :class:`~celery_durable.DurableTask` as well. If attempts
+or steps go by it, :class:`AttemptSettings` needs a field of that name. A test says which of these is missing.
+"""
 
-from collections.abc import Iterable, Mapping
+# Without ``from __future__ import annotations``: what the fields are annotated with is read, here and at import.
+
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Annotated, Any, NamedTuple
 
 from celery_durable.exceptions import ConfigurationError
-from celery_durable.values.serializers import ACCEPT_ANY, check_serializer
+from celery_durable.values.serializers import ACCEPT_ANY, JSON_ONLY, check_serializer
 
-from .checks import seconds, suggestion, whole
+from .checks import flag, seconds, text, whole
 from .retry import RetryPolicy
 
 PREFIX = "durable_"
-SYNCS = ("memory", "replicas", "disk")
-
-_VISIBILITY = 3600
-"""Seconds: kombu's default where brokers have such a thing."""
+"""What the key of a setting begins with in the configuration of an app."""
 
 
-class Settings(NamedTuple):
-    """One field per ``durable_*`` key; durations in seconds."""
+class Setting(NamedTuple):
+    """What a setting is, beside its name, its type and its default."""
 
-    redis_url: str | None = None
-    key_prefix: str = "durable:"
-    task_retry_policy: RetryPolicy = RetryPolicy()
-    inline_retry_limit: float = 0.0
-    max_broker_delay: float = 60.0
-    inactivity_timeout: float = 60.0
-    abort_timeout: float = 600.0
-    lease: float = 30.0
-    max_recoveries: int = 10
-    retention: float = timedelta(hours=24).total_seconds()
-    failure_retention: float = timedelta(days=7).total_seconds()
-    max_entry_size: int = 32 * 2**20
-    step_threads: int = 64
-    serializer: Any = "json"
-    journal_sync: str = "memory"
-    allow_atomic: bool = False
-    build: str | None = None
-    stall_timeout: float = timedelta(hours=1).total_seconds()
-
-    @classmethod
-    def read(cls, conf: Mapping[str, Any], namespace: str | None = None) -> Settings:
-        """From a Celery configuration, whose keys may have the *namespace* of ``config_from_object``.
-
-        Raises:
-            ConfigurationError: a value is wrong, or a ``durable_*`` key is unknown.
-        """
-        known = {PREFIX + name for name in cls._fields}
-        for key in _durable_keys(conf, namespace):
-            if key not in known:
-                raise ConfigurationError(f"there is no setting {key!r}{suggestion(key, known)}; known: {sorted(known)}")
-        given = {name: conf.get(PREFIX + name) for name in cls._fields}
-        return cls().with_options({name: value for name, value in given.items() if value is not None}, PREFIX)
-
-    @classmethod
-    def of(cls, app: Any) -> Settings:
-        """Those of a Celery app."""
-        settings = cls.read(app.conf, app.namespace)
-        # A broker delivers again what it holds for longer than that.
-        visibility = (app.conf.broker_transport_options or {}).get("visibility_timeout", _VISIBILITY)
-        return settings._replace(max_broker_delay=min(settings.max_broker_delay, visibility / 2))
-
-    def with_options(self, given: Mapping[str, Any], prefix: str = "") -> Settings:
-        """These settings with some replaced, after a check of each."""
-        return self._replace(**{name: _CHECKS[name](prefix + name, value) for name, value in given.items()})
+    check: Callable[[str, Any], Any]
+    """``check(name, value)`` returns the value as it is kept; a ``ConfigurationError`` calls it by that *name*."""
+    option: bool | str = False
+    """Whether a task may have a value of its own; a text: by which name, where Celery has an option of this one."""
 
 
-def _durable_keys(conf: Mapping[str, Any], namespace: str | None) -> Iterable[str]:
-    """The keys of ours in a Celery configuration, without the namespace.
-
-    Celery finds a key in lower case, or in the namespace and in its case. In the configuration of a whole project
-    (``django.conf:settings``) others may be somebody else's.
-    """
-    start = _as_celery_looks_for(namespace) if namespace else ""
-    for key in map(str, conf):
-        name = key.removeprefix(start).lower() if start and key.startswith(start) else key
-        if name.startswith(PREFIX):
-            yield name
+# -- checks of one setting ---------------------------------------------------------------------------------------------
 
 
-def _as_celery_looks_for(namespace: str) -> str:
-    start = namespace.rstrip("_") + "_"
-    return start if start.isupper() else start.lower()
+def _key_prefix(name: str, value: Any) -> str:
+    if "{" in text(name, value) or "}" in value:
+        raise ConfigurationError(f"{name} must not contain braces, which mark the Cluster hash tag, got {value!r}")
+    return str(value)
 
 
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{name} must be a text, got {value!r}")
-    return value
-
-
-def _policy(name: str, value: Any) -> RetryPolicy:
+def _retry_policy(name: str, value: Any) -> RetryPolicy:
     if not isinstance(value, RetryPolicy):
         raise ConfigurationError(f"{name} must be a RetryPolicy, got {value!r}")
     return value
-
-
-def _above_zero(name: str, value: Any) -> float:
-    return seconds(name, value, zero=False)
 
 
 def _lease(name: str, value: Any) -> float:
@@ -108,63 +52,120 @@ def _lease(name: str, value: Any) -> float:
     return lease
 
 
-def _serializer(_name: str, value: Any) -> Any:
-    # The decorator's option has the prefix, too.
-    check_serializer(value, ACCEPT_ANY, PREFIX + "serializer")
+def _serializer(name: str, value: Any) -> Any:
+    check_serializer(value, ACCEPT_ANY, name)
     return value
 
 
-def _sync(name: str, value: Any) -> str:
-    if value not in SYNCS:
-        raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, SYNCS))}, got {value!r}")
+def _journal_sync(name: str, value: Any) -> str:
+    places = ("memory", "replicas", "disk")
+    if value not in places:
+        raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, places))}, got {value!r}")
     return str(value)
 
 
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigurationError(f"{name} must be True or False, got {value!r}")
-    return value
+_above_zero = partial(seconds, zero=False)
+_one_or_more = partial(whole, least=1)
+_zero_or_more = partial(whole, least=0)
 
 
-def _prefix(name: str, value: Any) -> str:
-    if "{" in _text(name, value) or "}" in value:
-        raise ConfigurationError(f"{name} must not contain braces, which mark the Cluster hash tag, got {value!r}")
-    return str(value)
+# -- the settings ------------------------------------------------------------------------------------------------------
 
 
-_CHECKS: dict[str, Any] = {
-    "redis_url": _text,
-    "key_prefix": _prefix,
-    "task_retry_policy": _policy,
-    "inline_retry_limit": seconds,
-    "max_broker_delay": seconds,
-    "inactivity_timeout": _above_zero,
-    "abort_timeout": _above_zero,
-    "lease": _lease,
-    "max_recoveries": lambda name, value: whole(name, value, least=0),
-    "retention": seconds,
-    "failure_retention": seconds,
-    "max_entry_size": lambda name, value: whole(name, value, least=1),
-    "step_threads": lambda name, value: whole(name, value, least=1),
-    "serializer": _serializer,
-    "journal_sync": _sync,
-    "allow_atomic": _flag,
-    "build": _text,
-    "stall_timeout": seconds,
-}
+class Settings(NamedTuple):
+    """All settings; durations in seconds. Those of an app, or those of a task, whose options come first."""
 
-# What a decorator may set; ``serializer`` is Celery's name for that of the message, so ours keeps its prefix there.
+    redis_url: Annotated[str | None, Setting(text)] = None
+    key_prefix: Annotated[str, Setting(_key_prefix)] = "durable:"
+    task_retry_policy: Annotated[RetryPolicy, Setting(_retry_policy, option=True)] = RetryPolicy()
+    inline_retry_limit: Annotated[float, Setting(seconds, option=True)] = 0.0
+    max_broker_delay: Annotated[float, Setting(seconds)] = 60.0
+    inactivity_timeout: Annotated[float, Setting(_above_zero, option=True)] = 60.0
+    abort_timeout: Annotated[float, Setting(_above_zero, option=True)] = 600.0
+    lease: Annotated[float, Setting(_lease)] = 30.0
+    max_recoveries: Annotated[int, Setting(_zero_or_more, option=True)] = 10
+    retention: Annotated[float, Setting(seconds, option=True)] = timedelta(hours=24).total_seconds()
+    failure_retention: Annotated[float, Setting(seconds, option=True)] = timedelta(days=7).total_seconds()
+    max_entry_size: Annotated[int, Setting(_one_or_more, option=True)] = 32 * 2**20
+    step_threads: Annotated[int, Setting(_one_or_more)] = 64
+    serializer: Annotated[Any, Setting(_serializer, option="durable_serializer")] = "json"
+    journal_sync: Annotated[str, Setting(_journal_sync, option=True)] = "memory"
+    allow_atomic: Annotated[bool, Setting(flag)] = False
+    build: Annotated[str | None, Setting(text, option=True)] = None
+    stall_timeout: Annotated[float, Setting(seconds, option=True)] = timedelta(hours=1).total_seconds()
+
+    def of_app(self, given: Mapping[str, Any]) -> "Settings":
+        """These, with the values that an app has *given* by its keys (``durable_lease``).
+
+        Raises:
+            ConfigurationError: a value is wrong.
+        """
+        return self._replace(**_checked(KEYS, given))
+
+    def of_task(self, given: Mapping[str, Any]) -> "Settings":
+        """These, with the values that a task has *given* by its options (``max_recoveries``).
+
+        Raises:
+            ConfigurationError: a value is wrong.
+        """
+        return self._replace(**_checked(TASK_OPTIONS, given))
+
+
+_DECLARED: dict[str, Setting] = {name: hint.__metadata__[0] for name, hint in Settings.__annotations__.items()}
+
+KEYS = {PREFIX + name: name for name in _DECLARED}
+"""The field of each key of a configuration."""
+
 TASK_OPTIONS = {
-    "task_retry_policy": "task_retry_policy",
-    "inline_retry_limit": "inline_retry_limit",
-    "inactivity_timeout": "inactivity_timeout",
-    "abort_timeout": "abort_timeout",
-    "max_recoveries": "max_recoveries",
-    "retention": "retention",
-    "failure_retention": "failure_retention",
-    "max_entry_size": "max_entry_size",
-    "journal_sync": "journal_sync",
-    "build": "build",
-    "stall_timeout": "stall_timeout",
-    "durable_serializer": "serializer",
+    setting.option if isinstance(setting.option, str) else name: name
+    for name, setting in _DECLARED.items()
+    if setting.option
 }
+"""The field of each option of a task."""
+
+
+def _checked(names: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of what is *given*, each value as its check returns it."""
+    return {names[name]: _DECLARED[names[name]].check(name, value) for name, value in given.items()}
+
+
+# -- what attempts go by -----------------------------------------------------------------------------------------------
+
+
+class AttemptSettings(NamedTuple):
+    """The settings that the attempts of a task and their steps go by, and what they take from Celery's.
+
+    A field that has the name of a setting has its value.
+    """
+
+    inline_retry_limit: float
+    inactivity_timeout: float
+    abort_timeout: float
+    max_entry_size: int
+    step_threads: int
+    """Sync steps of async tasks at one time, in a process."""
+    serializer: Any
+    allow_atomic: bool
+    """An atomic block of Django's around a verb is warned of, and not refused."""
+    build: str
+    """Which code of the task this process has."""
+    accept: frozenset[str] = JSON_ONLY
+    """What the app reads of serialized content."""
+    progress_forgives: bool = True
+    """A recorded step resets the count of failed attempts."""
+    db_reuse_max: int = 0
+    """Celery's CELERY_DB_REUSE_MAX: how often a connection of Django's is used; 0: as long as CONN_MAX_AGE says."""
+
+    @classmethod
+    def of(cls, settings: Settings, *, build: str, **others: Any) -> "AttemptSettings":
+        """Those of a task with these *settings* and this *build*; *others* are fields with another value."""
+        values = {name: getattr(settings, name) for name in cls._fields if name in Settings._fields}
+        return cls(**{**values, "build": build, **others})
+
+    def check(self) -> None:
+        """Refuse what no step could be recorded by.
+
+        Raises:
+            ConfigurationError: the app does not accept the serializer of its values.
+        """
+        check_serializer(self.serializer, self.accept, "durable_serializer")

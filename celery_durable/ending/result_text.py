@@ -17,7 +17,7 @@ def recordable(invocation: Invocation, attempt: Attempt, value: Any) -> str:
     Raises:
         Interrupt: Celery's result serializer does not take it.
     """
-    serializer = attempt.terms.result_serializer
+    serializer = invocation.task.result_serializer
     try:
         return outcome.of_value(value, serializer)
     except Exception as error:

@@ -15,13 +15,13 @@ from typing import Protocol, TypeVar
 from celery import states
 from celery.exceptions import SoftTimeLimitExceeded
 
-from celery_durable.config.settings import Settings
+from celery_durable.config.settings import AttemptSettings, Settings
 from celery_durable.drivers.driver import answer
 from celery_durable.drivers.progress import watcher
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 from celery_durable.interrupts import Interrupt, JournalLost, NotNow
 from celery_durable.journal.port import Busy, Delivery, Journal, JournalGone, Opened, Result
-from celery_durable.steps.attempt import Attempt, Surroundings, Terms
+from celery_durable.steps.attempt import Attempt, Surroundings
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ class RunSession:
         """That of the outcome."""
         self._handover = Handover.NONE
 
-    def open(self, delivery: Delivery, about: Surroundings, terms: Terms) -> Attempt:
+    def open(self, delivery: Delivery, about: Surroundings, terms: AttemptSettings) -> Attempt:
         """Begin an attempt.
 
         Raises:

@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timezone
 from functools import cached_property, partial
-from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from celery_durable import django
+from celery_durable.config.settings import AttemptSettings
 from celery_durable.drivers.siblings import Siblings
 from celery_durable.exceptions import (
     ConfigurationError,
@@ -40,7 +40,6 @@ from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Cancellation, Fiel
 from celery_durable.journal.port import Journal, Opened
 from celery_durable.journal.positions import in_order, path_of
 from celery_durable.values.failure import failure_of, text_of
-from celery_durable.values.serializers import check_serializer
 
 from .places import Here, Places
 
@@ -63,37 +62,6 @@ UNKNOWN_BUILD = "unknown"
 
 running_step: ContextVar[Any] = ContextVar("celery_durable_step", default=None)
 """The :class:`~celery_durable.steps.step.Step` whose action this code belongs to."""
-
-
-class Terms(NamedTuple):
-    """The settings that the attempts of a task and their steps work by."""
-
-    inline_retry_limit: float = 0.0
-    inactivity_timeout: float = inf
-    abort_timeout: float = inf
-    max_entry_size: int = 32 * 2**20
-    step_threads: int = 64
-    """Sync steps of async tasks at one time, in a process."""
-    serializer: Any = "json"
-    accept: frozenset[str] = frozenset({"json"})
-    progress_forgives: bool = True
-    """A recorded step resets the count of failed attempts."""
-    result_serializer: str = "json"
-    """Celery's, of what the task returns."""
-    db_reuse_max: int = 0
-    """Celery's CELERY_DB_REUSE_MAX: how often a connection of Django's is used; 0: as long as CONN_MAX_AGE says."""
-    allow_atomic: bool = False
-    """An atomic block of Django's around a verb is warned of, and not refused."""
-    build: str = ""
-    """Which code of the task this process has."""
-
-    def check(self) -> None:
-        """Refuse what no step could be recorded by.
-
-        Raises:
-            ConfigurationError: the app does not accept the serializer of its values.
-        """
-        check_serializer(self.serializer, self.accept, "durable_serializer")
 
 
 class Surroundings(NamedTuple):
@@ -130,7 +98,7 @@ class _Patched(NamedTuple):
 class Attempt:
     """One execution of the body of a task."""
 
-    def __init__(self, journal: Journal, opened: Opened, about: Surroundings, terms: Terms) -> None:
+    def __init__(self, journal: Journal, opened: Opened, about: Surroundings, terms: AttemptSettings) -> None:
         self.journal = journal
         self.about = about
         self.terms = terms

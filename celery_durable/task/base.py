@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from functools import cached_property
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
@@ -12,9 +13,10 @@ from celery.exceptions import Retry
 from celery.utils import uuid
 from celery.utils.imports import symbol_by_name
 
+from celery_durable.app.settings import settings_of
 from celery_durable.config import build
 from celery_durable.config.retry import TaskRetryRules
-from celery_durable.config.settings import TASK_OPTIONS, Settings
+from celery_durable.config.settings import TASK_OPTIONS, AttemptSettings, Settings
 from celery_durable.delivery import report
 from celery_durable.delivery.seed import draw_for
 from celery_durable.ending.postrun import after
@@ -22,7 +24,6 @@ from celery_durable.exceptions import ConfigurationError
 from celery_durable.invocation import eager_journals
 from celery_durable.invocation.current import current, invocation_of, opened_by
 from celery_durable.seams.celery import RequestsOwnLimit, app_of_task_class, set_backend, task_class_of_django
-from celery_durable.steps.attempt import Terms
 from celery_durable.steps.context import AsyncDurableContext, DurableContext
 
 from . import (
@@ -126,38 +127,36 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
             return self.__dict__["_durable_settings"]  # type: ignore[no-any-return]
         except KeyError:
             app = self.app
-            base = Settings.of(app)
-            given = {ours: getattr(self, option) for option, ours in TASK_OPTIONS.items()}
+            given = {option: getattr(self, option) for option in TASK_OPTIONS}
             # A task of the user's may have a method that is called ``build``.
-            own = base.with_options(
-                {name: value for name, value in given.items() if not (value is None or inspect.isroutine(value))}
+            own = settings_of(app).of_task(
+                {option: value for option, value in given.items() if not (value is None or inspect.isroutine(value))}
             )
             self.__dict__["_durable_settings"] = own
             return own
 
     @property
-    def durable_terms(self) -> Terms:
+    def durable_terms(self) -> AttemptSettings:
         """What every attempt works by; read once, since Celery takes microseconds to find a setting."""
         try:
             return self.__dict__["_durable_terms"]  # type: ignore[no-any-return]
         except KeyError:
             conf, settings = self.app.conf, self.durable_settings
-            self.__dict__["_durable_terms"] = terms = Terms(
-                inline_retry_limit=settings.inline_retry_limit,
-                inactivity_timeout=settings.inactivity_timeout,
+            self.__dict__["_durable_terms"] = terms = AttemptSettings.of(
+                settings,
+                build=settings.build or build.of(type(self).run),
                 abort_timeout=inf if self._has_time_limit else settings.abort_timeout,
-                max_entry_size=settings.max_entry_size,
-                step_threads=settings.step_threads,
-                serializer=settings.serializer,
                 # What the app reads of serialized content, in messages or in results.
                 accept=frozenset([*conf.accept_content, *(conf.result_accept_content or ())]),
                 progress_forgives=not self.auto_retry or self.retry_rules.resets_on_progress,
-                result_serializer=conf.result_serializer,
                 db_reuse_max=int(conf.get("CELERY_DB_REUSE_MAX") or 0),
-                allow_atomic=settings.allow_atomic,
-                build=settings.build or build.of(type(self).run),
             )
             return terms
+
+    @cached_property
+    def result_serializer(self) -> str:
+        """Celery's, of what the task returns; read once, as well."""
+        return str(self.app.conf.result_serializer)
 
     @property
     def _has_time_limit(self) -> bool:

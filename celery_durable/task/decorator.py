@@ -123,9 +123,7 @@ def _make(fun: Callable[..., Any], options: dict[str, Any]) -> Any:
         "reject_on_worker_lost": True,
     }
     options = {**defaults, **options}
-    Settings().with_options(
-        {ours: options[name] for name, ours in TASK_OPTIONS.items() if options.get(name) is not None}
-    )
+    Settings().of_task({name: options[name] for name in TASK_OPTIONS if options.get(name) is not None})
 
     def register(app: Any) -> Any:
         # Not before: a model may be defined further down the module.

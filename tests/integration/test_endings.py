@@ -13,6 +13,7 @@ from kombu.exceptions import OperationalError
 
 from celery_durable import DurableTask, RunOptions
 from celery_durable.app.store import store_of
+from celery_durable.config.settings import AttemptSettings
 from celery_durable.delivery import outcome
 from celery_durable.delivery.call import fingerprint
 from celery_durable.delivery.message import HEADER, SEED
@@ -21,7 +22,7 @@ from celery_durable.interrupts import Fenced, NotNow
 from celery_durable.invocation import eager_journals
 from celery_durable.invocation.session import RunSession
 from celery_durable.redis.redis_journal import RedisJournal
-from celery_durable.steps.attempt import Surroundings, Terms
+from celery_durable.steps.attempt import Surroundings
 from celery_durable.worker.request import DurableRequest
 from tests.integration.runs import (
     app_at,
@@ -685,6 +686,10 @@ def test_a_duplicate_of_a_live_run_is_forgotten_at_once_however_short_the_lease(
         journal, lease = store.journal_for(task_id, store.settings)
         session = RunSession(journal, store.settings, lease)
         with pytest.raises(NotNow, match="another attempt holds the lease"):
-            session.open(delivery(task_id), Surroundings(task_id, "shop.order"), Terms())
+            session.open(
+                delivery(task_id),
+                Surroundings(task_id, "shop.order"),
+                AttemptSettings.of(store.settings, build=""),
+            )
 
     assert opening.call_count == 2

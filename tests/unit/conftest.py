@@ -14,9 +14,10 @@ from celery.contrib.testing.app import setup_default_app
 from hypothesis import settings
 
 from celery_durable import AsyncDurableContext, DurableContext
+from celery_durable.config.settings import AttemptSettings, Settings
 from celery_durable.journal.memory import MemoryJournal
 from celery_durable.journal.port import Delivery, Opened
-from celery_durable.steps.attempt import Attempt, Surroundings, Terms
+from celery_durable.steps.attempt import Attempt, Surroundings
 
 # A commit is judged by the same examples every time, and not by how busy the machine is.
 settings.register_profile("unit", deadline=None, derandomize=True)
@@ -74,7 +75,9 @@ class Run:
         assert isinstance(opened, Opened)
         about = Surroundings(self.task_id, "shop.checkout", request={"id": self.task_id})
         opened = opened._replace(now=opened.now + int(later * 1000))
-        self._last = attempt = Attempt(self.journal, opened, about, Terms(**terms))
+        self._last = attempt = Attempt(
+            self.journal, opened, about, AttemptSettings.of(Settings(), **{"build": "", **terms})
+        )
         return attempt
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from celery import Celery
@@ -12,7 +14,8 @@ from redis.connection import SSLConnection
 
 from celery_durable import ConfigurationError, DurableContext, DurableTask, RetryPolicy, durable_task
 from celery_durable.app.address import Address, without_password
-from celery_durable.config.settings import TASK_OPTIONS, Settings
+from celery_durable.app.settings import read_settings
+from celery_durable.config.settings import TASK_OPTIONS, AttemptSettings, Settings
 
 
 def nothing() -> None:
@@ -24,7 +27,7 @@ def with_context(ctx: DurableContext) -> None:
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
-    settings = Settings.read({})
+    settings = read_settings({})
     assert settings.redis_url is None
     assert settings.key_prefix == "durable:"
     assert settings.task_retry_policy == RetryPolicy()
@@ -53,7 +56,7 @@ def test_settings_are_frozen() -> None:
     ["inline_retry_limit", "inactivity_timeout", "abort_timeout", "lease", "retention", "failure_retention"],
 )
 def test_durations_are_seconds_or_a_timedelta(name: str, given: Any) -> None:
-    assert getattr(Settings.read({f"durable_{name}": given}), name) == 90.0
+    assert getattr(read_settings({f"durable_{name}": given}), name) == 90.0
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,7 @@ def test_durations_are_seconds_or_a_timedelta(name: str, given: Any) -> None:
 )
 def test_a_wrong_value_is_named_with_its_key(key: str, value: Any) -> None:
     with pytest.raises(ConfigurationError) as refused:
-        Settings.read({key: value})
+        read_settings({key: value})
     assert key in str(refused.value)
     if not isinstance(value, timedelta):  # shown in seconds
         assert repr(value) in str(refused.value)
@@ -99,7 +102,7 @@ def test_a_wrong_value_is_named_with_its_key(key: str, value: Any) -> None:
 @pytest.mark.parametrize("value", ["nonsense", 5], ids=repr)
 def test_a_wrong_serializer_is_refused(value: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^durable_serializer .*kombu"):
-        Settings.read({"durable_serializer": value})
+        read_settings({"durable_serializer": value})
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ def test_a_wrong_serializer_is_refused(value: Any) -> None:
 )
 def test_an_unknown_key_suggests_the_nearest(wrong: str, right: str) -> None:
     with pytest.raises(ConfigurationError, match=f"no setting '{wrong}' .did you mean '{right}'"):
-        Settings.read({wrong: 1})
+        read_settings({wrong: 1})
 
 
 def test_an_unknown_key_is_refused_when_a_task_of_a_real_app_reads_it(app: Celery) -> None:
@@ -133,7 +136,7 @@ def test_an_unknown_key_is_refused_when_a_task_of_a_real_app_reads_it(app: Celer
 )
 def test_namespaced_forms_work(app: Celery, config: Any, namespace: str | None) -> None:
     app.config_from_object(config, namespace=namespace)
-    assert Settings.read(app.conf).lease == 7
+    assert read_settings(app.conf).lease == 7
 
 
 @pytest.mark.parametrize(
@@ -149,14 +152,14 @@ def test_namespaced_forms_work(app: Celery, config: Any, namespace: str | None) 
 def test_an_unknown_namespaced_key_is_refused(app: Celery, key: str, namespace: str) -> None:
     app.config_from_object(SimpleNamespace(**{key: 7}), namespace=namespace)
     with pytest.raises(ConfigurationError, match="durable_lease"):
-        Settings.read(app.conf, app.namespace)
+        read_settings(app.conf, app.namespace)
 
 
 @pytest.mark.parametrize("namespace", ["CELERY", "celery", None])
 def test_an_upper_case_key_without_the_namespace_is_somebody_else_s(app: Celery, namespace: str | None) -> None:
     """In the settings of a Django project, say."""
     app.config_from_object(SimpleNamespace(DURABLE_FOO=7, DURABLE_LEASE=7), namespace=namespace)
-    assert Settings.read(app.conf, app.namespace) == Settings()
+    assert read_settings(app.conf, app.namespace) == Settings()
 
 
 TASK_VALUES: dict[str, tuple[Any, Any]] = {
@@ -203,6 +206,45 @@ def test_a_wrong_option_of_a_task_is_named_without_the_prefix(app: Celery) -> No
         task.durable_settings  # noqa: B018
 
 
+# -- one declaration, and what is to have the same names ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", [name for name, value in Settings()._asdict().items() if value is not None])
+def test_a_default_is_what_its_own_check_makes_of_it(field: str) -> None:
+    assert Settings().of_app({f"durable_{field}": getattr(Settings(), field)}) == Settings()
+
+
+def test_the_base_class_has_an_attribute_for_each_option_of_a_task() -> None:
+    attributes = {name for name, hint in DurableTask.__annotations__.items() if hint == "Any"}
+    assert attributes == set(TASK_OPTIONS)
+    assert {vars(DurableTask)[option] for option in TASK_OPTIONS} == {None}
+
+
+@pytest.mark.parametrize("option", sorted(TASK_OPTIONS))
+def test_an_option_of_a_task_is_documented_where_it_is_given(option: str) -> None:
+    documented = re.findall(r"^    ([\w, ]+):", inspect.getdoc(durable_task) or "", re.MULTILINE)
+    assert option in ", ".join(documented).split(", ")
+    if option != "task_retry_policy":  # the base class refuses it
+        assert f"``{option}``" in (DurableTask.__doc__ or "")
+
+
+def test_attempts_get_the_values_of_the_settings_that_they_go_by() -> None:
+    given = Settings()._replace(**{name: object() for name in Settings._fields})
+    found = AttemptSettings.of(given, build="7")
+    own = AttemptSettings._field_defaults.keys() | {"build"}
+    assert {name: getattr(found, name) for name in AttemptSettings._fields if name not in own} == {
+        name: getattr(given, name) for name in AttemptSettings._fields if name not in own
+    }
+    assert found.build == "7"
+
+
+def test_settings_of_attempts_have_the_types_of_the_settings() -> None:
+    types, of_attempts = get_type_hints(Settings), get_type_hints(AttemptSettings)
+    shared = of_attempts.keys() & types.keys() - {"build"}
+    assert {name: of_attempts[name] for name in shared} == {name: types[name] for name in shared}
+    assert of_attempts.keys() - types.keys() == AttemptSettings._field_defaults.keys()
+
+
 # -- which Redis -------------------------------------------------------------------------------------------------------
 
 
@@ -231,7 +273,7 @@ def test_a_wrong_option_of_a_task_is_named_without_the_prefix(app: Celery) -> No
 )
 def test_the_journal_is_in_the_first_redis_that_is_configured(app: Celery, conf: dict[str, Any], url: str) -> None:
     app.conf.update(conf)
-    assert Address.of(app.conf, Settings.read(app.conf)).url == url
+    assert Address.of(app.conf, read_settings(app.conf)).url == url
 
 
 @pytest.mark.parametrize(
@@ -252,7 +294,7 @@ def test_the_journal_is_in_the_first_redis_that_is_configured(app: Celery, conf:
 def test_sentinels_without_the_name_of_their_master_are_refused(app: Celery, conf: dict[str, Any], option: str) -> None:
     app.conf.update(conf)
     with pytest.raises(ConfigurationError, match=rf"not their master: set {option} = "):
-        Address.of(app.conf, Settings.read(app.conf))
+        Address.of(app.conf, read_settings(app.conf))
 
 
 def test_a_cluster_s_nodes_are_read_from_its_url() -> None:
@@ -298,7 +340,7 @@ def test_a_process_may_have_more_attempts_than_redis_py_allows_connections(app: 
 def test_without_a_redis_the_error_says_what_was_found_and_what_to_set(app: Celery) -> None:
     app.conf.broker_url = "amqp://shop:secret@rabbit//"
     with pytest.raises(ConfigurationError) as refused:
-        Address.of(app.conf, Settings.read(app.conf))
+        Address.of(app.conf, read_settings(app.conf))
     assert "set durable_redis_url" in str(refused.value)
     assert "amqp://shop:***@rabbit" in str(refused.value)
     assert "secret" not in str(refused.value)
@@ -307,7 +349,7 @@ def test_without_a_redis_the_error_says_what_was_found_and_what_to_set(app: Cele
 def test_a_url_that_is_no_redis_is_refused_without_showing_its_password(app: Celery) -> None:
     app.conf.update(durable_redis_url="postgres://shop:secret@db/0", result_backend="redis://b/1")
     with pytest.raises(ConfigurationError) as refused:
-        Address.of(app.conf, Settings.read(app.conf))
+        Address.of(app.conf, read_settings(app.conf))
     assert "durable_redis_url must be" in str(refused.value)
     assert "secret" not in str(refused.value)
 

@@ -23,7 +23,7 @@ from celery_durable import (
     RunOptions,
     durable_task,
 )
-from celery_durable.config.settings import Settings
+from celery_durable.app.settings import read_settings
 from celery_durable.drivers.threads import actions, hanging, in_each_thread
 from celery_durable.interrupts import FailAttempt, Fenced, RetryStep
 from tests.processes import PROJECT
@@ -327,8 +327,8 @@ def test_any_other_step_of_a_def_task_runs_in_the_thread_of_the_task(app: Celery
 
 
 def test_the_number_of_threads_is_a_setting() -> None:
-    assert Settings.read({}).step_threads == 64
-    assert Settings.read({"durable_step_threads": 3}).step_threads == 3
+    assert read_settings({}).step_threads == 64
+    assert read_settings({"durable_step_threads": 3}).step_threads == 3
     for wrong in (0, -1, 1.5, "8"):
         with pytest.raises(ConfigurationError, match="durable_step_threads must be"):
-            Settings.read({"durable_step_threads": wrong})
+            read_settings({"durable_step_threads": wrong})

@@ -1,0 +1,57 @@
+"""The ``durable_*`` settings of an app, read from its Celery configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from celery_durable.config.checks import suggestion
+from celery_durable.config.settings import KEYS, PREFIX, Settings
+from celery_durable.exceptions import ConfigurationError
+
+_VISIBILITY_TIMEOUT = 3600
+"""Seconds: kombu's default, for brokers that have such a timeout."""
+
+
+def settings_of(app: Any) -> Settings:
+    """Those of a Celery app.
+
+    Raises:
+        ConfigurationError: a value is wrong, or a ``durable_*`` key is unknown.
+    """
+    settings = read_settings(app.conf, app.namespace)
+    # A broker delivers a message again that a worker has held for longer than that.
+    visibility = (app.conf.broker_transport_options or {}).get("visibility_timeout", _VISIBILITY_TIMEOUT)
+    return settings._replace(max_broker_delay=min(settings.max_broker_delay, visibility / 2))
+
+
+def read_settings(conf: Mapping[str, Any], namespace: str | None = None) -> Settings:
+    """Those of a configuration, whose keys may have the *namespace* of ``config_from_object``.
+
+    Raises:
+        ConfigurationError: a value is wrong, or a ``durable_*`` key is unknown.
+    """
+    for key in _durable_keys(conf, namespace):
+        if key not in KEYS:
+            raise ConfigurationError(f"there is no setting {key!r}{suggestion(key, KEYS)}; known: {sorted(KEYS)}")
+    given = {key: conf.get(key) for key in KEYS}
+    return Settings().of_app({key: value for key, value in given.items() if value is not None})
+
+
+def _durable_keys(conf: Mapping[str, Any], namespace: str | None) -> Iterable[str]:
+    """The keys of this library in a Celery configuration, without the namespace.
+
+    Celery finds a key in lower case, or in the namespace and in its case. In the configuration of a whole project
+    (``django.conf:settings``) other keys may belong to other software.
+    """
+    start = _as_celery_looks_for(namespace) if namespace else ""
+    for key in map(str, conf):
+        name = key.removeprefix(start).lower() if start and key.startswith(start) else key
+        if name.startswith(PREFIX):
+            yield name
+
+
+def _as_celery_looks_for(namespace: str) -> str:
+    """What the keys of a *namespace* begin with."""
+    start = namespace.rstrip("_") + "_"
+    return start if start.isupper() else start.lower()
