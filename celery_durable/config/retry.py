@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from celery_durable.durations import Duration
 from celery_durable.exceptions import ConfigurationError, RetryableError
-from celery_durable.values.serializers import ACCEPT_ANY, check_compression, check_serializer
+from celery_durable.values.registry import ACCEPT_ANY, check_compression
+from celery_durable.values.serializers import check_serializer
 
 from .checks import KeywordOptions, exception_classes, factor, flag, seconds, whole
 

@@ -13,7 +13,8 @@ from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 from celery_durable.exceptions import ConfigurationError
-from celery_durable.values.serializers import ACCEPT_ANY, JSON_ONLY, check_serializer
+from celery_durable.values.registry import ACCEPT_ANY, JSON_ONLY
+from celery_durable.values.serializers import check_serializer
 
 from .checks import flag, seconds, text, whole
 from .retry import RetryPolicy

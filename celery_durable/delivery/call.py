@@ -17,8 +17,8 @@ from celery_durable import sentry, tracing
 from celery_durable.exceptions import EntryNotRecordableError
 from celery_durable.journal.port import Delivery
 from celery_durable.seams.celery import ignores_result, sending_options
+from celery_durable.values.registry import json_of, load_content
 from celery_durable.values.remainder import same
-from celery_durable.values.serializers import json_of, load_content
 
 from .message import (
     HEADER,

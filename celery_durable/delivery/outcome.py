@@ -12,7 +12,7 @@ from kombu.serialization import dumps, loads
 
 from celery_durable.journal.layout import Fields
 from celery_durable.values.failure import describe, failure_of
-from celery_durable.values.serializers import json_of, load_content
+from celery_durable.values.registry import json_of, load_content
 from celery_durable.values.tagged import NotEncodable
 
 

@@ -37,7 +37,7 @@ from celery_durable.exceptions import (
 from celery_durable.interrupts import FailAttempt, Interrupt, Overrun, RetryStep
 from celery_durable.journal.entries import Entry, done_entry, open_entry, started_entry
 from celery_durable.journal.layout import State
-from celery_durable.values import codec
+from celery_durable.values import codec, declared_types
 from celery_durable.values.failure import describe, failure_of, leading, shown, text_of, traceback_of
 from celery_durable.values.serializers import check_serializer
 
@@ -499,7 +499,7 @@ class Step:
         except ConfigurationError as error:
             raise self.attempt.end_run(error) from None
         # Not when the options are built: that is when a module is imported, and Pydantic is half of the import time.
-        if self.options.type_hint is not None and not codec.usable(self.options.type_hint):
+        if self.options.type_hint is not None and not declared_types.usable(self.options.type_hint):
             self._refuse_type_hint()
 
     @property
@@ -510,10 +510,10 @@ class Step:
     def _check_type(self) -> None:
         """End the run before the action has an effect, if its result could not be recorded whatever it were."""
         options = self.options
-        self.hint = codec.declared_type(self.action) if options.type_hint is None else options.type_hint
-        if options.type_hint is None and codec.never_recorded.is_empty:
+        self.hint = declared_types.declared_type(self.action) if options.type_hint is None else options.type_hint
+        if options.type_hint is None and declared_types.never_recorded.is_empty:
             return
-        reason = codec.objection(self.action, self.options.type_hint)
+        reason = declared_types.objection(self.action, self.options.type_hint)
         if reason is not None and self._is_json:
             raise self.attempt.end_run(
                 EntryNotRecordableError(
@@ -549,7 +549,7 @@ class Step:
 
     def _hint(self) -> Any:
         hint = self.options.type_hint
-        return codec.declared_type(self.action) if hint is None else hint
+        return declared_types.declared_type(self.action) if hint is None else hint
 
     def encode(self, value: Any) -> codec.Encoded:
         """What is recorded of the value; the run ends where it cannot be."""

@@ -20,7 +20,7 @@ from celery_durable.invocation.current import invocation_of
 from celery_durable.seams.celery import Proxy, give_to_all_apps, made_when_complete, task_from, unproxied
 from celery_durable.steps.context import AsyncDurableContext, DurableContext
 from celery_durable.steps.step import fits_at_a_glance
-from celery_durable.values import codec
+from celery_durable.values.declared_types import hints_of
 from celery_durable.values.tagged import is_model
 
 from .apps import present_app
@@ -127,7 +127,7 @@ def _make(fun: Callable[..., Any], options: dict[str, Any]) -> Any:
 
     def register(app: Any) -> Any:
         # Not before: a model may be defined further down the module.
-        hints = codec.hints_of(fun)
+        hints = hints_of(fun)
         _annotate(body, hints)
         kind = _task_class(app.Task if base in (None, DurableTask) else base, rules)
         return task_from(app, body, base=kind, bind=True, **{"pydantic": _has_models(hints), **options})

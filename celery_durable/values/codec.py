@@ -12,27 +12,23 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import lru_cache, partial
 from itertools import islice
 from typing import Annotated, Any, NamedTuple
-from weakref import WeakKeyDictionary
 
-from . import serializers, tagged
+from . import registry, serializers, tagged
+from .registry import JSON_ONLY
 from .remainder import is_certain, put_back, remainder_of, same
-from .serializers import JSON_ONLY, Marks, Serializer
-from .tagged import NotEncodable, is_model
+from .serializers import Marks, Serializer
+from .tagged import NotEncodable
 from .unvalidated import declared
 
 __all__ = [
     "Encoded",
     "NotEncodable",
-    "declared_type",
     "decode",
     "encode",
-    "objection",
     "same",
     "seems_large",
-    "usable",
 ]
 
 
@@ -74,7 +70,7 @@ def encode(
     encoded = _encode_json(value, hint)
     if compression is None:
         return encoded
-    raw, method = serializers.squeeze(encoded.text.encode(), compression)
+    raw, method = registry.compress(encoded.text.encode(), compression)
     return Encoded(serializers.as_text(raw), {**encoded.marks, "compression": method}, encoded.value)
 
 
@@ -126,7 +122,7 @@ def decode(
     if "serializer" in marks:
         return _decode_custom(text, marks, serializer, accept)
     if "compression" in marks:
-        text = serializers.expand(serializers.as_bytes(text), marks["compression"])
+        text = registry.decompress(serializers.as_bytes(text), marks["compression"])
     value = _read(text, marks, hint)
     return put_back(value, json.loads(marks["rest"])) if "rest" in marks else value
 
@@ -179,7 +175,7 @@ def _encode_custom(
 ) -> Encoded:
     raw, marks = serializers.dump(value, serializer, accept)
     if compression is not None:
-        raw, marks["compression"] = serializers.squeeze(raw, compression)
+        raw, marks["compression"] = registry.compress(raw, compression)
     text = serializers.as_text(raw)
     return Encoded(text, marks, _decode_custom(text, marks, serializer, accept))
 
@@ -187,7 +183,7 @@ def _encode_custom(
 def _decode_custom(text: str | bytes, marks: Marks, serializer: str | Serializer | None, accept: frozenset[str]) -> Any:
     raw = serializers.as_bytes(text)
     if "compression" in marks:
-        raw = serializers.expand(raw, marks["compression"])
+        raw = registry.decompress(raw, marks["compression"])
     return serializers.load(raw, marks, serializer, accept)
 
 
@@ -309,126 +305,3 @@ def _members(hint: Any) -> dict[str, Any]:
         return {name: member for part in typing.get_args(bare) for name, member in _members(part).items()}
     named = inspect.isclass(bare) and not typing.get_args(bare)
     return {f"{bare.__module__}.{bare.__qualname__}" if named else str(bare): hint}
-
-
-# -- declared types ----------------------------------------------------------------------------------------------------
-
-
-_declared: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-
-
-class _Reasons(WeakKeyDictionary[Any, str]):
-    """Why, by function; most often there is none, which every step asks."""
-
-    is_empty = True
-
-    def __setitem__(self, function: Any, reason: str) -> None:
-        self.is_empty = False
-        super().__setitem__(function, reason)
-
-
-never_recorded = _Reasons()
-"""Functions of which nothing that they return can be recorded, with the reason."""
-
-
-def declared_type(action: Callable[..., Any]) -> Any:
-    """What *action* says it returns (its result, if it is async); None where it says nothing that Pydantic can use."""
-    function = _function_of(action)
-    if not getattr(function, "__annotations__", None):
-        return None
-    try:
-        return _declared[function]
-    except KeyError:
-        _declared[function] = hint = _read_declared_type(function)
-        return hint
-    except TypeError:  # not weakly referable
-        return _read_declared_type(function)
-
-
-def objection(action: Callable[..., Any], hint: Any = None) -> str | None:
-    """Why nothing can be recorded that *action* returns, if its type (*hint* or what it declares) tells already."""
-    try:
-        if hint is not None:
-            return _of_hint(hint)
-        return never_recorded.get(_function_of(action))
-    except TypeError:  # an unhashable hint, a function that is not weakly referable
-        return None
-
-
-def _function_of(action: Any) -> Any:
-    if type(action) is types.FunctionType:
-        return action
-    while isinstance(action, partial):
-        action = action.func
-    function = getattr(action, "__func__", action)
-    if not isinstance(function, types.FunctionType):
-        function = type(function).__call__ if callable(function) else function
-    return function
-
-
-# Nor does a bare container say more than JSON does by itself.
-_SAYS_NOTHING = (Any, object, inspect.Signature.empty, typing.NoReturn, dict, list)
-
-
-def hints_of(function: Any) -> dict[str, Any]:
-    """The annotations of a function as types, each by itself: one that cannot be resolved hides no other."""
-    hints: dict[str, Any] = {}
-    names = getattr(inspect.unwrap(function), "__globals__", {})
-    for name, note in getattr(function, "__annotations__", {}).items():
-        alone = types.SimpleNamespace(__annotations__={name: note})
-        with suppress(Exception):  # a name that exists for type checkers only
-            hints |= typing.get_type_hints(alone, names, include_extras=True)
-    return hints
-
-
-def _read_declared_type(function: Any) -> Any:
-    hint = hints_of(function).get("return", Any)
-    origin = typing.get_origin(hint)
-    if inspect.isclass(origin) and issubclass(origin, typing.Awaitable) and typing.get_args(hint):
-        hint = typing.get_args(hint)[-1]  # Awaitable[T], Coroutine[Any, Any, T]
-    if any(hint is nothing for nothing in _SAYS_NOTHING):
-        return None
-    # A decorator may return something else than the function whose annotations it copies.
-    if not hasattr(function, "__wrapped__") and (reason := _never_recordable(hint)):
-        with suppress(TypeError):  # not weakly referable
-            never_recorded[function] = reason
-    return hint if usable(hint) else None
-
-
-def usable(hint: Any) -> bool:
-    """Whether Pydantic can read and write values of this type."""
-    try:
-        declared(hint)
-    except Exception:  # any class without a schema: httpx.Response, a TypeVar, ...
-        return False
-    return not isinstance(hint, str)  # a name, which means nothing here
-
-
-def _never_recordable(hint: Any) -> str | None:
-    if _keeps_a_secret(hint):
-        return "it has a secret in it, of which JSON is to show nothing: return what is no secret"
-    if inspect.isclass(hint) and not usable(hint) and not issubclass(hint, typing.Awaitable):
-        with suppress(TypeError):  # a protocol
-            if not any(issubclass(kind, hint) for kind in tagged.KINDS):
-                return "that type has no JSON form: return plain data"
-    return None
-
-
-_of_hint = lru_cache(maxsize=1024)(_never_recordable)
-
-
-def _keeps_a_secret(hint: Any, seen: frozenset[Any] = frozenset()) -> bool:
-    """Whether values of this type are or have in them one of Pydantic's secrets, and nothing says how to write it."""
-    kind = typing.get_origin(hint) or hint
-    if hasattr(kind, "get_secret_value"):
-        return True
-    if not is_model(kind) or kind in seen:
-        return False
-    own = kind.__pydantic_decorators__
-    if own.field_serializers or own.model_serializers or kind.model_config.get("json_encoders"):
-        return False
-    return any(
-        field.is_required() and not field.exclude and not any(hasattr(part, "when_used") for part in field.metadata)
-        and _keeps_a_secret(field.annotation, seen | {kind})
-        for field in kind.model_fields.values()
-    )  # fmt: skip

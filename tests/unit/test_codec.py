@@ -28,8 +28,10 @@ from pydantic_core import core_schema
 from typing_extensions import TypeAliasType, TypedDict
 
 from celery_durable import ConfigurationError
-from celery_durable.values.codec import Encoded, NotEncodable, declared_type, decode, encode, same
-from celery_durable.values.serializers import check_compression, check_serializer
+from celery_durable.values.codec import Encoded, NotEncodable, decode, encode, same
+from celery_durable.values.declared_types import declared_type
+from celery_durable.values.registry import check_compression
+from celery_durable.values.serializers import check_serializer
 from celery_durable.values.tagged import is_model
 
 # -- what goes round ---------------------------------------------------------------------------------------------------
