@@ -1,13 +1,13 @@
-"""Every error a user of the library can meet; imports only :mod:`durations`.
+"""All errors that a user of the library can meet. This module imports only :mod:`durations`.
 
     DurableError
-    ├── TerminalError            raised by user code: do not retry
-    │   ├── RetriesExhausted     a step's retry options are spent
+    ├── TerminalError            user code raises it: do not retry
+    │   ├── RetriesExhausted     a step failed, and its retry options allow no further try
     │   └── TaskCancelled        somebody cancelled the run
-    ├── RetryableError           raised by user code: retry, perhaps after a given time
-    ├── DurableTimeoutError      a step, or an attempt, took too long; retried like any other failure
+    ├── RetryableError           user code raises it: retry, perhaps after a given time
+    ├── DurableTimeoutError      a step or an attempt took too long; retried like any other failure
     ├── ConfigurationError       an option or a setting is wrong
-    │   └── NoContextError       the context was asked for where no task runs
+    │   └── NoContextError       code asked for the context where no task runs
     ├── InvalidStepError         a step was called in a way that can never work
     ├── ContextInStepError       the context was used inside a step
     ├── ContextClosedError       the context was used outside its attempt
@@ -15,11 +15,11 @@
     ├── EntryNotRecordableError  a value that the journal cannot keep
     ├── JournalUnreadableError   a journal that this version cannot read
     ├── JournalUnavailableError  Redis did not answer in time
-    ├── RunNotRetryableError     Retry was asked for a run that did not fail
-    ├── RunNotCancellableError   cancel was asked for a run that is not alive
+    ├── RunNotRetryableError     somebody retried a run that did not fail
+    ├── RunNotCancellableError   somebody cancelled a run that is not alive
     └── RecoveryLimitExceeded    attempt after attempt died without progress
 
-Each rebuilds from its ``args``, so that it survives Celery's JSON result serializer.
+Each error can be made again from its ``args``. So it passes through Celery's JSON result serializer unchanged.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ __all__ = [
 
 
 def as_text(value: Any, show: Callable[[Any], str] = str) -> str:
-    """*value* as the message of an error, whatever user code does there."""
+    """*value* as the message of an error. If code of the user fails there, a text says so."""
     if isinstance(value, str):
-        return str.__str__(value)  # of a subclass, an enum say, the bare text: that is what JSON keeps
+        return str.__str__(value)  # JSON keeps only the plain text of a subclass, such as an enum
     try:
         return show(value)
     except Exception:
@@ -67,17 +67,19 @@ class DurableError(Exception):
 
 
 class TerminalError(DurableError):
-    """A failure that no retry can mend; mirrors Restate's ``TerminalError``.
+    """A failure that no retry can repair; mirrors Restate's ``TerminalError``.
 
-    Raised by a step it is journaled, raised at the call and replayed from then on. Raised by the body of a task it
-    ends the run: state FAILURE, no retry, and ``.get()`` of the caller raises it with code and metadata.
+    If a step raises it, the journal keeps it: ``ctx.run`` raises it at once, and again in each replay. If the body of a
+    task raises it, the run ends: its state is FAILURE, there is no retry, and ``.get()`` raises it at the caller with
+    its code and metadata.
 
     Args:
-        message: what went wrong, or the exception that tells.
-        status_code: an HTTP-like code for the caller. Default 500.
-        metadata: further facts for the caller; must be JSON.
+        message: what went wrong (text), or the exception that says it. Default: an empty text.
+        status_code: a code for the caller, like those of HTTP. Default 500.
+        metadata: further facts for the caller, a dict that JSON can keep. Default None.
 
-    ``error_type`` names the class of the original error where it was not a ``TerminalError`` itself.
+    Attributes:
+        error_type: the class name of the original error, if that was not a ``TerminalError`` itself; else None.
     """
 
     def __init__(
@@ -101,14 +103,13 @@ class TerminalError(DurableError):
 
 
 class RetriesExhausted(TerminalError):
-    """The retry options of a step are spent; raised from ``ctx.run`` and replayed from then on.
+    """A step failed, and its retry options allow no further try. ``ctx.run`` raises it, and again in each replay.
 
     Attributes:
-        attempts: executions of the step that were started.
-        elapsed: time from the first execution to the last failure.
+        attempts: how many executions of the step were started.
+        elapsed: the time from the first execution to the last failure (``timedelta``).
         last_error_type, last_error_message, last_error_traceback: the last failure, as text.
-
-    ``status_code`` is that of a last ``RetryableError``, else 500.
+        status_code: the code of the last failure, if that was a ``RetryableError``; else 500.
     """
 
     def __init__(
@@ -143,8 +144,9 @@ class RetriesExhausted(TerminalError):
 class TaskCancelled(TerminalError):
     """Somebody cancelled the run, with :func:`celery_durable.cancel`; mirrors Restate's cancellation (code 409).
 
-    Raised once, by the first operation of the context that is not yet recorded; it is an entry of the journal, so that
-    compensations replay. The run ends as REVOKED if it leaves the body, as SUCCESS if the body catches it and returns.
+    The first operation of the context that is not recorded yet raises it, once. It is an entry of the journal, so that
+    compensations replay. If it leaves the body, the run ends as REVOKED. If the body catches it and returns, the run
+    ends as SUCCESS.
     """
 
     def __init__(
@@ -157,12 +159,16 @@ class TaskCancelled(TerminalError):
 
 
 class RetryableError(DurableError):
-    """A failure to be retried, with a word on when; mirrors Restate's ``RetryableError``.
+    """A failure that is to be retried, perhaps after a given time; mirrors Restate's ``RetryableError``.
 
     Args:
-        message: what went wrong.
-        status_code: an HTTP-like code, kept when the retries are spent. Default 500.
-        retry_after: ``timedelta`` or seconds; wins over the computed delay. Default: the step's own backoff.
+        message: what went wrong (text). Default: an empty text.
+        status_code: a code like those of HTTP; ``RetriesExhausted`` takes it over. Default 500.
+        retry_after: how long to wait before the next try (``timedelta`` or seconds, 0 or more). It replaces the delay
+            that the retry options give. Default None: that delay.
+
+    Raises:
+        ConfigurationError: *retry_after* is no such duration.
     """
 
     def __init__(self, message: str = "", status_code: int = 500, retry_after: timedelta | float | None = None) -> None:
@@ -181,33 +187,35 @@ class RetryableError(DurableError):
 
 
 class DurableTimeoutError(DurableError, TimeoutError):
-    """An execution of a step ran longer than ``RunOptions(timeout=...)``, or an attempt made no progress for
-    ``inactivity_timeout`` and ``abort_timeout``. A failure like any other: the retry options decide what follows.
+    """A step ran longer than ``RunOptions(timeout=...)``, or an attempt made no progress for too long.
+
+    Too long is ``inactivity_timeout`` plus ``abort_timeout``. It is a failure like any other: the retry options decide
+    what follows.
     """
 
 
 class ConfigurationError(DurableError, ValueError, TypeError):
     """A setting, an option of the decorator, or a field of RunOptions or RetryPolicy is wrong.
 
-    The message suggests the right one. It is a ``ValueError`` and a ``TypeError``, too: code that catches the built-in
-    kinds for a bad argument catches it.
+    The message suggests the right one. The error is a ``ValueError`` and a ``TypeError`` as well, so that code which
+    catches Python's own errors for a wrong argument catches it.
     """
 
 
 class NoContextError(ConfigurationError, AttributeError):
-    """``task.ctx`` was asked for where the task does not run.
+    """Code asked for ``task.ctx`` where the task does not run.
 
-    To what looks at all attributes of a task (``mock.create_autospec``, ``inspect.getmembers``) it is one that is not
-    there.
+    It is an ``AttributeError`` as well: code that looks at all attributes of a task (``mock.create_autospec``,
+    ``inspect.getmembers``) goes on, as if the task had no such attribute.
     """
 
 
 class InvalidStepError(DurableError, TypeError):
-    """A step was called in a way that can never work (name, action or arguments); ends the run, not retried."""
+    """A step was called in a way that can never work (its name, action or arguments). The run ends without a retry."""
 
 
 class ContextInStepError(DurableError):
-    """The context was used inside a step, where ``current_step()`` is all there is; ends the run, not retried."""
+    """The context was used inside a step, where only ``current_step()`` may be used. The run ends without a retry."""
 
 
 class ContextClosedError(DurableError):
@@ -215,28 +223,28 @@ class ContextClosedError(DurableError):
 
 
 class JournalMismatchError(DurableError):
-    """The code took another path than the journal recorded; ends the run, and the journal is left as it is."""
+    """The code took another path than the journal has recorded. The run ends, and the journal stays as it is."""
 
 
 class EntryNotRecordableError(DurableError):
-    """A value cannot be kept in the journal (its type, or its size); ends the run, not retried."""
+    """The journal cannot keep a value, because of its type or its size. The run ends without a retry."""
 
 
 class JournalUnreadableError(DurableError):
-    """A journal is of a newer layout, or an entry of it is damaged; nothing of it is changed."""
+    """A newer version has written the journal, or an entry is damaged. The journal stays as it is."""
 
 
 class JournalUnavailableError(DurableError):
-    """Redis did not take or give the journal within a bounded time; the attempt ends and Celery retries it."""
+    """Redis did not read or write the journal in time. The attempt ends, and Celery retries it."""
 
 
 class RunNotRetryableError(DurableError):
-    """``celery_durable.retry`` was asked for a run that did not end in FAILURE."""
+    """Somebody called the task ``celery_durable.retry`` for a run that did not end in FAILURE."""
 
 
 class RunNotCancellableError(DurableError):
-    """``celery_durable.cancel`` was asked for a run that has not begun, or that has ended."""
+    """Somebody called ``celery_durable.cancel`` for a run that has not begun, or that has ended."""
 
 
 class RecoveryLimitExceeded(DurableError):
-    """Attempts died one after the other without recording anything new; the run is parked, its journal kept."""
+    """Attempt after attempt died without recording anything new. The run is parked, and its journal is kept."""

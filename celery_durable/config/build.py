@@ -1,7 +1,7 @@
-"""Which code of a task this is, for those who name their builds nowhere: a fingerprint of its function.
+"""Which code of a task this is: a fingerprint of its function, for users who give their builds no names.
 
-The same in every process that has this code, and another one where it does something else. What says nothing of that
-(line numbers, file names, docstrings) is left out. Imports neither Celery nor Redis.
+Every process that has this code computes the same fingerprint, and code that does something else has another one.
+Line numbers, file names and docstrings have no part in it, because they say nothing of what the code does.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _LENGTH = 12
 
 
 def of(run: Callable[..., Any]) -> str:
-    """The fingerprint of a task's own function, below all that decorates it."""
+    """The fingerprint of the function of a task. What decorates the function has no part in it."""
     code = _code_of(run)
-    # Of a function that is written in C its name is all that can be known.
+    # A function that is written in C shows only its name.
     text = getattr(run, "__qualname__", repr(type(run))) if code is None else "\n".join(_lines(code))
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:_LENGTH]
 
@@ -37,12 +37,12 @@ def _code_of(run: Any) -> CodeType | None:
 
 
 def _lines(code: CodeType) -> Iterator[str]:
-    """What the code does, as text: with its instructions' operands resolved, since a docstring shifts their numbers."""
+    """What the code does, as text. Operands are shown as what they stand for: a docstring changes their numbers."""
     yield f"{code.co_argcount} {code.co_posonlyargcount} {code.co_kwonlyargcount} {code.co_flags & _MEANT}"
     yield " ".join(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
     for instruction in dis.get_instructions(code):
         yield f"{instruction.opname} {_text(instruction.argval)}"
-    yield getattr(code, "co_exceptiontable", b"").hex()  # Python 3.11 has it beside the instructions
+    yield getattr(code, "co_exceptiontable", b"").hex()  # since Python 3.11 it stands beside the instructions
 
 
 _MEANT = (
@@ -56,7 +56,7 @@ _MEANT = (
 
 
 def _text(value: Any) -> str:
-    """A constant, or a name, as text that does not depend on the process: sets have no order of their own."""
+    """A constant or a name as text that is the same in every process, which the order of a set is not."""
     match value:
         case CodeType():
             return "\n".join([f"{{ {value.co_name}", *_lines(value), "}"])

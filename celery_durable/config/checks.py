@@ -1,4 +1,7 @@
-"""Checked keyword options: the metaclass that suggests the right name, and the parsers of their values."""
+"""Checks of names and values that users give. Each check of a value returns it as it is kept.
+
+A check is called with the name of what it checks, and raises a ``ConfigurationError`` that has this name and the value.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from celery_durable.durations import in_seconds
 from celery_durable.exceptions import ConfigurationError
 
-# What other systems call these options, and what people type first.
+# The names of these options in other systems, and names that people type first.
 _KNOWN_AS = {
     "retry_interval": "initial_retry_interval",
     "initial_interval": "initial_retry_interval",
@@ -26,7 +29,7 @@ _KNOWN_AS = {
 
 def suggestion(unknown: str, known: Iterable[str], also_known_as: dict[str, str] | None = None) -> str:
     """`` (did you mean ...?)`` for the nearest known name, or nothing."""
-    import difflib  # for the message of an error only
+    import difflib  # late: only the message of an error needs it
 
     known = list(known)
     alias = (also_known_as or {}).get(unknown)
@@ -82,7 +85,7 @@ def exception_classes(name: str, value: Any) -> tuple[type[BaseException], ...]:
 
 
 if TYPE_CHECKING:
-    # Type checkers read the signature of the dataclass; the metaclass adds nothing to it.
+    # Type checkers read the signature of the dataclass, to which the metaclass adds nothing.
     KeywordOptions = type
 else:
 

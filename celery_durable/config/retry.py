@@ -1,4 +1,4 @@
-"""Retry policies: frozen values that answer "again, and when?"; they act on nothing."""
+"""Retry policies: frozen values that say whether to try again, and when. They have no effects."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Backoff(NamedTuple):
         return self.max_attempts is not None or self.max_duration is not None
 
     def delay(self, failures: int) -> float:
-        """Seconds to wait after the *failures*-th failure (the first is 1)."""
+        """Seconds to wait after so many *failures*: 1 after the first."""
         try:
             delay = min(self.longest, self.initial * self.factor ** (failures - 1))
         except OverflowError:
@@ -40,23 +40,24 @@ class Backoff(NamedTuple):
         return random.uniform(0, delay) if self.jitter else delay  # noqa: S311
 
     def next(self, failures: int, elapsed: float, error: BaseException | None = None) -> float | None:
-        """Seconds until the next execution, or None when the limits allow no further one.
+        """Seconds until the next execution, or None if the limits allow no further one.
 
-        *failures* counts the one just seen; *elapsed* is the time since the first execution began.
+        *failures* includes the failure that has just happened, whose *error* may ask for a delay of its own. *elapsed*
+        is the time since the first execution began, in seconds.
         """
         if self.max_attempts is not None and failures >= self.max_attempts:
             return None
         delay = self.delay(failures)
         if isinstance(error, RetryableError) and error.retry_after is not None:
             delay = error.retry_after
-        # A wait that would end past the limit is not begun.
+        # A wait that would end after the limit does not begin.
         if self.max_duration is not None and elapsed + delay > self.max_duration:
             return None
         return delay
 
 
 def _check_retry_fields(options: Any) -> None:
-    """The fields that RunOptions and RetryPolicy share."""
+    """Refuse wrong values in the fields that RunOptions and RetryPolicy share."""
     intervals = ("initial_retry_interval", "max_retry_interval", "max_duration")
     for name in intervals:
         value = getattr(options, name)
@@ -73,27 +74,34 @@ def _check_retry_fields(options: Any) -> None:
 class RunOptions(metaclass=KeywordOptions):
     """How one step is retried and recorded; mirrors Restate's ``RunOptions``.
 
-    If any of the first five is set the step is retried by these options; those left out are 50 ms, factor 2, 10 s, no
-    limit. If none is set, a failure of the step is handled like any other exception of the task.
+    All options are keywords, and may be left out. The first five are the retry options. If one of them is set, the step
+    is retried by them, and those that are left out have the defaults below. If none is set, a failure of the step is
+    like any other exception of the task. A duration is a ``timedelta`` or a number of seconds, more than 0.
 
     Args:
-        initial_retry_interval: wait after the first failure (``timedelta`` or seconds, more than 0).
-        retry_interval_factor: what each further wait is multiplied with (more than 0).
-        max_retry_interval: longest wait.
-        max_duration: give up when the next wait would end later than this after the start of the first execution.
-        max_attempts: give up after so many executions, the first included. 1: the step is started at most once,
-            whatever happens, until somebody retries the failed run.
+        initial_retry_interval: how long to wait after the first failure (duration). Default 50 ms.
+        retry_interval_factor: each further wait is longer by this factor (a number above 0). Default 2.
+        max_retry_interval: the longest wait (duration). Default 10 s.
+        max_duration: the step fails if the next wait would end later than this after the start of the first execution
+            (duration). Default None: no limit.
+        max_attempts: the step fails after so many executions, the first included (a whole number, 1 or more). With 1 it
+            starts at most once, whatever happens, until somebody retries the failed run. Default None: no limit.
         max_retry_duration: an alias of ``max_duration``.
-        jitter: wait a random time between 0 and the computed delay, as Celery's ``retry_jitter``. Default False.
-        timeout: how long one execution may run (``timedelta`` or seconds, more than 0); one that runs longer has failed
-            with :class:`DurableTimeoutError`. Not a retry option: without those the task's policy retries it.
-        non_retryable: exception classes that are never retried; they become a ``TerminalError``.
-        serializer: a name of kombu's registry, or an object with ``serialize(obj) -> bytes`` and ``deserialize``.
-        compression: a name of kombu's compression registry (``"zlib"``, ...).
-        type_hint: the type of the result, where the action has no return annotation.
+        jitter: each wait is a random time between 0 and the computed delay, like Celery's ``retry_jitter``. Default
+            False.
+        timeout: how long one execution may run (duration). An execution that runs longer fails with
+            :class:`DurableTimeoutError`. This is no retry option: alone, it leaves retries to the task. Default None:
+            no limit.
+        non_retryable: an exception class, or several. If the step raises one of them, it fails with a ``TerminalError``
+            and is not retried. Default: none.
+        serializer: how the result is written: a name of kombu's registry, or an object with ``serialize(obj) -> bytes``
+            and ``deserialize(data)``. Default None: as ``durable_serializer`` says.
+        compression: how the result is compressed: a name of kombu's compression registry (``"zlib"``, for example).
+            Default None: not at all.
+        type_hint: the type of the result. Default None: the return annotation of the action.
 
     Raises:
-        ConfigurationError: a value is wrong, or a name is unknown (the message suggests the right one).
+        ConfigurationError: a value is wrong, or a name is unknown. The message suggests the right one.
     """
 
     initial_retry_interval: Duration | None = None
@@ -134,7 +142,7 @@ class RunOptions(metaclass=KeywordOptions):
 
     @cached_property
     def backoff(self) -> Backoff | None:
-        """The step's own retry policy, or None where the task's decides."""
+        """The retry policy of the step, or None if that of the task decides."""
         given = (
             self.initial_retry_interval,
             self.retry_interval_factor,
@@ -151,19 +159,22 @@ class RunOptions(metaclass=KeywordOptions):
 class RetryPolicy(metaclass=KeywordOptions):
     """How a ``@durable_task`` is retried; mirrors Restate's ``InvocationRetryPolicy``.
 
-    It counts the failed attempts since the run last recorded a step.
+    The policy counts the failed attempts since the run last recorded a step. All options are keywords. A duration is a
+    ``timedelta`` or a number of seconds, more than 0.
 
     Args:
-        initial_retry_interval: wait after the first failure. Default 500 ms.
-        retry_interval_factor: default 2.
-        max_retry_interval: default 60 s.
-        max_duration: default None, no limit.
-        max_attempts: attempts in a row that may fail. Default 70; None: no limit.
-        jitter: default False.
-        on_exhausted: ``"fail"``: state FAILURE with the last exception, journal kept.
+        initial_retry_interval: how long to wait after the first failure (duration). Default 500 ms.
+        retry_interval_factor: each further wait is longer by this factor (a number above 0). Default 2.
+        max_retry_interval: the longest wait (duration). Default 60 s.
+        max_duration: the run fails if the next wait would end later than this after the start of the first of these
+            attempts (duration). Default None: no limit.
+        max_attempts: how many attempts in a row may fail (a whole number, 1 or more). Default 70. None: no limit.
+        jitter: each wait is a random time between 0 and the computed delay. Default False.
+        on_exhausted: what happens then. ``"fail"``, the only choice: the state is FAILURE with the last exception, and
+            the journal is kept.
 
     Raises:
-        ConfigurationError: a value is wrong, or a name is unknown.
+        ConfigurationError: a value is wrong, or a name is unknown. The message suggests the right one.
     """
 
     initial_retry_interval: Duration = timedelta(milliseconds=500)
@@ -201,7 +212,7 @@ def _backoff_of(options: RunOptions | RetryPolicy, *, initial: float, longest: f
 
 
 class TaskRetryRules(NamedTuple):
-    """The task retry policy of one task, made from ours or from Celery's own options."""
+    """The task retry policy of one task, made from a ``RetryPolicy`` or from Celery's own options."""
 
     backoff: Backoff
     retry_for: tuple[type[BaseException], ...] = (BaseException,)
@@ -209,7 +220,7 @@ class TaskRetryRules(NamedTuple):
     resets_on_progress: bool = True
 
     def next(self, failures: int, elapsed: float, error: BaseException) -> float | None:
-        """Seconds until the next attempt after *error*, or None when the run has failed."""
+        """Seconds until the next attempt after *error*, or None if the run has failed."""
         if isinstance(error, self.fail_for) or not isinstance(error, self.retry_for):
             return None
         return self.backoff.next(failures, elapsed, error)

@@ -1,7 +1,7 @@
-"""Value ⇄ text. A value comes back equal and of its type, or is refused; nothing is degraded silently.
+"""A value as text, and the text as a value again: equal and of its type, or refused. Nothing is lost silently.
 
-Where the result has a declared type it goes through Pydantic, else it is :mod:`tagged` JSON; a custom serializer comes
-first. Imports neither Celery nor Redis.
+A custom serializer comes first. Without one, a value that has a declared type goes through Pydantic if plain JSON does
+not keep it; all other values are :mod:`tagged` JSON.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = [
 
 
 class Encoded(NamedTuple):
-    """A value as JSON text, with the marks that say how to read it again.
+    """A value as JSON text, with the metadata that says how to read it again.
 
-    ``value`` is what :func:`decode` makes of it: first run and replay hand out the same.
+    ``value`` is what :func:`decode` makes of the text. So the first execution returns what a replay will return.
     """
 
     text: str
@@ -58,10 +58,12 @@ def encode(
     compression: str | None = None,
     accept: frozenset[str] = JSON_ONLY,
 ) -> Encoded:
-    """*value* as text, by its declared type *hint* (None: undeclared) or by a custom serializer.
+    """*value* as text, by its declared type *hint* (None if it has none) or by a custom serializer.
+
+    *accept* holds what the app accepts of serialized content.
 
     Raises:
-        NotEncodable: it would be degraded.
+        NotEncodable: some part of it would not come back as it is.
     """
     if serializer is not None and serializer != "json":
         return _encode_custom(value, serializer, compression, accept)
@@ -79,7 +81,10 @@ _SHORT = frozenset({int, float, bool, type(None)})
 
 
 def seems_large(value: Any, size: int) -> bool:
-    """Whether it is of more than so many characters, by a glance: one that has many parts is taken for large."""
+    """Whether *value* has more than *size* characters, as far as a quick look tells.
+
+    A value of many parts counts as large.
+    """
     kind = type(value)
     if kind is str or kind is bytes:
         return len(value) > size
@@ -114,7 +119,12 @@ def decode(
     serializer: str | Serializer | None = None,
     accept: frozenset[str] = JSON_ONLY,
 ) -> Any:
-    """The value that *text* and *marks* keep."""
+    """The value that *text* and *marks* keep.
+
+    Raises:
+        NotEncodable: this version, or this step, does not know how to read it.
+        Exception: the value is not of its declared type, *hint*, or the text is damaged.
+    """
     if not marks:
         return tagged.loads(text)
     if not marks.keys() <= _MARKS or marks.get("encoding", "typed") not in _ENCODINGS:
@@ -151,11 +161,11 @@ def _read(text: str | bytes, marks: Marks, hint: Any) -> Any:
 
 
 def _validators(hint: Any, read: str) -> Iterator[Any]:
-    """The ways to read a value that was recorded to be *read* in one of them; the next one where one refuses it.
+    """The ways to read a value, best first; the next one is for a value that the last one has refused.
 
-    As long as its type has the shape that it had then, as was found to give the value that was recorded. If the type
-    has changed, or nothing was found out (before version 0.2), the type itself comes first: it may know how to read
-    what is old.
+    *read* says which way gave back the value when it was recorded. This way comes first as long as the type has the
+    shape that it had then. If the type has changed, or nothing is known of it (before version 0.2), the type itself
+    comes first: it may know how to read old values.
     """
     known = declared(hint)
     way, _, shape = read.partition(" ")
@@ -214,7 +224,7 @@ def _plainly(value: Any, *, faithful: bool = False) -> Encoded:
 
 
 def _with_the_rest(text: str, marks: Marks, value: Any, decoded: Any) -> Encoded | None:
-    """*text*, of which *decoded* was read, with what that lacks of *value*; None where it would not be the same."""
+    """*text*, from which *decoded* was read, with what *decoded* lacks of *value*; None if the two would differ."""
     rest = remainder_of(value, decoded)
     if not rest:
         return None if rest is None else Encoded(text, marks, decoded)
@@ -224,11 +234,11 @@ def _with_the_rest(text: str, marks: Marks, value: Any, decoded: Any) -> Encoded
 
 
 def _despite_its_type(value: Any, hint: Any) -> Encoded:
-    """Tagged JSON of what is not what it was declared to be; of enums, those only that are declared as their values."""
+    """Tagged JSON of a value that is not of its declared type. An enum is taken if its value is of that type."""
     try:
         return _plainly(value, faithful=True)
     except NotEncodable as refused:
-        reason = str(refused).partition(":")[0]  # without the advice, which is for what has no declared type
+        reason = str(refused).partition(":")[0]  # without the advice, which is for values without a declared type
     with suppress(Exception):
         text = tagged.dumps(value, faithful=True, enums=True)
         decoded = tagged.loads(text)
@@ -243,7 +253,7 @@ def _despite_its_type(value: Any, hint: Any) -> Encoded:
 
 
 def _as_plain_data(value: Any, hint: Any) -> Encoded | None:  # noqa: ARG001
-    """Tagged JSON, three times as fast as Pydantic's; None where only the declared type can bring the value back."""
+    """Tagged JSON, three times as fast as Pydantic's; None if only the declared type can give the value back."""
     if type(value) not in tagged.KINDS:
         return None
     try:
@@ -253,7 +263,7 @@ def _as_plain_data(value: Any, hint: Any) -> Encoded | None:  # noqa: ARG001
 
 
 def _as_typed_json(value: Any, hint: Any) -> Encoded | None:
-    """Pydantic's own JSON; None where it would lose something (bytes that are not UTF-8, NaN, a subclass's fields)."""
+    """Pydantic's own JSON; None if it would lose something (bytes that are not UTF-8, NaN, fields of a subclass)."""
     try:
         raw = declared(hint).adapter.serializer.to_json(value, round_trip=True, by_alias=False, warnings="error")
         text = raw.decode()
@@ -263,7 +273,7 @@ def _as_typed_json(value: Any, hint: Any) -> Encoded | None:
 
 
 def _as_typed_python(value: Any, hint: Any) -> Encoded | None:
-    """Pydantic down to plain Python, then tagged JSON: slower, keeps what JSON alone cannot."""
+    """Plain Python objects from Pydantic as tagged JSON. This is slower, and keeps what JSON alone cannot."""
     try:
         data = declared(hint).adapter.serializer.to_python(value, round_trip=True, by_alias=False, warnings="error")
         text = tagged.dumps(data, faithful=True, enums=True)
@@ -275,12 +285,12 @@ def _as_typed_python(value: Any, hint: Any) -> Encoded | None:
 
 
 def _typed(text: str, marks: Marks, value: Any, hint: Any, read: Callable[[Any], Any]) -> Encoded | None:
-    """*text* with how it is to be read: best without code of the user's, which may decide otherwise some day."""
+    """*text*, and how to read it: best without the user's own code, which may decide in another way some day."""
     known = declared(hint)
     ways = (("bare", lambda: known.bare), ("lenient", lambda: known.lenient), ("", lambda: known.adapter.validator))
     for name, way in ways:
         said = {**marks, "read": f"{name} {known.shape}"} if name else marks
-        with suppress(Exception):  # one that cannot be built; code of the user's, in validators and in __eq__
+        with suppress(Exception):  # a validator that cannot be built, or user code in validators and in __eq__
             encoded = _with_the_rest(text, said, value, read(way()))
             if encoded is not None:
                 return encoded
@@ -288,7 +298,7 @@ def _typed(text: str, marks: Marks, value: Any, hint: Any, read: Callable[[Any],
 
 
 def _as_member(value: Any, hint: Any) -> Encoded | None:
-    """By the member of a union that brings the value back: of two that fit its data Pydantic may choose the other."""
+    """The JSON of one member of a union. If two members fit the data, Pydantic may choose the wrong one."""
     members = _members(hint)
     for name, member in members.items() if len(members) > 1 else ():
         encoded = _as_typed_json(value, member) or _as_typed_python(value, member)
@@ -298,7 +308,7 @@ def _as_member(value: Any, hint: Any) -> Encoded | None:
 
 
 def _members(hint: Any) -> dict[str, Any]:
-    """What a declared type consists of, by name: the members of a union and of the unions in it, else itself."""
+    """The members of a union, and of the unions in it, by their names; a type that is no union is its only member."""
     bare = hint.__origin__ if typing.get_origin(hint) is Annotated else hint
     bare = getattr(bare, "__value__", bare)  # of an alias (type X = A | B)
     if typing.get_origin(bare) in (typing.Union, types.UnionType):

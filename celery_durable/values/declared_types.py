@@ -1,4 +1,4 @@
-"""What a function says it returns: by that type its results are written and read, unless it says nothing of use."""
+"""The type that a function declares for its result. It decides how the result is written and read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _declared: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 class _Reasons(WeakKeyDictionary[Any, str]):
-    """Why, by function; most often there is none, which every step asks."""
+    """Reasons by function. Every step asks for one, and most processes have none at all."""
 
     is_empty = True
 
@@ -29,11 +29,14 @@ class _Reasons(WeakKeyDictionary[Any, str]):
 
 
 never_recorded = _Reasons()
-"""Functions of which nothing that they return can be recorded, with the reason."""
+"""Functions whose results can never be recorded, with the reason."""
 
 
 def declared_type(action: Callable[..., Any]) -> Any:
-    """What *action* says it returns (its result, if it is async); None where it says nothing that Pydantic can use."""
+    """The type that *action* declares for its result (of an async action: what it returns when it is awaited).
+
+    None if it declares none, or none that Pydantic can use.
+    """
     function = _function_of(action)
     if not getattr(function, "__annotations__", None):
         return None
@@ -47,7 +50,7 @@ def declared_type(action: Callable[..., Any]) -> Any:
 
 
 def objection(action: Callable[..., Any], hint: Any = None) -> str | None:
-    """Why nothing can be recorded that *action* returns, if its type (*hint* or what it declares) tells already."""
+    """Why no result of *action* can ever be recorded; None if its type (*hint*, or the declared one) does not tell."""
     try:
         if hint is not None:
             return _of_hint(hint)
@@ -67,17 +70,17 @@ def _function_of(action: Any) -> Any:
     return function
 
 
-# Nor does a bare container say more than JSON does by itself.
+# These types say no more about a value than its JSON does.
 _SAYS_NOTHING = (Any, object, inspect.Signature.empty, typing.NoReturn, dict, list)
 
 
 def hints_of(function: Any) -> dict[str, Any]:
-    """The annotations of a function as types, each by itself: one that cannot be resolved hides no other."""
+    """The annotations of a function as types. One that cannot be resolved is left out, and hides no other."""
     hints: dict[str, Any] = {}
     names = getattr(inspect.unwrap(function), "__globals__", {})
     for name, note in getattr(function, "__annotations__", {}).items():
         alone = types.SimpleNamespace(__annotations__={name: note})
-        with suppress(Exception):  # a name that exists for type checkers only
+        with suppress(Exception):  # a name that only type checkers know
             hints |= typing.get_type_hints(alone, names, include_extras=True)
     return hints
 
@@ -89,7 +92,7 @@ def _read_declared_type(function: Any) -> Any:
         hint = typing.get_args(hint)[-1]  # Awaitable[T], Coroutine[Any, Any, T]
     if any(hint is nothing for nothing in _SAYS_NOTHING):
         return None
-    # A decorator may return something else than the function whose annotations it copies.
+    # A decorator may return something else than the function declares whose annotations it copies.
     if not hasattr(function, "__wrapped__") and (reason := _never_recordable(hint)):
         with suppress(TypeError):  # not weakly referable
             never_recorded[function] = reason
@@ -119,7 +122,7 @@ _of_hint = lru_cache(maxsize=1024)(_never_recordable)
 
 
 def _keeps_a_secret(hint: Any, seen: frozenset[Any] = frozenset()) -> bool:
-    """Whether values of this type are or have in them one of Pydantic's secrets, and nothing says how to write it."""
+    """Whether values of this type are or contain a secret of Pydantic's, and nothing says how to write it."""
     kind = typing.get_origin(hint) or hint
     if hasattr(kind, "get_secret_value"):
         return True

@@ -1,4 +1,7 @@
-"""Exception ⇄ facts in the journal. A class is looked up among those that the process has loaded, never imported."""
+"""An exception as facts in the journal, and the facts as an exception again.
+
+A class is looked up among those that the process has loaded. None is imported because a journal names it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _LONGEST_TEXT = 20_000
 
 
 class RecordedTraceback(Exception):
-    """Where an error that is read from the journal was raised: its cause, as text, as Celery's remote ones have it."""
+    """The cause of an error that was read from the journal: its traceback, as text, as Celery shows remote ones."""
 
     def __str__(self) -> str:
         return f'\n"""\n{self.args[0]}"""'
@@ -31,7 +34,7 @@ def describe(error: BaseException, *, with_args: bool = True, with_metadata: boo
     """What the journal keeps of an exception.
 
     Raises:
-        codec.NotEncodable: a ``TerminalError`` carries something that is not JSON.
+        codec.NotEncodable: JSON cannot keep the arguments or the metadata of a ``TerminalError``.
     """
     kind = type(error)
     facts: dict[str, Any] = {"type": kind.__qualname__, "module": kind.__module__, "message": text_of(error)}
@@ -39,7 +42,7 @@ def describe(error: BaseException, *, with_args: bool = True, with_metadata: boo
         try:
             facts["args"] = json.loads(codec.encode(list(error.args)).text)
         except TypeError:
-            pass  # whatever user code has made of them
+            pass  # user code has put something else there
         except codec.NotEncodable:
             if isinstance(error, TerminalError):
                 raise
@@ -51,7 +54,7 @@ def describe(error: BaseException, *, with_args: bool = True, with_metadata: boo
 
 
 def text_of(error: BaseException) -> str:
-    """``str(error)``, whatever user code does there, and not without end."""
+    """``str(error)``, shortened if it is very long. A ``__str__`` of the user's that fails does no harm."""
     return as_text(error)[:_LONGEST_TEXT]
 
 
@@ -61,7 +64,7 @@ def shown(error: BaseException) -> str:
 
 
 def traceback_of(error: BaseException) -> str:
-    """The end of its traceback as text."""
+    """The end of the traceback of *error* as text."""
     try:
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     except Exception:
@@ -70,7 +73,7 @@ def traceback_of(error: BaseException) -> str:
 
 
 def located(error: BaseException, brought_by: BaseException) -> BaseException:
-    """*error* with the traceback that it would have, had it left the body itself, and not been *brought_by* another."""
+    """*error* with the traceback that it would have if it had left the body itself, and not *brought_by* another."""
     inner, outer = error.__traceback__, brought_by.__traceback__
     if inner is None:
         return error.with_traceback(outer)
@@ -85,7 +88,7 @@ def located(error: BaseException, brought_by: BaseException) -> BaseException:
 
 
 def failure_of(facts: dict[str, Any]) -> Exception:
-    """The exception again, its recorded traceback as its cause."""
+    """The exception that *facts* describe, with its recorded traceback as its cause."""
     error = _failure_of(facts)
     if text := facts.get("traceback"):
         error.__cause__ = RecordedTraceback(text)
@@ -93,12 +96,13 @@ def failure_of(facts: dict[str, Any]) -> Exception:
 
 
 def _failure_of(facts: dict[str, Any]) -> Exception:
-    """Of its class where the process knows it and it rebuilds from its args.
+    """The exception that *facts* describe.
 
-    A terminal failure is a ``TerminalError`` in any case; any other unknown class becomes one made up by that name.
+    It has its own class if the process knows that class and can make the exception again from its arguments. If not, a
+    terminal failure is a ``TerminalError``, and any other gets a new class of that name.
 
     Raises:
-        Exception: the facts are none that :func:`describe` gives.
+        Exception: :func:`describe` gives no such facts.
     """
     kind = known_class(facts.get("module", ""), facts["type"])
     if kind is not None and "args" in facts:
@@ -118,7 +122,7 @@ def _failure_of(facts: dict[str, Any]) -> Exception:
 
 
 def leading(error: BaseException) -> BaseException:
-    """Of a group of exceptions the one that decides: a ``TerminalError``, or the only one there is."""
+    """The exception that decides in a group: a ``TerminalError``, or the only one there is; else the group itself."""
     leaves = [error]
     for leaf in leaves:
         leaves += getattr(leaf, "exceptions", ()) if isinstance(leaf, _GROUPS) else ()
@@ -128,7 +132,7 @@ def leading(error: BaseException) -> BaseException:
 
 
 def rebuilds(error: BaseException) -> bool:
-    """Whether another process that knows its class can make *error* again from its args."""
+    """Whether another process that knows the class of *error* can make it again from its arguments."""
     kind = type(error)
     if known_class(kind.__module__, kind.__qualname__) is not kind:
         return False
@@ -139,10 +143,10 @@ def rebuilds(error: BaseException) -> bool:
 
 
 def portable(error: BaseException) -> BaseException:
-    """*error*, or what stands for one that cannot leave its process.
+    """*error*, or another one in its place, if it cannot leave this process.
 
-    A ``TerminalError`` for one of a subclass that does not rebuild elsewhere; an ``Exception`` of the same name for one
-    that is none (``CancelledError``, ``gevent.Timeout``), with which Celery would end the worker.
+    A ``TerminalError`` replaces an error of a subclass that other processes cannot make again. An ``Exception`` of the
+    same name replaces an error that is none (``CancelledError``, ``gevent.Timeout``): Celery would end the worker.
     """
     if not isinstance(error, Exception):
         return _failure_of(describe(error)).with_traceback(error.__traceback__)
@@ -155,7 +159,7 @@ def portable(error: BaseException) -> BaseException:
 
 
 def known_class(module: str, qualname: str) -> type[Exception] | None:
-    """An exception class that this process has loaded, by its name."""
+    """The exception class of this name, if this process has loaded it; else None."""
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
         # Not getattr(): a module may import what it is asked for.

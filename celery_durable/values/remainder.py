@@ -1,8 +1,8 @@
-"""What the text of a value does not say: found when it is written, put back when it has been read.
+"""What the text of a value does not say: it is found when the value is written, and put back when it is read.
 
-JSON, Pydantic's too, does not say which fields of a model were set, what time zone a time has, or which of two equal
-times at a clock change it is. What is put back is kept beside the text, which can be read without it.
-Imports nothing of this package but :mod:`tagged`.
+JSON does not say which fields of a model were set, what time zone a time has, or which of two equal times at a clock
+change is meant; Pydantic's JSON does not, either. These facts are kept as notes beside the text. The text can be read
+without them.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from zoneinfo import ZoneInfo
 from .tagged import NotEncodable, dumps, is_model, loads
 
 Note = list[Any]
-"""``[path, what, content]``: *what* of the part at *path* (names of fields, and numbers in lists and dicts) is to be
-as *content* says."""
+"""``[path, what, content]``: the part at *path* is to get *content* as its *what* (``"zone"``, for example).
+
+A path has names of fields, and numbers for places in lists and dicts."""
 
 _NOTHING: list[Note] = []
 _MISSING = object()
 
 
 def same(value: Any, decoded: Any) -> bool:
-    """Whether nothing was lost: equal, and of the same types down to the leaves, or of the declared one."""
+    """Whether nothing was lost: both are equal, and all their parts have the same types, or the declared ones."""
     return remainder_of(value, decoded) == _NOTHING
 
 
 def remainder_of(value: Any, decoded: Any) -> list[Note] | None:
-    """What *decoded* lacks of *value*; None where they differ in what no note can put back."""
+    """What *decoded* lacks of *value*; None if they differ in something that no note can put back."""
     kind = type(value)
     if kind is int and type(decoded) is float:
-        # Declared as float, where Python lets an int pass for one.
+        # The declared type is float, and Python accepts an int as one.
         return _if(value == decoded)
     if type(decoded) is not kind:
         return None
@@ -48,12 +49,12 @@ def remainder_of(value: Any, decoded: Any) -> list[Note] | None:
 
 
 def is_certain(notes: list[Note]) -> bool:
-    """Whether what is put back is what was, which need not be looked at."""
+    """Whether these notes give back the value in any case, so that nobody has to compare."""
     return all(what in ("unset", "set") for _, what, _ in notes)
 
 
 def put_back(decoded: Any, notes: Iterable[Note]) -> Any:
-    """*decoded* with what it lacked; what the notes are about and is no longer there is left out."""
+    """*decoded* with what it lacked. A note about a part that is no longer there is ignored."""
     for path, what, content in notes:
         if what in _IN_PLACE:
             part = decoded
@@ -81,7 +82,7 @@ def _of_complex(value: complex, decoded: complex) -> list[Note] | None:
 
 
 def _of_decimal(value: Decimal, decoded: Decimal) -> list[Note] | None:
-    # One that is no number equals nothing, and some do not even let themselves be compared.
+    # A NaN equals nothing, and a signaling NaN cannot even be compared.
     return _if(str(value) == str(decoded))
 
 
@@ -90,12 +91,12 @@ def _of_opaque(value: Any, decoded: Any) -> list[Note] | None:
 
 
 def _of_scalar(value: Any, decoded: Any) -> list[Note] | None:
-    """Of a class derived from one of Python's."""
+    """A value whose class is derived from one of Python's."""
     return _if(value == decoded and _same_attributes(value, decoded))
 
 
 def _of_parts(parts: Iterable[tuple[str | int, Any, Any]]) -> list[Note] | None:
-    """Of *parts* as (where it is, in the value, in what was decoded)."""
+    """Each of the *parts* is (where it is, the part of the value, the decoded part)."""
     notes = _NOTHING
     for where, value, decoded in parts:
         found = remainder_of(value, decoded)
@@ -107,7 +108,7 @@ def _of_parts(parts: Iterable[tuple[str | int, Any, Any]]) -> list[Note] | None:
 
 
 def _of_names(value: dict[str, Any], decoded: dict[str, Any]) -> list[Note] | None:
-    """Of attributes."""
+    """Attributes by their names."""
     if value.keys() != decoded.keys():
         return None
     return _of_parts((name, part, decoded[name]) for name, part in value.items())
@@ -125,7 +126,7 @@ def _of_set(value: Any, decoded: Any) -> list[Note] | None:
     if value != decoded or not _same_attributes(value, decoded):
         return None
     itself = {item: item for item in decoded}
-    # Nothing can be put back into what has no places.
+    # A set has no places, so nothing can be put back into it.
     return _if(all(same(item, itself[item]) for item in value))
 
 
@@ -160,7 +161,7 @@ def _of_model(value: Any, decoded: Any) -> list[Note] | None:
 
 
 def _privately(attributes: dict[str, Any] | None) -> Any:
-    """Attributes that a model keeps to itself, as text; of what is no plain data there is none."""
+    """The private attributes of a model as text; None if they are not plain data."""
     with suppress(NotEncodable):
         return dumps(attributes, faithful=True)
     return None
@@ -180,7 +181,7 @@ def _of_time(value: Any, decoded: Any) -> list[Note] | None:
         return None
     if value.utcoffset() != decoded.utcoffset():
         return None
-    # A zone without a key was read from a file. Of that, as of any other class of zones, the offset is kept.
+    # A zone without a key was read from a file. Its offset is kept, as that of any other class of zones.
     if isinstance(value.tzinfo, ZoneInfo) and value.tzinfo.key is not None:
         alike = value.tzinfo is decoded.tzinfo and value.fold == decoded.fold
         return _NOTHING if alike else [[[], "zone", [value.tzinfo.key, value.fold]]]
@@ -190,7 +191,7 @@ def _of_time(value: Any, decoded: Any) -> list[Note] | None:
 
 
 def _own(item: Any) -> dict[str, Any]:
-    """What an object keeps, without what it has computed from that and can compute again."""
+    """The attributes of an object, without those that it has computed from others and can compute again."""
     kept: dict[str, Any] = getattr(item, "__dict__", {})
     kind: Any = type(item)
     computed = _computed_by(kind)
@@ -205,7 +206,7 @@ def _computed_by(kind: type) -> frozenset[str]:
 
 
 def _same_attributes(value: Any, decoded: Any) -> bool:
-    """Of classes derived from Python's own."""
+    """Whether two values of a derived class have the same attributes."""
     mine, theirs = getattr(value, "__dict__", None), getattr(decoded, "__dict__", None)
     return not (mine or theirs) or same(mine, theirs)
 
@@ -302,7 +303,7 @@ def _zoned(item: Any, content: list[Any]) -> Any:
     key, fold = content
     zone = ZoneInfo(key)
     zoned = item.replace(tzinfo=zone, fold=fold)
-    # The clocks there may have been set otherwise since: the moment counts.
+    # The rules of the zone may have changed since: the moment counts, and not the clock time.
     return zoned if zoned.utcoffset() == item.utcoffset() else item.astimezone(zone)
 
 

@@ -1,7 +1,7 @@
-"""Plain JSON in which the kinds that JSON lacks are tagged: ``{"$type": "datetime", "$value": "..."}``.
+"""Plain JSON in which types that JSON lacks have a tag: ``{"$type": "datetime", "$value": "..."}``.
 
-A value comes back equal and of its type, or is refused. Two exceptions, as in JSON, unless it is to be *faithful*:
-tuples become lists, and the keys of a dict become strings. Imports nothing of this package.
+A value comes back equal and of its type, or is refused. There are two exceptions, as in JSON: tuples become lists, and
+the keys of a dict become strings. A *faithful* text has no exceptions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TAG, CONTENT = "$type", "$value"
 
 
 class NotEncodable(Exception):
-    """A value has no faithful text; the message says why and what to do."""
+    """A value has no faithful text. The message says why, and what to do."""
 
 
 _TEXT = frozenset({str})
@@ -52,17 +52,17 @@ _UNTAG: dict[str, Callable[[Any], Any]] = {
 
 
 _NO_LONG_NUMBER = 4096
-"""Characters; a number of more than 4,300 digits is not read again."""
+"""Characters: a shorter text has no number of more than 4,300 digits, which Python refuses to read."""
 
 KINDS = frozenset({*_SCALARS, dict, list, tuple, *_COLLECTIONS, *_TAGGED})
-"""What can be written here; all else needs a declared type."""
+"""The types that can be written here. Values of all other types need a declared type."""
 
 
 def dumps(value: Any, *, faithful: bool = False, enums: bool = False) -> str:
-    """*value* as text; *faithful*: tuples stay tuples, and keys what they are; *enums* become their values.
+    """*value* as text. If *faithful*, tuples stay tuples, and keys stay what they are; *enums* become their values.
 
     Raises:
-        NotEncodable: some part of it would be degraded.
+        NotEncodable: some part of it would not come back as it is.
     """
     try:
         if _survey(value, faithful=faithful, enums=enums):
@@ -93,9 +93,9 @@ def round_trip(value: Any, *, faithful: bool = False) -> tuple[str, Any]:
 
 
 def flat_round_trip(value: Any) -> tuple[str, Any] | None:
-    """The same of one that is flat: it comes back as it is, or as a copy, made in a tenth of the time.
+    """The same for a flat value, in a tenth of the time: it comes back as it is, or as a copy.
 
-    None where it is not flat, or too long for that to be sure.
+    None if it is not flat, or too long to be sure.
     """
     kind = type(value)
     if kind is dict:
@@ -114,7 +114,7 @@ def flat_round_trip(value: Any) -> tuple[str, Any] | None:
 
 
 def has_odd_times(value: Any, text: str) -> bool:
-    """Whether there is a time in *value* of which its *text* says too little: its time zone's name, or its fold."""
+    """Whether *value* has a time whose time zone's name, or whose fold, its *text* does not say."""
     if 'time","$value":' not in text:
         return False
     pending = [value]
@@ -133,7 +133,7 @@ def has_odd_times(value: Any, text: str) -> bool:
 
 
 def as_in_json(item: Any) -> Any:
-    """Data that is not kept *faithful*, as it comes back."""
+    """Data as it comes back from a text that is not *faithful*."""
     if type(item) is dict:
         return {_key(key): as_in_json(part) for key, part in item.items()}
     return [*map(as_in_json, item)] if type(item) in (list, tuple) else item
@@ -156,12 +156,16 @@ def _endless(error: Exception) -> NotEncodable:
 def _written(value: Any) -> str:
     try:
         return to_json(value, inf_nan_mode="constants").decode()
-    except ValueError:  # a lone surrogate, which the slower encoder writes as ASCII; or a value that contains itself
+    except ValueError:  # a lone surrogate, which the slower encoder writes as ASCII, or a value that contains itself
         return json.dumps(value, separators=(",", ":"))
 
 
 def _survey(value: Any, *, faithful: bool, enums: bool) -> bool:
-    """Refuse what would be degraded; whether anything in *value* needs a tag."""
+    """Whether anything in *value* needs a tag.
+
+    Raises:
+        NotEncodable: some part of it would not come back as it is.
+    """
     tags = False
     seen: set[int] = set()
     pending = [value]
@@ -169,7 +173,7 @@ def _survey(value: Any, *, faithful: bool, enums: bool) -> bool:
         item = pending.pop()
         kind = type(item)
         if kind in _SCALARS or id(item) in seen:
-            continue  # what contains itself is left for the encoder to refuse
+            continue  # the encoder refuses a value that contains itself
         seen.add(id(item))
         parts: Iterable[Any] = ()
         if kind is dict:
@@ -188,7 +192,7 @@ def _survey(value: Any, *, faithful: bool, enums: bool) -> bool:
             tags = True
         else:
             raise NotEncodable(_refusal(item, whole=item is value))
-        if not _SCALARS.issuperset(map(type, parts)):  # most often there is nothing more to look at
+        if not _SCALARS.issuperset(map(type, parts)):  # most values have no further parts
             pending.extend(parts)
     return tags
 
@@ -208,8 +212,8 @@ def _key(key: Any) -> str:
 
 
 def is_model(kind: Any) -> bool:
-    """Whether *kind* is a class of Pydantic's models; there are none before that part of Pydantic is imported."""
-    # Another thread may be importing it just now: as long as it has no such class, nobody has a model.
+    """Whether *kind* is a class of Pydantic's models. Before Pydantic's models are imported there are none."""
+    # Another thread may be importing that module just now: as long as it has no such class, nobody has a model.
     base = getattr(sys.modules.get("pydantic.main"), "BaseModel", None)
     return base is not None and inspect.isclass(kind) and issubclass(kind, base)
 
@@ -226,7 +230,7 @@ def _refusal(item: Any, *, whole: bool) -> str:
 
 
 def _plain(item: Any, *, faithful: bool) -> Any:  # noqa: PLR0911  a line per kind
-    """The same data in what JSON has."""
+    """The same data in types that JSON has."""
     kind = type(item)
     if kind in _SCALARS:
         return item

@@ -1,6 +1,7 @@
-"""What was valid once is valid: a declared type, and how its values are read without asking its validators again.
+"""A declared type, and how its recorded values are read without its validators: a value that was valid stays valid.
 
-Their verdict may depend on the clock (``FutureDatetime``), on a disk (``FilePath``), on a limit that was changed since.
+What validators say may depend on the clock (``FutureDatetime``), on a disk (``FilePath``), or on a limit that has
+changed since.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _LIMITS = frozenset(
         "str_min_length", "str_max_length", "str_strip_whitespace", "str_to_lower", "str_to_upper",
     }
 )  # fmt: skip
-"""Of a core schema, or of its config: what refuses a value, or makes another one of it, by more than its type."""
+"""Keys of a core schema, or of its config, that refuse or change a value for more than its type."""
 
 _OPAQUE = frozenset(
     {
@@ -34,10 +35,10 @@ _OPAQUE = frozenset(
         "default", "default_factory", "expected", "members", "missing",
     }
 )  # fmt: skip
-"""Of a core schema: what has no schemas in it."""
+"""Keys of a core schema that contain no schemas."""
 
 _UNSTABLE = _OPAQUE - {"cls"} | {"default_factory_takes_data", "sub_type"}
-"""Of a core schema: what says nothing of how the data is laid out."""
+"""Keys of a core schema that say nothing about how the data is laid out."""
 
 Schema = Any
 _Rewrite = Callable[[Schema], Schema]
@@ -47,23 +48,23 @@ class Declared:
     """A type that Pydantic knows, with the ways to read its values."""
 
     def __init__(self, hint: Any) -> None:
-        from pydantic import TypeAdapter  # half of the package's import time, for the first typed step only
+        from pydantic import TypeAdapter  # late: half of the package's import time, and only a typed step needs it
 
         self.adapter: TypeAdapter[Any] = TypeAdapter(hint)
 
     @cached_property
     def bare(self) -> SchemaValidator | None:
-        """Runs no code of the user's; None where Pydantic cannot build that."""
+        """A validator that runs no user code; None if Pydantic cannot build one."""
         return self._validator(_bare)
 
     @cached_property
     def lenient(self) -> SchemaValidator | None:
-        """Runs the user's validators for what they make of a value, and does not heed what they refuse."""
+        """A validator that lets the user's validators change a value, and ignores it if they refuse one."""
         return self._validator(_lenient)
 
     @cached_property
     def shape(self) -> str:
-        """A hash of how the data is laid out, whatever its validators and limits are; the same in each process."""
+        """A hash of how the data is laid out, the same in each process. Validators and limits have no part in it."""
         text = _told(_rewritten(self.adapter.core_schema, _bare))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -79,7 +80,7 @@ _cached = lru_cache(maxsize=1024)(Declared)
 
 
 def declared(hint: Any) -> Declared:
-    """A type as Pydantic knows it; to find out costs a hundred times its use, so it is done once for each."""
+    """A type as Pydantic knows it. It is kept, because to build it costs a hundred times as much as to use it."""
     try:
         return _cached(hint)
     except TypeError:  # an unhashable hint, such as Annotated[int, [...]]
@@ -87,7 +88,7 @@ def declared(hint: Any) -> Declared:
 
 
 def _build(schema: Schema) -> SchemaValidator:
-    # Not with the validators that the models in it have already: these are the ones to go.
+    # The models in it have validators already, which must not be used: they are what this is to avoid.
     if "_use_prebuilt" in (SchemaValidator.__text_signature__ or ""):
         return SchemaValidator(schema, _use_prebuilt=False)  # type: ignore[call-arg, unused-ignore]
     with _building:
@@ -119,7 +120,7 @@ def _classes_in(schema: Schema) -> Iterator[Any]:
 
 
 def _rewritten(schema: Schema, rewrite: _Rewrite) -> Schema:
-    """A core schema without limits, whose other parts that look at values are as *rewrite* makes them."""
+    """A core schema without limits; *rewrite* makes its other parts."""
     if isinstance(schema, (list, tuple)):
         return type(schema)(_rewritten(part, rewrite) for part in schema)
     if not isinstance(schema, dict):
@@ -131,7 +132,7 @@ def _rewritten(schema: Schema, rewrite: _Rewrite) -> Schema:
         if not (is_schema and name in _LIMITS)
     }
     if not is_schema:
-        return parts  # fields by their names, say
+        return parts  # fields by their names, for example
     if isinstance(config := parts.get("config"), dict):
         parts["config"] = {name: part for name, part in config.items() if name not in _LIMITS}
     if parts["type"] in ("decimal", "float"):
@@ -140,7 +141,7 @@ def _rewritten(schema: Schema, rewrite: _Rewrite) -> Schema:
 
 
 def _bare(schema: Schema) -> Schema:
-    """Without code of the user's."""
+    """A core schema without user code."""
     kind = schema["type"]
     if kind.startswith("function-") and not _is_needed(schema["function"]):
         inner = {"type": "any"} if kind == "function-plain" else schema["schema"]
@@ -159,7 +160,7 @@ def _bare(schema: Schema) -> Schema:
 
 
 def _lenient(schema: Schema) -> Schema:
-    """With the user's code, whose refusals are not heeded."""
+    """A core schema with user code whose refusals are ignored."""
     kind = schema["type"]
     if kind.startswith("function-") and not _is_pydantics(schema["function"]["function"]):
         function = schema["function"]["function"]
@@ -189,7 +190,7 @@ def _wrap_heedless(function: Callable[..., Any], value: Any, handler: Callable[[
 
 
 def _is_needed(about: dict[str, Any]) -> bool:
-    """Whether a function makes the value of what is no JSON (a path, an address), as Pydantic's own do."""
+    """Whether a function is Pydantic's own and makes a value that JSON does not have (a path, an address)."""
     function = about["function"]
     looks_at_the_disk = getattr(function, "__qualname__", "").startswith("PathType.")
     return _is_pydantics(function) and not looks_at_the_disk
@@ -219,7 +220,7 @@ def _words(part: Any) -> Iterator[str]:
             yield from _words(item)
             yield ","
     elif isinstance(part, str):
-        yield re.sub(r":\d+", "", part)  # a reference to a class has its address in memory
+        yield re.sub(r":\d+", "", part)  # a reference to a class contains its address in memory
     elif isinstance(part, (bool, int, float, type(None))):
         yield str(part)
     else:
