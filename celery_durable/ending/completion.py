@@ -203,7 +203,7 @@ def _cancelled(invocation: Invocation, end: Cancelled) -> BaseException:
     logger.info("task %s: cancelled", request.id)
     if report.revoked(invocation.task, request, end.error):
         return Announcement.of_cancellation(end.error)
-    session.delivery_failed()
+    session.outcome.failed()
     return Ignore("the run was cancelled, which could not be delivered")
 
 

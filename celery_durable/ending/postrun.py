@@ -62,9 +62,9 @@ def _catch_up(invocation: Invocation, session: RunSession, state: str | None, re
 def _note_delivery(session: RunSession, state: str | None, result: Any, *, delivered: bool) -> None:
     # RETRY after an outcome: a time limit struck in between, and Celery has stored nothing of it.
     if not delivered or state in (None, states.RETRY):
-        session.delivery_failed()
-    elif session.contradicts(state):
+        session.outcome.failed()
+    elif session.outcome.contradicts(state):
         if isinstance(result, message.BROKER_AWAY):
-            session.delivery_failed()
+            session.outcome.failed()
         else:
-            session.delivery_impossible()
+            session.outcome.impossible()

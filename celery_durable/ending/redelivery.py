@@ -58,11 +58,11 @@ def reject_delivery(
 
 def _deliver(ended: outcome.Outcome, task: Any, request: Any, session: RunSession) -> BaseException | Value:
     """The worker that had the outcome died before it was delivered, with what hangs on it."""
-    session.delivery_pending(ended.status)
+    session.outcome.pending(ended.status)
     if ended.status == "revoked" and ended.error is not None:
         if report.revoked(task, request, ended.error):
             return Announcement.of_cancellation(ended.error)
-        session.delivery_failed()
+        session.outcome.failed()
     elif ended.error is not None:
         return ended.error
     elif ended.status == "succeeded":

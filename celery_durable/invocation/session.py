@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from celery import states
 from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_durable.config.settings import AttemptSettings, Settings
@@ -23,24 +22,14 @@ from celery_durable.interrupts import Interrupt, JournalLost, NotNow
 from celery_durable.journal.port import Busy, Delivery, Journal, JournalGone, Opened, Result
 from celery_durable.steps.attempt import Attempt, Surroundings
 
+from .outcome_delivery import Lease, OutcomeDelivery
+
 T = TypeVar("T")
 
 logger = logging.getLogger("celery_durable")
 
 _WAIT_HERE = 1.0
 """A run that is due sooner than this is waited for, not sent around; a lease that is not renewed any more, too."""
-_BACK_AGAIN = 60.0
-"""Seconds in which Celery tries a task again, at the latest, that has lost its journal for as long as a lease."""
-
-
-class Lease(Protocol):
-    """The lease of a run in Redis: see :mod:`celery_durable.redis.lease`."""
-
-    def keep(self) -> None:
-        """Renew it from now on."""
-
-    def drop(self) -> None:
-        """Renew it no more."""
 
 
 class Told(Enum):
@@ -54,19 +43,6 @@ class Told(Enum):
     """Nothing, and it will not be."""
 
 
-class Handover(Enum):
-    """What becomes of an outcome that Celery is to store, and of what hangs on it."""
-
-    NONE = "none"
-    """There is none, or it is stored already."""
-    PENDING = "pending"
-    """It is done when this delivery is over; until then nobody else is to do it."""
-    FAILED = "failed"
-    """A worker tries again, after pauses that grow."""
-    IMPOSSIBLE = "impossible"
-    """It can never be sent; a Retry tries it all the same."""
-
-
 class RunSession:
     """What one delivery has of a run."""
 
@@ -75,10 +51,8 @@ class RunSession:
         self.settings = settings
         self.attempt: Attempt | None = None
         self.told = Told.NOTHING
+        self.outcome = OutcomeDelivery(journal, settings, lease)
         self._lease = lease
-        self._status = ""
-        """That of the outcome."""
-        self._handover = Handover.NONE
 
     def open(self, delivery: Delivery, about: Surroundings, terms: AttemptSettings) -> Attempt:
         """Begin an attempt.
@@ -145,7 +119,7 @@ class RunSession:
 
     def release_for_delivery(self) -> None:
         """The outcome is written, and another process is to deliver it."""
-        self.delivery_failed()
+        self.outcome.failed()
         self.close_attempt()
         if self.attempt is not None:
             self._release(self.attempt, orderly=True)
@@ -181,7 +155,7 @@ class RunSession:
             self.told = Told.FINISHED
             self.attempt.closed = True
             if not delivered:
-                self.delivery_pending(status)
+                self.outcome.pending(status)
         return delivered
 
     def finish_after_all(self, status: str, outcome: str) -> None:
@@ -189,47 +163,16 @@ class RunSession:
         self.told = Told.NOTHING
         self.finish(status, outcome)
 
-    @property
-    def can_deliver(self) -> bool:
-        """Whether a result may go with the outcome.
-
-        Nobody is to read it before that is where it is to be. And where Redis is lost before its reply arrives, the
-        journal is to be there still when the task is tried again.
-        """
-        settings = self.settings
-        long_enough = settings.retention >= settings.lease + _BACK_AGAIN
-        return settings.journal_sync == "memory" and long_enough
-
     def _write_end(self, status: str, words: Mapping[str, str], result: Result | None) -> bool:
-        if result is not None and self.journal.conclude(words, self._retention(status), result):
+        if result is not None and self.journal.conclude(words, self.outcome.retention(status), result):
             return True
         self.journal.finish(status, words)
         return False
 
-    def contradicts(self, state: str | None) -> bool:
-        """Whether Celery has made a failure of a success: because a callback could not be sent, say."""
-        return self._status == "succeeded" and state == states.FAILURE
-
     @property
     def lacks_success(self) -> bool:
         """Whether the journal would be wrong to say of this attempt what it says now, were the run a success."""
-        return self.attempt is not None and (not self.has_ended or self._status == "failed")
-
-    def delivery_pending(self, status: str) -> None:
-        """When this delivery is over, the outcome has been delivered; until then nobody else is to do it."""
-        self._status, self._handover = status, Handover.PENDING
-        if self._lease is not None:
-            self._lease.keep()
-
-    def delivery_failed(self) -> None:
-        """The outcome did not arrive: a worker tries again, after pauses that grow."""
-        self._handover = Handover.FAILED
-
-    def delivery_impossible(self) -> None:
-        """What hangs on the outcome can never be sent; a Retry tries it all the same."""
-        if self._handover is Handover.PENDING:
-            self.journal.deliver(self.settings.failure_retention, arrived=False)
-            self._handover = Handover.IMPOSSIBLE
+        return self.attempt is not None and (not self.has_ended or self.outcome.status == "failed")
 
     def close_attempt(self) -> None:
         """End the attempt; nothing more is said of it."""
@@ -249,16 +192,12 @@ class RunSession:
     def close(self) -> None:
         """The delivery is over: give back what it used."""
         try:
-            if self._handover is Handover.PENDING:
-                self.journal.deliver(self._retention(self._status))
+            self.outcome.confirm()
         except (JournalUnavailableError, Interrupt) as error:
             logger.error("the delivery of an outcome could not be journaled: %r", error)
         finally:
             self.close_attempt()
             self.journal.close()
-
-    def _retention(self, status: str) -> float:
-        return self.settings.failure_retention if status in ("failed", "revoked") else self.settings.retention
 
     @staticmethod
     def _tell(attempt: Attempt, write: Callable[[], T]) -> T:

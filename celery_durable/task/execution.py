@@ -270,8 +270,9 @@ class Execution:
         """Write the outcome of a success, and its result beside it where that is possible."""
         invocation = self.invocation
         request = invocation.request
-        can_deliver = self._store is not None and session.can_deliver
-        result = self._store.result_of(invocation.task, request, value) if self._store and can_deliver else None
+        result = None
+        if self._store is not None and session.outcome.may_be_written_with_outcome:
+            result = self._store.result_of(invocation.task, request, value)
         if session.finish("succeeded", recordable(invocation, attempt, value), result) and result is not NO_RESULT:
             report.suppressed.set(request.id)
 
