@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from .exceptions import DurableError, DurableTimeoutError
-from .journal.port import Verdict
+from .journal.port import OpenResult
 
 if TYPE_CHECKING:
     from .steps.attempt import Attempt
@@ -99,11 +99,11 @@ class Fenced(Interrupt):
 
 
 class NotNow(Interrupt):
-    """This delivery does not begin an attempt (see *verdict*)."""
+    """This delivery does not begin an attempt (see *refusal*)."""
 
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(str(verdict))
-        self.verdict = verdict
+    def __init__(self, refusal: OpenResult) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
 
 
 PATIENT = (Sleep, RetryStep, FailAttempt, EndRun, Stall)

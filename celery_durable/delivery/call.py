@@ -138,7 +138,7 @@ def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
         reopen=header.get("reopen", ""),
         received=received(request),
         changed=int(header.get("changed", 0)),
-        hint=bool(header.get("hint")),
+        wake_up=bool(header.get("hint")),
         seed=seed_of(request),
         sent=sent_as(request),
         asked=header.get("asked"),

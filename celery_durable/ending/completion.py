@@ -41,6 +41,7 @@ from celery_durable.invocation.ends import (
 )
 from celery_durable.invocation.invocation import Invocation
 from celery_durable.invocation.session import RunSession
+from celery_durable.journal.layout import Status
 from celery_durable.seams.celery import EXIT_BY_SIGTERM
 from celery_durable.steps.attempt import Attempt
 from celery_durable.steps.step import NOT_A_FAILURE
@@ -192,14 +193,14 @@ def _failed(invocation: Invocation, end: Failed) -> BaseException:
             level, "task %s: attempt %d failed for good: %s",
             invocation.request.id, end.spent.failures, shown(end.error),
         )  # fmt: skip
-    _session(invocation).finish("failed", outcome.of_error(end.error))
+    _session(invocation).finish(Status.FAILED, outcome.of_error(end.error))
     eager_journals.forget(invocation)
     return end.error
 
 
 def _cancelled(invocation: Invocation, end: Cancelled) -> BaseException:
     session, request = _session(invocation), invocation.request
-    session.finish("revoked", outcome.of_error(end.error))
+    session.finish(Status.REVOKED, outcome.of_error(end.error))
     logger.info("task %s: cancelled", request.id)
     if report.revoked(invocation.task, request, end.error):
         return Announcement.of_cancellation(end.error)
@@ -208,7 +209,7 @@ def _cancelled(invocation: Invocation, end: Cancelled) -> BaseException:
 
 
 def _ignored(invocation: Invocation, end: Ignored) -> BaseException:
-    _session(invocation).finish("ignored", None)
+    _session(invocation).finish(Status.IGNORED, None)
     return end.said
 
 
@@ -254,7 +255,7 @@ def _taken_over(invocation: Invocation, end: TakenOver) -> BaseException:
 
 def _not_begun(invocation: Invocation, end: NotBegun) -> BaseException | Value:
     fresh = invocation.delivery is not None and invocation.delivery.fresh
-    return reject_delivery(end.verdict, invocation.task, invocation.request, _session(invocation), fresh=fresh)
+    return reject_delivery(end.refusal, invocation.task, invocation.request, _session(invocation), fresh=fresh)
 
 
 def _as_it_is(_invocation: Invocation, end: Passed | LeftToAutoretry) -> BaseException:

@@ -17,6 +17,7 @@ from celery_durable.invocation.current import forget_opened
 from celery_durable.invocation.ends import over
 from celery_durable.invocation.invocation import Invocation
 from celery_durable.invocation.session import RunSession
+from celery_durable.journal.layout import Status
 
 from .completion import carry_out
 from .result_text import recordable
@@ -54,7 +55,7 @@ def _catch_up(invocation: Invocation, session: RunSession, state: str | None, re
     elif state == states.SUCCESS and session.lacks_success:
         # A ``__call__`` of the user's, which is around the body, has made a result of its exception.
         assert session.attempt is not None  # noqa: S101
-        session.finish_after_all("succeeded", recordable(invocation, session.attempt, result))
+        session.finish_after_all(Status.SUCCEEDED, recordable(invocation, session.attempt, result))
     elif isinstance(result, Announcement):
         result.call_hooks(invocation.task, invocation.request)
 

@@ -24,6 +24,7 @@ from celery_durable.invocation import eager_journals
 from celery_durable.invocation.ends import Asleep, JournalAway, Retried, Stalled
 from celery_durable.invocation.invocation import Invocation
 from celery_durable.invocation.session import RunSession
+from celery_durable.journal.layout import Status
 from celery_durable.steps.attempt import Attempt
 from celery_durable.values.failure import portable, shown
 
@@ -195,7 +196,7 @@ def fail_after_all(invocation: Invocation, error: BaseException) -> BaseExceptio
     """The journal knows of a retry that cannot be sent: the run has failed."""
     assert invocation.session is not None  # noqa: S101
     error = portable(error)
-    invocation.session.finish_after_all("failed", outcome.of_error(error))
+    invocation.session.finish_after_all(Status.FAILED, outcome.of_error(error))
     eager_journals.forget(invocation)
     return error
 

@@ -31,7 +31,7 @@ from celery_durable.interrupts import (
     Sleep,
     Stall,
 )
-from celery_durable.journal.port import Verdict
+from celery_durable.journal.port import OpenResult
 from celery_durable.values.failure import leading, located, portable
 
 # -- what is known -----------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class LeftToAutoretry(NamedTuple):
 class NotBegun(NamedTuple):
     """The message begins no attempt."""
 
-    verdict: Verdict
+    refusal: OpenResult
 
 
 class TakenOver(NamedTuple):
@@ -232,7 +232,7 @@ def decide(facts: Facts) -> End:
 def _by_interrupt(facts: Facts, why: Interrupt) -> End:  # noqa: PLR0911  a row per interrupt
     match why:
         case NotNow():
-            return NotBegun(why.verdict)
+            return NotBegun(why.refusal)
         case RetryStep():
             return Retried(located(why.error, why), why.delay)
         case Overrun() if not facts.is_its_own:

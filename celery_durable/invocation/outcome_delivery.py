@@ -8,6 +8,7 @@ from typing import Protocol
 from celery import states
 
 from celery_durable.config.settings import Settings
+from celery_durable.journal.layout import Status
 from celery_durable.journal.port import Journal
 
 _BACK_AGAIN = 60.0
@@ -62,11 +63,11 @@ class OutcomeDelivery:
     def retention(self, status: str) -> float:
         """Seconds for which a run is kept that has ended so."""
         settings = self._settings
-        return settings.failure_retention if status in ("failed", "revoked") else settings.retention
+        return settings.failure_retention if status in (Status.FAILED, Status.REVOKED) else settings.retention
 
     def contradicts(self, state: str | None) -> bool:
         """Whether Celery has made a failure of a success: because a callback could not be sent, say."""
-        return self.status == "succeeded" and state == states.FAILURE
+        return self.status == Status.SUCCEEDED and state == states.FAILURE
 
     def pending(self, status: str) -> None:
         """When this delivery is over, the outcome has been delivered; until then nobody else is to do it."""

@@ -19,6 +19,7 @@ from celery_durable.drivers.driver import answer
 from celery_durable.drivers.progress import watcher
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 from celery_durable.interrupts import Interrupt, JournalLost, NotNow
+from celery_durable.journal.layout import Status
 from celery_durable.journal.port import Busy, Delivery, Journal, JournalGone, Opened, Result
 from celery_durable.steps.attempt import Attempt, Surroundings
 
@@ -69,16 +70,16 @@ class RunSession:
     def _opened(self, delivery: Delivery) -> Opened:
         while True:
             try:
-                verdict = self.journal.open(delivery)
+                opening = self.journal.open(delivery)
             except JournalUnavailableError as error:
                 raise JournalLost(error) from error
-            match verdict:
+            match opening:
                 case Opened():
-                    return verdict
+                    return opening
                 case Busy(wait=wait) if wait <= min(_WAIT_HERE, self.settings.lease / 3):
                     time.sleep(wait)
                 case _:
-                    raise NotNow(verdict)
+                    raise NotNow(opening)
 
     # -- the end of the attempt
 
@@ -172,7 +173,7 @@ class RunSession:
     @property
     def lacks_success(self) -> bool:
         """Whether the journal would be wrong to say of this attempt what it says now, were the run a success."""
-        return self.attempt is not None and (not self.has_ended or self.outcome.status == "failed")
+        return self.attempt is not None and (not self.has_ended or self.outcome.status == Status.FAILED)
 
     def close_attempt(self) -> None:
         """End the attempt; nothing more is said of it."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from .layout import UNBRANCHED, Fields, Status, new_seed
-from .port import Delivery, Finished, Opened, Result, Verdict
+from .port import Delivery, Finished, Opened, OpenResult, Result
 
 _NOT_REOPENED = (Status.SUCCEEDED.encode(), Status.FAILED.encode())
 
@@ -21,7 +21,7 @@ class MemoryJournal:
     def __init__(self) -> None:
         self.fields: Fields = {}
 
-    def open(self, delivery: Delivery) -> Verdict:
+    def open(self, delivery: Delivery) -> OpenResult:
         fields = self.fields
         if fields.get(b"status") in _NOT_REOPENED:
             return Finished(fields)

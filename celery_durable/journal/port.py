@@ -41,8 +41,8 @@ class Delivery(NamedTuple):
     over: str = ""
     """The number of the attempt whose failure it reopens, and what that takes back: see :mod:`.reopening`."""
     taken_back: tuple[str, ...] = ()
-    hint: bool = False
-    """Sent on behalf of another message, to look at the run again."""
+    wake_up: bool = False
+    """A worker has sent it on behalf of another message, to look at the run again; it begins no new run."""
     seed: str = ""
     """Of a new run; drawn now, if the message brings none."""
     build: str = ""
@@ -82,7 +82,7 @@ class Finished(NamedTuple):
     fields: Fields
 
 
-class Foreign(NamedTuple):
+class IdConflict(NamedTuple):
     """The id belongs to another task, or to other arguments."""
 
     task: str
@@ -101,13 +101,13 @@ class Result(NamedTuple):
 NO_RESULT = Result("", "", 0)
 """Of a task whose result is ignored."""
 
-Verdict = Opened | Busy | Outdated | Finished | Foreign
+OpenResult = Opened | Busy | Outdated | Finished | IdConflict
 
 
 class Journal(Protocol):
     """What an attempt asks of its journal. Every write is checked against the fence."""
 
-    def open(self, delivery: Delivery) -> Verdict:
+    def open(self, delivery: Delivery) -> OpenResult:
         """Take the lease and load the run, or say why not."""
         ...
 

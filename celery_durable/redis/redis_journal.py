@@ -27,12 +27,12 @@ from celery_durable.journal.port import (
     Busy,
     Delivery,
     Finished,
-    Foreign,
+    IdConflict,
     JournalGone,
     Opened,
+    OpenResult,
     Outdated,
     Result,
-    Verdict,
 )
 from celery_durable.journal.reopening import decided
 
@@ -132,7 +132,7 @@ class RedisJournal:
 
     # -- begin and end of an attempt
 
-    def open(self, delivery: Delivery) -> Verdict:
+    def open(self, delivery: Delivery) -> OpenResult:
         keys = self._keys
         opening = time.monotonic()
         fence, seed = new_fence(), delivery.seed or new_seed()
@@ -142,7 +142,7 @@ class RedisJournal:
         begin = dated_call(
             "open", keys.all, keys.task_id, fence, ms(self._lease), LAYOUT,
             delivery.task, delivery.fingerprint, delivery.call, seed,
-            delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.hint),
+            delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.wake_up),
             self._owner, delivery.reopen, delivery.build, int(not expected),
             delivery.over, "\n".join(delivery.taken_back),
         )  # fmt: skip
@@ -162,9 +162,9 @@ class RedisJournal:
         # Of our writes only an opening and a renewal put the end of the lease off.
         self._renewed = opening
         begun = {b"seed": seed.encode(), b"build": delivery.build.encode()}
-        return self._verdict(opened, fields_of(*loaded) if loaded else begun, fence.encode())
+        return self._open_result(opened, fields_of(*loaded) if loaded else begun, fence.encode())
 
-    def _verdict(self, reply: list[Any], fields: Fields, fence: bytes) -> Verdict:
+    def _open_result(self, reply: list[Any], fields: Fields, fence: bytes) -> OpenResult:
         kind = reply[0].decode()
         # What is said of a finished run is said in the name of the attempt that ended it.
         self._fence = fields.get(b"fence", b"")
@@ -177,8 +177,8 @@ class RedisJournal:
             return Opened(reply[1], reply[2], reply[3], bool(reply[4]), fields)
         if kind == OpenReply.FINISHED:
             return Finished(fields)
-        if kind == OpenReply.FOREIGN:
-            return Foreign(reply[1].decode(), fields)
+        if kind == OpenReply.ID_CONFLICT:
+            return IdConflict(reply[1].decode(), fields)
         if kind == OpenReply.UNREADABLE:
             check_layout(self._keys, {b"v": reply[1]})
         if kind == OpenReply.OUTDATED:

@@ -10,7 +10,7 @@ class OpenReply:
 
     OPEN = "open"
     FINISHED = "finished"
-    FOREIGN = "foreign"
+    ID_CONFLICT = "id_conflict"
     UNREADABLE = "unreadable"
     REPLACED = "replaced"
     BUSY = "busy"

@@ -33,6 +33,7 @@ from celery_durable.invocation import eager_journals
 from celery_durable.invocation.current import current, keep_opened
 from celery_durable.invocation.invocation import Invocation, Mode
 from celery_durable.invocation.session import RunSession
+from celery_durable.journal.layout import Status
 from celery_durable.journal.memory import MemoryJournal
 from celery_durable.journal.port import NO_RESULT, Delivery
 from celery_durable.steps.attempt import Attempt, Surroundings, running_step
@@ -273,7 +274,7 @@ class Execution:
         result = None
         if self._store is not None and session.outcome.may_be_written_with_outcome:
             result = self._store.result_of(invocation.task, request, value)
-        if session.finish("succeeded", recordable(invocation, attempt, value), result) and result is not NO_RESULT:
+        if session.finish(Status.SUCCEEDED, recordable(invocation, attempt, value), result) and result is not NO_RESULT:
             report.suppressed.set(request.id)
 
 

@@ -16,7 +16,7 @@ from celery_durable.delivery.call import Call
 from celery_durable.delivery.message import HEADER
 from celery_durable.interrupts import Fenced
 from celery_durable.journal.entries import done_entry, open_entry, started_entry
-from celery_durable.journal.port import Busy, Finished, Foreign, JournalGone, Opened, Outdated
+from celery_durable.journal.port import Busy, Finished, IdConflict, JournalGone, Opened, Outdated
 from celery_durable.redis.redis_journal import RedisJournal
 from tests.integration.network import Proxy
 from tests.integration.runs import (
@@ -181,7 +181,7 @@ def test_an_id_that_belongs_to_another_run_is_refused(
 
     verdict = store.journal(task_id).open(delivery(task_id, **facts))
 
-    assert isinstance(verdict, Foreign)
+    assert isinstance(verdict, IdConflict)
     assert verdict.task == TASK
     assert state(redis_client, store, task_id) == before
 
@@ -204,7 +204,7 @@ def test_arguments_older_than_the_newest_change_are_refused(store: Store, redis_
         verdict = store.journal(task_id).open(delivery(task_id, fresh=False, **outdated))
         assert verdict == Outdated("a newer message has other arguments")
     for other in ({"fingerprint": "f4", "changed": 2, "fresh": False}, {"fingerprint": "f1"}):
-        assert isinstance(store.journal(task_id).open(delivery(task_id, **other)), Foreign)
+        assert isinstance(store.journal(task_id).open(delivery(task_id, **other)), IdConflict)
 
     assert state(redis_client, store, task_id) == before
 

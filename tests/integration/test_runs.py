@@ -163,7 +163,7 @@ def test_the_pause_begins_anew_with_each_attempt(store: Store, redis_client: red
         assert ids(store) == [task_id]
         overdue(redis_client, store, task_id)
 
-    assert isinstance(store.journal(task_id).open(delivery(task_id, hint=True)), Opened)
+    assert isinstance(store.journal(task_id).open(delivery(task_id, wake_up=True)), Opened)
 
     begun = state(redis_client, store, task_id)
     assert begun["due"] is None
@@ -306,7 +306,7 @@ def test_of_all_messages_that_bring_a_claimed_run_back_one_begins_an_attempt(
     died(redis_client, store, task_id := new_id())
     assert ids(store) == [task_id]
 
-    verdicts = [store.journal(task_id).open(delivery(task_id, hint=hint)) for hint in (True, False, True)]
+    verdicts = [store.journal(task_id).open(delivery(task_id, wake_up=hint)) for hint in (True, False, True)]
 
     assert [type(verdict) for verdict in verdicts] == [Opened, Busy, Busy]
     assert verdicts[0].recoveries == 1
@@ -390,7 +390,7 @@ def test_a_lease_that_is_given_back_lets_others_go_on_at_once(store: Store, redi
     assert after["due"] <= server_ms(redis_client)
     assert after["fields"]["status"] == "running"
     assert ids(store) == [task_id]
-    assert isinstance(store.journal(task_id).open(delivery(task_id, hint=True)), Opened)
+    assert isinstance(store.journal(task_id).open(delivery(task_id, wake_up=True)), Opened)
 
 
 def give_back(store: Store, journal: RedisJournal, by: str, result: ReleaseResult = ReleaseResult.JOURNALED) -> None:
@@ -468,8 +468,10 @@ def test_an_outcome_that_its_process_did_not_deliver_is_another_ones_at_once(
     give_back(store, journal, by)
 
     assert ids(store) == [id_of(journal)]
-    assert isinstance(store.journal(id_of(journal)).open(delivery(id_of(journal), hint=True)), Finished)
-    assert isinstance(store.journal(id_of(journal)).open(delivery(id_of(journal), hint=True)), Busy), "delivered once"
+    assert isinstance(store.journal(id_of(journal)).open(delivery(id_of(journal), wake_up=True)), Finished)
+    assert isinstance(store.journal(id_of(journal)).open(delivery(id_of(journal), wake_up=True)), Busy), (
+        "delivered once"
+    )
 
 
 @pytest.mark.parametrize(
@@ -505,7 +507,7 @@ def test_an_attempt_that_has_given_its_lease_back_does_not_take_it_again(
 def test_an_orderly_end_of_a_process_is_no_death(store: Store, orderly: bool, recoveries: int) -> None:
     opened(store, task_id := new_id()).release(orderly=orderly)
 
-    verdict = store.journal(task_id).open(delivery(task_id, hint=True))
+    verdict = store.journal(task_id).open(delivery(task_id, wake_up=True))
 
     assert isinstance(verdict, Opened)
     assert verdict.recoveries == recoveries
@@ -645,7 +647,7 @@ def test_a_run_that_waits_wakes_up_at_once_to_be_cancelled(store: Store, redis_c
     assert store.runs.cancel(task_id) == ("suspended", 0)
 
     assert ids(store) == [task_id]
-    assert opened(store, task_id, hint=True).cancel_requested
+    assert opened(store, task_id, wake_up=True).cancel_requested
 
 
 def test_to_cancel_twice_sends_a_run_once(store: Store, redis_client: redis.Redis) -> None:
@@ -666,7 +668,7 @@ def test_a_run_that_is_to_be_cancelled_does_not_begin_a_wait(store: Store, redis
     journal.suspend(60, {}, slack=30)
 
     assert ids(store) == [task_id]
-    assert isinstance(store.journal(task_id).open(delivery(task_id, hint=True)), Opened)
+    assert isinstance(store.journal(task_id).open(delivery(task_id, wake_up=True)), Opened)
 
 
 def test_a_run_that_was_told_waits_again(store: Store) -> None:

@@ -10,14 +10,14 @@ local longest = 24 * 3600000
 local ours = {}
 for i = 6, #ARGV do ours[ARGV[i]] = true end
 
-local found, lost, foreign = {}, {}, 0
+local found, lost, not_ours = {}, {}, 0
 
 local function claim(id)
   local key = ARGV[1] .. id
   local run = redis.pcall('HMGET', key, 'status', 'delivered', 'v', 'task', 'call', 'resume', 'resent')
   if run.err then
     -- Something else is under this key; it is not to keep all others from being found.
-    foreign = foreign + 1
+    not_ours = not_ours + 1
     return
   end
   local lease = redis.call('ZSCORE', KEYS[1], id)
@@ -32,7 +32,7 @@ local function claim(id)
     -- An outcome that could not be delivered: the pause counts, not the lease of whoever tried.
     redis.call('ZREM', KEYS[1], id)
   elseif (tonumber(run[3]) or 0) < 1 or not ours[run[4]] then
-    foreign = foreign + 1
+    not_ours = not_ours + 1
   else
     local resent = tonumber(run[7] or 0)
     redis.call('HSET', key, 'resent', resent + 1)
@@ -44,9 +44,9 @@ end
 
 for i, key in ipairs(KEYS) do
   local ids = redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', skips[i], most)
-  foreign = 0
+  not_ours = 0
   for _, id in ipairs(ids) do claim(id) end
-  skips[i] = #ids == most and skips[i] + foreign or 0
+  skips[i] = #ids == most and skips[i] + not_ours or 0
 end
 local next = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 return {next[2] and tostring(math.floor(next[2] - now)) or '', skips[1], skips[2], lost, unpack(found)}

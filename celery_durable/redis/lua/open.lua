@@ -1,8 +1,8 @@
 -- Begin an attempt of a run, or say why not. Taking the lease and raising the fence is one act.
 -- KEYS run, leases, due
--- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, hint, owner, reopen, build,
+-- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, wake_up, owner, reopen, build,
 --   load, attempt that a Retry is about, fields that it takes back, until when it is carried out, by Redis' clock
--- Replies {'open', attempt, now, recoveries, reopened} | {'finished'} | {'foreign', task} | {'unreadable', layout}
+-- Replies {'open', attempt, now, recoveries, reopened} | {'finished'} | {'id_conflict', task} | {'unreadable', layout}
 --       | {'replaced', ms} | {'busy', ms} | {'early', ms, 1 (it has stalled)} | {'outdated'} | {'failed', now}
 -- and as the last element, if asked to load it, the journal of a run that was there before.
 --include in_time
@@ -10,7 +10,7 @@ local run, leases, due = KEYS[1], KEYS[2], KEYS[3]
 local id, fence, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local layout, task, fingerprint, call, seed = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 local build = ARGV[15]
-local nesting, fresh, changed, hint = tonumber(ARGV[9]), ARGV[10] == '1', tonumber(ARGV[11]), ARGV[12] == '1'
+local nesting, fresh, changed, wake_up = tonumber(ARGV[9]), ARGV[10] == '1', tonumber(ARGV[11]), ARGV[12] == '1'
 
 local function create()
   -- Layout 1 becomes a newer one by the first entry of a branch.
@@ -25,7 +25,7 @@ end
 -- Most often this is all that there is to do.
 if not redis.call('HGET', run, 'status') then
   -- A message that was sent on behalf of another one begins nothing: the run is over, and its journal deleted.
-  if hint then return {'finished'} end
+  if wake_up then return {'finished'} end
   return create()
 end
 
@@ -73,13 +73,13 @@ local function known_run()
     redis.call('DEL', run)
     return create()
   end
-  if nesting < tonumber(known[5]) or known[3] ~= task then return {'foreign', known[3]} end
+  if nesting < tonumber(known[5]) or known[3] ~= task then return {'id_conflict', known[3]} end
   if known[4] ~= fingerprint then
     -- self.retry(args=...) changes the arguments of a run; an older copy of its message begins nothing more.
     local newest = tonumber(known[11] or 0)
     if changed < newest and not fresh then return {'outdated'} end
     -- Without a fingerprint it is the newest change that is waited for.
-    if changed < newest or (changed == newest and known[4] ~= '') then return {'foreign', known[3]} end
+    if changed < newest or (changed == newest and known[4] ~= '') then return {'id_conflict', known[3]} end
     redis.call('HSET', run, 'fingerprint', fingerprint, 'call', call, 'changed', ARGV[11])
   end
 
