@@ -15,7 +15,7 @@ from celery_durable.values import codec
 from celery_durable.values.unvalidated import declared
 
 Accepted = list[Any]
-"""``[marks, text]`` of a model, or None of one that cannot be recorded."""
+"""``[metadata, text]`` of a model, or None of one that cannot be recorded."""
 
 
 class Arguments:
@@ -38,9 +38,9 @@ class Arguments:
     def next(self, validate: Callable[[Any, Any], Any], model: Any, value: Any) -> Any:
         number, self._next = self._next, self._next + 1
         if number < len(self._accepted) and self._accepted[number] is not None:
-            marks, text = self._accepted[number]  # type: ignore[misc]
+            metadata, text = self._accepted[number]  # type: ignore[misc]
             with suppress(Exception):  # the model has changed, and does not know how to read the old one
-                return codec.decode(text, marks, model)
+                return codec.decode(text, metadata, model)
         try:
             accepted = validate(model, value)
         except Exception:
@@ -63,7 +63,7 @@ def _recorded(argument: Any, model: Any) -> Accepted | None:
         encoded = codec.encode(argument, model)
     except Exception:  # a secret in it, say
         return None
-    return [encoded.marks, encoded.text]
+    return [encoded.metadata, encoded.text]
 
 
 class _Lenient:

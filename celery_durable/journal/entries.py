@@ -23,7 +23,7 @@ class Entry(NamedTuple):
     first: int | None = None
     until: int | None = None
     error: dict[str, Any] | None = None
-    marks: dict[str, str] = {}  # noqa: RUF012  nobody changes it
+    metadata: dict[str, str] = {}  # noqa: RUF012  nobody changes it
     value: bytes = b""
     build: str = ""
     """Which one recorded it; empty: that of the run."""
@@ -68,11 +68,11 @@ def _plain_done() -> re.Pattern[bytes]:
     )
 
 
-def done_entry(name: str, attempts: int, at: int, ms: int, marks: Mapping[str, str], value: str) -> str:
+def done_entry(name: str, attempts: int, at: int, ms: int, metadata: Mapping[str, str], value: str) -> str:
     """A step's result as text. ``value`` stands last, so that reading the rest need not decode it."""
     head = f'{{"name":{quoted(name)},"state":"done","attempts":{attempts},"at":{at},"ms":{ms}'
-    if marks:
-        head += "".join(f",{quoted(mark)}:{quoted(text)}" for mark, text in marks.items())
+    if metadata:
+        head += "".join(f",{quoted(key)}:{quoted(text)}" for key, text in metadata.items())
     return f'{head},"value":{value}}}'
 
 
@@ -83,7 +83,7 @@ def started_entry(name: str, attempts: int, first: int) -> str:
 
 def open_entry(name: str, state: str, attempts: int, kind: str = Kind.STEP, /, **facts: Any) -> str:
     """An operation that has no result (yet)."""
-    # A step does not say its kind: version 0.1.0 would take that for a mark of the value. Patterns that look for the
+    # A step does not say its kind: version 0.1.0 would take that for metadata of the value. Patterns that look for the
     # state find it behind the name and the kind, before any fact that may hold the same text.
     said = {} if kind == Kind.STEP else {"kind": kind}
     return json.dumps({"name": name, **said, "state": state, "attempts": attempts, **facts}, separators=(",", ":"))
@@ -106,14 +106,14 @@ def read_entry(field_name: str, raw: bytes) -> Entry:
     if not raw.endswith(b"}"):
         raise damaged(field_name, raw)
     if plain := _plain_done().match(raw):
-        marks = {}
+        metadata = {}
         if plain[3]:
-            marks["encoding"] = plain[3].decode()
+            metadata["encoding"] = plain[3].decode()
             if plain[4]:
-                marks["read"] = plain[4].decode()
+                metadata["read"] = plain[4].decode()
         build = plain[5].decode() if plain[5] else ""
         name, value = plain[1].decode(), raw[plain.end() : -1]
-        return Entry(name, State.DONE, int(plain[2]), None, None, None, marks, value, build)
+        return Entry(name, State.DONE, int(plain[2]), None, None, None, metadata, value, build)
     # Inside a JSON string a quote is escaped, so the first of these in a step that is done is the key.
     head, found, value = raw.partition(_VALUE) if re.match(_HEAD_OF_DONE.encode(), raw) else (raw, b"", b"")
     try:
@@ -138,9 +138,9 @@ def _entry_of(facts: dict[str, Any], value: bytes | None) -> Entry:
         raise TypeError(error)
     if kind == Kind.SLEEP and not isinstance(until, int):
         raise TypeError(until)
-    marks = {} if value is None else {mark: text for mark, text in facts.items() if mark not in _HEAD}
+    metadata = {} if value is None else {key: text for key, text in facts.items() if key not in _HEAD}
     attempts, first = int(facts["attempts"]), facts.get("first")
-    return Entry(name, state, attempts, first, until, error, marks, value or b"", build, patches, kind)
+    return Entry(name, state, attempts, first, until, error, metadata, value or b"", build, patches, kind)
 
 
 def damaged(field_name: str, held: bytes | str) -> JournalUnreadableError:

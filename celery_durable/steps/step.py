@@ -191,7 +191,7 @@ class Step:
         options, terms = self.options, self.attempt.terms
         try:
             return codec.decode(
-                entry.value, entry.marks, self._hint() if entry.marks else None,
+                entry.value, entry.metadata, self._hint() if entry.metadata else None,
                 serializer=options.serializer or terms.serializer, accept=terms.accept,
             )  # fmt: skip
         except Exception as error:
@@ -336,7 +336,7 @@ class Step:
             struck, encoded = limit, self.encode(value)
         attempt.progressed_at = attempt.heard_at = ended = time.monotonic()
         ms = int((ended - began) * 1000)
-        entry = done_entry(self.name, self.executions, attempt.at(ended), ms, encoded.marks, encoded.text)
+        entry = done_entry(self.name, self.executions, attempt.at(ended), ms, encoded.metadata, encoded.text)
         await self._commit(entry, driver)
         logger.info("task %s: step %r recorded (%d ms)", attempt.about.task_id, self.name, ms)
         if struck is not None:
@@ -357,7 +357,7 @@ class Step:
         if self.unfinished and self.executions == execution and not (attempt.about.direct or attempt.about.eager):
             try:
                 encoded = self.encode(value)
-                entry = done_entry(self.name, execution, attempt.now(), 0, encoded.marks, encoded.text)
+                entry = done_entry(self.name, execution, attempt.now(), 0, encoded.metadata, encoded.text)
                 recorded = attempt.record_late(self.position, entry)
             except (JournalUnavailableError, JournalUnreadableError) as error:
                 logger.warning("%s: %s", self._where, error)
@@ -491,7 +491,7 @@ class Step:
                 f"the action of step {name!r} must be callable, got {action!r}: pass a function and its arguments, "
                 f'ctx.run("{name}", function, ...)'
             )
-        if not fits_at_a_glance(action, self.args, self.kwargs):
+        if not args_fit_fast(action, self.args, self.kwargs):
             self._check_arguments()
         try:
             if self.options.serializer is not None:
@@ -567,8 +567,8 @@ class Step:
             cause = None if isinstance(error, codec.NotEncodable) else error  # that says it all
             raise self._refuse(f"a {type(value).__name__} cannot be recorded: {error}") from cause
         size = len(encoded.text) if encoded.text.isascii() else len(encoded.text.encode())
-        if encoded.marks:
-            size += len(encoded.marks.get("rest", ""))
+        if encoded.metadata:
+            size += len(encoded.metadata.get("rest", ""))
         if size > terms.max_entry_size:
             raise self._refuse(
                 f"a {type(value).__name__} of {size} bytes is larger than durable_max_entry_size="
@@ -613,7 +613,7 @@ def _is_taken_by_a_decorator(action: Callable[..., Any], args: tuple[Any, ...], 
     return True
 
 
-def fits_at_a_glance(action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def args_fit_fast(action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether positional arguments plainly fit a plain function: binding a signature costs as much as the write."""
     if kwargs or type(action) is not FunctionType:
         return False

@@ -19,7 +19,7 @@ from celery_durable.exceptions import ConfigurationError
 from celery_durable.invocation.current import invocation_of
 from celery_durable.seams.celery import Proxy, give_to_all_apps, made_when_complete, task_from, unproxied
 from celery_durable.steps.context import AsyncDurableContext, DurableContext
-from celery_durable.steps.step import fits_at_a_glance
+from celery_durable.steps.step import args_fit_fast
 from celery_durable.values.declared_types import hints_of
 from celery_durable.values.tagged import is_model
 
@@ -184,7 +184,7 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
     def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
         invocation = invocation_of(self)
         head = (self, invocation.open()) if bind else (invocation.open(),)
-        if not (as_written and fits_at_a_glance(fun, (*head, *args), kwargs)):
+        if not (as_written and args_fit_fast(fun, (*head, *args), kwargs)):
             own.bind(*args, **kwargs)
         invocation.entered = True
         return fun(*head, *args, **kwargs)

@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple
 from . import registry, serializers, tagged
 from .registry import JSON_ONLY
 from .remainder import is_certain, put_back, remainder_of, same
-from .serializers import Marks, Serializer
+from .serializers import Metadata, Serializer
 from .tagged import NotEncodable
 from .unvalidated import declared
 
@@ -39,15 +39,15 @@ class Encoded(NamedTuple):
     """
 
     text: str
-    marks: Marks
+    metadata: Metadata
     value: Any
 
 
-_MARKS = frozenset({"encoding", "read", "member", "rest", "serializer", "content_type", "charset", "compression"})
+_KNOWN = frozenset({"encoding", "read", "member", "rest", "serializer", "content_type", "charset", "compression"})
 _ENCODINGS = ("typed", "python")
-_NO_MARKS: Marks = {}
-_TYPED: Marks = {"encoding": "typed"}
-_PYTHON: Marks = {"encoding": "python"}
+_NO_METADATA: Metadata = {}
+_TYPED: Metadata = {"encoding": "typed"}
+_PYTHON: Metadata = {"encoding": "python"}
 
 
 def encode(
@@ -68,12 +68,12 @@ def encode(
     if serializer is not None and serializer != "json":
         return _encode_custom(value, serializer, compression, accept)
     if compression is None and (flat := tagged.flat_round_trip(value)):
-        return Encoded(flat[0], _NO_MARKS, flat[1])
+        return Encoded(flat[0], _NO_METADATA, flat[1])
     encoded = _encode_json(value, hint)
     if compression is None:
         return encoded
     raw, method = registry.compress(encoded.text.encode(), compression)
-    return Encoded(serializers.as_text(raw), {**encoded.marks, "compression": method}, encoded.value)
+    return Encoded(serializers.as_text(raw), {**encoded.metadata, "compression": method}, encoded.value)
 
 
 _PARTS = 200
@@ -113,43 +113,43 @@ def seems_large(value: Any, size: int) -> bool:
 
 def decode(
     text: str | bytes,
-    marks: Marks,
+    metadata: Metadata,
     hint: Any = None,
     *,
     serializer: str | Serializer | None = None,
     accept: frozenset[str] = JSON_ONLY,
 ) -> Any:
-    """The value that *text* and *marks* keep.
+    """The value that *text* and *metadata* keep.
 
     Raises:
         NotEncodable: this version, or this step, does not know how to read it.
         Exception: the value is not of its declared type, *hint*, or the text is damaged.
     """
-    if not marks:
+    if not metadata:
         return tagged.loads(text)
-    if not marks.keys() <= _MARKS or marks.get("encoding", "typed") not in _ENCODINGS:
-        raise NotEncodable(f"recorded in a way that this version does not know: {dict(marks)}")
-    if "serializer" in marks:
-        return _decode_custom(text, marks, serializer, accept)
-    if "compression" in marks:
-        text = registry.decompress(serializers.as_bytes(text), marks["compression"])
-    value = _read(text, marks, hint)
-    return put_back(value, json.loads(marks["rest"])) if "rest" in marks else value
+    if not metadata.keys() <= _KNOWN or metadata.get("encoding", "typed") not in _ENCODINGS:
+        raise NotEncodable(f"recorded in a way that this version does not know: {dict(metadata)}")
+    if "serializer" in metadata:
+        return _decode_custom(text, metadata, serializer, accept)
+    if "compression" in metadata:
+        text = registry.decompress(serializers.as_bytes(text), metadata["compression"])
+    value = _read(text, metadata, hint)
+    return put_back(value, json.loads(metadata["rest"])) if "rest" in metadata else value
 
 
-def _read(text: str | bytes, marks: Marks, hint: Any) -> Any:
-    encoding = marks.get("encoding")
+def _read(text: str | bytes, metadata: Metadata, hint: Any) -> Any:
+    encoding = metadata.get("encoding")
     if encoding is None:
         return tagged.loads(text)
     if hint is None:
         raise NotEncodable("recorded by its declared type, which the action no longer declares")
-    if "member" in marks:
+    if "member" in metadata:
         members = _members(hint)
-        if marks["member"] not in members:
-            raise NotEncodable(f"recorded as {marks['member']}, which is not in the declared type any more")
-        hint = members[marks["member"]]
+        if metadata["member"] not in members:
+            raise NotEncodable(f"recorded as {metadata['member']}, which is not in the declared type any more")
+        hint = members[metadata["member"]]
     refused: Exception | None = None
-    for validator in _validators(hint, marks.get("read", "")):
+    for validator in _validators(hint, metadata.get("read", "")):
         try:
             if encoding == "python":
                 return validator.validate_python(tagged.loads(text), by_name=True, by_alias=False)
@@ -183,18 +183,20 @@ def _validators(hint: Any, read: str) -> Iterator[Any]:
 def _encode_custom(
     value: Any, serializer: str | Serializer, compression: str | None, accept: frozenset[str]
 ) -> Encoded:
-    raw, marks = serializers.dump(value, serializer, accept)
+    raw, metadata = serializers.dump(value, serializer, accept)
     if compression is not None:
-        raw, marks["compression"] = registry.compress(raw, compression)
+        raw, metadata["compression"] = registry.compress(raw, compression)
     text = serializers.as_text(raw)
-    return Encoded(text, marks, _decode_custom(text, marks, serializer, accept))
+    return Encoded(text, metadata, _decode_custom(text, metadata, serializer, accept))
 
 
-def _decode_custom(text: str | bytes, marks: Marks, serializer: str | Serializer | None, accept: frozenset[str]) -> Any:
+def _decode_custom(
+    text: str | bytes, metadata: Metadata, serializer: str | Serializer | None, accept: frozenset[str]
+) -> Any:
     raw = serializers.as_bytes(text)
-    if "compression" in marks:
-        raw = registry.decompress(raw, marks["compression"])
-    return serializers.load(raw, marks, serializer, accept)
+    if "compression" in metadata:
+        raw = registry.decompress(raw, metadata["compression"])
+    return serializers.load(raw, metadata, serializer, accept)
 
 
 # -- JSON, typed and plain ---------------------------------------------------------------------------------------------
@@ -213,8 +215,8 @@ def _encode_json(value: Any, hint: Any) -> Encoded:
 def _plainly(value: Any, *, faithful: bool = False) -> Encoded:
     text, decoded = tagged.round_trip(value, faithful=faithful)
     if not tagged.has_odd_times(value, text):
-        return Encoded(text, _NO_MARKS, decoded)
-    encoded = _with_the_rest(text, _NO_MARKS, value if faithful else tagged.as_in_json(value), decoded)
+        return Encoded(text, _NO_METADATA, decoded)
+    encoded = _with_the_rest(text, _NO_METADATA, value if faithful else tagged.as_in_json(value), decoded)
     if encoded is None:
         raise NotEncodable(
             "a time in it has a time zone that is no zoneinfo.ZoneInfo and no fixed offset: return it as UTC from "
@@ -223,14 +225,14 @@ def _plainly(value: Any, *, faithful: bool = False) -> Encoded:
     return encoded
 
 
-def _with_the_rest(text: str, marks: Marks, value: Any, decoded: Any) -> Encoded | None:
+def _with_the_rest(text: str, metadata: Metadata, value: Any, decoded: Any) -> Encoded | None:
     """*text*, from which *decoded* was read, with what *decoded* lacks of *value*; None if the two would differ."""
     rest = remainder_of(value, decoded)
     if not rest:
-        return None if rest is None else Encoded(text, marks, decoded)
+        return None if rest is None else Encoded(text, metadata, decoded)
     decoded = put_back(decoded, rest)
     kept = is_certain(rest) or same(value, decoded)
-    return Encoded(text, {**marks, "rest": json.dumps(rest)}, decoded) if kept else None
+    return Encoded(text, {**metadata, "rest": json.dumps(rest)}, decoded) if kept else None
 
 
 def _despite_its_type(value: Any, hint: Any) -> Encoded:
@@ -243,7 +245,7 @@ def _despite_its_type(value: Any, hint: Any) -> Encoded:
         text = tagged.dumps(value, faithful=True, enums=True)
         decoded = tagged.loads(text)
         if value == decoded and same(declared(hint).adapter.validator.validate_python(value), decoded):
-            return Encoded(text, _NO_MARKS, decoded)
+            return Encoded(text, _NO_METADATA, decoded)
     name = hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else hint
     raise NotEncodable(
         f"{reason}, and by the declared type, {name}, Pydantic does not give it back equal and of its type in all "
@@ -284,12 +286,12 @@ def _as_typed_python(value: Any, hint: Any) -> Encoded | None:
     )
 
 
-def _typed(text: str, marks: Marks, value: Any, hint: Any, read: Callable[[Any], Any]) -> Encoded | None:
+def _typed(text: str, metadata: Metadata, value: Any, hint: Any, read: Callable[[Any], Any]) -> Encoded | None:
     """*text*, and how to read it: best without the user's own code, which may decide in another way some day."""
     known = declared(hint)
     ways = (("bare", lambda: known.bare), ("lenient", lambda: known.lenient), ("", lambda: known.adapter.validator))
     for name, way in ways:
-        said = {**marks, "read": f"{name} {known.shape}"} if name else marks
+        said = {**metadata, "read": f"{name} {known.shape}"} if name else metadata
         with suppress(Exception):  # a validator that cannot be built, or user code in validators and in __eq__
             encoded = _with_the_rest(text, said, value, read(way()))
             if encoded is not None:
@@ -303,7 +305,7 @@ def _as_member(value: Any, hint: Any) -> Encoded | None:
     for name, member in members.items() if len(members) > 1 else ():
         encoded = _as_typed_json(value, member) or _as_typed_python(value, member)
         if encoded is not None:
-            return encoded._replace(marks={**encoded.marks, "member": name})
+            return encoded._replace(metadata={**encoded.metadata, "member": name})
     return None
 
 

@@ -11,7 +11,7 @@ from celery_durable.exceptions import ConfigurationError
 from . import registry
 from .tagged import NotEncodable
 
-Marks = dict[str, str]
+Metadata = dict[str, str]
 """What says how a text is to be read."""
 
 
@@ -44,8 +44,8 @@ def check_serializer(serializer: Any, accept: frozenset[str], name: str = "seria
         )
 
 
-def dump(value: Any, serializer: str | Serializer, accept: frozenset[str]) -> tuple[bytes, Marks]:
-    """*value* as bytes, with the marks by which :func:`load` reads them.
+def dump(value: Any, serializer: str | Serializer, accept: frozenset[str]) -> tuple[bytes, Metadata]:
+    """*value* as bytes, with the metadata by which :func:`load` reads them.
 
     Raises:
         ConfigurationError: the app does not accept the serializer.
@@ -62,17 +62,17 @@ def dump(value: Any, serializer: str | Serializer, accept: frozenset[str]) -> tu
     return raw, {"serializer": name}
 
 
-def load(raw: bytes, marks: Marks, serializer: str | Serializer | None, accept: frozenset[str]) -> Any:
+def load(raw: bytes, metadata: Metadata, serializer: str | Serializer | None, accept: frozenset[str]) -> Any:
     """The value that :func:`dump` was given.
 
     Raises:
         ConfigurationError: the value runs code, and the app does not accept that.
         NotEncodable: the step passes no such serializer any more.
     """
-    if "content_type" in marks:
-        return registry.load_content(raw, marks["content_type"], marks["charset"], accept)
+    if "content_type" in metadata:
+        return registry.load_content(raw, metadata["content_type"], metadata["charset"], accept)
     if isinstance(serializer, str) or serializer is None:
-        raise NotEncodable(f"recorded by the serializer {marks['serializer']}, which this step no longer passes")
+        raise NotEncodable(f"recorded by the serializer {metadata['serializer']}, which this step no longer passes")
     return serializer.deserialize(raw)
 
 

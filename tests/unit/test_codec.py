@@ -119,7 +119,7 @@ def through_text(value: Any, hint: Any = None) -> Any:
     """What the first execution returns, after a check that every replay returns the same."""
     encoded = encode(value, hint)
     json.loads(encoded.text)
-    replayed = decode(encoded.text.encode(), encoded.marks, hint)
+    replayed = decode(encoded.text.encode(), encoded.metadata, hint)
     assert repr(replayed) == repr(encoded.value)
     assert type(replayed) is type(encoded.value)
     return replayed
@@ -320,25 +320,25 @@ def test_each_member_of_a_union_is_kept_though_its_data_fits_another(hint: Any, 
     kept = through_text(value, hint)
     assert same(value, kept)
     compressed = encode(value, hint, compression="zlib")
-    assert same(value, decode(compressed.text, compressed.marks, hint))
+    assert same(value, decode(compressed.text, compressed.metadata, hint))
 
 
 @pytest.mark.parametrize("other", [Card | Cash | None, Cash | Card, Union[Cash, int, str], Cash], ids=str)  # noqa: UP007
 def test_a_member_of_a_union_is_read_as_long_as_it_is_declared(other: Any) -> None:
     encoded = encode(Cash(amount=1), Card | Cash)
-    assert type(decode(encoded.text, encoded.marks, other)) is Cash
+    assert type(decode(encoded.text, encoded.metadata, other)) is Cash
 
 
 @pytest.mark.parametrize("other", [Card | Paid, Card, list[Cash]], ids=str)
 def test_a_member_that_is_no_longer_declared_is_not_guessed(other: Any) -> None:
     encoded = encode(Cash(amount=1), Card | Cash)
     with pytest.raises(NotEncodable, match=r"recorded as tests\.unit\.test_codec\.Cash, which is not in the declared"):
-        decode(encoded.text, encoded.marks, other)
+        decode(encoded.text, encoded.metadata, other)
 
 
 def test_only_what_the_union_would_lose_names_its_member() -> None:
-    assert encode(Card(amount=1), Card | Cash).marks.keys() == {"encoding", "read"}
-    assert encode(5, int | Card).marks == {}
+    assert encode(Card(amount=1), Card | Cash).metadata.keys() == {"encoding", "read"}
+    assert encode(5, int | Card).metadata == {}
 
 
 def test_an_enum_whose_values_are_tuples_is_kept() -> None:
@@ -434,7 +434,7 @@ def test_an_int_may_be_declared_as_float() -> None:
     """As Python's type checkers have it; one that is no float is refused."""
     encoded = encode(Point(1), Point)
 
-    assert encoded.value == decode(encoded.text, encoded.marks, Point) == Point(1.0)
+    assert encoded.value == decode(encoded.text, encoded.metadata, Point) == Point(1.0)
     with pytest.raises(NotEncodable):
         encode(Point(2**60 + 1), Point)
 
@@ -446,7 +446,7 @@ def test_an_enum_that_is_its_value_may_be_declared_as_that(value: Any) -> None:
 
     encoded = encode(value, hint)
 
-    assert encoded.value == decode(encoded.text, encoded.marks, hint) == value
+    assert encoded.value == decode(encoded.text, encoded.metadata, hint) == value
 
 
 @pytest.mark.parametrize(
@@ -500,7 +500,7 @@ def test_tuples_in_a_set_stay_tuples() -> None:
     """A list cannot be in a set."""
     value = {(1, (2, 3)), frozenset({(4,)})}
     encoded = encode(value)
-    assert encoded.value == decode(encoded.text, encoded.marks) == value
+    assert encoded.value == decode(encoded.text, encoded.metadata) == value
 
 
 def test_a_cycle_is_refused(time_limit: None) -> None:
@@ -583,7 +583,7 @@ def test_of_two_equal_times_it_is_the_same_and_its_zone(moment: datetime, hint: 
 
 def test_a_zone_whose_clocks_are_set_otherwise_now_keeps_the_moment() -> None:
     encoded = encode(AUTUMN.replace(tzinfo=BERLIN))
-    moved = encoded.marks["rest"].replace("Europe/Berlin", "Asia/Tokyo")
+    moved = encoded.metadata["rest"].replace("Europe/Berlin", "Asia/Tokyo")
     assert decode(encoded.text, {"rest": moved}) == encoded.value.astimezone(timezone.utc)
 
 
@@ -706,7 +706,7 @@ ASKED = [
 def test_no_validator_is_heeded_again(value: Any, hint: Any, unkind: Callable[[], None]) -> None:
     encoded = encode(value, hint)
     unkind()
-    kept = decode(encoded.text, encoded.marks, hint)
+    kept = decode(encoded.text, encoded.metadata, hint)
     assert same(value, kept)
     assert same(encoded.value, kept)
 
@@ -715,7 +715,7 @@ def test_no_validator_is_heeded_again(value: Any, hint: Any, unkind: Callable[[]
 def test_nor_for_what_version_0_1_recorded(value: Any, hint: Any, unkind: Callable[[], None]) -> None:
     encoded = encode(value, hint)
     unkind()
-    kept = decode(encoded.text, {"encoding": encoded.marks["encoding"]}, hint)
+    kept = decode(encoded.text, {"encoding": encoded.metadata["encoding"]}, hint)
     assert repr(kept) == repr(value)
 
 
@@ -725,7 +725,7 @@ def test_a_path_that_is_gone_is_read(tmp_path: Path) -> None:
     encoded = [encode(path, hint) for hint in (pydantic.FilePath, pydantic.FilePath | None)]
     path.unlink()
     for each in encoded:
-        assert decode(each.text, each.marks, pydantic.FilePath) == path
+        assert decode(each.text, each.metadata, pydantic.FilePath) == path
 
 
 class Before(pydantic.BaseModel):
@@ -745,7 +745,7 @@ def test_a_model_that_has_changed_reads_the_old_one_by_its_own_rules() -> None:
         def migrated(cls, data: Any) -> Any:
             return {"full_name": data["name"]} if "name" in data else data
 
-    assert decode(encoded.text, encoded.marks, After) == After(full_name="Ada", size=3)
+    assert decode(encoded.text, encoded.metadata, After) == After(full_name="Ada", size=3)
 
 
 def test_a_limit_that_was_set_since_does_not_refuse_what_was_recorded() -> None:
@@ -756,16 +756,16 @@ def test_a_limit_that_was_set_since_does_not_refuse_what_was_recorded() -> None:
         name: str
         age: Annotated[int, pydantic.Field(gt=17)] = 18
 
-    assert decode(encoded.text, encoded.marks, Limited).model_dump() == {"name": "Ada", "age": 5}
+    assert decode(encoded.text, encoded.metadata, Limited).model_dump() == {"name": "Ada", "age": 5}
 
 
 def test_the_shape_of_a_type_is_the_same_in_each_process() -> None:
-    code = "from tests.unit.test_codec import *; print(encode(Asked(value=1), Asked).marks['read'])"
+    code = "from tests.unit.test_codec import *; print(encode(Asked(value=1), Asked).metadata['read'])"
     told = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True,
         env={**os.environ, "PYTHONHASHSEED": "1"},
     )  # fmt: skip
-    assert told.stdout.strip() == encode(Asked(value=1), Asked).marks["read"]
+    assert told.stdout.strip() == encode(Asked(value=1), Asked).metadata["read"]
 
 
 RECORDED_BY_0_1: list[tuple[str, dict[str, str], Any, Any]] = [
@@ -778,10 +778,10 @@ RECORDED_BY_0_1: list[tuple[str, dict[str, str], Any, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "marks", "hint", "value"), RECORDED_BY_0_1, ids=lambda each: str(each)[:40])
-def test_what_version_0_1_recorded_means_the_same(text: str, marks: dict[str, str], hint: Any, value: Any) -> None:
-    assert decode(text, marks, hint) == value
-    assert repr(decode(text.encode(), marks, hint)) == repr(value)
+@pytest.mark.parametrize(("text", "metadata", "hint", "value"), RECORDED_BY_0_1, ids=lambda each: str(each)[:40])
+def test_what_version_0_1_recorded_means_the_same(text: str, metadata: dict[str, str], hint: Any, value: Any) -> None:
+    assert decode(text, metadata, hint) == value
+    assert repr(decode(text.encode(), metadata, hint)) == repr(value)
 
 
 # -- declared types ----------------------------------------------------------------------------------------------------
@@ -864,9 +864,9 @@ def test_serializers_and_compression_go_round_and_leave_their_marks(serializer: 
     accept = frozenset({"json", "pickle"})
     encoded = encode([1, 2], serializer=serializer, compression=compression, accept=accept)
     assert encoded.value == [1, 2]
-    assert decode(encoded.text, encoded.marks, serializer=serializer, accept=accept) == [1, 2]
-    assert ("serializer" in encoded.marks) is (serializer not in (None, "json"))
-    assert ("compression" in encoded.marks) is (compression is not None)
+    assert decode(encoded.text, encoded.metadata, serializer=serializer, accept=accept) == [1, 2]
+    assert ("serializer" in encoded.metadata) is (serializer not in (None, "json"))
+    assert ("compression" in encoded.metadata) is (compression is not None)
 
 
 def test_compression_makes_a_large_value_small() -> None:
@@ -880,7 +880,7 @@ def test_pickle_needs_the_permission_of_the_app() -> None:
     assert encoded.value == Pair(1, "a")
     assert type(encoded.value) is Pair
     with pytest.raises(ConfigurationError, match="accept_content"):
-        decode(encoded.text, encoded.marks, serializer="pickle")
+        decode(encoded.text, encoded.metadata, serializer="pickle")
 
 
 def test_a_serializer_has_to_return_bytes() -> None:
@@ -891,7 +891,7 @@ def test_a_serializer_has_to_return_bytes() -> None:
 def test_a_value_whose_serializer_is_no_longer_passed_is_not_guessed() -> None:
     encoded = encode([1], serializer=Reversed())
     with pytest.raises(NotEncodable, match=r"Reversed, which this step no longer passes"):
-        decode(encoded.text, encoded.marks)
+        decode(encoded.text, encoded.metadata)
 
 
 def test_an_unknown_serializer_is_an_error_that_lists_the_known_ones() -> None:

@@ -19,16 +19,16 @@ names = st.text(st.characters(codec=None, categories=None)) | st.sampled_from(['
 counts = st.integers(1, 10**6)
 moments = st.integers(0, 10**14)
 values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists).map(json.dumps)
-marks = st.dictionaries(st.sampled_from(["encoding", "member", "serializer", "compression", "charset"]), st.text())
+metadata = st.dictionaries(st.sampled_from(["encoding", "member", "serializer", "compression", "charset"]), st.text())
 
 
-@given(names, counts, moments, moments, marks, values)
+@given(names, counts, moments, moments, metadata, values)
 def test_a_result_reads_as_it_was_written(
-    name: str, attempts: int, at: int, ms: int, marks: dict[str, str], value: str
+    name: str, attempts: int, at: int, ms: int, metadata: dict[str, str], value: str
 ) -> None:
-    text = done_entry(name, attempts, at, ms, marks, value)
+    text = done_entry(name, attempts, at, ms, metadata, value)
     entry = read_entry("step:1", text.encode())
-    assert (entry.name, entry.state, entry.attempts, entry.marks) == (name, "done", attempts, marks)
+    assert (entry.name, entry.state, entry.attempts, entry.metadata) == (name, "done", attempts, metadata)
     assert entry.value == value.encode()
     assert entry.settled
     assert json.loads(text)["value"] == json.loads(value)
@@ -65,24 +65,24 @@ TRICKY = 'say ,"value": \\ "x","state":"done" ☃'
 
 
 @pytest.mark.parametrize("name", ["pay", TRICKY])
-@pytest.mark.parametrize("marks", [{}, {"encoding": "typed"}, {"serializer": TRICKY, "compression": "z"}], ids=len)
+@pytest.mark.parametrize("metadata", [{}, {"encoding": "typed"}, {"serializer": TRICKY, "compression": "z"}], ids=len)
 @pytest.mark.parametrize(
     "notes", [{}, {"build": "b1"}, {"build": TRICKY}, {"patches": [TRICKY, "b"]}, {"build": "b1", "patches": ["a"]}]
 )
 def test_what_is_noted_beside_an_entry_is_read_again_and_changes_nothing_else(
-    name: str, marks: dict[str, str], notes: dict[str, Any]
+    name: str, metadata: dict[str, str], notes: dict[str, Any]
 ) -> None:
     value = json.dumps({"a": TRICKY, "value": 1})
     raw = (
-        annotated(done_entry(name, 2, 5, 7, marks, value), **notes)
+        annotated(done_entry(name, 2, 5, 7, metadata, value), **notes)
         if notes
-        else done_entry(name, 2, 5, 7, marks, value)
+        else done_entry(name, 2, 5, 7, metadata, value)
     )
 
     entry = read_entry("step:1", raw.encode())
 
     assert (entry.name, entry.state, entry.attempts, entry.value.decode()) == (name, "done", 2, value)
-    assert entry.marks == marks
+    assert entry.metadata == metadata
     assert (entry.build, entry.patches) == (notes.get("build", ""), tuple(notes.get("patches", ())))
     assert json.loads(raw)["value"] == json.loads(value)
 

@@ -34,8 +34,8 @@ DATA = base64.b64encode(pickle.dumps(Hostile())).decode()
 
 
 def read_step(accept: frozenset[str], name: str) -> Any:
-    marks = {"serializer": name, "content_type": PICKLE, "charset": "binary"}
-    return codec.decode(json.dumps(DATA), marks, accept=accept)
+    metadata = {"serializer": name, "content_type": PICKLE, "charset": "binary"}
+    return codec.decode(json.dumps(DATA), metadata, accept=accept)
 
 
 def read_outcome(accept: frozenset[str], _: str) -> Any:

@@ -321,9 +321,9 @@ def test_a_value_comes_back_as_it_was_or_is_refused(pair: Pair) -> None:
         encoded = encode(value, None if hardly(hint) else hint)
     except NotEncodable:
         return
-    entry = read_entry("step:1", done_entry("s", 1, 2, 3, encoded.marks, encoded.text).encode())
+    entry = read_entry("step:1", done_entry("s", 1, 2, 3, encoded.metadata, encoded.text).encode())
     with unkind():
-        replayed = decode(entry.value, entry.marks, None if hardly(hint) else hint)
+        replayed = decode(entry.value, entry.metadata, None if hardly(hint) else hint)
 
     assert account(replayed) == account(encoded.value)
     assert account(value) == before, "what the action keeps is left alone"
