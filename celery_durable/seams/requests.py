@@ -40,14 +40,15 @@ class OpenRequest(Request):
 
     def announce_cancelled(self, *, emit_retry: bool) -> None:
         """Tell everybody that the worker has cancelled the task; *emit_retry*: and that this is a retry."""
-        super()._announce_cancelled(emit_retry)  # type: ignore[misc]
+        super()._announce_cancelled(emit_retry=emit_retry)  # type: ignore[misc]
 
     def _announce_cancelled(self, emit_retry: bool = True) -> None:
         self.announce_cancelled(emit_retry=emit_retry)
 
     def announce_revoked(self, reason: str, *, terminated: bool, signum: Any, expired: bool) -> None:
         """Tell everybody that the task was revoked."""
-        super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
+        how: Any = {"terminated": terminated, "signum": signum, "expired": expired}
+        super()._announce_revoked(reason, **how)  # type: ignore[misc]
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         self.announce_revoked(reason, terminated=terminated, signum=signum, expired=expired)
