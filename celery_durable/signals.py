@@ -20,9 +20,16 @@ from __future__ import annotations
 
 from celery.utils.dispatch import Signal
 
+from celery_durable.seams import celery as seam
+
 _FACTS = ("task_id", "name")
 
 step_prerun = Signal(name="step_prerun", providing_args=_FACTS)
 """The step is about to be executed in this thread."""
 step_postrun = Signal(name="step_postrun", providing_args=_FACTS)
 """It has been, whether it has failed or not."""
+
+
+def has_receivers() -> bool:
+    """Whether somebody listens to one of the two."""
+    return seam.has_receivers(step_prerun) or seam.has_receivers(step_postrun)

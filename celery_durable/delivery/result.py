@@ -11,12 +11,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from celery import Task, signals
-from celery.backends.base import Backend
-from celery.backends.redis import RedisBackend
 
 from celery_durable.journal.port import NO_RESULT, Result
 from celery_durable.seams.celery import has_receivers, ignores_result
-from celery_durable.seams.results import meta_of_success, overridden
+from celery_durable.seams.results import is_celerys_redis, overridden, stored_success, stores_no_success
 
 logger = logging.getLogger("celery_durable")
 
@@ -31,24 +29,17 @@ def colocated_result(task: Any, request: Any, value: Any, url: str) -> Result | 
     if request.callbacks or request.chain or request.chord or has_receivers(signals.task_success) or _is_handled(task):
         return None
     backend = task.backend
-    kind: type = type(backend)
     if ignores_result(task, request):
-        return NO_RESULT if kind.mark_as_done is Backend.mark_as_done else None  # type: ignore[attr-defined]
-    if kind is not RedisBackend or backend.url != url:
+        return NO_RESULT if stores_no_success(backend) else None
+    if not is_celerys_redis(backend, url):
         return None
     try:
-        return _as_celery_writes_it(backend, request, value)
+        # Unlike Celery's backend, over an older result: the fence has let the run end.
+        return Result(*stored_success(backend, request, value))
     except Exception as error:
         # Celery is to fail at that itself. Where it does not, this is wrong, and costs round trips.
         logger.warning("task %s: its result cannot be written with its outcome, but by Celery: %r", request.id, error)
         return None
-
-
-def _as_celery_writes_it(backend: Any, request: Any, value: Any) -> Result:
-    """What its Redis backend writes of a success; unlike that, over an older result: the fence has let the run end."""
-    text = backend.encode({**meta_of_success(backend, request, value), "task_id": request.id})
-    text = text if isinstance(text, str) else bytes(text)
-    return Result(backend.get_key_for_task(request.id), text, int(backend.expires or 0))
 
 
 def _is_handled(task: Any) -> bool:

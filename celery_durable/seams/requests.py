@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from celery.worker.request import Request
 
-from .celery import CELERY
+from .celery import CELERY, symbol_by_name
 
-_symbol_by_name: Any = CELERY.look_up("celery.utils.imports", "symbol_by_name")
+all_of: Callable[[Any], list[Any]] = CELERY.look_up("celery.utils.functional", "maybe_list")
+"""A list as it is; anything else as a list of one."""
+
 for _name in (
     "_already_cancelled",
     "_already_revoked",
@@ -22,7 +25,7 @@ for _name in (
 
 def request_class(named: Any) -> type[Request]:
     """The request class that a task names: the class itself, or where it is to be found."""
-    return _symbol_by_name(named)  # type: ignore[no-any-return]
+    return symbol_by_name(named)  # type: ignore[no-any-return]
 
 
 class OpenRequest(Request):

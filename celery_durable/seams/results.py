@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import states
-from celery.backends.base import KeyValueStoreBackend
 from celery.backends.redis import RedisBackend, SentinelBackend
 
 from .celery import CELERY
@@ -14,20 +13,35 @@ from .celery import CELERY
 overridden: Callable[[Any, str], Any] = CELERY.look_up("celery.app.trace", "task_has_custom")
 """Which class of a *task* has something in the place of an attribute of Celery's ``Task``; None if none has."""
 
+_RedisBackend: Any = RedisBackend
+_mark_as_done: Any = CELERY.look_up("celery.backends.base", "Backend.mark_as_done")
 for _name in ("_get_result_meta", "encode", "encode_result", "get_key_for_task"):
     CELERY.look_up("celery.backends.base", f"KeyValueStoreBackend.{_name}")
+CELERY.check_inside("celery.backends.base", "Backend.__init__", "expires")
 CELERY.check_inside("celery.backends.redis", "RedisBackend.__init__", "connparams", "url")
 
 
-def meta_of_success(backend: KeyValueStoreBackend, request: Any, value: Any) -> dict[str, Any]:
-    """What a backend stores of a success, as data."""
-    encode: Any = backend
-    return encode._get_result_meta(  # type: ignore[no-any-return]
-        result=encode.encode_result(value, states.SUCCESS), state=states.SUCCESS, traceback=None, request=request
+def stores_no_success(backend: Any) -> bool:
+    """Whether a backend does nothing about a success whose result is ignored: it has no such method of its own."""
+    return bool(type(backend).mark_as_done is _mark_as_done)
+
+
+def is_celerys_redis(backend: Any, url: str) -> bool:
+    """Whether it is Celery's own backend of the Redis with this URL, and none that somebody has derived from it."""
+    return type(backend) is _RedisBackend and backend.url == url
+
+
+def stored_success(backend: Any, request: Any, value: Any) -> tuple[str, str | bytes, int]:
+    """Of a success: the key under which a backend stores it, what it stores there, and for how many seconds."""
+    meta = backend._get_result_meta(
+        result=backend.encode_result(value, states.SUCCESS), state=states.SUCCESS, traceback=None, request=request
     )
+    text = backend.encode({**meta, "task_id": request.id})
+    text = text if isinstance(text, str) else bytes(text)
+    return backend.get_key_for_task(request.id), text, int(backend.expires or 0)
 
 
 def connection_parameters(app: Any, url: str, *, by_sentinels: bool = False) -> dict[str, Any]:
     """What Celery's backend makes of a URL of Redis; of one of Sentinels there is ``hosts`` in it."""
-    backend: Any = (SentinelBackend if by_sentinels else RedisBackend)(app=app, url=url)
+    backend: Any = (SentinelBackend if by_sentinels else _RedisBackend)(app=app, url=url)
     return dict(backend.connparams)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 from celery import Celery, Task, signals
 from celery.exceptions import Retry
 from celery.utils import uuid
-from celery.utils.imports import symbol_by_name
 
 from celery_durable.app.settings import settings_of
 from celery_durable.config import build
@@ -23,7 +22,13 @@ from celery_durable.ending.postrun import after
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.invocation import eager_journals
 from celery_durable.invocation.current import current, invocation_of, opened_by
-from celery_durable.seams.celery import RequestsOwnLimit, app_of_task_class, set_backend, task_class_of_django
+from celery_durable.seams.celery import (
+    RequestsOwnLimit,
+    app_of_task_class,
+    set_backend,
+    symbol_by_name,
+    task_class_of_django,
+)
 from celery_durable.steps.context import AsyncDurableContext, DurableContext
 
 from . import (

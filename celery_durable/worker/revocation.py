@@ -8,7 +8,6 @@ from typing import Any
 from celery import signals, states
 from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
-from celery.utils.functional import maybe_list
 from celery.worker import state as worker_state
 
 from celery_durable.app.store import store_of
@@ -18,6 +17,7 @@ from celery_durable.delivery.call import Call
 from celery_durable.forks import undisturbed
 from celery_durable.journal.layout import Fields, Status
 from celery_durable.redis.redis_journal import new_fence
+from celery_durable.seams.requests import all_of
 
 logger = logging.getLogger("celery_durable")
 
@@ -59,7 +59,7 @@ class Revocations:
 
     def _look_for_stamps(self) -> None:
         """Find the runs that wait and have a stamp that was revoked since; one that waits later ends when it wakes."""
-        stamps = {header: maybe_list(values) for header, values in worker_state.revoked_stamps.items()}
+        stamps = {header: all_of(values) for header, values in worker_state.revoked_stamps.items()}
         if stamps != self._stamps:
             with undisturbed:
                 for task_id, call in self._store.runs.waiting():
@@ -72,7 +72,7 @@ class Revocations:
             return False
         options = Call.load(call, self._accept).options
         headers = [header for header in options.get("stamped_headers") or () if header in stamps]
-        return any(stamp in stamps[header] for header in headers for stamp in maybe_list(options.get(header)))
+        return any(stamp in stamps[header] for header in headers for stamp in all_of(options.get(header)))
 
     def _end(self, task_id: str) -> Context | None:
         """The request of the run that has been ended; None where that is not for us to do."""

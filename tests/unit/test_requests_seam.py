@@ -19,7 +19,7 @@ from celery.worker import state as worker_state
 from celery.worker.consumer.consumer import Consumer
 from celery.worker.request import Request, create_request_cls
 
-from celery_durable.seams.requests import OpenRequest, request_class
+from celery_durable.seams.requests import OpenRequest, all_of, request_class
 
 
 class Noted(OpenRequest):
@@ -199,6 +199,11 @@ def test_a_request_class_is_named_by_itself_or_where_it_is() -> None:
     assert request_class(Noted) is Noted
     assert request_class(f"{__name__}:Noted") is Noted
     assert request_class("celery.worker.request:Request") is Request
+
+
+def test_a_stamp_is_one_or_several() -> None:
+    assert all_of("one") == ["one"]
+    assert all_of(["one", "two"]) == ["one", "two"]
 
 
 # -- what a worker does with the public methods that are overridden ----------------------------------------------------

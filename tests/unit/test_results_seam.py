@@ -15,7 +15,13 @@ from celery.backends.base import Backend, KeyValueStoreBackend
 from celery.backends.cache import CacheBackend
 from celery.backends.redis import RedisBackend
 
-from celery_durable.seams.results import connection_parameters, meta_of_success, overridden
+from celery_durable.seams.results import (
+    connection_parameters,
+    is_celerys_redis,
+    overridden,
+    stored_success,
+    stores_no_success,
+)
 
 
 def nothing() -> None: ...
@@ -41,8 +47,10 @@ def test_a_success_is_stored_as_is_expected(app: Celery, task_id: str, extended:
 
     backend.store_result(task_id, {"sum": 3}, states.SUCCESS, request=request)
     celerys = stored(backend, task_id)
-    ours = json.loads(backend.encode({**meta_of_success(backend, request, {"sum": 3}), "task_id": task_id}))
+    key, text, _ = stored_success(backend, request, {"sum": 3})
+    ours = json.loads(text)
 
+    assert backend.get(key)
     assert celerys["status"] == "SUCCESS"
     assert (celerys["result"], celerys["traceback"]) == ({"sum": 3}, None)
     assert ("args" in celerys) == extended
@@ -77,12 +85,27 @@ def test_celery_makes_what_it_stores_by_the_methods_that_are_used(app: Celery, t
     assert {"meta", "encode_result", "encode", "key"} <= set(calls)
 
 
-def test_redis_is_told_how_long_a_result_is_kept(app: Celery) -> None:
+def test_celerys_own_backend_of_this_redis_is_known(app: Celery) -> None:
     app.conf.result_expires = 60
     backend: Any = RedisBackend(app=app, url="redis://shop:1/2")
+    derived: Any = type("Own", (RedisBackend,), {})(app=app, url="redis://shop:1/2")
 
-    assert backend.url == "redis://shop:1/2"
-    assert backend.expires == 60
+    assert is_celerys_redis(backend, "redis://shop:1/2")
+    assert not is_celerys_redis(backend, "redis://shop:1/3")
+    assert not is_celerys_redis(derived, "redis://shop:1/2")
+    key, _, seconds = stored_success(backend, Context(id="1"), 3)
+    assert key == b"celery-task-meta-1"
+    assert seconds == 60
+    app.conf.result_expires = None
+    assert stored_success(RedisBackend(app=app, url="redis://shop:1/2"), Context(id="1"), 3)[2] == 0
+
+
+def test_a_backend_that_stores_no_success_is_known(app: Celery) -> None:
+    class Own(CacheBackend):
+        def mark_as_done(self, *_: Any, **__: Any) -> None: ...
+
+    assert stores_no_success(app.backend)
+    assert not stores_no_success(Own(app=app, backend="memory://"))
 
 
 def test_an_override_of_celerys_task_is_found(app: Celery) -> None:
