@@ -72,27 +72,34 @@ def durable_task(*args: Any, **options: Any) -> Any:
     do not pass it. ``acks_late`` and ``reject_on_worker_lost`` are on, and every exception but
     :class:`~celery_durable.TerminalError` retries the task by its task retry policy.
 
+    A duration is a ``timedelta`` or a number of seconds. An option that is left out has the value of the app's setting
+    of that name, ``durable_*``; the defaults below are those of the settings.
+
     Args:
-        *args: the function, where the decorator is bare.
-        app: the Celery app that the task belongs to, it alone, from whatever thread it is sent.
-        task_retry_policy: a :class:`~celery_durable.RetryPolicy`. Default: ``durable_task_retry_policy``.
-        inline_retry_limit: retry delays of steps up to this (seconds or ``timedelta``) are waited for in the worker.
-        inactivity_timeout: an attempt without a new entry and without ``current_step().heartbeat()`` for this long is
-            reported, once per silence. Default 60 s.
-        abort_timeout: this much later the attempt is aborted; that counts as a failed execution of its step. Default
-            600 s, or never where the task or the message has a time limit of Celery's.
-        max_recoveries: attempts in a row that may die without progress. Default 10.
-        retention, failure_retention: how long the journal is kept after SUCCESS (24 h) and FAILURE (7 days).
-        max_entry_size: bytes of one result. Default 32 MiB.
-        journal_sync: where a step's result is to be before it counts as recorded: in the server's ``"memory"`` (the
-            default), on one of its ``"replicas"`` too, or on its ``"disk"``.
-        build: names this version of the task's code (text), see docs/deploys.md. Default: ``durable_build``, else a
-            fingerprint of the function.
-        stall_timeout: how long a run whose journal does not fit the code waits for a worker whose code fits. Default
-            1 h; 0: it fails at once.
-        durable_serializer: of step results. (``serializer`` is Celery's, of the message.)
+        *args: the function, if the decorator is written without options.
+        app: the Celery app that alone has the task, whatever thread sends it. Default: every app has it.
+        task_retry_policy: how the task is retried, a :class:`~celery_durable.RetryPolicy`. Default: ``RetryPolicy()``.
+        inline_retry_limit: a step that waits no longer than this for its retry, or a sleep that is no longer, waits
+            inside the worker (duration, 0 or more). Default 0.
+        inactivity_timeout: an attempt that has made no progress for this long is reported (duration, more than 0).
+            Progress is a new entry of the journal, or ``current_step().heartbeat()``. Default 60 s.
+        abort_timeout: after this much longer the attempt is aborted (duration, more than 0). That counts as a failed
+            execution of its step. Default 600 s, or never if a time limit of Celery's applies to the task or message.
+        max_recoveries: how many attempts in a row may die without progress (a whole number, 0 or more). Default 10.
+        retention: how long the journal is kept after SUCCESS (duration, 0 or more). Default 24 h.
+        failure_retention: how long the journal is kept after FAILURE (duration, 0 or more). Default 7 days.
+        max_entry_size: the largest result of one step in bytes (a whole number, 1 or more). Default 32 MiB.
+        journal_sync: where the result of a step must be before it counts as recorded: in the ``"memory"`` of the
+            server, also on one of its ``"replicas"``, or on its ``"disk"``. Default ``"memory"``.
+        build: the name of this version of the task's code (text), see docs/deploys.md. Default: a fingerprint of the
+            function.
+        stall_timeout: how long a run whose journal does not fit the code waits for a worker whose code fits (duration,
+            0 or more). 0: it fails at once. Default 1 h.
+        durable_serializer: how results of steps are written: a name of kombu's registry, or an object with
+            ``serialize(obj) -> bytes`` and ``deserialize(data)``. (Celery's option ``serializer`` is for messages.)
+            Default ``"json"``.
         **options: all of Celery's task options. Its retry options (``max_retries``, ``retry_backoff``, ...) become the
-            task retry policy and keep their meaning, also where a base class sets them.
+            task retry policy and keep their meaning, also if a base class sets them.
 
     Raises:
         ConfigurationError: there is no parameter for the context, an option is unknown (the message suggests the

@@ -1,12 +1,11 @@
-"""Serializers and compressions that have a name in kombu's registries. Alone in this room in importing kombu.
-
-Most of it is imported late: a process that uses JSON only never needs it.
-"""
+"""Serializers and compressions that have a name in kombu's registries. Alone in this room in importing kombu."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import kombu.compression
+from kombu import serialization
 from kombu.utils import json as kombu_json
 
 from celery_durable.exceptions import ConfigurationError
@@ -32,14 +31,12 @@ def check_name(serializer: str, accept: frozenset[str], name: str) -> None:
     """
     if serializer == "json":
         return  # always there, and asked for at every attempt
-    from kombu.serialization import dumps
-
     known = content_types()
     if serializer not in known:
         raise ConfigurationError(f"{name} {serializer!r} is not registered with kombu; known: {sorted(known)}")
     _check_content(known[serializer], accept, name)
     try:
-        dumps("", serializer)
+        serialization.dumps("", serializer)
     except Exception as error:  # kombu registers the names of packages that are not installed, too
         raise ConfigurationError(f"{name} {serializer!r} does not work here: {error}") from error
 
@@ -53,9 +50,7 @@ def _check_content(content_type: str, accept: frozenset[str], name: str = "seria
 
 def dump_content(value: Any, serializer: str) -> tuple[bytes, str, str]:
     """*value* as bytes, with their content type and their charset."""
-    from kombu.serialization import dumps
-
-    content_type, charset, data = dumps(value, serializer)
+    content_type, charset, data = serialization.dumps(value, serializer)
     raw: Any = data
     return raw.encode() if isinstance(raw, str) else raw, content_type, charset
 
@@ -66,10 +61,8 @@ def load_content(raw: bytes, content_type: str, charset: str, accept: frozenset[
     Raises:
         ConfigurationError: it runs code, and the app does not accept that.
     """
-    from kombu.serialization import loads
-
     _check_content(content_type, accept)
-    return loads(raw, content_type, charset, accept={content_type})
+    return serialization.loads(raw, content_type, charset, accept={content_type})
 
 
 def check_compression(compression: Any) -> None:
@@ -87,13 +80,9 @@ def check_compression(compression: Any) -> None:
 
 def compress(raw: bytes, compression: str) -> tuple[bytes, str]:
     """Compressed bytes, and the content type that says by what."""
-    from kombu import compression as kombu_compression
-
-    return kombu_compression.compress(raw, compression)
+    return kombu.compression.compress(raw, compression)
 
 
 def decompress(raw: bytes, content_type: str) -> bytes:
     """What :func:`compress` was given."""
-    from kombu import compression
-
-    return compression.decompress(raw, content_type)
+    return kombu.compression.decompress(raw, content_type)
