@@ -1,8 +1,9 @@
 """The ``durable_*`` settings. Each is declared once, in a field of :class:`Settings`; the rest is derived from that.
 
 A new setting needs its field here and its row in docs/settings.md. If a task may have a value of its own
-(``option=True``), type checkers and editors need its name in :class:`~celery_durable.DurableTask` as well. If attempts
-or steps go by it, :class:`AttemptSettings` needs a field of that name. A test says which of these is missing.
+(``option=True``), :class:`~celery_durable.DurableTask` needs an attribute of that name, for type checkers and editors,
+and ``durable_task`` a line of documentation. If attempts or steps go by the setting, :class:`AttemptSettings` needs a
+field of that name. A test says which of these is missing.
 """
 
 # Without ``from __future__ import annotations``: what the fields are annotated with is read, here and at import.
