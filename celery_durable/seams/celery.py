@@ -44,6 +44,11 @@ for _module, _path in (
     ("celery.app.task", "Task._backend"),
     ("celery.app.task", "Task._get_exec_options"),
     ("celery.app.task", "Task.request_stack"),
+    # Those that are overridden, and that Celery documents nowhere.
+    ("celery.app.task", "Task.backend"),
+    ("celery.app.task", "Task.bind"),
+    ("celery.app.task", "Task.request"),
+    ("celery.app.task", "Task.start_strategy"),
     ("celery.local", "Proxy._get_current_object"),
 ):
     CELERY.look_up(_module, _path)
@@ -57,6 +62,7 @@ CELERY.check_inside(
     "main",
     "set_as_current",
 )
+CELERY.check_inside("celery.app.task", "Task.retry", "override_max_retries")
 CELERY.check_inside("celery.utils.dispatch.signal", "Signal.__init__", "receivers")
 
 

@@ -19,6 +19,15 @@ for _name in (
     "_announce_revoked",
     "_context",
     "_success_was_stored",
+    # Those that are overridden in a worker, and that Celery documents nowhere.
+    "cancel",
+    "maybe_expire",
+    "on_failure",
+    "on_timeout",
+    "replaced_task_nesting",
+    "request_dict",
+    "send_event",
+    "worker_pid",
 ):
     CELERY.look_up("celery.worker.request", f"Request.{_name}")
 
