@@ -1,1 +1,1 @@
-"""A message and a result as data: what is sent, what was sent, and what of it has arrived."""
+"""Messages, results and outcomes as data, and what the result backend, monitors and the task itself are told."""

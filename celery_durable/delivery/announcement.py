@@ -1,9 +1,13 @@
-"""What becomes of a run where Celery itself says nothing of it: for monitors, receivers of signals, hooks of the task.
+"""What monitors, receivers of signals and hooks of the task are told where Celery itself says nothing of a run.
 
-Monitors are told by events that the main process of a worker sends. What they read from those are rules of Celery's
-own (``celery.events.state``): an event of an unknown kind is a state of that name, which takes the place of every other
-but SUCCESS and FAILURE; STARTED and REVOKED take the place of none of these three, unless the event says so itself, in
-its field ``state``. Exporters count the kinds they know, so these are sent once for what they stand for.
+Monitors get events, which the main process of a worker sends. Celery has rules for how they read events
+(``celery.events.state``):
+
+- An event of an unknown kind sets a state of that name. It replaces every state except SUCCESS and FAILURE.
+- The events of STARTED and REVOKED do not replace SUCCESS, FAILURE or such a state. They do if their field ``state``
+  says so.
+
+Exporters count the events of the kinds that they know. So the library sends each of those once per fact.
 """
 
 from __future__ import annotations
@@ -20,31 +24,31 @@ from kombu.utils.encoding import safe_repr
 
 from celery_durable import sentry
 
-from .report import ENDED
+from .backend import STATES_OF_ENDED
 
 if TYPE_CHECKING:
     from .outcome import Outcome
 
 logger = logging.getLogger("celery_durable")
 
-HOW_REVOKED = {"terminated": False, "signum": None, "expired": False}
-"""As Celery says it of a task whose process was not killed for it."""
-REVOKED = {**HOW_REVOKED, "state": states.REVOKED}
-"""What the event ``task-revoked`` says of a run that has ended by it, though it slept."""
+REVOKED_SIGNAL_FIELDS = {"terminated": False, "signum": None, "expired": False}
+"""Fields of the signal ``task_revoked``: no process was killed, and the task had not expired."""
+REVOKED_EVENT_FIELDS = {**REVOKED_SIGNAL_FIELDS, "state": states.REVOKED}
+"""Fields of the event ``task-revoked`` for a run that has begun: they replace the state that it had before."""
 
 
 class Announcement(Ignore):
-    """Celery is done with a message, and says nothing of its run: this is what the worker's main process says."""
+    """An ``Ignore``: Celery does nothing more with the message. The worker's main process then sends this event."""
 
     error: BaseException | None = None
-    """What a cancelled run has ended by; it does not leave its process."""
+    """The error of a cancelled run, for the hooks of the task. It is not pickled: only this process needs it."""
 
     def __init__(self, reason: str, event: str, fields: dict[str, Any], until: float = inf) -> None:
         super().__init__(reason, event, fields, until)
         self.event = event
         self.fields = fields
         self.until = until
-        """When it is no news any more, by the machine's monotonic clock."""
+        """The time at which the event is out of date, by the machine's monotonic clock (s)."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -54,41 +58,46 @@ class Announcement(Ignore):
 
     @classmethod
     def of_wait(cls, state: str, info: dict[str, str] | None = None, seconds: float = inf) -> Announcement:
+        """The run waits in this *state*, with this *info*, for that many *seconds*."""
         return cls(f"the run is {state}", f"task-{state.lower()}", info or {}, time.monotonic() + seconds)
 
     @classmethod
     def of_cancellation(cls, error: BaseException) -> Announcement:
-        said = cls("the run was cancelled", "task-revoked", REVOKED)
+        """The run was cancelled, and has ended by this *error*."""
+        said = cls("the run was cancelled", "task-revoked", REVOKED_EVENT_FIELDS)
         said.error = error
         return said
 
     @classmethod
     def of_outcome(cls, reason: str, ended: Outcome) -> Ignore:
-        """A message came after the end of the run: it has not begun again. Nothing that is counted once more."""
-        if ended.status not in ENDED:
+        """A message came after the end of the run, and began nothing.
+
+        Its event sets the state back to what it was. No exporter counts this kind of event.
+        """
+        if ended.status not in STATES_OF_ENDED:
             return Ignore(reason)
-        state = ENDED[ended.status]
+        state = STATES_OF_ENDED[ended.status]
         failed = {"exception": safe_repr(ended.error), "traceback": ended.traceback, "failed": ended.ended.timestamp()}
         return cls(reason, f"task-{state}", failed if state == states.FAILURE else {})
 
     def publish(self, request: Any) -> None:
         """Tell monitors, and receivers of the signal, in the worker's main process."""
         if time.monotonic() >= self.until:
-            # What ends a task has taken longer than the wait of its run: another worker may have said that it goes on.
+            # The wait of the run is over: another worker may have announced already that the run goes on.
             return
         request.send_event(self.event, **self.fields)
         if self.event == "task-revoked":
-            signals.task_revoked.send(request.task, request=request.celery_context, **HOW_REVOKED)
+            signals.task_revoked.send(request.task, request=request.celery_context, **REVOKED_SIGNAL_FIELDS)
 
     def call_hooks(self, task: Any, request: Any) -> None:
-        """Tell the task itself, as when it fails: what it holds, a lock say, it gives back there."""
+        """Call the hooks of a task that was cancelled, as Celery does after a failure: they may release a lock."""
         error = self.error
         if error is None:
             sentry.end_well()
             return
         call = request.id, request.args, request.kwargs
-        einfo = _raised(error)
-        # With what Celery gives them.
+        einfo = _exception_info(error)
+        # These are the arguments that Celery passes.
         arguments = {"on_failure": (error, *call, einfo), "after_return": (states.REVOKED, error, *call, None)}
         for hook, given in arguments.items():
             try:
@@ -98,14 +107,14 @@ class Announcement(Ignore):
         sentry.end_check_in(request)
 
 
-def going_on(header: dict[str, Any]) -> dict[str, Any]:
-    """What the event ``task-started`` says of a run that may have slept, or failed."""
-    afresh = dict.fromkeys(("failed", "exception", "traceback")) if "reopen" in header else {}
-    return {"state": states.STARTED, **afresh}
+def started_fields(header: dict[str, Any]) -> dict[str, Any]:
+    """Fields of the event ``task-started`` for a run that may have slept or failed: they replace that state."""
+    cleared = dict.fromkeys(("failed", "exception", "traceback")) if "reopen" in header else {}
+    return {"state": states.STARTED, **cleared}
 
 
-def _raised(error: BaseException) -> ExceptionInfo:
-    """It has a traceback then, also one that was read from the journal."""
+def _exception_info(error: BaseException) -> ExceptionInfo:
+    """Celery's form of *error*. It is raised here, so that it has a traceback even if the journal kept none."""
     try:
         raise error  # noqa: TRY301
     except BaseException:

@@ -1,4 +1,4 @@
-"""The call that began a run: what the journal keeps of its message, and how that is sent again."""
+"""The call that began a run: what the journal keeps of its message, and how a worker sends it again."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from celery_durable.values.remainder import same
 
 from .message import (
     HEADER,
-    as_it_came,
     default_serializer,
     header_of,
-    received,
+    received_at,
     resume_of_user_retry,
     seed_header,
     seed_of,
-    sent_as,
+    sending_id,
+    serializer_option,
 )
 
 _sorted_json = kombu_json.JSONEncoder(sort_keys=True).encode
@@ -38,12 +38,12 @@ _ROUTE = ("queue", "exchange", "routing_key")
 
 
 class Call(NamedTuple):
-    """How to send the task of a run."""
+    """Everything that is needed to send the task of a run again."""
 
     args: Any
     kwargs: Any
     options: dict[str, Any]
-    """As of ``apply_async``: id, headers, canvas, queue, priority, stamps, time limits."""
+    """Options of ``apply_async``: id, headers, canvas, queue, priority, stamps, time limits."""
 
     @classmethod
     def of(
@@ -55,30 +55,36 @@ class Call(NamedTuple):
         changes: Mapping[str, Any] | None = None,
         header: Mapping[str, Any] | None = None,
     ) -> Call:
-        """That of the message being handled.
+        """The call of the present message.
 
-        *changes*, *header*: the options that ``self.retry()`` was given, and what its message says to us.
+        Args:
+            task: the task.
+            request: Celery's request of the message.
+            args: the positional arguments.
+            kwargs: the keyword arguments.
+            changes: the options that ``self.retry()`` was given, if it was called.
+            header: our header on the message of that retry.
         """
-        # What says nothing is a third of the text.
+        # Options that are None would be a third of the text.
         options = {name: value for name, value in request.as_execution_options().items() if value is not None}
         options["ignore_result"] = ignores_result(task, request)
-        # Expiry is honoured until the first attempt begins, and this one has begun.
+        # ``expires`` holds until the first attempt begins, and this one has begun.
         for fact in ("retries", "expires"):
             options.pop(fact, None)
         options |= _route(request.delivery_info or {})
-        options |= as_it_came(task, request)
+        options |= serializer_option(task, request)
         if changes:
             options = _changed(options, changes)
         headers = {name: value for name, value in (options.get("headers") or {}).items() if name != HEADER}
         if changed := (header or header_of(request)).get("changed"):
             headers[HEADER] = {"changed": changed}
-        # Of a sender without a trace: that of this attempt goes on in the next ones.
+        # If the sender had no trace, the next attempts go on with the trace of this one.
         options["headers"] = tracing.traced(headers)
         return cls(args, kwargs, options)
 
     @classmethod
     def load(cls, text: bytes | str, accept: frozenset[str]) -> Call:
-        """The call as the journal keeps it."""
+        """Read a call that :meth:`text` has written; *accept* names the content types that the app reads."""
         facts = kombu_json.loads(text)
         if "content_type" in facts:
             raw = base64.b64decode(facts["data"])
@@ -86,10 +92,10 @@ class Call(NamedTuple):
         return cls(**facts)
 
     def text(self, task: Any) -> str:
-        """As JSON, or in JSON as what the serializer of the message makes of it.
+        """The call as text for the journal: plain JSON, or JSON around what the serializer of the message writes.
 
         Raises:
-            EntryNotRecordableError: no serializer that the app accepts gives the arguments back as they are.
+            EntryNotRecordableError: no serializer that the app accepts gives the arguments back unchanged.
         """
         facts = self._asdict()
         serializer = self.options.get("serializer") or default_serializer(task)
@@ -98,7 +104,7 @@ class Call(NamedTuple):
         except Exception as error:
             reason = error
         for other in task.app.conf.accept_content:
-            # Arguments that self.retry() was given, say.
+            # For example, self.retry() was given arguments that the serializer of the first message cannot write.
             with suppress(Exception):
                 text = _text({**facts, "options": {**self.options, "serializer": other}}, other)
                 kept = Call.load(text, frozenset(task.app.conf.accept_content))
@@ -110,22 +116,30 @@ class Call(NamedTuple):
         )
 
     def send(self, app: Any, name: str, header: Mapping[str, Any], *, seed: str = "", **options: Any) -> None:
-        """Send it again, with *header* as what the message says to us, and the *seed* that it brings to its run."""
+        """Send the task again.
+
+        Args:
+            app: the app that sends it.
+            name: the name of the task.
+            header: what our header of the message says.
+            seed: the seed that the message brings to its run; empty: none.
+            **options: further options of ``send_task``. They replace the recorded ones.
+        """
         headers = dict(self.options.get("headers") or {})
         if seed:
             headers |= seed_header(self.options["task_id"], self.options.get("replaced_task_nesting"), seed)
         headers[HEADER] = {**headers.get(HEADER, {}), **header}
-        # Expiry is honoured until the first attempt begins, and that has.
+        # ``expires`` holds until the first attempt begins, and that has begun.
         options = {**self.options, **options, "headers": sentry.readable(headers), "expires": None}
         if (task := app.tasks.get(name)) is not None:
-            # The task's own: its serializer, say.
+            # The task has options of its own, such as its serializer.
             options = {**sending_options(task), **options, "task_type": task}
         with tracing.continued(headers):
             app.send_task(name, tuple(self.args), self.kwargs, **options)
 
 
 def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
-    """The message that is being handled, as the journal needs to know it."""
+    """The facts of the present message that the journal decides by."""
     header = header_of(request)
     redelivered = bool((request.delivery_info or {}).get("redelivered"))
     return Delivery(
@@ -136,45 +150,45 @@ def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
         nesting=request.replaced_task_nesting or 0,
         fresh=not header.keys().isdisjoint(("reopen", "asked")) or not (redelivered or request.retries or header),
         reopen=header.get("reopen", ""),
-        received=received(request),
+        received=received_at(request),
         changed=int(header.get("changed", 0)),
         wake_up=bool(header.get("hint")),
         seed=seed_of(request),
-        sent=sent_as(request),
+        sent=sending_id(request),
         asked=header.get("asked"),
         build=task.durable_terms.build,
     )
 
 
 def fingerprint(args: Any, kwargs: Any) -> str:
-    """A hash of the arguments; of those that JSON cannot tell apart, their number only."""
+    """A hash of the arguments. If JSON cannot write them, it is a hash of their number and names only."""
     try:
         text = _sorted_json([args, kwargs])
-    except Exception:  # pickled arguments: no text of theirs is stable
+    except Exception:  # pickled arguments have no text that is the same each time
         text = f"{len(args)} {sorted(kwargs)}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def changed_by_retry(
+def fields_of_user_retry(
     task: Any, request: Any, args: Any, kwargs: Any, options: Mapping[str, Any], header: dict[str, Any]
 ) -> dict[str, str]:
-    """What the journal is to know of ``self.retry(args, kwargs, **options)``, whose message may get lost.
+    """The fields of the journal that ``self.retry(args, kwargs, **options)`` changes: its message may get lost.
 
-    *header*: what that message says to us.
+    *header* is our header on that message.
     """
     fields = resume_of_user_retry(request, header)
     if args is None and kwargs is None and not options:
-        # The call stays as it is.
+        # The call does not change.
         return fields
     if not (args is None and kwargs is None):
-        # The fingerprint is known when the arguments have arrived.
+        # The fingerprint is made when the arguments arrive: only then they are what later attempts get.
         fields |= {"changed": str(header["changed"]), "fingerprint": ""}
     args, kwargs = _retried_with(task, request, args, kwargs)
     return {**fields, "call": Call.of(task, request, args, kwargs, options, header).text(task)}
 
 
 def _retried_with(task: Any, request: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The arguments of a retry that is given some, as Celery has it: without the old ones that they contradict."""
+    """The arguments after a retry with new ones, by Celery's rules: old arguments that contradict them are dropped."""
     if args is not None and kwargs is None:
         taken = _positions(task, len(args))
         kwargs = {name: value for name, value in request.kwargs.items() if name not in taken}
@@ -187,7 +201,7 @@ def _retried_with(task: Any, request: Any, args: Any, kwargs: Any) -> tuple[Any,
 
 
 def _positions(task: Any, count: int) -> dict[str, int]:
-    """Where the first *count* positional parameters of the task stand that may be given by name, too."""
+    """Name → position of the first *count* parameters of the task, if they can also be given by name."""
     parameters = inspect.signature(task.run).parameters.values()
     positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
     return {
@@ -198,7 +212,7 @@ def _positions(task: Any, count: int) -> dict[str, int]:
 
 
 def _route(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the message came from."""
+    """The options that send a message to where this one came from, with the same priority."""
     priority = {} if info.get("priority") is None else {"priority": info["priority"]}
     if info.get("exchange") == "" and info.get("routing_key"):
         return {**priority, "queue": info["routing_key"]}
@@ -217,7 +231,7 @@ def _text(facts: dict[str, Any], serializer: str) -> str:
     try:
         content_type, charset, data = dumps(facts, serializer)
     except Exception:
-        # What hangs on the task (callbacks, a chain) is of classes of Celery's, and plain data where it arrives.
+        # Callbacks and chains are objects of Celery's classes here. As plain data, each serializer can write them.
         plain = kombu_json.loads(json_of(facts["options"]))
         content_type, charset, data = dumps({**facts, "options": plain}, serializer)
     raw: Any = data

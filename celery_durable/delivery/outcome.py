@@ -1,4 +1,4 @@
-"""How a run ended: as text in the journal, and again as a value or an exception."""
+"""The outcome of a run: as text for the journal, and read back as a value or an exception."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from celery_durable.values.tagged import NotEncodable
 
 
 class Outcome(NamedTuple):
-    """What a finished run left."""
+    """How a run has ended, as its journal says it."""
 
     status: str
     ended: datetime
@@ -28,14 +28,14 @@ class Outcome(NamedTuple):
     traceback: str = ""
 
 
-def of_value(value: Any, serializer: str) -> str:
-    """A result, as Celery's result serializer writes it.
+def encode_value(value: Any, serializer: str) -> str:
+    """A result as text, written by Celery's result *serializer*.
 
     Raises:
-        Exception: whatever the serializer raises, as it will when Celery stores the result.
+        Exception: the serializer cannot write it. Celery would get the same error.
     """
     if isinstance(value, ResultBase) and serializer != "pickle":
-        # As Celery's backends do (``prepare_value``) with what a task returns that has sent others.
+        # A task may return results of tasks that it has sent. Celery's backends do the same (``prepare_value``).
         value = value.as_tuple()  # type: ignore[attr-defined]
     if serializer == "json":
         return f'{{"value":{json_of(value)}}}'
@@ -44,12 +44,12 @@ def of_value(value: Any, serializer: str) -> str:
         return f'{{"value":{data}}}'
     raw: Any = data
     raw = raw.encode() if isinstance(raw, str) else raw
-    marks = {"content_type": content_type, "charset": charset, "data": base64.b64encode(raw).decode()}
-    return json.dumps(marks)
+    facts = {"content_type": content_type, "charset": charset, "data": base64.b64encode(raw).decode()}
+    return json.dumps(facts)
 
 
-def of_error(error: BaseException) -> str:
-    """A failure; of a ``TerminalError`` whose metadata is not JSON, without that."""
+def encode_error(error: BaseException) -> str:
+    """A failure as text. If JSON cannot keep its arguments or its metadata, they are left out."""
     try:
         facts = describe(error)
     except NotEncodable:
@@ -58,7 +58,7 @@ def of_error(error: BaseException) -> str:
 
 
 def read(fields: Fields, accept: frozenset[str]) -> Outcome:
-    """The outcome kept in a finished run; *accept* names what the app reads of serialized content."""
+    """The outcome in the journal of a finished run; *accept* names the content types that the app reads."""
     facts = json.loads(fields.get(b"outcome", b"{}"))
     error = facts.get("error")
     return Outcome(
@@ -75,5 +75,5 @@ def read(fields: Fields, accept: frozenset[str]) -> Outcome:
 def _value(facts: dict[str, Any], accept: frozenset[str]) -> Any:
     if "data" in facts:
         return load_content(base64.b64decode(facts["data"]), facts["content_type"], facts["charset"], accept)
-    # Through kombu again: it has tags of its own for dates, UUIDs and decimals.
+    # kombu reads it, because it has tags of its own for dates, UUIDs and decimals.
     return loads(json.dumps(facts.get("value")), "application/json", "utf-8")

@@ -1,7 +1,8 @@
-"""The result of a run as Celery's backend would write it: where that is this very Redis, the journal writes it.
+"""The result of a run, written by the journal if the result backend is the same Redis.
 
-With the outcome, in one script: a worker cannot die between the two, and the task waits for Redis once instead of three
-times. Only of a run on whose success nothing else hangs, for that Celery sends before the result is stored.
+One script writes the outcome and the result. So no worker can die between the two, and the task waits for Redis once
+instead of three times. This is possible only if the success has no other consequence (a callback, a chord): Celery
+sends these before it stores the result.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ _handled: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
 
 
 def colocated_result(task: Any, request: Any, value: Any, url: str) -> Result | None:
-    """What is to be written of a success beside its outcome, if nothing else hangs on that; else None.
+    """The result that the journal writes together with the outcome; None if Celery has to store it.
 
-    *url*: of the Redis that has the journal, as a backend of Celery's would be given it.
+    *url* is the URL of the journal's Redis, in the form in which Celery's result backend has its own.
     """
     if request.callbacks or request.chain or request.chord or has_receivers(signals.task_success) or _is_handled(task):
         return None
@@ -34,19 +35,19 @@ def colocated_result(task: Any, request: Any, value: Any, url: str) -> Result | 
     if not is_celerys_redis(backend, url):
         return None
     try:
-        # Unlike Celery's backend, over an older result: the fence has let the run end.
+        # Unlike Celery, the script replaces an older result: the fence has shown that this attempt may end the run.
         return Result(*stored_success(backend, request, value))
     except Exception as error:
-        # Celery is to fail at that itself. Where it does not, this is wrong, and costs round trips.
+        # If Celery cannot write it either, the task fails there. If it can, only round trips are lost.
         logger.warning("task %s: its result cannot be written with its outcome, but by Celery: %r", request.id, error)
         return None
 
 
 def _is_handled(task: Any) -> bool:
-    """Whether code of the user's has a say after the body, and is to run again if the worker dies in it."""
+    """Whether the user's own code runs after the body. If a worker dies in it, it must run again."""
     handled = _handled.get(type(task))
     if handled is None:
-        # In a worker Celery puts a __call__ of its own into its Task.
+        # In a worker, Celery sets a __call__ of its own on its Task.
         called = overridden(task, "__call__") not in (None, Task)
         handled = called or bool(overridden(task, "on_success") or overridden(task, "after_return"))
         _handled[type(task)] = handled

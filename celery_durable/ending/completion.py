@@ -13,7 +13,7 @@ from typing import Any
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, WorkerShutdown, WorkerTerminate
 
-from celery_durable.delivery import message, outcome, report
+from celery_durable.delivery import backend, message, outcome
 from celery_durable.delivery.announcement import Announcement
 from celery_durable.interrupts import Fenced, Interrupt, JournalLost, Overrun
 from celery_durable.invocation import eager_journals, ends
@@ -193,16 +193,16 @@ def _failed(invocation: Invocation, end: Failed) -> BaseException:
             level, "task %s: attempt %d failed for good: %s",
             invocation.request.id, end.spent.failures, shown(end.error),
         )  # fmt: skip
-    _session(invocation).finish(Status.FAILED, outcome.of_error(end.error))
+    _session(invocation).finish(Status.FAILED, outcome.encode_error(end.error))
     eager_journals.forget(invocation)
     return end.error
 
 
 def _cancelled(invocation: Invocation, end: Cancelled) -> BaseException:
     session, request = _session(invocation), invocation.request
-    session.finish(Status.REVOKED, outcome.of_error(end.error))
+    session.finish(Status.REVOKED, outcome.encode_error(end.error))
     logger.info("task %s: cancelled", request.id)
-    if report.revoked(invocation.task, request, end.error):
+    if backend.store_revoked(invocation.task, request, end.error):
         return Announcement.of_cancellation(end.error)
     session.outcome.failed()
     return Ignore("the run was cancelled, which could not be delivered")

@@ -65,7 +65,7 @@ def _note_delivery(session: RunSession, state: str | None, result: Any, *, deliv
     if not delivered or state in (None, states.RETRY):
         session.outcome.failed()
     elif session.outcome.contradicts(state):
-        if isinstance(result, message.BROKER_AWAY):
+        if isinstance(result, message.BROKER_ERRORS):
             session.outcome.failed()
         else:
             session.outcome.impossible()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from celery.exceptions import Ignore
 
-from celery_durable.delivery import loss, outcome, report
+from celery_durable.delivery import backend, lost_journal, outcome
 from celery_durable.delivery.announcement import Announcement
 from celery_durable.invocation.session import RunSession
 from celery_durable.journal.layout import Status
@@ -36,12 +36,12 @@ def reject_delivery(
             # It has not begun to go on.
             if not (isinstance(refusal, Busy) and refusal.early):
                 return Ignore(reason)
-            return Announcement.of_wait(report.STALLED if refusal.stalled else report.SUSPENDED)
+            return Announcement.of_wait(backend.STALLED if refusal.stalled else backend.SUSPENDED)
         case IdConflict():
             return _refused(refusal, task, request)
         case Finished(fields=fields) if not fields:
             # The message was sent on behalf of another one, when there was a journal.
-            loss.tell(task.app, request.id)
+            lost_journal.report_lost_journal(task.app, request.id)
             return Ignore("the journal is gone")
         case Finished(fields=fields):
             ended = outcome.read(fields, task.durable_terms.accept)
@@ -52,7 +52,7 @@ def reject_delivery(
                 "task %s already finished at %s; use a new task_id to run again",
                 request.id, ended.ended.isoformat(timespec="seconds"),
             )  # fmt: skip
-            report.restore_outcome(task, request, ended)
+            backend.restore_outcome(task, request, ended)
             return Announcement.of_outcome("already finished", ended)
     raise AssertionError(refusal)  # pragma: no cover
 
@@ -61,7 +61,7 @@ def _deliver(ended: outcome.Outcome, task: Any, request: Any, session: RunSessio
     """The worker that had the outcome died before it was delivered, with what hangs on it."""
     session.outcome.pending(ended.status)
     if ended.status == Status.REVOKED and ended.error is not None:
-        if report.revoked(task, request, ended.error):
+        if backend.store_revoked(task, request, ended.error):
             return Announcement.of_cancellation(ended.error)
         session.outcome.failed()
     elif ended.error is not None:
@@ -79,5 +79,5 @@ def _refused(refusal: IdConflict, task: Any, request: Any) -> Ignore:
     recorded = outcome.read(refusal.fields, task.durable_terms.accept)
     if task.track_started:
         # Celery has written STARTED over it.
-        report.restore_outcome(task, request, recorded)
+        backend.restore_outcome(task, request, recorded)
     return Announcement.of_outcome("the id belongs to another run", recorded)

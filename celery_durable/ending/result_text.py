@@ -19,12 +19,12 @@ def recordable(invocation: Invocation, attempt: Attempt, value: Any) -> str:
     """
     serializer = invocation.task.result_serializer
     try:
-        return outcome.of_value(value, serializer)
+        return outcome.encode_value(value, serializer)
     except Exception as error:
         request = invocation.request
         wanted = request.callbacks or request.chain or request.chord
         if ignores_result(invocation.task, request) and not wanted:
-            return outcome.of_value(None, "json")
+            return outcome.encode_value(None, "json")
         raise attempt.end_run(
             EntryNotRecordableError(
                 f"task {attempt.about.task_id} returned a {type(value).__name__}, which Celery's result serializer "

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from celery.exceptions import Ignore, Retry
 
-from celery_durable.delivery import message, outcome, report
+from celery_durable.delivery import backend, message, outcome
 from celery_durable.delivery.announcement import Announcement
 from celery_durable.exceptions import DurableError
 from celery_durable.interrupts import Fenced, text_of_time
@@ -51,7 +51,7 @@ def asleep(invocation: Invocation, end: Asleep) -> BaseException:
     wait = max(0.0, (sleep.until - attempt.now()) / 1000)
     # Celery logs of this attempt that it was ignored, and no more.
     logger.info("task %s: sleeps at %r until %s", invocation.request.id, sleep.name, sleep.until_text)
-    return _wait(invocation, wait, report.SUSPENDED, {"until": sleep.until_text})
+    return _wait(invocation, wait, backend.SUSPENDED, {"until": sleep.until_text})
 
 
 def stall_left(session: RunSession, attempt: Attempt) -> float:
@@ -83,7 +83,7 @@ def stalled(invocation: Invocation, end: Stalled) -> BaseException:
     fields = {"stalled": json.dumps({"since": since, "times": times + 1, **misfit})}
     # Where the run is to be cancelled its code cannot be told here. Who does not want to wait revokes it.
     known = attempt.journal.cancel_requested
-    return _wait(invocation, delay, report.STALLED, info, fields, though_cancelled=known)
+    return _wait(invocation, delay, backend.STALLED, info, fields, though_cancelled=known)
 
 
 def _wait(
@@ -101,7 +101,7 @@ def _wait(
     told = {**message.resume_as_is(invocation.request), **(fields or {})}
     _say_and_suspend(
         invocation,
-        partial(report.waits, invocation.task, invocation.request, state, info),
+        partial(backend.store_wait, invocation.task, invocation.request, state, info),
         partial(session.suspend, delay, told, though_cancelled=though_cancelled),
     )
     return said
@@ -138,7 +138,7 @@ def suspend_as_retried(invocation: Invocation, error: BaseException | None, susp
     session, attempt = invocation.session, invocation.attempt
     if session is not None and attempt is not None and attempt.is_out_of_touch:
         session.prove_lease()
-    say = partial(report.retried, invocation.task, invocation.request, error)
+    say = partial(backend.store_retry, invocation.task, invocation.request, error)
     return _say_and_suspend(invocation, say, suspend)
 
 
@@ -160,13 +160,13 @@ def journal_away(invocation: Invocation, end: JournalAway) -> BaseException:
     if attempt is None:
         # What was to begin, or to reopen, the run still is, and what was not still is not.
         ours = invocation.delivery is not None and invocation.delivery.fresh
-        asking = message.still_asking(request, fresh=ours, by_redis=session.journal.by_redis)
+        repeated = message.header_of_repeat(request, fresh=ours, by_redis=session.journal.by_redis)
     else:
         # Where another attempt may have ended the run no state is to be stored over its own.
-        ours, asking = not attempt.journal.lease_in_doubt, None
+        ours, repeated = not attempt.journal.lease_in_doubt, None
     if ours and not invocation.eager:
-        report.retried(invocation.task, request, end.error)
-    retry = _publish(invocation, end.error, JOURNAL_LOST_DELAY, asking=asking)
+        backend.store_retry(invocation.task, request, end.error)
+    retry = _publish(invocation, end.error, JOURNAL_LOST_DELAY, repeated=repeated)
     return retry if ours or not isinstance(retry, Retry) else Ignore("the journal is lost, and perhaps the run")
 
 
@@ -176,13 +176,13 @@ def _publish(
     delay: float,
     *,
     by_policy: bool = False,
-    asking: dict[str, Any] | None = None,
+    repeated: dict[str, Any] | None = None,
 ) -> BaseException:
     """Send the message that brings the run back."""
     task, request, session = invocation.task, invocation.request, invocation.session
     assert session is not None  # noqa: S101
     invocation.restore_arguments()
-    signature = message.retry_signature(task, request, delay, by_policy=by_policy, asking=asking)
+    signature = message.retry_signature(task, request, delay, by_policy=by_policy, repeated=repeated)
     if not invocation.eager:
         try:
             message.check_encodable(task, signature)
@@ -196,7 +196,7 @@ def fail_after_all(invocation: Invocation, error: BaseException) -> BaseExceptio
     """The journal knows of a retry that cannot be sent: the run has failed."""
     assert invocation.session is not None  # noqa: S101
     error = portable(error)
-    invocation.session.finish_after_all(Status.FAILED, outcome.of_error(error))
+    invocation.session.finish_after_all(Status.FAILED, outcome.encode_error(error))
     eager_journals.forget(invocation)
     return error
 
@@ -231,7 +231,7 @@ def _report_if_over(invocation: Invocation) -> None:
         return
     ended = outcome.read(fields, task.durable_terms.accept)
     if ended.delivered:
-        report.restore_outcome(task, request, ended)
+        backend.restore_outcome(task, request, ended)
 
 
 def _parts(invocation: Invocation) -> tuple[RunSession, Attempt]:

@@ -16,7 +16,7 @@ from celery_durable.app.settings import settings_of
 from celery_durable.config import build
 from celery_durable.config.retry import TaskRetryRules
 from celery_durable.config.settings import TASK_OPTIONS, AttemptSettings, Settings
-from celery_durable.delivery import report
+from celery_durable.delivery import backend
 from celery_durable.delivery.seed import draw_for
 from celery_durable.ending.postrun import after
 from celery_durable.exceptions import ConfigurationError
@@ -184,9 +184,9 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
     @property
     def backend(self) -> Any:
         """Celery's result backend."""
-        backend = super().backend
-        known = report.suppressed.get() or report.announced.get()
-        return backend if known is None else report.SuppressingBackend(backend)
+        own = super().backend
+        known = backend.suppressed_run.get() or backend.announced_retry.get()
+        return own if known is None else backend.SuppressingBackend(own)
 
     @backend.setter
     def backend(self, value: Any) -> None:
@@ -257,5 +257,5 @@ def _after(task: Any = None, retval: Any = None, state: str | None = None, **_: 
 @signals.task_internal_error.connect(weak=False, dispatch_uid="celery_durable")
 def _suppress_failure(sender: Any = None, task_id: str | None = None, **_: Any) -> None:
     if isinstance(sender, DurableTask) and task_id is not None:
-        begun = report.begun.get() == task_id or has_journal(sender, task_id)
-        report.suppressed.set(task_id if begun else None)
+        begun = backend.opened_run.get() == task_id or has_journal(sender, task_id)
+        backend.suppressed_run.set(task_id if begun else None)

@@ -17,7 +17,7 @@ from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
 from celery_durable import django
-from celery_durable.delivery import call, message, report
+from celery_durable.delivery import backend, call, message
 from celery_durable.drivers import upkeep
 from celery_durable.drivers.driver import in_coroutine, wait_apart, wait_for
 from celery_durable.drivers.progress import Watch, watcher
@@ -77,7 +77,7 @@ class Execution:
         mode = self.invocation.mode
         token = current.set(self.invocation)
         if mode is not Mode.DIRECT:
-            report.forget_last()
+            backend.forget_previous_run()
         # An eager task is sent, not called, though it runs here and now: the step that sent it is not its own.
         sender = running_step.set(None) if mode is Mode.EAGER else None
         try:
@@ -200,11 +200,11 @@ class Execution:
             atomic_blocks={} if mode is Mode.WORKER else django.atomic_blocks(),
         )  # fmt: skip
         keep_opened(invocation)
-        report.begun.set(delivery.task_id)
+        backend.opened_run.set(delivery.task_id)
         attempt = session.open(delivery, about, task.durable_terms)
-        message.catch_up(request, attempt.resume)
+        message.apply_newest(request, attempt.resume)
         if self._store is not None:
-            message.carry_seed(request, attempt.seed)
+            message.set_seed(request, attempt.seed)
         if attempt.reopened:
             logger.info("task %s: the failed run is reopened, with fresh budgets", delivery.task_id)
         attempt.check_whole()
@@ -275,7 +275,7 @@ class Execution:
         if self._store is not None and session.outcome.may_be_written_with_outcome:
             result = self._store.result_of(invocation.task, request, value)
         if session.finish(Status.SUCCEEDED, recordable(invocation, attempt, value), result) and result is not NO_RESULT:
-            report.suppressed.set(request.id)
+            backend.suppressed_run.set(request.id)
 
 
 def _check_recoveries(attempt: Attempt, limit: int) -> None:

@@ -10,20 +10,20 @@ from typing import Any
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
-from celery_durable.delivery.call import changed_by_retry
+from celery_durable.delivery.call import fields_of_user_retry
 from celery_durable.delivery.message import (
-    as_it_came,
     check_encodable,
     header_of,
     headers_with,
-    lasting,
-    left_to_journal,
+    lasting_header,
     library_retries,
+    log_left_to_journal,
     our_headers,
+    reject_unsent,
     seconds_until,
     sendable_delay,
+    serializer_option,
     step_retries,
-    unsent,
 )
 from celery_durable.ending.retry_plan import Carrier, plan
 from celery_durable.ending.suspension import fail_after_all, suspend_as_retried
@@ -62,7 +62,7 @@ def retry(
     changed: Mapping[str, str] = {}
     if invocation is not None:
         invocation.restore_arguments()
-        changed = changed_by_retry(task, request, arguments["args"], arguments["kwargs"], options, header)
+        changed = fields_of_user_retry(task, request, arguments["args"], arguments["kwargs"], options, header)
         invocation.retry.changes = changed
     if header:
         options = _with_header(request, options, header)
@@ -81,7 +81,7 @@ def _retry_run(
     """The retry of a run: the journal is told first, and carries the wait itself if it is long."""
     task, request = invocation.task, invocation.request
     # Expiry was honoured until the first attempt began.
-    options = {**as_it_came(task, request), "expires": None, **options}
+    options = {**serializer_option(task, request), "expires": None, **options}
     eta, countdown = arguments["eta"], arguments["countdown"]
     delay = seconds_until(task, eta or (task.default_retry_delay if countdown is None else countdown))
     if (possible := sendable_delay(task.app, delay)) != delay:
@@ -105,7 +105,7 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _header(request: Any, invocation: Invocation | None, *, changes: bool) -> dict[str, Any]:
-    header = lasting(header_of(request))
+    header = lasting_header(header_of(request))
     if invocation is not None:
         # It says that there is a run.
         header.setdefault("retries", 0)
@@ -197,9 +197,9 @@ def _not_sent(invocation: Invocation, rejected: Reject, delay: float, signature:
         return rejected
     # Whatever else keeps a message from being sent passes.
     if task.acks_late:
-        return unsent(invocation.request, reason)
+        return reject_unsent(invocation.request, reason)
     if session is not None and session.is_suspended:
-        left_to_journal(invocation.request, reason)
+        log_left_to_journal(invocation.request, reason)
         invocation.retry.raised = Retry(exc=reason, when=delay)  # type: ignore[arg-type]
         return invocation.retry.raised
     fail_after_all(invocation, rejected)

@@ -14,9 +14,9 @@ from collections import deque
 from typing import Any
 
 from celery_durable.app.store import store_of
-from celery_durable.delivery import loss
+from celery_durable.delivery import lost_journal
 from celery_durable.delivery.call import Call
-from celery_durable.delivery.message import BROKER_AWAY
+from celery_durable.delivery.message import BROKER_ERRORS
 from celery_durable.exceptions import DurableError
 from celery_durable.forks import undisturbed
 from celery_durable.journal.layout import Status
@@ -56,7 +56,7 @@ class Recovery:
             self._found = self.store.runs.claim(self._tasks, self._found)
         for task_id in [task_id for each in self._found for task_id in each.lost]:
             with undisturbed:
-                loss.tell(self.app, task_id)
+                lost_journal.report_lost_journal(self.app, task_id)
         claimed = [run for each in self._found for run in each.runs]
         sent = self._send(claimed)
         return sent, len(claimed) - sent
@@ -86,7 +86,7 @@ class Recovery:
                 with undisturbed:
                     sent += self._send_one(waiting[0], producer)
                 waiting.popleft()
-        except BROKER_AWAY as error:
+        except BROKER_ERRORS as error:
             logger.warning("%d runs cannot be sent now, the broker is away; tried again soon: %r", len(waiting), error)
             self.store.runs.unclaim(waiting)
         finally:
@@ -100,7 +100,7 @@ class Recovery:
             header = {**resume.get("header", {}), "hint": 1}
             call = Call.load(run.call, self._accept)
             call.send(self.app, run.task, header, retries=resume.get("retries", 0), producer=producer)
-        except BROKER_AWAY:
+        except BROKER_ERRORS:
             raise
         except Exception:
             # A run that cannot be sent does not hold up the others.

@@ -17,8 +17,8 @@ from celery.worker.state import task_ready
 from celery_durable.app.owner import owner_name
 from celery_durable.app.store import store_of
 from celery_durable.delivery import outcome
-from celery_durable.delivery.announcement import Announcement, going_on
-from celery_durable.delivery.message import ARGUMENTS, HEADER, RECEIVED, SEED, SERIALIZER, seed_in
+from celery_durable.delivery.announcement import Announcement, started_fields
+from celery_durable.delivery.message import ARGUMENTS, HEADER, RECEIVED, SEED, SERIALIZER, seed_from_headers
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.journal.layout import Status
 from celery_durable.redis.replies import ReleaseResult
@@ -50,7 +50,7 @@ class DurableRequest(OpenRequest):
         # The arguments travel there anyway, and Celery reads the message again for those that the body is given.
         arguments = request["args"], request["kwargs"]
         ours = {RECEIVED: time.monotonic(), ARGUMENTS: arguments, SERIALIZER: serializer_of(message.content_type)}
-        if seed := seed_in(request, self.id, self.replaced_task_nesting):
+        if seed := seed_from_headers(request, self.id, self.replaced_task_nesting):
             ours[SEED] = seed
         request.pop(SEED, None)
         request["properties"] = {**request["properties"], **ours}
@@ -142,7 +142,7 @@ class DurableRequest(OpenRequest):
         header = self.request_dict.get(HEADER)
         if type == "task-started" and (header is not None or self.task.auto_retry):  # type: ignore[attr-defined]
             # Whatever it finds the run in: if it does not begin, it says so in turn.
-            fields = going_on(header or {}) | fields
+            fields = started_fields(header or {}) | fields
         elif type == "task-revoked" and self._is_revoked:
             fields = {"state": states.REVOKED, **fields}
         super().send_event(type, **fields)
@@ -155,7 +155,7 @@ class DurableRequest(OpenRequest):
         def end(runs: Runs) -> bool:
             keep = self.task.durable_settings.failure_retention  # type: ignore[attr-defined]
             owner = "" if pid is None else owner_name(pid)
-            return runs.terminate(self.id, status, keep, outcome.of_error(error), owner=owner)
+            return runs.terminate(self.id, status, keep, outcome.encode_error(error), owner=owner)
 
         return self._ask(end, "its end could not be journaled")
 

@@ -11,8 +11,8 @@ from celery.exceptions import TaskRevokedError
 from celery.worker import state as worker_state
 
 from celery_durable.app.store import store_of
-from celery_durable.delivery import outcome, report
-from celery_durable.delivery.announcement import HOW_REVOKED, REVOKED
+from celery_durable.delivery import backend, outcome
+from celery_durable.delivery.announcement import REVOKED_EVENT_FIELDS, REVOKED_SIGNAL_FIELDS
 from celery_durable.delivery.call import Call
 from celery_durable.forks import undisturbed
 from celery_durable.journal.layout import Fields, Status
@@ -77,7 +77,7 @@ class Revocations:
     def _end(self, task_id: str) -> Context | None:
         """The request of the run that has been ended; None where that is not for us to do."""
         runs, keep = self._store.runs, self._store.settings.failure_retention
-        error = outcome.of_error(TaskRevokedError("revoked"))
+        error = outcome.encode_error(TaskRevokedError("revoked"))
         if not runs.terminate(task_id, Status.REVOKED, keep, error, fence=self._fence):
             return None
         logger.info("task %s: was revoked, and its run has ended", task_id)
@@ -107,16 +107,16 @@ class Revocations:
 
     def _is_wanted(self, request: Any) -> bool:
         task = self._app.tasks.get(request.task)
-        return not request.ignore_result if task is None else report.is_wanted(task, request, states.REVOKED)
+        return not request.ignore_result if task is None else backend.stores_result(task, request, states.REVOKED)
 
     # What Celery's own request says when it is revoked. A task may be unknown here: others share the journals.
 
     def _tell_monitors(self, request: Any) -> None:
         task, eventer = self._app.tasks.get(request.task), self._worker.consumer.event_dispatcher
         if task is not None and task.send_events and eventer is not None and eventer.enabled:
-            eventer.send("task-revoked", uuid=request.id, **REVOKED)
+            eventer.send("task-revoked", uuid=request.id, **REVOKED_EVENT_FIELDS)
 
     def _tell_listeners(self, request: Any) -> None:
         task = self._app.tasks.get(request.task)
         if task is not None:
-            signals.task_revoked.send(task, request=request, **HOW_REVOKED)
+            signals.task_revoked.send(task, request=request, **REVOKED_SIGNAL_FIELDS)

@@ -178,7 +178,7 @@ def test_a_retry_is_stored_over_no_end(
         def end_elsewhere() -> None:
             lapse(redis_client, store, task_id)
             other = opened(store, task_id, task=task.name, fingerprint=fingerprint([], {}), fresh=False)
-            other.finish("failed", {"outcome": outcome.of_error(ValueError("for good"))})
+            other.finish("failed", {"outcome": outcome.encode_error(ValueError("for good"))})
             other.deliver(60)
             other.prove_lease()
             app.backend.mark_as_failure(task_id, ValueError("for good"))
@@ -602,7 +602,9 @@ def test_a_run_that_was_revoked_is_over_for_its_attempt_however_short_its_journa
 
     def body(self: Any) -> None:
         self.ctx.run("charge", lambda: 1)
-        assert store_of(self.app).runs.terminate(task_id, "revoked", 0, outcome.of_error(TaskRevokedError("revoked")))
+        assert store_of(self.app).runs.terminate(
+            task_id, "revoked", 0, outcome.encode_error(TaskRevokedError("revoked"))
+        )
         self.ctx.run("ship", lambda: 1)
 
     with app_at(redis_url, durable_lease=2) as app:

@@ -70,7 +70,7 @@ def test_a_run_that_had_begun_may_go_on_by_its_message(
     assert Recovery(app).recover() == (0, 0)
 
     [line] = said(caplog)
-    assert "Its state was STARTED. A message of it that the broker still has begins it again" in line
+    assert "Its state was STARTED. If the broker still has a message of this run, the run begins again" in line
     assert app.AsyncResult(task_id).state == "STARTED"
 
 

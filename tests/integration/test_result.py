@@ -18,7 +18,7 @@ from kombu.exceptions import EncodeError
 
 from celery_durable.app.store import Store, store_of
 from celery_durable.delivery import outcome
-from celery_durable.delivery.report import SuppressingBackend
+from celery_durable.delivery.backend import SuppressingBackend
 from celery_durable.interrupts import Fenced
 from celery_durable.journal.port import NO_RESULT, Result
 from celery_durable.redis.redis_journal import RedisJournal

@@ -9,7 +9,7 @@ import pytest
 
 from celery_durable import TaskCancelled
 from celery_durable.delivery.announcement import Announcement
-from celery_durable.delivery.report import SUSPENDED
+from celery_durable.delivery.backend import SUSPENDED
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(3600, [call("task-suspended", until="soon")]), (0, [])])

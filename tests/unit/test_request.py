@@ -15,7 +15,7 @@ from celery.app.trace import trace_task_ret
 from celery.worker.request import Request
 
 from celery_durable import DurableContext, DurableTask, durable_task
-from celery_durable.delivery.message import ARGUMENTS, received
+from celery_durable.delivery.message import ARGUMENTS, received_at
 from celery_durable.worker.request import DurableRequest
 
 
@@ -57,7 +57,7 @@ def test_when_a_message_arrived_is_known_where_the_task_runs_and_shown_to_nobody
 
     ours, celerys = (Context(request.request_dict) for request in (durable, plain))  # type: ignore[attr-defined]
 
-    assert before <= received(ours) <= after
+    assert before <= received_at(ours) <= after
     assert durable.info() == plain.info()  # of `celery inspect active`, and of Flower
     assert ours.delivery_info == celerys.delivery_info
     assert ours.headers == celerys.headers == {"a": "b"}

@@ -1,4 +1,4 @@
-"""A run whose journal is gone before its time: evicted, deleted, or lost with its server."""
+"""A run whose journal is gone too early: it was evicted or deleted, or its server was lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from celery import states
 
 from celery_durable.exceptions import JournalUnreadableError
 
-from .report import WAITS
+from .backend import WAITING_STATES
 
 logger = logging.getLogger("celery_durable")
 
@@ -19,22 +19,25 @@ _GONE = (
 )
 
 
-def tell(app: Any, task_id: str) -> None:
-    """Say so; of the run nothing is known but its id, and the state that the result backend has."""
+def report_lost_journal(app: Any, task_id: str) -> None:
+    """Log the loss; if the run was waiting, store FAILURE, because nothing else would ever end it.
+
+    Only the id of the run is known, and the state that the result backend has.
+    """
     try:
         state = app.AsyncResult(task_id).state
-        # No message of it is about: nothing else will ever end it.
-        if ended := state in WAITS:
+        # In these states the broker has no message of the run.
+        if ended := state in WAITING_STATES:
             app.backend.mark_as_failure(task_id, JournalUnreadableError(_GONE.format(task_id)))
     except Exception as error:
         state, ended = f"not known ({error!r})", False
     if state in states.READY_STATES:
         logger.warning(
-            "task %s: its journal is gone, and its state is %s; what hangs on that may not have been sent",
+            "task %s: its journal is gone, and its state is %s; its callbacks may not have been sent",
             task_id, state,
         )  # fmt: skip
         return
     logger.error(
         "%s Its state was %s%s", _GONE.format(task_id), state,
-        ", and is FAILURE now" if ended else ". A message of it that the broker still has begins it again",
+        ", and is FAILURE now" if ended else ". If the broker still has a message of this run, the run begins again",
     )  # fmt: skip

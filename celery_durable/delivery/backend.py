@@ -1,0 +1,133 @@
+"""What the library itself stores in the result backend, and what it keeps Celery from storing there."""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar
+from traceback import format_exception
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+
+from celery_durable.journal.layout import Status
+from celery_durable.seams.celery import ignores_result
+
+if TYPE_CHECKING:
+    from .outcome import Outcome
+
+logger = logging.getLogger("celery_durable")
+
+SUSPENDED = "SUSPENDED"
+"""State of a run that sleeps (``ctx.sleep``). Callers of ``.get()`` keep waiting."""
+STALLED = "STALLED"
+"""State of a run that waits for a worker whose code fits its journal. Callers of ``.get()`` keep waiting."""
+WAITING_STATES = (SUSPENDED, STALLED)
+"""States of a run that has no message at the broker: only its journal brings it back."""
+
+opened_run: ContextVar[str | None] = ContextVar("celery_durable_begun", default=None)
+"""The task id of the run that this thread opened last."""
+suppressed_run: ContextVar[str | None] = ContextVar("celery_durable_suppressed", default=None)
+"""The task id of a run. The result backend ignores the next outcome that Celery stores for it."""
+announced_retry: ContextVar[str | None] = ContextVar("celery_durable_announced", default=None)
+"""The task id of a run. The library has stored RETRY for it, so Celery need not store that again."""
+
+STATES_OF_ENDED = {Status.SUCCEEDED: states.SUCCESS, Status.FAILED: states.FAILURE, Status.REVOKED: states.REVOKED}
+"""Status in the journal → Celery's state, of a run that has ended."""
+
+
+def forget_previous_run() -> None:
+    """Another run begins in this thread: what was noted for the previous one does not hold for it."""
+    suppressed_run.set(None)
+    announced_retry.set(None)
+
+
+def store_wait(task: Any, request: Any, state: str, info: dict[str, Any]) -> None:
+    """Store that the run waits and holds no worker. If this fails, it is logged: nothing depends on it."""
+    try:
+        _store(task, request, info, state)
+    except Exception as error:
+        logger.warning("task %s: its state %s could not be stored: %r", request.id, state, error)
+
+
+def store_retry(task: Any, request: Any, error: BaseException | None) -> None:
+    """Store RETRY and the *error* now: Celery stores it only when the journal has already given the run away.
+
+    If this fails, it is logged: nothing depends on it.
+    """
+    announced_retry.set(request.id)
+    traceback = None if error is None else "".join(format_exception(error))
+    try:
+        _store(task, request, error, states.RETRY, traceback=traceback)
+    except Exception as failed:
+        logger.warning("task %s: its state %s could not be stored: %r", request.id, states.RETRY, failed)
+
+
+def store_revoked(task: Any, request: Any, error: BaseException) -> bool:
+    """Store that the run was cancelled, and tell a chord that waits for it. Returns whether both succeeded."""
+    try:
+        _store(task, request, error, states.REVOKED)
+        if request.chord:
+            task.backend.on_chord_part_return(request, states.REVOKED, error)
+    except Exception:
+        logger.exception("task %s: its cancellation could not be delivered, and will be again", request.id)
+        return False
+    return True
+
+
+class SuppressingBackend:
+    """The result backend without three calls of Celery's, for which the journal knows better what becomes of the run.
+
+    - ``mark_as_done`` does nothing if the journal has written the result together with the outcome.
+    - ``mark_as_failure`` does nothing if Celery itself has failed, and not the task. For example, Celery could not
+      store the result, and would now store this error as the outcome.
+    - ``mark_as_retry`` does nothing if the library has stored RETRY before.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def mark_as_done(self, task_id: str, *args: Any, **kwargs: Any) -> Any:
+        if suppressed_run.get() != task_id:
+            return self._backend.mark_as_done(task_id, *args, **kwargs)
+        suppressed_run.set(None)
+        return None
+
+    def mark_as_failure(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> Any:
+        if suppressed_run.get() != task_id:
+            return self._backend.mark_as_failure(task_id, exc, *args, **kwargs)
+        suppressed_run.set(None)
+        logger.warning(
+            "task %s: Celery gave up this attempt (%r); the run goes on, or ends, as its journal says", task_id, exc
+        )
+        return None
+
+    def mark_as_retry(self, task_id: str, *args: Any, **kwargs: Any) -> Any:
+        if announced_retry.get() != task_id:
+            return self._backend.mark_as_retry(task_id, *args, **kwargs)
+        announced_retry.set(None)
+        return None
+
+
+def restore_outcome(task: Any, request: Any, ended: Outcome) -> None:
+    """Store the recorded outcome once more; send no callback. If this fails, it is logged: nothing depends on it."""
+    if ended.status in STATES_OF_ENDED:
+        result = ended.value if ended.error is None else ended.error
+        try:
+            _store(task, request, result, STATES_OF_ENDED[ended.status], traceback=ended.traceback or None)
+        except Exception as error:
+            logger.warning("task %s: its outcome could not be stored once more: %r", request.id, error)
+
+
+def stores_result(task: Any, request: Any, state: str) -> bool:
+    """Whether Celery stores a result with this state, for this task and message."""
+    if not ignores_result(task, request):
+        return True
+    return state in states.EXCEPTION_STATES and bool(task.store_errors_even_if_ignored)
+
+
+def _store(task: Any, request: Any, result: Any, state: str, **facts: Any) -> None:
+    if stores_result(task, request, state):
+        task.backend.store_result(request.id, result, state, request=request, **facts)
