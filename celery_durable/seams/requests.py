@@ -30,6 +30,10 @@ for _name in (
     "worker_pid",
 ):
     CELERY.look_up("celery.worker.request", f"Request.{_name}")
+CELERY.look_up("celery.worker.components", "Pool")
+CELERY.look_up("celery.worker.state", "revoked")
+CELERY.look_up("celery.worker.state", "revoked_stamps")
+CELERY.check_inside("celery.worker.worker", "WorkController.setup_defaults", "task_events")
 
 
 def request_class(named: Any) -> type[Request]:

@@ -6,7 +6,7 @@ import inspect
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakSet
 
 import billiard.common
@@ -332,6 +332,61 @@ def test_what_a_task_is_sent_by_is_known(app: Celery) -> None:
     type(task)._get_exec_options = lambda self: [calls.append(None), usual(self)][1]  # type: ignore[func-returns-value]  # noqa: SLF001
     task.apply_async(("book",))
     assert calls  # it is what Celery sends by
+
+
+class Overridden(Task):  # type: ignore[type-arg]
+    """Has its own of what the library overrides, and notes who calls it."""
+
+    abstract = True
+    calls: ClassVar[list[str]] = []
+
+    @classmethod
+    def bind(cls, app: Any) -> Any:
+        cls.calls.append("bind")
+        return super().bind(app)
+
+    @property
+    def request(self) -> Any:
+        self.calls.append("request")
+        return self.request_stack.top or Context()
+
+    def apply(self, *args: Any, **options: Any) -> Any:
+        self.calls.append("apply")
+        return super().apply(*args, **options)
+
+    def signature_from_request(self, *args: Any, **options: Any) -> Any:
+        self.calls.append("signature_from_request")
+        return super().signature_from_request(*args, **options)
+
+
+def test_celery_calls_what_is_overridden_of_its_task(app: Celery) -> None:
+    def again(self: Any) -> int:
+        assert self.request_stack.top is not None
+        return self.request_stack.top.retries or self.retry(countdown=0)  # type: ignore[no-any-return]
+
+    Overridden.calls.clear()
+    task = made(app, again, base=Overridden, bind=True)
+    assert "bind" in Overridden.calls
+    app.conf.task_always_eager = True
+
+    assert task.delay().get() == 1
+
+    assert Overridden.calls.count("signature_from_request") == 1
+    assert Overridden.calls.count("apply") == 2  # its retry is one, too
+    assert "request" in Overridden.calls
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("apply", ["args", "kwargs", "link", "link_error", "task_id", "retries", "throw"]),
+        ("retry", ["args", "kwargs", "exc", "throw", "eta", "countdown", "max_retries"]),
+        ("signature_from_request", ["request", "args", "kwargs"]),
+        ("start_strategy", ["app", "consumer"]),
+    ],
+)
+def test_what_is_overridden_takes_these_parameters(method: str, parameters: list[str]) -> None:
+    assert list(inspect.signature(getattr(Task, method)).parameters)[1 : len(parameters) + 1] == parameters
 
 
 # -- what runs ---------------------------------------------------------------------------------------------------------

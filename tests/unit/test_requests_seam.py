@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import time
+from collections.abc import Container
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from unittest import mock
@@ -15,11 +17,13 @@ from billiard.einfo import ExceptionInfo
 from celery import Celery, states
 from celery.app.task import Context
 from celery.exceptions import WorkerLostError
+from celery.worker import WorkController
 from celery.worker import state as worker_state
 from celery.worker.consumer.consumer import Consumer
 from celery.worker.request import Request, create_request_cls
 
 from celery_durable.seams.requests import OpenRequest, all_of, request_class
+from celery_durable.worker.worker import RecoveryStep
 
 
 class Noted(OpenRequest):
@@ -257,3 +261,28 @@ def test_the_worker_makes_requests_of_the_class_that_a_task_names(task: Any, req
 
     [(request, *_)] = [call.args for call in consumer.on_task_request.call_args_list]
     assert isinstance(request, Noted)
+
+
+def test_recovery_starts_when_the_pool_of_a_worker_has() -> None:
+    assert set(RecoveryStep.requires) <= WorkController.Blueprint.default_steps
+
+
+def test_a_worker_knows_what_was_revoked() -> None:
+    assert isinstance(worker_state.revoked, Container)
+    assert isinstance(worker_state.revoked_stamps, dict)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("on_failure", ["exc_info", "send_failed_event", "return_ok"]),
+        ("on_timeout", ["soft", "timeout"]),
+        ("cancel", ["pool", "signal", "emit_retry"]),
+        ("maybe_expire", []),
+        ("send_event", ["type", "fields"]),
+        ("reject", ["requeue"]),
+        ("acknowledge", []),
+    ],
+)
+def test_what_is_overridden_or_called_takes_these_parameters(method: str, parameters: list[str]) -> None:
+    assert list(inspect.signature(getattr(Request, method)).parameters)[1:] == parameters

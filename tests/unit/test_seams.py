@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.metadata
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+import celery_durable
 from celery_durable.seams.asyncio import PYTHON
 from celery_durable.seams.celery import CELERY
 from celery_durable.seams.kombu import KOMBU
@@ -97,3 +99,36 @@ def test_the_versions_of_python_that_are_told_are_those_of_the_classifiers() -> 
     assert PYTHON.versions == f">=3.{min(minors)},<3.{max(minors) + 1}"
     with pytest.raises(ImportError, match=rf"^Python {platform.python_version().split('+')[0]} has no asyncio.shelf"):
         PYTHON.look_up("asyncio.shelf", "size")
+
+
+# -- no other file of the library --------------------------------------------------------------------------------------
+
+ROOT = Path(celery_durable.__file__).parent
+ELSEWHERE = [
+    path for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).parts[0] not in ("seams", "redis")
+]  # redis-py has a seam of its own
+DOCUMENTED = {
+    "celery", "celery.app.task", "celery.exceptions", "celery.result", "celery.utils", "celery.utils.dispatch",
+    "celery.utils.log", "celery.worker", "celery.worker.control", "celery.worker.request", "celery.worker.state",
+    "billiard", "billiard.einfo", "billiard.exceptions",
+    "kombu", "kombu.compression", "kombu.exceptions", "kombu.serialization", "kombu.utils", "kombu.utils.encoding",
+}  # fmt: skip
+"""The modules of which others may import what is public."""
+
+
+def imported(path: Path) -> Iterator[tuple[str, str]]:
+    """By their modules, the names that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            yield from ((node.module or "", name.name) for name in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((name.name, "") for name in node.names)
+
+
+@pytest.mark.parametrize("path", ELSEWHERE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_a_seam_touches_what_others_keep_to_themselves(path: Path) -> None:
+    assert "SLF001" not in path.read_text()  # the linter finds the rest
+    for module, name in imported(path):
+        if module.partition(".")[0] in ("celery", "kombu", "billiard"):
+            assert module in DOCUMENTED
+            assert not name.startswith("_")
