@@ -26,7 +26,7 @@ class Entry(NamedTuple):
     metadata: dict[str, str] = {}  # noqa: RUF012  nobody changes it
     value: bytes = b""
     build: str = ""
-    """Which one recorded it; empty: that of the run."""
+    """The build that has recorded it. Empty: the run's."""
     patches: tuple[str, ...] = ()
     """Changes that the code had already, just before this entry (``ctx.patched``)."""
     kind: str = Kind.STEP
@@ -37,12 +37,12 @@ class Entry(NamedTuple):
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing is written in its place any more."""
+        """Whether nothing replaces it any more."""
         return self.settled or self.state == State.SLEEPING
 
     @property
     def is_known(self) -> bool:
-        """Whether this version writes such entries; others it cannot read."""
+        """Whether this version writes such entries, and so can read them."""
         return self.state in State.KNOWN and self.has_known_kind
 
     @property
@@ -59,7 +59,7 @@ _VALUE = b',"value":'
 _HEAD_OF_DONE = r'\{"name":"(?:[^"\\]|\\.)*","state":"done"'
 
 
-@cache  # not compiled before the first replay: that would be a tenth of what it costs to import this package
+@cache  # it is compiled at the first replay: to compile it is a tenth of the time that importing this package takes
 def _plain_done() -> re.Pattern[bytes]:
     """What nearly every entry looks like: reading it so costs a third of parsing it."""
     return re.compile(
@@ -69,7 +69,7 @@ def _plain_done() -> re.Pattern[bytes]:
 
 
 def done_entry(name: str, attempts: int, at: int, ms: int, metadata: Mapping[str, str], value: str) -> str:
-    """A step's result as text. ``value`` stands last, so that reading the rest need not decode it."""
+    """A step's result as text. The value stands last, so the rest can be read without decoding it."""
     head = f'{{"name":{quoted(name)},"state":"done","attempts":{attempts},"at":{at},"ms":{ms}'
     if metadata:
         head += "".join(f",{quoted(key)}:{quoted(text)}" for key, text in metadata.items())
@@ -82,7 +82,7 @@ def started_entry(name: str, attempts: int, first: int) -> str:
 
 
 def open_entry(name: str, state: str, attempts: int, kind: str = Kind.STEP, /, **facts: Any) -> str:
-    """An operation that has no result (yet)."""
+    """An operation that has no result, or none yet."""
     # A step does not say its kind: version 0.1.0 would take that for metadata of the value. Patterns that look for the
     # state find it behind the name and the kind, before any fact that may hold the same text.
     said = {} if kind == Kind.STEP else {"kind": kind}
@@ -90,7 +90,7 @@ def open_entry(name: str, state: str, attempts: int, kind: str = Kind.STEP, /, *
 
 
 def annotated(entry: str, **notes: Any) -> str:
-    """An entry's text with some further facts; those of its own writer stay where readers look for them."""
+    """An entry's text with further facts. The others stay where readers look for them."""
     more = "".join(f",{quoted(name)}:{json.dumps(fact, separators=(',', ':'))}" for name, fact in notes.items())
     # Inside a JSON string a quote is escaped: in a step that is done the first of these is the key.
     head, found, value = entry.partition(',"value":') if re.match(_HEAD_OF_DONE, entry) else (entry[:-1], "}", "")
@@ -102,7 +102,7 @@ _STATES = {state: state for state in State.KNOWN}
 
 
 def read_entry(field_name: str, raw: bytes) -> Entry:
-    """The text of an entry, its value left as it is."""
+    """Read the text of an entry. Its value stays text."""
     if not raw.endswith(b"}"):
         raise damaged(field_name, raw)
     if plain := _plain_done().match(raw):
@@ -144,7 +144,7 @@ def _entry_of(facts: dict[str, Any], value: bytes | None) -> Entry:
 
 
 def damaged(field_name: str, held: bytes | str) -> JournalUnreadableError:
-    """What to raise of a field that holds what nothing of ours writes."""
+    """The error for a field that holds what no version of this library writes."""
     return JournalUnreadableError(
         f"entry {field_name} is damaged: {held[:80]!r}; restore it, or send the task under a new id"
     )

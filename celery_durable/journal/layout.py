@@ -1,7 +1,7 @@
 """The layout of a journal: what each field of a run's hash says.
 
-A run is one hash; every value is text. Layout 1, or 2 where branches have recorded something in it that are numbered
-as they are made; in an older one they are numbered as they use the context first:
+A run is one hash, and every value in it is text. It has layout 1, or 2 from the first entry of a branch on. In layout 2
+branches are numbered when they are made, in layout 1 when they first use the context.
 
     v            layout version                    status       running | suspended
                                                                 or succeeded | failed | revoked | ignored
@@ -33,15 +33,15 @@ from __future__ import annotations
 import os
 
 LAYOUT = "2"
-"""The newest that this version reads: that of a run from the first entry of a branch on."""
+"""The newest one that this version reads. A run has it from the first entry of a branch on."""
 UNBRANCHED = "1"
-"""That of a run before. What knows no newer one would number the branches by another rule."""
+"""A run has it before that. A version that knows no newer one would number the branches by another rule."""
 
 Fields = dict[bytes, bytes]
-"""A journal as it was loaded; entries stay bytes until they are reached."""
+"""A journal as it was loaded. An entry stays bytes until the code reaches it."""
 
 
-# Names for plain texts, and no Enum: a step reads some of them, and they are to cost no import.
+# These are names for plain texts, and no Enum: each step reads some of them, and an Enum makes the import slower.
 
 
 class Status:
@@ -52,10 +52,10 @@ class Status:
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     REVOKED = "revoked"
-    """By ``cancel`` or ``control.revoke``."""
+    """Somebody has ended it, by ``cancel`` or ``control.revoke``."""
     IGNORED = "ignored"
     UNKNOWN = "unknown"
-    """Of an id that has no journal."""
+    """The id has no journal."""
 
     LIVE = frozenset({RUNNING, SUSPENDED})
     ENDED = frozenset({SUCCEEDED, FAILED, REVOKED, IGNORED})
@@ -68,11 +68,11 @@ class Kind:
     SLEEP = "sleep"
 
     KNOWN = frozenset({STEP, SLEEP})
-    """To this version: a newer one may write others."""
+    """This version knows these. A newer one may write others."""
 
 
 class State:
-    """How far an operation has come, as its entry says."""
+    """How far an operation has come."""
 
     STARTED = "started"
     RETRYING = "retrying"
@@ -86,19 +86,19 @@ class State:
     """Nothing replaces such an entry."""
     WITH_ERROR = frozenset({FAILED, CANCELLED})
     UNENDED = frozenset({STARTED, RETRYING})
-    """An execution of it has begun, and has not ended for good."""
+    """It has begun, and it has not ended for good."""
 
 
 class Cancellation:
-    """What is known of one in the run."""
+    """How far the cancellation of a run has come."""
 
     REQUESTED = "requested"
     RAISED = "raised"
-    """In its code."""
+    """Its code has been told."""
 
 
 def new_seed() -> str:
-    """Drawn once per run; everything random in it is derived from this."""
+    """Drawn once per run. All that is random in the run depends on it."""
     return os.urandom(16).hex()
 
 

@@ -1,4 +1,4 @@
-"""What an attempt asks of its journal: the protocol, and what crosses it. Knows neither Celery nor Redis."""
+"""What an attempt asks of its journal, and what the journal answers. Redis and memory implement it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from celery_durable.exceptions import JournalUnavailableError
 from .layout import Fields
 
 LONGEST_READ = 5.0
-"""Seconds that a reply may take; after that the connection is not trusted any more."""
+"""Seconds that a reply may take. A connection that takes longer is closed."""
 
 
 class JournalGone(JournalUnavailableError):
@@ -27,99 +27,108 @@ class Delivery(NamedTuple):
     call: str
     nesting: int = 0
     fresh: bool = True
-    """Reopens a run that had failed when it arrived: neither redelivered nor a retry, or sent for that."""
+    """It is neither redelivered nor a retry, or it was sent as a Retry. It may reopen a run that has failed before."""
     reopen: str = ""
-    """Names a request to reopen the run, which is then done once, however often its message is delivered."""
+    """The name of a request to reopen the run. Each request does so once, however often its message is delivered."""
     changed: int = 0
-    """How often the arguments had been changed on purpose, by ``self.retry(args=...)``; the newest change counts."""
+    """How often ``self.retry(args=...)`` had changed the arguments when it was sent. The newest change counts."""
     received: float = inf
-    """When it arrived, by this machine's monotonic clock; if that is not known: just now."""
+    """When it arrived, by this machine's monotonic clock. Where that is not known, it has arrived just now."""
     asked: float | None = None
-    """When the first message arrived that this one repeats, by Redis' clock, in seconds since the epoch."""
+    """It repeats a message that found no Redis: when the first of these arrived, in seconds of Redis' clock."""
     sent: str = ""
-    """Names its sending, the same for all copies of the message; empty if it does not tell."""
+    """A name that all copies of the message have. Empty: the message does not say it."""
     over: str = ""
-    """The number of the attempt whose failure it reopens, and what that takes back: see :mod:`.reopening`."""
+    """The number of the attempt whose failure it reopens."""
     taken_back: tuple[str, ...] = ()
+    """The fields that are deleted for that: see :mod:`.reopening`."""
     wake_up: bool = False
-    """A worker has sent it on behalf of another message, to look at the run again; it begins no new run."""
+    """A worker has sent it on behalf of another message, to look at the run again. It begins no new run."""
     seed: str = ""
-    """Of a new run; drawn now, if the message brings none."""
+    """The seed of a new run. Empty: the message brings none, so it is drawn now."""
     build: str = ""
-    """That of the code which is to run."""
+    """The build of the code that is to run."""
 
 
 class Opened(NamedTuple):
-    """The lease is ours: an attempt may begin."""
+    """This process has the lease: an attempt may begin."""
 
     number: int
+    """The first attempt of a run has number 1."""
     now: int
+    """Milliseconds of Redis' clock."""
     recoveries: int
+    """How many attempts in a row have died without progress."""
     reopened: bool
+    """The run had failed, and this attempt is its Retry."""
     fields: Fields
 
 
 class Busy(NamedTuple):
-    """Another attempt holds the lease, or the run is not due yet: come back in *wait* seconds."""
+    """Another attempt has the lease, or the run is not due yet."""
 
     wait: float
+    """Seconds until it is worth looking again."""
     reason: str
     early: bool = False
-    """It is not due yet."""
+    """The run is not due yet."""
     stalled: bool = False
-    """What it waits for is a worker whose code fits."""
+    """The run waits for a worker whose code fits."""
 
 
 class Outdated(NamedTuple):
-    """The delivery is of an older message than one that has begun an attempt since: it never begins one."""
+    """A newer message has begun an attempt. This one never begins one."""
 
     reason: str
 
 
 class Finished(NamedTuple):
-    """The run has ended; its outcome is kept."""
+    """The run has ended, and the journal keeps its outcome."""
 
     fields: Fields
+    """Empty: its journal is deleted."""
 
 
 class IdConflict(NamedTuple):
-    """The id belongs to another task, or to other arguments."""
+    """The id belongs to a run of another task, or with other arguments."""
 
     task: str
+    """The task of that run."""
     fields: Fields
 
 
 class Result(NamedTuple):
-    """A result as Celery's backend keeps it, and publishes it to who waits."""
+    """A result as Celery's backend stores it, and publishes it to those who wait."""
 
     key: str | bytes
     text: str | bytes
     expires: int
-    """Seconds; 0: never."""
+    """Seconds. 0: never."""
 
 
 NO_RESULT = Result("", "", 0)
-"""Of a task whose result is ignored."""
+"""The task's result is ignored."""
 
 OpenResult = Opened | Busy | Outdated | Finished | IdConflict
+"""What the journal answers to a delivery."""
 
 
 class Journal(Protocol):
     """What an attempt asks of its journal. Every write is checked against the fence."""
 
     def open(self, delivery: Delivery) -> OpenResult:
-        """Take the lease and load the run, or say why not."""
+        """Take the lease and load the run, or say why the delivery begins no attempt."""
         ...
 
     def send(self, fields: Mapping[str, str], *, with_next: bool = False) -> None:
-        """Write entries without waiting for the reply.
+        """Write entries, and do not wait for the reply.
 
-        *with_next*: the write may travel with the next one, as long as it is made if this process dies before.
+        *with_next*: the write may travel with the next one. If this process dies before that, it is made all the same.
         """
         ...
 
     def record_aside(self, fields: Mapping[str, str]) -> bool:
-        """Write entries beside what this journal sends and waits for, in any thread; False if it is fenced."""
+        """Write entries over a connection of their own, in any thread. False: another attempt has begun."""
         ...
 
     @property
@@ -145,15 +154,15 @@ class Journal(Protocol):
 
     @property
     def lease_in_doubt(self) -> bool:
-        """Whether the lease may have lapsed unnoticed: it was not renewed for as long as it lasts."""
+        """Whether the lease may have lapsed: nobody has renewed it for as long as it lasts."""
         ...
 
     def prove_lease(self) -> None:
-        """Ask whether the lease is still ours; raises Fenced or JournalUnavailableError."""
+        """Ask whether this attempt still has the lease. Raises Fenced or JournalUnavailableError."""
         ...
 
     def by_redis(self, moment: float) -> float | None:
-        """A moment of the monotonic clock by Redis' one, in seconds since the epoch; None if that is not known."""
+        """A moment of the monotonic clock in seconds of Redis' clock. None: the journal does not know that clock."""
         ...
 
     @property
@@ -162,7 +171,7 @@ class Journal(Protocol):
         ...
 
     def look_for_cancellation(self) -> None:
-        """Ask whether somebody has, beside what this journal sends and waits for."""
+        """Ask that, over a connection of its own."""
         ...
 
     def suspend(
@@ -171,29 +180,32 @@ class Journal(Protocol):
         """Give the lease back until *delay* seconds from now.
 
         If no message has begun an attempt *slack* seconds after that, a worker sends one. A run that is to be cancelled
-        does not wait, unless *though_cancelled*: this attempt knew of that, and could not tell the code.
+        does not wait. *though_cancelled*: it does, since this attempt knew, and could not tell the code.
         """
         ...
 
     def release(self, *, orderly: bool) -> None:
-        """Give the lease back at once: this process is about to die, *orderly* or by what the attempt did to it."""
+        """Give the lease back at once, because this process is about to die.
+
+        *orderly*: the attempt is not the cause. Else it counts as one that has died.
+        """
         ...
 
     def finish(self, status: str, fields: Mapping[str, str]) -> None:
-        """Write the outcome, to be kept until it is delivered."""
+        """Write the outcome. It is kept until it is delivered."""
         ...
 
     def conclude(self, fields: Mapping[str, str], keep: float, result: Result) -> bool:
-        """Write the outcome of a success with its *result*, and thereby deliver it; it is kept for *keep* seconds.
+        """Write the outcome of a success and its *result* in one act, which delivers it. Keep it for *keep* seconds.
 
-        False if this Redis cannot write both at once, and has written nothing.
+        False: this Redis cannot write both at once, and has written nothing.
         """
         ...
 
     def deliver(self, keep: float, *, arrived: bool = True) -> None:
-        """The outcome has *arrived*, or never can, and is kept for *keep* seconds; sent without waiting."""
+        """Say that the outcome has *arrived*, or never can. Keep it for *keep* seconds. Do not wait for the reply."""
         ...
 
     def close(self) -> None:
-        """Give back what the journal holds of this process."""
+        """Give back the connection."""
         ...

@@ -11,12 +11,12 @@ from celery_durable.exceptions import JournalUnreadableError
 
 NAMED = "@"
 """What the name of a branch begins with."""
-# A dot parts a position; the others would break the line that it is shown in.
+# A dot separates the parts of a position. The other characters would break the line that shows it.
 _ESCAPED = r"[%.\x00-\x1f\x7f]"
 
 
 def named_part(key: str) -> str:
-    """The key of a branch as a part of a position, which no number and no other key is."""
+    """The key of a branch as a part of a position. No number and no other key gives the same part."""
     return NAMED + re.sub(_ESCAPED, lambda match: f"%{ord(match[0]):02X}", key)
 
 
@@ -29,7 +29,7 @@ def in_order(position: str) -> tuple[tuple[int, int, str], ...]:
     """A key to sort positions by: operations and branches by number, then the named branches.
 
     Raises:
-        JournalUnreadableError: it is none, so that its entry belongs to no step.
+        JournalUnreadableError: it is no position, so its entry belongs to no operation.
     """
     try:
         return tuple((1, 0, part) if part[:1] == NAMED else (0, int(part), "") for part in position.split("."))

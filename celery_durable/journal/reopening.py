@@ -1,6 +1,7 @@
-"""The Retry of a failed run: which message is one, and what it takes back of the journal, so that it runs again.
+"""The Retry of a failed run: which message is one, and which entries it takes back, so that their actions run again.
 
-The one place for these rules: an opening and the note of ``celery_durable.retry`` go by them.
+These rules exist here only. The opening of a run and the note of ``celery_durable.retry`` use them; ``open.lua`` is
+given their result.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ from collections.abc import Collection
 from .entries import read_entry
 from .layout import Fields, Kind, State, step_field
 from .port import Delivery
-from .positions import in_order
+from .positions import in_order, path_of
 
 _QUICK = 0.1
-"""Seconds within which a reply comes, unless the connection was lost or one of the processes stood still."""
+"""Seconds. A reply takes longer only if the connection was lost, or if one of the processes stood still."""
 
-# A quote inside of a step's name is escaped: the first match is a fact of the entry itself.
+# A quote inside of a step's name is escaped, so the first match is a fact of the entry itself.
 _STATE = rb'(?:"kind":"(\w+)",)?"state":"(\w+)"'
 _AT, _MS = rb'"(?:at|until)":(\d+)', rb'"ms":(\d+)'
 
 
 def decided(delivery: Delivery, fields: Fields, asked: float, now: int) -> Delivery:
-    """The delivery, of a run that has failed, as one that reopens that failure, or as one that does not.
+    """The delivery again, now that the run is known to have failed: it reopens that failure, or it is not fresh.
 
-    *asked*: when Redis was, by the clock of this machine; *now*: when it answered, by its own.
+    *asked*: when the question was sent, by the monotonic clock of this machine.
+    *now*: when Redis answered it, in ms of its own clock.
     """
     name = delivery.reopen or _name(delivery, fields, asked, now)
     if not name or f"\n{name}\n" in fields.get(b"reopened", b"").decode():
@@ -37,17 +39,17 @@ def decided(delivery: Delivery, fields: Fields, asked: float, now: int) -> Deliv
 
 
 def _name(delivery: Delivery, fields: Fields, asked: float, now: int) -> str:
-    """What to call this message as a request; empty if it is none."""
+    """The name of the message's request to reopen the run. Empty: it is no such request."""
     if delivery.sent and delivery.sent == fields.get(b"seed", b"").decode():
-        # A copy of the message that has begun the run: not every broker says of a copy that it is one.
+        # This is a copy of the message that has begun the run. Not every broker says so.
         return ""
     ended = int(fields.get(b"ended", 0))
-    # One that was held up must not reopen a run that another one has begun and ended meanwhile.
+    # A message may be held up, and another one may have begun and ended the run meanwhile. It must not reopen that.
     return "" if ended > _arrived(delivery, asked, now) else delivery.sent or f"failed at {ended}"
 
 
 def _arrived(delivery: Delivery, asked: float, now: int) -> float:
-    """When the message did, or the first one that it repeats, by Redis' clock, in ms."""
+    """When the message arrived, or the first one that it repeats, in ms of Redis' clock."""
     if delivery.asked is not None:
         return delivery.asked * 1000
     answered = time.monotonic()
@@ -59,29 +61,32 @@ def _arrived(delivery: Delivery, asked: float, now: int) -> float:
 
 
 class _Step:
-    def __init__(self, place: str, raw: bytes) -> None:
-        head, dot, number = place.rpartition(".")
-        self.place, self.branch, self.number = place, head + dot, int(number)
+    def __init__(self, position: str, raw: bytes) -> None:
+        self.position, self.branch = position, path_of(position)
+        self.number = int(position[len(self.branch) :])
         kind, state = found.groups() if (found := re.search(_STATE, raw)) else (None, b"")
-        # What a newer version has written is not ours to take back.
+        # What a newer version has written, this one does not take back.
         self.state = state.decode() if kind is None or kind.decode() in Kind.KNOWN else ""
         self.raw = raw
 
     @property
     def time(self) -> int:
-        """When it ended, or is to end."""
+        """When it has ended, or when it will."""
         return _found(_AT, self.raw)
 
     @property
     def begun(self) -> dict[str, list[int | str]] | None:
-        """Of a failure: how much of each branch that it is in had begun; None where version 0.1.0 has recorded it."""
+        """Of a failure: how many operations and branches had begun by then, in each branch around it.
+
+        None: version 0.1.0 has recorded it, and did not say that.
+        """
         try:
             return json.loads(self.raw).get("begun")  # type: ignore[no-any-return]
         except ValueError:
-            return None  # the attempt finds that it is damaged
+            return None  # it is damaged, which the attempt will find
 
     def precedes(self, other: _Step) -> bool:
-        """As far as entries of version 0.1.0 tell: in its own branch by the number, among branches by the time."""
+        """What entries of version 0.1.0 tell: in one branch the number, between branches the time."""
         if self.branch == other.branch:
             return self.number < other.number
         if other.state == State.DONE:
@@ -95,26 +100,26 @@ def _found(pattern: bytes, raw: bytes) -> int:
 
 
 class _Failure:
-    """A step that has failed for good, and what the run did after that."""
+    """A step that has failed for good, and what the code did after that."""
 
     def __init__(self, step: _Step, steps: Collection[_Step]) -> None:
         self.step = step
         self._begun = step.begun
         if self._begun is None:
-            # Of what 0.1.0 has recorded it is not known in which branch the code went on.
+            # In which branch the code went on, 0.1.0 has not recorded.
             self.went_on = {step.branch for other in steps if step.precedes(other)}
         else:
             self.went_on = {branch for other in steps if (branch := self._beyond(self._begun, other)) is not None}
 
     @staticmethod
     def _beyond(begun: dict[str, list[int | str]], other: _Step) -> str | None:
-        """The branch around the failure in which *other* began after it; None if it had begun by then.
+        """The branch around the failure in which *other* began after it. None: it had begun before.
 
-        A branch that had begun by then goes on beside: it does not know of the failure.
+        A branch that had begun before goes on beside the failure, and does not know of it.
         """
-        around = max((branch for branch in begun if other.place.startswith(branch)), key=len)
+        around = max((branch for branch in begun if other.position.startswith(branch)), key=len)
         operations, branches, *names = begun[around]
-        first, *inside = other.place[len(around) :].split(".")
+        first, *inside = other.position[len(around) :].split(".")
         if not inside:
             new = int(first) > int(operations)
         else:
@@ -126,7 +131,7 @@ class _Failure:
         return other._begun is not None and self._beyond(other._begun, self.step) is None
 
     def is_taken_back(self, others: Collection[_Failure]) -> bool:
-        """Whether nothing began because of it, or because of one beside: the code around both has dealt with both."""
+        """Whether no code has dealt with it: nothing began after it, nor after one beside it."""
         if self.went_on:
             return False
         beside = [other for other in others if self.was_beside(other)]
@@ -134,18 +139,18 @@ class _Failure:
 
 
 def taken_back(fields: Fields) -> list[str]:
-    """The entries that a Retry deletes: executions that did not end, and failures that the run did not deal with."""
+    """The entries that a Retry deletes: executions that have not ended, and failures that no code has dealt with."""
     steps = _steps(fields)
     failures = [_Failure(step, steps) for step in steps if step.state == State.FAILED]
     again = [failure.step for failure in failures if failure.is_taken_back(failures)]
-    return [step_field(step.place) for step in steps if step.state in State.UNENDED or step in again]
+    return [step_field(step.position) for step in steps if step.state in State.UNENDED or step in again]
 
 
 def replayed_failures(fields: Fields) -> list[str]:
     """The names of the steps whose failure a Retry replays, in program order.
 
     Raises:
-        JournalUnreadableError: an entry is damaged, or at no place.
+        JournalUnreadableError: an entry is damaged, or its position is none.
     """
     positions = sorted((field.decode()[5:] for field in fields if field.startswith(b"step:")), key=in_order)
     again = taken_back(fields)
@@ -156,5 +161,5 @@ def replayed_failures(fields: Fields) -> list[str]:
 
 def _steps(fields: Fields) -> list[_Step]:
     found = {field.decode()[5:]: raw for field, raw in fields.items() if field.startswith(b"step:")}
-    # What is at no place the attempt finds.
-    return [_Step(place, raw) for place, raw in found.items() if place.rpartition(".")[2].isdigit()]
+    # A position that is none, the attempt will find.
+    return [_Step(position, raw) for position, raw in found.items() if position.rpartition(".")[2].isdigit()]

@@ -1,5 +1,5 @@
--- Ask a live run to end by TaskCancelled; one that waits goes on at once.
--- KEYS run, leases, due   ARGV id, until when   Replies the status that was found, and when a finished run ended
+-- Ask a live run to end by TaskCancelled. A run that waits goes on at once.
+-- KEYS run, leases, due   ARGV id, until when   Replies {status before, when it has ended or ''}
 --include in_time
 local run = redis.call('HMGET', KEYS[1], 'status', 'cancel', 'ended')
 local status = run[1]

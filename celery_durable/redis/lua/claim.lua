@@ -1,9 +1,10 @@
--- Find runs of a shard that nobody carries on: the lease has lapsed, the wait is over, the outcome was not delivered.
--- To find one is to claim it: of many workers that look, one sends it, and none again before a pause, which grows.
+-- Find runs of a shard that nobody carries on: their lease has lapsed, their wait is over, or their outcome was not
+-- delivered. This claims them: of many workers that look, one finds a run and sends it. The next one may find it after
+-- a pause, which grows.
 -- KEYS leases, due   ARGV prefix of the keys of runs, most, two skips, pause ms, task, ..., until when
 -- Replies {ms until the next wait is over or '', two skips for the next look, {ids of runs whose journal is gone},
 --   {id, status, task, call, resume}, ...}
--- A skip passes over runs that are not ours, so that those behind them are seen.
+-- A skip passes over runs that are not ours, so the runs behind them are found.
 --include in_time
 local most, skips, pause = tonumber(ARGV[2]), {tonumber(ARGV[3]), tonumber(ARGV[4])}, tonumber(ARGV[5])
 local longest = 24 * 3600000
@@ -16,12 +17,12 @@ local function claim(id)
   local key = ARGV[1] .. id
   local run = redis.pcall('HMGET', key, 'status', 'delivered', 'v', 'task', 'call', 'resume', 'resent')
   if run.err then
-    -- Something else is under this key; it is not to keep all others from being found.
+    -- Under this key is something else. The other runs are to be found all the same.
     not_ours = not_ours + 1
     return
   end
   local lease = redis.call('ZSCORE', KEYS[1], id)
-  -- Whoever deletes a journal when its time is over has taken the run out of both sets before.
+  -- The library has taken a run out of both sets before its journal is deleted. So this one is lost.
   if not run[1] then lost[#lost + 1] = id end
   if not run[1] or run[2] then
     redis.call('ZREM', KEYS[1], id)
@@ -29,7 +30,7 @@ local function claim(id)
   elseif lease and tonumber(lease) > now then
     redis.call('ZREM', KEYS[2], id)
   elseif tonumber(redis.call('ZSCORE', KEYS[2], id) or 0) > now then
-    -- An outcome that could not be delivered: the pause counts, not the lease of whoever tried.
+    -- Its outcome could not be delivered: the pause counts, and not the lease of the worker that tried.
     redis.call('ZREM', KEYS[1], id)
   elseif (tonumber(run[3]) or 0) < 1 or not ours[run[4]] then
     not_ours = not_ours + 1

@@ -1,7 +1,7 @@
--- Nothing more is to be done for this outcome: it has reached the result backend, and what hangs on it has been sent.
+-- Nothing more is to be done for this outcome: the result backend has it, and its callbacks and the like are sent.
 -- KEYS run, leases, due   ARGV fence, id, ttl ms (0: delete the journal now), 1 (0: it can never be delivered)
 -- Replies 1, or 0 to a stale attempt
--- Over whichever connection: that it was delivered stays true.
+-- The number of the connection does not matter: that it was delivered stays true.
 local fence = redis.call('HGET', KEYS[1], 'fence')
 if not fence or string.match(fence, '^[^:]*') ~= string.match(ARGV[1], '^[^:]*') then return 0 end
 redis.call('ZREM', KEYS[2], ARGV[2])

@@ -1,7 +1,7 @@
--- Write the outcome. The run keeps its place among the leases, and has no TTL, until the outcome is delivered, so that a
--- finished run whose worker died before delivery can be found.
+-- Write the outcome. The run stays among the leases, and has no TTL, until the outcome is delivered. So it is found if
+-- its worker dies before that.
 -- KEYS run, leases, due   ARGV fence, id, status, lease ms, field, value, ...
--- Replies 1, 0 to a stale attempt or connection, or where the outcome has been delivered, -1 where there is no journal
+-- Replies 1, 0 to a stale attempt or connection or if the outcome is delivered, -1 if there is no journal
 --include write
 local run = redis.call('HMGET', KEYS[1], 'fence', 'delivered')
 if run[1] ~= ARGV[1] or run[2] then return run[1] and 0 or -1 end

@@ -1,10 +1,10 @@
--- Begin an attempt of a run, or say why not. Taking the lease and raising the fence is one act.
+-- Begin an attempt of a run, or say why not. The script takes the lease and raises the fence in one act.
 -- KEYS run, leases, due
--- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, wake_up, owner, reopen, build,
---   load, attempt that a Retry is about, fields that it takes back, until when it is carried out, by Redis' clock
+-- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, wake_up, owner, reopen,
+--   build, load, attempt that a Retry is about, fields that it takes back, until when (Redis' clock) it is carried out
 -- Replies {'open', attempt, now, recoveries, reopened} | {'finished'} | {'id_conflict', task} | {'unreadable', layout}
 --       | {'replaced', ms} | {'busy', ms} | {'early', ms, 1 (it has stalled)} | {'outdated'} | {'failed', now}
--- and as the last element, if asked to load it, the journal of a run that was there before.
+-- The last element, if it is asked for, is the journal of a run that was there before.
 --include in_time
 local run, leases, due = KEYS[1], KEYS[2], KEYS[3]
 local id, fence, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -13,7 +13,7 @@ local build = ARGV[15]
 local nesting, fresh, changed, wake_up = tonumber(ARGV[9]), ARGV[10] == '1', tonumber(ARGV[11]), ARGV[12] == '1'
 
 local function create()
-  -- Layout 1 becomes a newer one by the first entry of a branch.
+  -- The first entry of a branch brings a newer layout.
   redis.call('HSET', run, 'v', 1, 'task', task, 'fingerprint', fingerprint, 'call', call, 'seed', seed,
              'nesting', nesting, 'created', now, 'opened', now, 'status', 'running', 'attempt', 1, 'recoveries', 0,
              'fence', fence, 'owner', ARGV[13], 'build', build)
@@ -22,17 +22,17 @@ local function create()
   return {'open', 1, now, 0, 0}
 end
 
--- Most often this is all that there is to do.
+-- Most runs are new.
 if not redis.call('HGET', run, 'status') then
-  -- A message that was sent on behalf of another one begins nothing: the run is over, and its journal deleted.
+  -- A worker has sent this message on behalf of another one: the run has ended, and its journal is deleted.
   if wake_up then return {'finished'} end
   return create()
 end
 
 local function begin(recoveries, reopened)
   local attempt = redis.call('HINCRBY', run, 'attempt', 1)
-  -- What names no build is of the one that began the run. But version 0.1.0, which may run beside, names none, either:
-  -- where an attempt of its own lies between, nobody can tell any more.
+  -- An entry without a build is of the build that began the run. But version 0.1.0, which may run beside this one,
+  -- names no build. If it has run an attempt since, the builds of such entries are not known any more.
   local builds = redis.call('HMGET', run, 'build', 'attempt_build')
   local last = builds[2] and tonumber(string.match(builds[2], '^%d+')) or 1
   if builds[1] and last ~= attempt - 1 then redis.call('HSET', run, 'build', '') end
@@ -56,29 +56,29 @@ local known = redis.call('HMGET', run, 'status', 'v', 'task', 'fingerprint', 'ne
 local status, stalled = known[1], known[12] and known[12] ~= ''
 
 local function known_run()
-  -- Our own call, sent again because its reply was lost; a late copy of it begins the attempt no second time.
+  -- This very call has begun the attempt. It was sent again, because its reply was lost, or it is a late copy.
   local own = string.match(known[7] or '', '^[^:]*') == fence
   if own and status ~= 'running' then return {'outdated'} end
   local theirs, ours = tonumber(known[2]) or 0, tonumber(layout)
-  -- Of a newer layout the entries cannot be read: the attempt finds that, and waits for a worker that can. (What is
-  -- looked at here means the same in every layout.)
+  -- This version cannot read the entries of a newer layout. The attempt finds that, and waits for a worker that can.
+  -- (What this script reads means the same in every layout.)
   if theirs < 1 or (theirs > ours and status == 'failed' and fresh) then return {'unreadable', known[2]} end
 
   local expiry = redis.call('ZSCORE', leases, id)
   local held = status == 'running' and expiry and tonumber(expiry) > now
 
   if nesting > tonumber(known[5]) then
-    -- Task.replace() hands the id on: the replacement is a run of its own, which begins when the replaced one has ended.
+    -- Task.replace() gives the id to another task. That is a run of its own. It begins when the replaced one has ended.
     if held then return {'replaced', 250} end
     redis.call('DEL', run)
     return create()
   end
   if nesting < tonumber(known[5]) or known[3] ~= task then return {'id_conflict', known[3]} end
   if known[4] ~= fingerprint then
-    -- self.retry(args=...) changes the arguments of a run; an older copy of its message begins nothing more.
+    -- self.retry(args=...) changes the arguments of a run. An older copy of its message begins nothing any more.
     local newest = tonumber(known[11] or 0)
     if changed < newest and not fresh then return {'outdated'} end
-    -- Without a fingerprint it is the newest change that is waited for.
+    -- A run without a fingerprint waits for the message of its newest change.
     if changed < newest or (changed == newest and known[4] ~= '') then return {'id_conflict', known[3]} end
     redis.call('HSET', run, 'fingerprint', fingerprint, 'call', call, 'changed', ARGV[11])
   end
@@ -86,7 +86,7 @@ local function known_run()
   if status == 'running' then
     if own then return {'open', tonumber(known[6]), now, tonumber(known[10]), 0} end
     if held then return {'busy', tonumber(expiry) - now} end
-    -- The last attempt died. One that recorded something new is no sign of a poison pill.
+    -- The last attempt has died. It counts, unless it has recorded something new: then the run is no poison pill.
     if known[9] == known[6] then return begin(0, 0) end
     return begin(tonumber(known[10]) + 1, 0)
   end
@@ -94,17 +94,17 @@ local function known_run()
   if status == 'suspended' then
     local wait = tonumber(known[8]) - now
     if wait > 0 then
-      -- The message that was to come then may be this one.
+      -- This may be the message that was to come then.
       redis.call('ZADD', due, known[8], id)
       return {'early', wait, stalled and 1 or 0}
     end
-    -- That an attempt stalled says nothing of those that died before it.
+    -- A stalled attempt says nothing about those that died before it.
     if stalled then return begin(tonumber(known[10]), 0) end
     return begin(0, 0)
   end
 
   if status == 'failed' and fresh then
-    -- Who has the message decides, from the journal, whether it is to reopen this failure, and what that takes back.
+    -- The caller decides from the journal whether its message reopens this failure, and which entries that deletes.
     if ARGV[17] ~= known[6] then return {'failed', now} end
     redis.call('HSET', run, 'reopened', (redis.call('HGET', run, 'reopened') or '\n') .. ARGV[14] .. '\n')
     renew_budgets()
@@ -112,7 +112,7 @@ local function known_run()
   end
 
   if redis.call('HEXISTS', run, 'delivered') == 0 then
-    -- Whoever delivers the outcome holds the lease: what hangs on it is to be sent once.
+    -- The worker that delivers the outcome has the lease, so its callbacks and the like are sent once.
     if expiry and tonumber(expiry) > now then return {'busy', tonumber(expiry) - now} end
     redis.call('ZADD', leases, now + lease, id)
   end

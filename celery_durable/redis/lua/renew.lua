@@ -1,8 +1,8 @@
--- Prove that the process lives which carries the run on, or delivers its outcome.
+-- Prove that a process lives: it carries the run on, or it delivers the outcome.
 -- KEYS run, leases, due   ARGV fence, id, lease ms
--- Replies 1 (2 where the run is to be cancelled), 0 to a stale attempt, -1 where there is no journal
+-- Replies 1 (2 if the run is to be cancelled), 0 to a stale attempt, -1 if there is no journal
 local run = redis.call('HMGET', KEYS[1], 'fence', 'status', 'cancel', 'delivered')
--- Over whichever connection: the thread that keeps leases has its own.
+-- The number of the connection does not matter: the thread that renews leases has its own connection.
 if not run[1] then return -1 end
 if string.match(run[1], '^[^:]*') ~= string.match(ARGV[1], '^[^:]*') then return 0 end
 if run[2] ~= 'suspended' and not run[4] then

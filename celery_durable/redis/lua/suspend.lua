@@ -1,11 +1,12 @@
--- Give the lease back and write when the run is to go on, with what the attempt still has to say. A worker sends the run
--- again at that time and some slack, unless a message of the broker has brought it back by then.
--- KEYS run, leases, due   ARGV fence, id, delay ms, slack ms, 1 (it waits though it is to be cancelled), field, value, ...
--- Replies 1, 0 to a stale attempt or connection, or where an outcome has been delivered, -1 where there is no journal
+-- Give the lease back, and write when the run is to go on, with what the attempt has not written yet. A worker sends
+-- the run again at that time and some slack later, unless a message of the broker has brought it back by then.
+-- KEYS run, leases, due
+-- ARGV fence, id, delay ms, slack ms, 1 (it waits though it is to be cancelled), field, value, ...
+-- Replies 1, 0 to a stale attempt or connection or if an outcome is delivered, -1 if there is no journal
 --include write
 local run = redis.call('HMGET', KEYS[1], 'fence', 'cancel', 'delivered', 'status')
 if run[1] ~= ARGV[1] or run[3] then return run[1] and 0 or -1 end
--- Sent again because its reply was lost: the wait has begun, and is not to last longer.
+-- The call was sent again, because its reply was lost. The wait has begun, and does not last longer for that.
 if run[4] == 'suspended' then return 1 end
 local delay, slack = tonumber(ARGV[3]), tonumber(ARGV[4])
 -- A run that is to be cancelled does not wait.

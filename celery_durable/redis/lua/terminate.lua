@@ -1,6 +1,6 @@
 -- End a run from outside of its attempts, and fence them: a hard time limit has killed its process, or it was revoked.
 -- KEYS run, leases, due   ARGV id, fence, status, ttl ms, owner ('' for any), field, value, ..., until when
--- Replies 1, or 0 when there is no live run, or another process carries it on
+-- Replies 1, or 0 if there is no live run or if another process carries it on
 --include in_time
 local run = redis.call('HMGET', KEYS[1], 'status', 'fence', 'owner')
 if run[1] ~= 'running' and run[1] ~= 'suspended' then

@@ -1,5 +1,5 @@
--- Write fields of the journal: *pairs*, and the names and values from ARGV[first] on. Nothing replaces an entry that is
--- settled. (A quote inside a step's name is escaped: the pattern finds the entry's own state only.)
+-- Write fields of the journal: *pairs*, and the names and values from ARGV[first] on. Nothing replaces a settled entry.
+-- (A quote inside a step's name is escaped, so the pattern finds the entry's own state.)
 local settled = {done = true, failed = true, cancelled = true}
 local function write(first, pairs)
   local names = {}
