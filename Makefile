@@ -4,17 +4,19 @@
 PYTHON ?= python3
 ARGS ?=
 MINUTES ?= 10
+WORKERS ?= auto
 venv := .venv
 bin := $(venv)/bin
 # One stamp per set of extras: an installation runs again only when pyproject.toml has changed.
 installed := $(venv)/installed
+pytest := $(bin)/python -m pytest --numprocesses=$(WORKERS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv check fix test chaos demo bench clean
+.PHONY: help venv check fix test test-unit chaos demo bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(installed)-test ## make .venv with everything that development needs
 
@@ -29,8 +31,14 @@ fix: $(installed)-test ## let the linter and the formatter correct what they can
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 
-test: $(installed)-test ## run the whole test suite
-	$(bin)/python -m pytest $(ARGS)
+# Each worker imports all tests, and each Celery worker the package: they compile both only once.
+test test-unit: export PYTHONDONTWRITEBYTECODE =
+
+test: $(installed)-test ## run the whole test suite, in WORKERS=auto processes
+	$(pytest) $(ARGS)
+
+test-unit: $(installed)-test ## run the tests that need no server, for daily work
+	$(pytest) tests/unit $(ARGS)
 
 chaos: $(installed)-test ## kill, freeze and cut off everything for MINUTES=10; SEED=... is the first seed
 	@$(bin)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(PROGRAMS),--programs $(PROGRAMS)) $(ARGS)

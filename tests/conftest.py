@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
+from xdist import is_xdist_worker
+from xdist.remote import Producer
 
-from tests import django_project, leftovers, processes
+from tests import distribution, django_project, leftovers, processes, skips
 from tests.postgresql import PostgreSQL
 from tests.servers import RedisServer, ServerUnavailableError
 
@@ -17,6 +19,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="where smoke tests run their Redis and workers: as processes of this machine (local), in containers "
         "(docker, an error without an engine), or both, with the containers skipped where no engine answers (auto)",
     )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    return distribution.number_of_workers()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> distribution.Schedule:
+    return distribution.Schedule(config, log)
+
+
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    if is_xdist_worker(session):
+        distribution.sort(items)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count the skipped tests by reason, instead of listing them."""
+    skipped = terminalreporter.getreports("skipped")
+    if skipped:
+        terminalreporter.write_line(skips.counted([report.longrepr[2] for report in skipped]))
 
 
 @pytest.fixture(autouse=True)

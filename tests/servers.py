@@ -82,9 +82,10 @@ def free_port() -> int:
 
     It lies below the ports that systems hand out to clients, so that it is still free for a server that
     has been down for a while; and it is returned once, since one who has asked for it may not listen yet.
+    For the same reason each worker of pytest-xdist has ports that no other one asks for.
     """
     while True:
-        port = random.randrange(20_000, 32_000)
+        port = random.randrange(20_000 + _WORKER, 32_000, _WORKERS)
         if port in _given:
             continue
         with socket.socket() as probe:
@@ -97,6 +98,9 @@ def free_port() -> int:
 
 
 _given: set[int] = set()
+
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
 class RedisServer:

@@ -155,7 +155,7 @@ def test_a_message_that_came_after_the_failure_reopens_it(message: dict[str, Any
         {"sent": "other", "asked": 0.5},
         {"received": time.monotonic() - 3600},
     ],
-    ids=str,
+    ids=" and ".join,
 )
 def test_a_copy_and_a_message_that_came_before_reopen_nothing(message: dict[str, Any]) -> None:
     assert not decide(**message).fresh
