@@ -132,15 +132,18 @@ def test_at_most_so_many_actions_run_at_a_time(run: Run, gate: Gate) -> None:
 def test_what_waits_when_a_sibling_ends_the_attempt_never_starts(
     run: Run, gate: Gate, options: RunOptions, interrupt: type[BaseException]
 ) -> None:
+    both_wait = asyncio.Event()
+
     async def fail() -> None:
         await gate.entered("first")
         await queued(run, "second", "third")
+        both_wait.set()
         raise ValueError("no")
 
     async def body(ctx: AsyncDurableContext) -> None:
         tasks = [asyncio.create_task(ctx.run(name, gate, name)) for name in ("first", "second", "third")]
         tasks.append(asyncio.create_task(ctx.run("failing", fail, options)))
-        await queued(run, "second", "third")
+        await both_wait.wait()
         # At once, and not when a thread is there.
         await queued(run)
         gate.open()
