@@ -25,10 +25,10 @@ from celery_durable.values.codec import Encoded
 from celery_durable.values.tagged import KINDS
 
 from . import upkeep
-from .progress import GRACE, timed_out, watcher
+from .interruption import door, here
 from .siblings import cancellable, is_alone, look_after, step_begins, step_ends
-from .strike import door, here
 from .threads import MOST_QUESTIONS, act_in_lent_thread, actions, begin_thread, questions, timed, to_its_end
+from .watchdog import GRACE, timed_out, watcher
 
 if TYPE_CHECKING:
     from celery_durable.steps.attempt import Attempt

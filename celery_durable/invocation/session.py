@@ -16,7 +16,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_durable.config.settings import AttemptSettings, Settings
 from celery_durable.drivers.driver import answer
-from celery_durable.drivers.progress import watcher
+from celery_durable.drivers.watchdog import watcher
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 from celery_durable.interrupts import Interrupt, JournalLost, NotNow
 from celery_durable.journal.layout import Status

@@ -16,8 +16,8 @@ from celery_durable.durations import Duration
 from celery_durable.interrupts import Interrupt
 
 from .attempt import Attempt, running_step
+from .sleep import Wait
 from .step import MISSING, Step
-from .wait import Wait
 
 if TYPE_CHECKING:
     from celery_durable.config.retry import RunOptions

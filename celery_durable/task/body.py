@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from celery_durable.drivers.strike import door
+from celery_durable.drivers.interruption import door
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.invocation.current import current, is_executing
 from celery_durable.seams.celery import validating_otherwise

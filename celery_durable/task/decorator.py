@@ -14,7 +14,7 @@ from celery import Celery, Task
 from celery_durable.config.checks import suggestion
 from celery_durable.config.retry import RetryPolicy, TaskRetryRules
 from celery_durable.config.settings import PREFIX, TASK_OPTIONS, Settings
-from celery_durable.drivers.strike import door
+from celery_durable.drivers.interruption import door
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.invocation.current import invocation_of
 from celery_durable.seams.celery import Proxy, give_to_all_apps, made_when_complete, task_from, unproxied

@@ -20,9 +20,9 @@ from celery_durable import django
 from celery_durable.delivery import backend, call, message
 from celery_durable.drivers import upkeep
 from celery_durable.drivers.driver import in_coroutine, wait_apart, wait_for
-from celery_durable.drivers.progress import Watch, watcher
-from celery_durable.drivers.strike import AsyncBody, Place, door, here
+from celery_durable.drivers.interruption import AsyncBody, Place, door, here
 from celery_durable.drivers.threads import actions
+from celery_durable.drivers.watchdog import Watch, watcher
 from celery_durable.ending.completion import complete
 from celery_durable.ending.orphan import OrphanedAttempt
 from celery_durable.ending.result_text import recordable

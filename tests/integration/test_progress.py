@@ -18,8 +18,8 @@ from pydantic import BaseModel, field_validator
 
 from celery_durable import DurableContext, DurableTimeoutError, RetryPolicy, RunOptions, durable_task
 from celery_durable.app.store import store_of
-from celery_durable.drivers.progress import watcher
-from celery_durable.drivers.strike import in_user_code
+from celery_durable.drivers.interruption import in_user_code
+from celery_durable.drivers.watchdog import watcher
 from celery_durable.ending.orphan import OrphanedAttempt
 from celery_durable.interrupts import Overrun
 from celery_durable.invocation.current import invocation_of

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from celery_durable.drivers.strike import door, here
+from celery_durable.drivers.interruption import door, here
 
 gevent = pytest.importorskip("gevent")
 event = pytest.importorskip("gevent.event")

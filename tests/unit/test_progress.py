@@ -22,8 +22,8 @@ from celery_durable import (
     current_step,
     durable_task,
 )
-from celery_durable.drivers.progress import Watch, watcher
-from celery_durable.drivers.strike import Strike, here
+from celery_durable.drivers.interruption import Strike, here
+from celery_durable.drivers.watchdog import Watch, watcher
 from celery_durable.interrupts import FailAttempt, Interrupt, Overrun, RetryStep
 from celery_durable.steps.attempt import Attempt
 from celery_durable.steps.step import Step

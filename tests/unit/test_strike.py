@@ -11,8 +11,8 @@ import pytest
 from celery import Celery
 
 from celery_durable import DurableContext, RunOptions, durable_task
-from celery_durable.drivers import strike
-from celery_durable.drivers.strike import here, in_user_code
+from celery_durable.drivers import interruption as strike
+from celery_durable.drivers.interruption import here, in_user_code
 
 
 def look(seen: dict[str, bool], where: str) -> None:

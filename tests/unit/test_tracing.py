@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from celery_durable import RunOptions, tracing
-from celery_durable.drivers import strike
+from celery_durable.drivers import interruption as strike
 from celery_durable.interrupts import RetryStep
 from tests.unit.conftest import Action, Run
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from celery_durable.exceptions import DurableTimeoutError
 from celery_durable.interrupts import Overrun
 
-from .strike import Place
+from .interruption import Place
 from .threads import actions
 
 if TYPE_CHECKING:
