@@ -22,8 +22,7 @@ from .exceptions import (
     TaskCancelled,
     TerminalError,
 )
-from .steps.context import AsyncDurableContext, DurableContext
-from .steps.step import current_step
+from .steps.context import AsyncDurableContext, DurableContext, current_step
 from .task.base import DurableTask
 from .task.decorator import durable_task
 from .worker import startup as _startup  # noqa: F401  what workers check when they start

@@ -7,14 +7,9 @@ caught at the edge of the task, nowhere else.
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
 
-from .exceptions import DurableError, DurableTimeoutError
+from .exceptions import DurableError
 from .journal.port import OpenResult
-
-if TYPE_CHECKING:
-    from .steps.attempt import Attempt
-    from .steps.step import Step
 
 
 class Interrupt(BaseException):
@@ -54,17 +49,6 @@ class FailAttempt(Interrupt):
     def __init__(self, step: str, error: BaseException) -> None:
         super().__init__(f"step {step!r} failed with {type(error).__qualname__}")
         self.error = error
-
-
-class Overrun(Interrupt):
-    """User code has run too long; raised in its midst, wherever it is."""
-
-    def __init__(self, attempt: Attempt, error: DurableTimeoutError, step: Step | None = None) -> None:
-        super().__init__(str(error))
-        self.attempt = attempt
-        self.error = error
-        self.step = step
-        """None: no step was running."""
 
 
 class EndRun(Interrupt):
@@ -108,3 +92,23 @@ class NotNow(Interrupt):
 
 PATIENT = (Sleep, RetryStep, FailAttempt, EndRun, Stall)
 """By these an attempt ends when its coroutines have ended what they have begun."""
+OUT_OF_TOUCH = (Fenced, JournalLost)
+"""After these nothing more is said to the journal."""
+
+
+def prevailing(held: Interrupt, new: Interrupt) -> Interrupt:
+    """Which of two interrupts ends the attempt: the one that it was to end by, or another one that it has met."""
+    if isinstance(new, OUT_OF_TOUCH) and not isinstance(held, Fenced):
+        # Without its journal an attempt cannot end as it was about to.
+        return new
+    if isinstance(held, (Sleep, RetryStep, FailAttempt)) and isinstance(new, EndRun):
+        # What cannot go on is not to be tried again.
+        return new
+    if isinstance(held, Sleep) and isinstance(new, (Sleep, RetryStep, FailAttempt)):
+        # Siblings wait: the first to wake up wakes the run, and a failed one does not wait for sleepers.
+        asleep_longer = isinstance(new, Sleep) and new.until >= held.until
+        return held if asleep_longer else new
+    if isinstance(held, RetryStep) and isinstance(new, RetryStep):
+        # Siblings failed: the next attempt begins when the last of them is due.
+        held.delay = max(held.delay, new.delay)
+    return held

@@ -67,7 +67,7 @@ class _Attached:
         context.detach(self._token)
 
 
-def count_silence(task: str) -> None:
+def count_inactivity(task: str) -> None:
     """Count an attempt without progress, where the process has OpenTelemetry's metrics loaded."""
     get_meter = getattr(sys.modules.get("opentelemetry.metrics"), "get_meter", None)
     if get_meter is not None:

@@ -156,7 +156,7 @@ def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
         seed=seed_of(request),
         sent=sending_id(request),
         asked=header.get("asked"),
-        build=task.durable_terms.build,
+        build=task.durable_attempt_settings.build,
     )
 
 

@@ -1,4 +1,4 @@
-"""Strikes: an exception brought into user code that is running, and never into the library's own.
+"""Interruptions: an exception is raised in user code that is running, and never in the library's own.
 
 The main thread of a process is reached by a signal, which also ends a blocking system call; a greenlet of gevent by a
 throw; an async body by its cancellation. Other threads cannot be reached.
@@ -12,10 +12,9 @@ import sys
 import threading
 from collections.abc import Callable
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    from celery_durable.interrupts import Overrun
+from .pulse import Overrun
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,39 +24,39 @@ _PACKAGE = __name__.partition(".")[0] + "."
 _SIGNAL = getattr(signal, "SIGURG", None)
 
 
-class Strike(Protocol):
-    """One exception on its way."""
+class Interruption(Protocol):
+    """One exception that is on its way."""
 
     overrun: Overrun
 
-    def lands(self) -> bool:
+    def arrives(self) -> bool:
         """Whether what it is to end still runs; if so it is raised now."""
         ...
 
 
-class Place(Protocol):
-    """Where code runs that can be struck."""
+class Target(Protocol):
+    """Where code runs that can be interrupted."""
 
-    def send(self, strike: Strike) -> None:
+    def send(self, interruption: Interruption) -> None:
         """Raise it there, unless the library is at work there just now."""
         ...
 
 
 # -- user code, or ours ------------------------------------------------------------------------------------------------
 
-_doors: set[CodeType] = set()
+_boundaries: set[CodeType] = set()
 
 
-def door(function: F) -> F:
+def user_code_boundary(function: F) -> F:
     """Mark a function of this package that does nothing but call user code, or wait for it."""
-    _doors.add(function.__code__)
+    _boundaries.add(function.__code__)
     return function
 
 
 def in_user_code(frame: FrameType | None) -> bool:
-    """Whether the innermost function of this package on a stack is a door."""
+    """Whether the innermost function of this package on a stack is such a boundary."""
     while frame is not None:
-        if frame.f_code in _doors:
+        if frame.f_code in _boundaries:
             return True
         if frame.f_globals.get("__name__", "").startswith(_PACKAGE):
             return False
@@ -65,11 +64,11 @@ def in_user_code(frame: FrameType | None) -> bool:
     return False
 
 
-# -- the places --------------------------------------------------------------------------------------------------------
+# -- targets -----------------------------------------------------------------------------------------------------------
 
 
-def here() -> Place | None:
-    """The place of the code that calls this, if it can be struck."""
+def current_target() -> Target | None:
+    """Where the code runs that calls this, if it can be interrupted there."""
     greenlet = _gevent_greenlet()
     if greenlet is not None:
         return _InGreenlet(greenlet)
@@ -80,7 +79,7 @@ def here() -> Place | None:
 
 class _InMainThread:
     def __init__(self) -> None:
-        self._coming: Strike | None = None
+        self._coming: Interruption | None = None
         self._listens: bool | None = None
 
     def is_listening(self) -> bool:
@@ -89,18 +88,18 @@ class _InMainThread:
             # The application may use it for something of its own.
             self._listens = _SIGNAL is not None and signal.getsignal(_SIGNAL) in (signal.SIG_DFL, signal.SIG_IGN)
             if _SIGNAL is not None and self._listens:
-                signal.signal(_SIGNAL, self._arrived)
+                signal.signal(_SIGNAL, self._on_signal)
         return self._listens
 
-    def send(self, strike: Strike) -> None:
+    def send(self, interruption: Interruption) -> None:
         assert _SIGNAL is not None  # noqa: S101
-        self._coming = strike
+        self._coming = interruption
         signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
 
-    def _arrived(self, _signal: int, frame: FrameType | None) -> None:
-        strike, self._coming = self._coming, None
-        if strike is not None and in_user_code(frame) and strike.lands():
-            raise strike.overrun
+    def _on_signal(self, _signal: int, frame: FrameType | None) -> None:
+        interruption, self._coming = self._coming, None
+        if interruption is not None and in_user_code(frame) and interruption.arrives():
+            raise interruption.overrun
 
 
 _main_thread = _InMainThread()  # a forked child inherits the handler
@@ -121,13 +120,13 @@ class _InGreenlet:
         self._greenlet = greenlet
         self._loop = get_hub().loop
 
-    def send(self, strike: Strike) -> None:
+    def send(self, interruption: Interruption) -> None:
         # In the hub no greenlet runs, so that none moves between the look and the throw.
-        self._loop.run_callback(self._throw, strike)
+        self._loop.run_callback(self._throw, interruption)
 
-    def _throw(self, strike: Strike) -> None:
-        if in_user_code(self._greenlet.gr_frame) and strike.lands():
-            self._greenlet.throw(strike.overrun)
+    def _throw(self, interruption: Interruption) -> None:
+        if in_user_code(self._greenlet.gr_frame) and interruption.arrives():
+            self._greenlet.throw(interruption.overrun)
 
 
 def _gevent_greenlet() -> Any:
@@ -145,15 +144,15 @@ class AsyncBody:
         self._loop = asyncio.get_running_loop()
         self._body = asyncio.current_task()
 
-    def send(self, strike: Strike) -> None:
-        self._loop.call_soon_threadsafe(self._cancel, strike)
+    def send(self, interruption: Interruption) -> None:
+        self._loop.call_soon_threadsafe(self._cancel, interruption)
 
-    def _cancel(self, strike: Strike) -> None:
+    def _cancel(self, interruption: Interruption) -> None:
         # It is suspended in an await, where a cancellation is foreseen.
-        if self._body is not None and strike.lands():
-            overrun = strike.overrun
-            overrun.attempt.struck_by = overrun
-            for step in tuple(overrun.attempt.running):
+        if self._body is not None and interruption.arrives():
+            overrun = interruption.overrun
+            overrun.pulse.interrupted_by = overrun
+            for step in tuple(overrun.pulse.running):
                 # What runs in a thread does not end by that.
                 if step.errand is not None:
                     step.errand.give_up(step, overrun)

@@ -13,16 +13,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from celery_durable import django
 
 from . import upkeep
-
-if TYPE_CHECKING:
-    from celery_durable.steps.attempt import Attempt
-    from celery_durable.steps.step import Step
+from .pulse import Pulse, Running
 
 T = TypeVar("T")
 
@@ -42,19 +40,26 @@ class Stale(BaseException):
     """The action was not started: what was said of its attempt when it was let begin is not sure any more."""
 
 
-def act(step: Step) -> Any:
+def act(step: Running) -> Any:
     """Call the action of a step, in a thread that is not Celery's: the one place where that is done.
 
     Raises:
         Stale: the process has stood still, say, and another attempt may have begun since.
     """
-    if not step.attempt.may_start:
+    if not step.pulse.may_start:
         raise Stale
     with upkeep.InThread(step):
         return step.action(*step.args, **step.kwargs)
 
 
-def act_in_lent_thread(step: Step) -> Future[Any]:
+def begin_action(step: Running, thread: Thread) -> Errand[Any]:
+    """Let a thread call the action of a step, in the context of the code that calls this."""
+    context = copy_context()
+    step.errand = errand = thread.begin(lambda: context.run(act, step), partial(step.record_late, step.executions))
+    return errand
+
+
+def act_in_lent_thread(step: Running) -> Future[Any]:
     """Call the action of a step in the thread that waits for this code; what comes of it."""
     outcome: Future[Any] = Future()
 
@@ -78,7 +83,7 @@ class Errand(Generic[T]):
         self.outcome: Future[T] = Future()
         self._thread = thread
         self._late = late
-        self._has_landed = False
+        self._has_ended = False
         self._given_up: threading.Event | None = None
         """Set when all is decided that follows from that."""
 
@@ -86,20 +91,20 @@ class Errand(Generic[T]):
     def is_given_up(self) -> bool:
         return self._given_up is not None
 
-    def give_up(self, step: Step, error: BaseException) -> None:
+    def give_up(self, step: Running, error: BaseException) -> None:
         """Let the work have failed with this error, though nothing ends it; another thread takes the place of its own.
 
         :meth:`decided` is to be called when it is known what the step comes to.
         """
         with self._thread.pool.lock:
-            if self._has_landed or self._given_up is not None:
+            if self._has_ended or self._given_up is not None:
                 return
             self._given_up = threading.Event()
             self._thread.pool.replace(self._thread)
         logger.warning(
             "task %s: step %r was given up, and its action goes on in its thread, which was replaced; threads of this "
             "process that hang: %d",
-            step.attempt.about.task_id, step.name, hanging(),
+            step.pulse.info.task_id, step.name, hanging(),
         )  # fmt: skip
         self.outcome.set_exception(error)
 
@@ -113,7 +118,7 @@ class Errand(Generic[T]):
         value, error = _done(self.work)
         thread = self._thread
         with thread.pool.lock:
-            self._has_landed = True
+            self._has_ended = True
             given_up = self._given_up
             if given_up is None:
                 thread.pool.free(thread)
@@ -136,9 +141,12 @@ class Thread:
     def __init__(self, pool: Threads, name: str) -> None:
         self.pool = pool
         self._errand: Errand[Any] | None = None
+        self._name = name
         self._may_go_on = threading.Lock()
         self._may_go_on.acquire()
-        threading.Thread(target=self._live, name=name, daemon=True).start()
+
+    def start(self) -> None:
+        threading.Thread(target=self._live, name=self._name, daemon=True).start()
 
     def begin(self, work: Callable[[], T], late: Callable[[T], object] | None = None) -> Errand[T]:
         """Do the work; the thread is free again as soon as that is done.
@@ -211,16 +219,15 @@ class Threads:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._begin()
-        os.register_at_fork(after_in_child=self._begin)
+        self.renew()
 
-    def _begin(self) -> None:
+    def renew(self) -> None:
         """Also in a forked child: no thread of the parent's is here."""
         self.lock = threading.Lock()
         """Held by who calls :meth:`free`, :meth:`replace`, :meth:`returned`."""
         self._idle: list[Thread] = []
         self._queue: deque[Turn] = deque()
-        self._waiting: dict[Attempt, dict[Turn, Step]] = {}
+        self._waiting: dict[Pulse, dict[Turn, Running]] = {}
         """Also what has been called, and does not know yet."""
         self._taken = 0
         self._made = 0
@@ -244,13 +251,13 @@ class Threads:
                     return None  # one of those will be free
                 raise
 
-    async def queue(self, most: int, step: Step | None = None) -> Thread | None:
+    async def queue(self, most: int, step: Running | None = None) -> Thread | None:
         """As :meth:`take`, after all that wait; None if that was withdrawn."""
         with self.lock:
             turn = Turn(most)
             self._queue.append(turn)
             if step is not None:
-                self._waiting.setdefault(step.attempt, {})[turn] = step
+                self._waiting.setdefault(step.pulse, {})[turn] = step
             self._call_next()
         try:
             await turn.wait()
@@ -262,17 +269,17 @@ class Threads:
             raise
         finally:
             if step is not None:
-                self._waits_no_more(turn, step.attempt)
+                self._waits_no_more(turn, step.pulse)
         return turn.thread
 
-    def _waits_no_more(self, turn: Turn, attempt: Attempt) -> None:
-        # That was no silence, and nobody is to take it for one now.
-        attempt.progressed_at = time.monotonic()
+    def _waits_no_more(self, turn: Turn, pulse: Pulse) -> None:
+        # That was no inactivity, and nobody is to take it for one now.
+        pulse.progressed_at = time.monotonic()
         with self.lock:
-            others = self._waiting.get(attempt, {})
+            others = self._waiting.get(pulse, {})
             others.pop(turn, None)
             if not others:
-                self._waiting.pop(attempt, None)
+                self._waiting.pop(pulse, None)
 
     async def do(self, most: int, work: Callable[[], T]) -> T:
         """Do it in a thread, and wait for its end, whoever cancels that."""
@@ -286,17 +293,17 @@ class Threads:
             _cancel_again()
         return await to_its_end(thread.begin(work).outcome)
 
-    def withdraw(self, attempt: Attempt) -> None:
+    def withdraw(self, pulse: Pulse) -> None:
         """Let nothing of an attempt wait for a thread any more."""
         with self.lock:
-            for turn in self._waiting.pop(attempt, ()):
+            for turn in self._waiting.pop(pulse, ()):
                 if not turn.is_over:
                     turn.call(None)
 
-    def waiting(self, attempt: Attempt) -> list[Step]:
+    def waiting(self, pulse: Pulse) -> list[Running]:
         """Its steps that wait for a thread."""
         with self.lock:
-            return list(self._waiting.get(attempt, {}).values())
+            return list(self._waiting.get(pulse, {}).values())
 
     # -- with the lock
 
@@ -341,6 +348,7 @@ class Threads:
             thread = self._idle.pop()
         else:
             thread = Thread(self, f"{self._name}-{self._made + 1}")
+            thread.start()
             self._made += 1
         self._taken += 1
         return thread
@@ -375,3 +383,5 @@ timed = Threads("celery-durable-timed-step")
 questions = Threads("celery-durable-journal")
 """Those in which the journal is waited for: no action keeps it waiting."""
 MOST_QUESTIONS = 64
+for _threads in (actions, timed, questions):
+    os.register_at_fork(after_in_child=_threads.renew)

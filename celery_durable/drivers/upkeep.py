@@ -7,47 +7,42 @@ its event loop, find here what a task finds there.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import Any
 
 from celery_durable import django
 from celery_durable.signals import has_receivers, step_postrun, step_prerun
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from celery.utils.dispatch import Signal
-
-    from celery_durable.steps.attempt import Attempt
-    from celery_durable.steps.step import Step
+from .pulse import Pulse, Running
 
 
 class InThread:
     """Around the action of a step, in a thread of the library's: ``with upkeep.InThread(step):``."""
 
-    __slots__ = ("_attempt", "_step")
+    __slots__ = ("_pulse", "_step")
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Running) -> None:
         self._step = step
-        self._attempt = step.attempt
+        self._pulse = step.pulse
 
     def __enter__(self) -> None:
-        if _is_needed(self._attempt):
+        if _is_needed(self._pulse):
             self._tidy()
             self._send(step_prerun)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if _is_needed(self._attempt):
+        if _is_needed(self._pulse):
             self._send(step_postrun)
             self._tidy()
 
     def _tidy(self) -> None:
-        django.close_old_connections(self._attempt.terms.db_reuse_max)
+        django.close_old_connections(self._pulse.settings.db_reuse_max)
 
-    def _send(self, signal: Signal) -> None:
-        about = self._attempt.about
-        signal.send(sender=about.task, task_id=about.task_id, name=self._step.name)
+    def _send(self, signal: Any) -> None:
+        info = self._pulse.info
+        signal.send(sender=info.task, task_id=info.task_id, name=self._step.name)
 
 
 class OnLoop(InThread):
@@ -56,13 +51,13 @@ class OnLoop(InThread):
     __slots__ = ()
 
     def _tidy(self) -> None:
-        django.close_old_connections_of_async_code(self._attempt.terms.db_reuse_max)
+        django.close_old_connections_of_async_code(self._pulse.settings.db_reuse_max)
 
 
 _NOTHING = nullcontext()
 
 
-def on_loop(step: Step) -> AbstractContextManager[None]:
+def on_loop(step: Running) -> AbstractContextManager[None]:
     """:class:`OnLoop`, where there is something to look after: it would be a tenth of what a step costs otherwise."""
     nobody = not (has_receivers() or django.is_imported())
     return _NOTHING if nobody else OnLoop(step)
@@ -71,10 +66,10 @@ def on_loop(step: Step) -> AbstractContextManager[None]:
 class OfBody:
     """Around the body of an async task, which is no step, but is not in Celery's thread, either."""
 
-    __slots__ = ("_attempt",)
+    __slots__ = ("_pulse",)
 
-    def __init__(self, attempt: Attempt | None) -> None:
-        self._attempt = attempt
+    def __init__(self, pulse: Pulse | None) -> None:
+        self._pulse = pulse
 
     def __enter__(self) -> None:
         self._tidy()
@@ -85,10 +80,10 @@ class OfBody:
         self._tidy()
 
     def _tidy(self) -> None:
-        if self._attempt is not None and _is_needed(self._attempt):
-            django.close_old_connections_of_async_code(self._attempt.terms.db_reuse_max)
+        if self._pulse is not None and _is_needed(self._pulse):
+            django.close_old_connections_of_async_code(self._pulse.settings.db_reuse_max)
 
 
-def _is_needed(attempt: Attempt) -> bool:
+def _is_needed(pulse: Pulse) -> bool:
     """Not in tests, whose connections are to be kept: Celery does nothing, either."""
-    return not attempt.about.is_local
+    return not pulse.info.is_local

@@ -15,7 +15,8 @@ from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, Work
 
 from celery_durable.delivery import backend, message, outcome
 from celery_durable.delivery.announcement import Announcement
-from celery_durable.interrupts import Fenced, Interrupt, JournalLost, Overrun
+from celery_durable.drivers.pulse import Overrun
+from celery_durable.interrupts import Fenced, Interrupt, JournalLost
 from celery_durable.invocation import eager_journals, ends
 from celery_durable.invocation.ends import (
     AskedToRetry,
@@ -44,7 +45,7 @@ from celery_durable.invocation.session import RunSession
 from celery_durable.journal.layout import Status
 from celery_durable.seams.celery import EXIT_BY_SIGTERM
 from celery_durable.steps.attempt import Attempt
-from celery_durable.steps.step import NOT_A_FAILURE
+from celery_durable.steps.failures import NOT_A_FAILURE
 from celery_durable.values.failure import shown
 
 from .redelivery import Value, reject_delivery
@@ -108,8 +109,8 @@ def _session(invocation: Invocation) -> RunSession:
 def facts_of(invocation: Invocation, error: BaseException, interrupt: Interrupt | None) -> Facts:
     """What :func:`ends.decide` decides by."""
     attempt, task = invocation.attempt, invocation.task
-    struck_by = attempt.struck_by if attempt is not None else None
-    why = interrupt or invocation.retry.raised or ends.reason_of(error, struck_by)
+    interrupted_by = attempt.pulse.interrupted_by if attempt is not None else None
+    why = interrupt or invocation.retry.raised or ends.reason_of(error, interrupted_by)
     facts = Facts(
         why,
         _kind(why),
@@ -126,8 +127,8 @@ def facts_of(invocation: Invocation, error: BaseException, interrupt: Interrupt 
     if attempt is None:
         return facts
     return facts._replace(
-        is_its_own=not isinstance(why, Overrun) or why.attempt is attempt,
-        refuse_arguments=attempt.refuse_arguments if attempt.was_begun_by_another_build else None,
+        is_its_own=not isinstance(why, Overrun) or why.pulse is attempt.pulse,
+        refuse_arguments=attempt.refuse_arguments if attempt.outbox.names_build else None,
         left_over=partial(_left_over, attempt),
         policy=partial(_policy, invocation, attempt) if task.auto_retry else None,
         stall_left=stall_left(_session(invocation), attempt),
@@ -163,7 +164,7 @@ def _is_autoretried(task: Any, error: BaseException) -> bool:
 
 def _left_over(attempt: Attempt) -> Interrupt | None:
     try:
-        attempt.check_nothing_left()
+        attempt.replay.check_nothing_left()
     except Interrupt as interrupt:
         return interrupt
     return None
@@ -172,13 +173,13 @@ def _left_over(attempt: Attempt) -> Interrupt | None:
 def _policy(invocation: Invocation, attempt: Attempt, error: BaseException) -> PolicyAnswer:
     """What the task retry policy says."""
     rules = invocation.task.retry_rules
-    failures = attempt.failures_now()
+    failures = attempt.state.failures_now()
     if not rules.resets_on_progress:
         # Celery's max_retries: all retries but those of steps share it.
         failures += message.own_retries(invocation.request)
-    since = attempt.failing_since(failures)
+    since = attempt.state.failing_since(failures)
     delay = rules.next(failures, (attempt.now() - since) / 1000, error)
-    counts = {"failures": str(attempt.failures_now()), "failing_since": str(since)}
+    counts = {"failures": str(attempt.state.failures_now()), "failing_since": str(since)}
     return PolicyAnswer(delay, failures, rules.backoff.max_attempts, counts)
 
 

@@ -17,21 +17,21 @@ EVENT = "durable-inactive"
 
 def report(task: Any, attempt: Attempt, seconds: float, hostname: str | None) -> None:
     """Say that an attempt has made no progress for so long. A broker that is slow holds up its caller."""
-    about = attempt.about
-    steps = [step.name for step in tuple(attempt.running)]
+    info = attempt.info
+    steps = [step.name for step in tuple(attempt.pulse.running)]
     where, advice = f"step {', '.join(map(repr, steps))}", "call current_step().heartbeat() now and then"
     if not steps:
-        steps = [step.name for step in actions.waiting(attempt)]
+        steps = [step.name for step in actions.waiting(attempt.pulse)]
         where, advice = (
             f"step {', '.join(map(repr, steps))}",
-            (f"it waits for a thread, and all are taken (durable_step_threads={attempt.terms.step_threads})"),
+            (f"it waits for a thread, and all are taken (durable_step_threads={attempt.settings.step_threads})"),
         )
     if not steps:
         where, advice = "the code between its steps", "make a step of what takes long"
     logger.warning(
-        "task %s: %s has made no progress for %.3g s (inactivity_timeout); %s", about.task_id, where, seconds, advice
+        "task %s: %s has made no progress for %.3g s (inactivity_timeout); %s", info.task_id, where, seconds, advice
     )
-    tracing.count_silence(about.task)
+    tracing.count_inactivity(info.task)
     if task.send_events and task.app.conf.worker_send_task_events:
         with task.app.events.default_dispatcher(hostname=hostname) as events:
-            events.send(EVENT, uuid=about.task_id, name=about.task, steps=steps, seconds=seconds)
+            events.send(EVENT, uuid=info.task_id, name=info.task, steps=steps, seconds=seconds)

@@ -9,12 +9,15 @@ from typing import Any
 
 from celery.exceptions import Ignore, Reject, Retry
 
-from celery_durable.drivers.driver import IN_THREAD, run_to_end
+from celery_durable.drivers.driver import run_to_end
+from celery_durable.drivers.in_thread import InThread
+from celery_durable.drivers.pulse import Overrun
 from celery_durable.exceptions import TerminalError
-from celery_durable.interrupts import Interrupt, Overrun, RetryStep
+from celery_durable.interrupts import Interrupt, RetryStep
 from celery_durable.invocation.ends import LeftToAutoretry, over
 from celery_durable.invocation.invocation import Invocation, Mode
 from celery_durable.invocation.session import RunSession
+from celery_durable.steps.failures import fail
 from celery_durable.steps.step import Step
 
 from . import inactivity
@@ -30,7 +33,7 @@ class OrphanedAttempt:
         self._invocation = invocation
         self._session = session
 
-    def silent(self, seconds: float) -> None:
+    def inactive(self, seconds: float) -> None:
         """It has made no progress for so long."""
         attempt, request = self._invocation.attempt, self._invocation.request
         assert attempt is not None  # noqa: S101
@@ -44,24 +47,26 @@ class OrphanedAttempt:
 
     def _leave(self, overrun: Overrun) -> None:
         """Nobody knows what the body does next: its run is taken over as that of a dead process is."""
-        attempt = overrun.attempt
-        logger.error("task %s: %s, and its code does not end; its lease lapses", attempt.about.task_id, overrun.error)
-        attempt.stop(overrun)
+        attempt = self._invocation.attempt
+        assert attempt is not None  # noqa: S101
+        logger.error("task %s: %s, and its code does not end; its lease lapses", attempt.info.task_id, overrun.error)
+        attempt.pulse.stop(overrun)
         self._session.lapse()
 
     def _abandon(self, overrun: Overrun) -> None:
         """Fail the execution of a step in the place of its thread, which does nothing else until its action ends."""
-        attempt, step = overrun.attempt, overrun.step
-        assert step is not None  # noqa: S101
+        attempt, step = self._invocation.attempt, overrun.step
+        assert attempt is not None  # noqa: S101
+        assert isinstance(step, Step)  # noqa: S101
         step.handover = threading.Lock()
         with step.handover:
             try:
-                attempt.running.remove(step)
+                attempt.pulse.running.remove(step)
             except KeyError:
                 return  # it has ended just now
             logger.error(
                 "task %s: step %r cannot be interrupted; the run goes on without it",
-                attempt.about.task_id, step.name,
+                attempt.info.task_id, step.name,
             )  # fmt: skip
             try:
                 complete(self._invocation, failure := self._failure(step, overrun.error), failure)
@@ -71,7 +76,7 @@ class OrphanedAttempt:
                 )
             except BaseException as said:
                 self._hand_on(step, said)
-            attempt.leave_behind()
+            attempt.detach()
 
     def _hand_on(self, step: Step, said: BaseException) -> None:
         """Let others go on from the end that the attempt was given, which Celery here does not learn of."""
@@ -91,7 +96,7 @@ class OrphanedAttempt:
     def _failure(step: Step, error: BaseException) -> Interrupt:
         """How the attempt ends by this failure of a step."""
         try:
-            delay = run_to_end(step.fail(error, IN_THREAD))
+            delay = run_to_end(fail(step, error, InThread(step.pulse)))
         except TerminalError:
             # Recorded: the next attempt finds it at once.
             return RetryStep(step.name, error, 0.0)

@@ -44,7 +44,7 @@ def reject_delivery(
             lost_journal.report_lost_journal(task.app, request.id)
             return Ignore("the journal is gone")
         case Finished(fields=fields):
-            ended = outcome.read(fields, task.durable_terms.accept)
+            ended = outcome.read(fields, task.durable_attempt_settings.accept)
             if not ended.delivered:
                 return _deliver(ended, task, request, session)
             logger.log(
@@ -76,7 +76,7 @@ def _refused(refusal: IdConflict, task: Any, request: Any) -> Ignore:
         "task %s refused: the id belongs to a run of %s%s; send it under a new task_id",
         request.id, refusal.task, " with other arguments" if refusal.task == task.name else "",
     )  # fmt: skip
-    recorded = outcome.read(refusal.fields, task.durable_terms.accept)
+    recorded = outcome.read(refusal.fields, task.durable_attempt_settings.accept)
     if task.track_started:
         # Celery has written STARTED over it.
         backend.restore_outcome(task, request, recorded)

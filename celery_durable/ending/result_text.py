@@ -25,9 +25,9 @@ def recordable(invocation: Invocation, attempt: Attempt, value: Any) -> str:
         wanted = request.callbacks or request.chain or request.chord
         if ignores_result(invocation.task, request) and not wanted:
             return outcome.encode_value(None, "json")
-        raise attempt.end_run(
+        raise attempt.pulse.end_run(
             EntryNotRecordableError(
-                f"task {attempt.about.task_id} returned a {type(value).__name__}, which Celery's result serializer "
+                f"task {attempt.info.task_id} returned a {type(value).__name__}, which Celery's result serializer "
                 f"{serializer!r} does not take: {error}"
             )
         ) from error

@@ -60,14 +60,14 @@ def stall_left(session: RunSession, attempt: Attempt) -> float:
 
 
 def _stalled_since(attempt: Attempt) -> int:
-    return int(attempt.stalled.get("since", attempt.now()))
+    return int(attempt.state.stalled.get("since", attempt.now()))
 
 
 def stalled(invocation: Invocation, end: Stalled) -> BaseException:
     """Suspend the run until a worker looks at it whose code may fit."""
     _, attempt = _parts(invocation)
     misfit, left = end.stall.misfit, end.left
-    since, times = _stalled_since(attempt), int(attempt.stalled.get("times", 0))
+    since, times = _stalled_since(attempt), int(attempt.state.stalled.get("times", 0))
     pause = min(_STALL_PAUSE * 2.0 ** min(times, 16), _LONGEST_STALL_PAUSE)
     # Not whole seconds: workers ask Redis for messages once a second, each at its own moment, and the same one would
     # get the run again and again.
@@ -82,7 +82,7 @@ def stalled(invocation: Invocation, end: Stalled) -> BaseException:
     info = {**misfit, "since": text_of_time(since), "fails_at": fails_at}
     fields = {"stalled": json.dumps({"since": since, "times": times + 1, **misfit})}
     # Where the run is to be cancelled its code cannot be told here. Who does not want to wait revokes it.
-    known = attempt.journal.cancel_requested
+    known = attempt.pulse.journal.cancel_requested
     return _wait(invocation, delay, backend.STALLED, info, fields, though_cancelled=known)
 
 
@@ -136,7 +136,7 @@ def suspend_as_retried(invocation: Invocation, error: BaseException | None, susp
     if invocation.eager:
         return suspend()
     session, attempt = invocation.session, invocation.attempt
-    if session is not None and attempt is not None and attempt.is_out_of_touch:
+    if session is not None and attempt is not None and attempt.pulse.is_out_of_touch:
         session.prove_lease()
     say = partial(backend.store_retry, invocation.task, invocation.request, error)
     return _say_and_suspend(invocation, say, suspend)
@@ -163,7 +163,7 @@ def journal_away(invocation: Invocation, end: JournalAway) -> BaseException:
         repeated = message.header_of_repeat(request, fresh=ours, by_redis=session.journal.by_redis)
     else:
         # Where another attempt may have ended the run no state is to be stored over its own.
-        ours, repeated = not attempt.journal.lease_in_doubt, None
+        ours, repeated = not attempt.pulse.journal.lease_in_doubt, None
     if ours and not invocation.eager:
         backend.store_retry(invocation.task, request, end.error)
     retry = _publish(invocation, end.error, JOURNAL_LOST_DELAY, repeated=repeated)
@@ -229,7 +229,7 @@ def _report_if_over(invocation: Invocation) -> None:
     except DurableError as error:
         logger.error("task %s: whether it is over, and not asleep, is not known: %s", request.id, error)
         return
-    ended = outcome.read(fields, task.durable_terms.accept)
+    ended = outcome.read(fields, task.durable_attempt_settings.accept)
     if ended.delivered:
         backend.restore_outcome(task, request, ended)
 

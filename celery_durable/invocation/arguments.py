@@ -29,7 +29,7 @@ class Arguments:
     def begin(self, attempt: Any) -> None:
         """The run is open; in plain tasks not before the body, when these have been validated."""
         self._attempt = attempt
-        recorded = attempt.arguments
+        recorded = attempt.state.arguments
         if recorded is not None:
             self._accepted = json.loads(recorded)
         elif self._accepted:
@@ -44,7 +44,7 @@ class Arguments:
         try:
             accepted = validate(model, value)
         except Exception:
-            if self._attempt is None or not self._attempt.has_begun:
+            if self._attempt is None or not self._attempt.state.has_begun:
                 raise
             # Begun by version 0.1, or it cannot be recorded: what is refused now was accepted then.
             return validate(_Lenient(model), value)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
+from celery_durable.drivers.pulse import Overrun
 from celery_durable.exceptions import (
     DurableError,
     DurableTimeoutError,
@@ -26,7 +27,6 @@ from celery_durable.interrupts import (
     Interrupt,
     JournalLost,
     NotNow,
-    Overrun,
     RetryStep,
     Sleep,
     Stall,
@@ -214,10 +214,10 @@ End = (
 # -- the decision ------------------------------------------------------------------------------------------------------
 
 
-def reason_of(raised: BaseException, struck_by: BaseException | None) -> BaseException:
+def reason_of(raised: BaseException, interrupted_by: BaseException | None) -> BaseException:
     """Why a body has raised this: of an async one that we cancelled, what that was for."""
     error = leading(raised)
-    return struck_by if isinstance(error, CancelledError) and isinstance(struck_by, Overrun) else error
+    return interrupted_by if isinstance(error, CancelledError) and isinstance(interrupted_by, Overrun) else error
 
 
 def decide(facts: Facts) -> End:

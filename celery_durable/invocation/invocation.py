@@ -95,7 +95,7 @@ class Invocation:
         The body may have changed its own in place, and with those the run would not be known again.
         """
         if self.delivery is not None and self.mode is Mode.WORKER:
-            opened_with = Call.load(self.delivery.call, self.task.durable_terms.accept)
+            opened_with = Call.load(self.delivery.call, self.task.durable_attempt_settings.accept)
             self.request.args, self.request.kwargs = opened_with.args, opened_with.kwargs
 
 

@@ -15,13 +15,13 @@ from typing import TypeVar
 from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_durable.config.settings import AttemptSettings, Settings
-from celery_durable.drivers.driver import answer
-from celery_durable.drivers.watchdog import watcher
+from celery_durable.drivers.info import TaskInfo
+from celery_durable.drivers.watchdog import watchdog
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 from celery_durable.interrupts import Interrupt, JournalLost, NotNow
 from celery_durable.journal.layout import Status
 from celery_durable.journal.port import Busy, Delivery, Journal, JournalGone, Opened, Result
-from celery_durable.steps.attempt import Attempt, Surroundings
+from celery_durable.steps.attempt import Attempt
 
 from .outcome_delivery import Lease, OutcomeDelivery
 
@@ -55,14 +55,14 @@ class RunSession:
         self.outcome = OutcomeDelivery(journal, settings, lease)
         self._lease = lease
 
-    def open(self, delivery: Delivery, about: Surroundings, terms: AttemptSettings) -> Attempt:
+    def open(self, delivery: Delivery, info: TaskInfo, settings: AttemptSettings) -> Attempt:
         """Begin an attempt.
 
         Raises:
             NotNow: this delivery is not to begin one.
             JournalLost: Redis does not answer.
         """
-        self.attempt = Attempt(self.journal, self._opened(delivery), about, terms)
+        self.attempt = Attempt(self.journal, self._opened(delivery), info, settings)
         if self._lease is not None:
             self._lease.keep()
         return self.attempt
@@ -101,7 +101,7 @@ class RunSession:
         *slack*: seconds more until a worker sends it, where a message of the broker is to bring it back.
         """
         if self.attempt is not None and not self.has_ended:
-            words = {**self.attempt.last_words(), **fields}
+            words = {**self.attempt.outbox.drain_staged(), **fields}
             suspend = partial(self.journal.suspend, delay, words, slack, though_cancelled=though_cancelled)
             self._tell(self.attempt, suspend)
             self.told = Told.SUSPENDED
@@ -131,7 +131,7 @@ class RunSession:
         except (JournalUnavailableError, JournalUnreadableError) as error:
             logger.warning(
                 "task %s: its lease cannot be given back, others go on when it has lapsed: %s",
-                attempt.about.task_id,
+                attempt.info.task_id,
                 error,
             )
 
@@ -142,7 +142,7 @@ class RunSession:
         """
         delivered = False
         if self.attempt is not None and not self.has_ended:
-            words = self.attempt.last_words()
+            words = self.attempt.outbox.drain_staged()
             if outcome is not None:
                 words["outcome"] = outcome
             try:
@@ -151,10 +151,10 @@ class RunSession:
                 if not isinstance(lost.error, JournalGone):
                     raise
                 # All is done: to begin anew would do it twice.
-                logger.error("the outcome of task %s is not journaled: %s", self.attempt.about.task_id, lost)
-                self.attempt.interrupt = None
+                logger.error("the outcome of task %s is not journaled: %s", self.attempt.info.task_id, lost)
+                self.attempt.pulse.interrupt = None
             self.told = Told.FINISHED
-            self.attempt.closed = True
+            self.attempt.pulse.closed = True
             if not delivered:
                 self.outcome.pending(status)
         return delivered
@@ -180,8 +180,8 @@ class RunSession:
         if not self.has_ended:
             self.told = Told.LET_GO
         if self.attempt is not None:
-            self.attempt.closed = True
-            watcher.forget(self.attempt)
+            self.attempt.pulse.closed = True
+            watchdog.forget(self.attempt.pulse)
         if self._lease is not None:
             self._lease.drop()
 
@@ -203,7 +203,7 @@ class RunSession:
     @staticmethod
     def _tell(attempt: Attempt, write: Callable[[], T]) -> T:
         try:
-            return answer(attempt, write)
+            return attempt.pulse.ask(write)
         except SoftTimeLimitExceeded:
             # It strikes once, and what it was to stop has ended.
-            return answer(attempt, write)
+            return attempt.pulse.ask(write)

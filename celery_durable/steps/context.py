@@ -1,26 +1,33 @@
-"""What user code holds: the durable context of a ``def`` task, and that of an ``async def`` task."""
+"""What user code holds: the context of a ``def`` task, that of an ``async def`` task, and the step that is running."""
 
 from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
+from typing import Any, NoReturn, ParamSpec, TypeVar, overload
 from uuid import UUID
 
-from celery_durable.drivers.driver import IN_THREAD, LARGE, OnLoop, in_thread, run_to_end
+from celery_durable.config.retry import RunOptions
+from celery_durable.drivers.driver import LARGE, in_thread, run_to_end
+from celery_durable.drivers.in_thread import InThread
+from celery_durable.drivers.on_loop import OnLoop
+from celery_durable.drivers.pulse import running_step
+from celery_durable.drivers.siblings import gives_operations
 from celery_durable.durations import Duration
+from celery_durable.exceptions import ContextClosedError
 from celery_durable.interrupts import Interrupt
 
-from .attempt import Attempt, running_step
-from .sleep import Wait
-from .step import MISSING, Step
-
-if TYPE_CHECKING:
-    from celery_durable.config.retry import RunOptions
+from .attempt import Attempt
+from .call import MISSING
+from .draws import derived_uuid
+from .execution import perform
+from .sleep import claim_wait, sleep
+from .step import Step, claim_step
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,22 +44,22 @@ class _Context:
     @property
     def task_id(self) -> str:
         """Celery's task id, the identity of the run."""
-        return self._attempt.about.task_id
+        return self._attempt.info.task_id
 
     @property
     def attempt(self) -> int:
         """Which execution of the task's body this is; the first is 1."""
-        return self._attempt.number
+        return self._attempt.state.number
 
     @property
     def request(self) -> Any:
         """Celery's request of the task."""
-        return self._attempt.about.request
+        return self._attempt.info.request
 
     @property
     def is_replaying(self) -> bool:
         """Whether steps recorded by earlier attempts are still ahead."""
-        return self._attempt.is_replaying
+        return self._attempt.replay.ahead > 0
 
     @property
     def logger(self) -> logging.Logger:
@@ -64,7 +71,7 @@ class _Context:
 
         It does not depend on how often :meth:`random` was used, and is shown in the journal.
         """
-        return self._attempt.uuid()
+        return self._attempt.draws.uuid()
 
     def random(self, name: str | None = None) -> random.Random:
         """A generator whose values are the same on every attempt; mirrors ``ctx.random()``. Not for cryptography.
@@ -72,7 +79,7 @@ class _Context:
         Without a name it is one ``random.Random`` throughout an attempt; each *name* has an independent one. It can
         seed other libraries: ``numpy.random.default_rng(ctx.random().getrandbits(128))``.
         """
-        return self._attempt.random(name)
+        return self._attempt.draws.random(name)
 
     def patched(self, patch: str) -> bool:
         """Whether this run takes a change of the code, so that runs under way keep the path that they began with.
@@ -97,14 +104,18 @@ class _Context:
         return self._attempt.patched(patch)
 
     def __repr__(self) -> str:
-        about = self._attempt.about
-        return f"<{type(self).__name__} of {about.task}[{about.task_id}], attempt {self.attempt}>"
+        info = self._attempt.info
+        return f"<{type(self).__name__} of {info.task}[{info.task_id}], attempt {self.attempt}>"
 
 
 class DurableContext(_Context):
     """The durable context of a ``def`` task."""
 
-    __slots__ = ()
+    __slots__ = ("_driver",)
+
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__(attempt)
+        self._driver = InThread(attempt.pulse)
 
     @overload
     def run(
@@ -145,8 +156,8 @@ class DurableContext(_Context):
         Every other failure ends the attempt, and the task is retried: by the step's options if it has retry options,
         else by the task's policy. An ``except Exception`` around the call does not see it.
         """
-        step = Step(self._attempt, name, action, args, kwargs)
-        return step.replay() if step.recorded else run_to_end(step.perform(IN_THREAD))
+        step = claim_step(self._attempt, name, action, args, kwargs)
+        return step.replay() if step.recorded else run_to_end(perform(step, self._driver))
 
     run_typed = run
 
@@ -164,15 +175,15 @@ class DurableContext(_Context):
         Raises:
             TaskCancelled: the run was cancelled before the wait was over.
         """
-        run_to_end(Wait(self._attempt, duration, name).perform(IN_THREAD))
+        run_to_end(sleep(claim_wait(self._attempt, duration, name), self._driver))
 
     def time(self) -> int:
         """Milliseconds since the epoch, the same on every attempt; a new reading each time. Mirrors ``ctx.time()``."""
-        return self._attempt.time()
+        return self._attempt.draws.time()
 
     def now(self) -> datetime:
         """The time as an aware ``datetime`` (UTC), the same on every attempt; each call is a new reading."""
-        return self._attempt.datetime()
+        return self._attempt.draws.datetime()
 
 
 class AsyncDurableContext(_Context):
@@ -182,7 +193,7 @@ class AsyncDurableContext(_Context):
 
     def __init__(self, attempt: Attempt) -> None:
         super().__init__(attempt)
-        self._driver = OnLoop()
+        self._driver = OnLoop(attempt.pulse, attempt.outbox, attempt.siblings)
 
     @overload
     def run(
@@ -213,12 +224,12 @@ class AsyncDurableContext(_Context):
         The step's place in the journal is taken when ``run`` is called, not when it is awaited.
         """
         try:
-            step = Step(self._attempt, name, action, args, kwargs)
+            step = claim_step(self._attempt, name, action, args, kwargs)
         except Interrupt as interrupt:
             return self._ended(interrupt)
         if step.recorded:
             return _replayed(step)
-        return self._attempt.in_flight(partial(self._driver.perform, step), step.name)
+        return self._attempt.siblings.in_flight.operation(partial(self._driver.perform, perform, step), step.name)
 
     run_typed = run
 
@@ -228,16 +239,16 @@ class AsyncDurableContext(_Context):
         Beside others (``asyncio.gather``) the first wait to be over wakes the task.
         """
         try:
-            wait = Wait(self._attempt, duration, name)
+            wait = claim_wait(self._attempt, duration, name)
         except Interrupt as interrupt:
             return self._ended(interrupt)
-        return self._attempt.in_flight(partial(wait.perform, self._driver), "sleep" if name is None else name)
+        return self._attempt.siblings.in_flight.operation(partial(sleep, wait, self._driver), wait.name)
 
     def _ended(self, interrupt: Interrupt) -> Coroutine[Any, Any, NoReturn]:
         """The attempt is about to end: that is raised where the call is awaited, when the others wait, too."""
         if running_step.get() is not None:
             raise interrupt
-        return self._attempt.in_flight(partial(self._driver.end_by, self._attempt, interrupt), "the end")
+        return self._attempt.siblings.in_flight.operation(partial(self._driver.end_by, interrupt), "the end")
 
     def branch(self, key: str) -> AbstractContextManager[None]:
         """Name the branch that this coroutine is, for coroutines that are not begun in a fixed order.
@@ -256,12 +267,84 @@ class AsyncDurableContext(_Context):
 
     async def time(self) -> int:
         """Milliseconds since the epoch, the same on every attempt; a new reading each time. Mirrors ``ctx.time()``."""
-        return self._attempt.time()
+        return self._attempt.draws.time()
 
     async def now(self) -> datetime:
         """The time as an aware ``datetime`` (UTC), the same on every attempt; each call is a new reading."""
-        return self._attempt.datetime()
+        return self._attempt.draws.datetime()
 
 
+@gives_operations
 async def _replayed(step: Step) -> Any:
     return await in_thread(step.replay) if step.entry is not None and len(step.entry.value) > LARGE else step.replay()
+
+
+class StepInfo:
+    """What :func:`current_step` gives: the step that is running, seen from inside.
+
+    Attributes:
+        name: as passed to ``ctx.run``.
+        attempt: which execution of this step this is; the first is 1.
+        task_id: id of the task.
+        request: Celery's request of the task.
+        logger: a logger for the task.
+        idempotency_key: a UUID, the same for every execution of this step.
+        is_cancelled: whether the run is to be cancelled.
+
+    And :meth:`heartbeat`, for long steps.
+    """
+
+    __slots__ = ("_step",)
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+
+    @property
+    def name(self) -> str:
+        return self._step.name
+
+    @property
+    def attempt(self) -> int:
+        return self._step.executions
+
+    @property
+    def task_id(self) -> str:
+        return self._step.pulse.info.task_id
+
+    @property
+    def request(self) -> Any:
+        return self._step.pulse.info.request
+
+    @property
+    def logger(self) -> logging.Logger:
+        return self._step.attempt.logger
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the run is to be cancelled: a long step may end early. Known within about a second."""
+        return self._step.pulse.hears_of_cancellation()
+
+    @property
+    def idempotency_key(self) -> UUID:
+        """The same for every execution of this step of this run, also after Retry, and for no other."""
+        step = self._step
+        return derived_uuid(step.attempt.state.seed, self.task_id, "step", step.position)
+
+    def heartbeat(self) -> None:
+        """Say that the step makes progress. This is for the attempt's ``inactivity_timeout`` only.
+
+        It costs nothing and tells nobody; ``RunOptions(timeout=...)`` goes on counting.
+        """
+        self._step.pulse.progressed_at = time.monotonic()
+
+
+def current_step() -> StepInfo:
+    """The step that is running, as a :class:`StepInfo`; mirrors Restate's ``RunContext``.
+
+    Raises:
+        ContextClosedError: called outside of a step.
+    """
+    step = running_step.get()
+    if step is None:
+        raise ContextClosedError("current_step() is known inside a step only: call it in the action of ctx.run")
+    return StepInfo(step)

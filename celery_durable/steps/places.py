@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from celery_durable.exceptions import InvalidStepError
-from celery_durable.journal.positions import NAMED, named_part
+from celery_durable.journal.positions import NAMED, named_part, path_of
 
 _NO_ORDER = (
     "the context was used in an asyncio task that was made in no fixed order (in a callback, by as_completed(), by "
@@ -78,12 +78,63 @@ class Strand:
         self.used = False
 
 
+class Strands:
+    """Which strand each asyncio task of an attempt follows.
+
+    Args:
+        root: the branch of the body.
+        by_use: whether its branches are numbered in the order in which they use the context first, as 0.1.0 did; asked
+            once, when there is a branch.
+    """
+
+    def __init__(self, root: _Branch, by_use: Callable[[], bool]) -> None:
+        self._root = root
+        self.by_task: dict[Any, Strand] = {}
+        self._ask_by_use = by_use
+        self._by_use: bool | None = None
+
+    @property
+    def by_use(self) -> bool:
+        if self._by_use is None:
+            self._by_use = self._ask_by_use()
+        return self._by_use
+
+    def branch_off(self, maker: Any, *, in_order: bool) -> Strand:
+        """The strand of an asyncio task that the task *maker* is about to make, *in_order* of its other ones or not."""
+        parent = self._branch_of(maker)
+        if parent is None or not in_order:
+            return Strand(parent or self._root)
+        parent.branches += 1
+        return Strand(parent, _Branch(f"{parent.path}{parent.branches}.", self._root))
+
+    def strand_of(self, task: Any) -> Strand | None:
+        """That of an asyncio task which was made in this attempt."""
+        return self.by_task.get(task)
+
+    def enter(self, task: Any, strand: Strand) -> None:
+        """This asyncio task follows that strand."""
+        self.by_task[task] = strand
+
+    def leave(self, task: Any) -> None:
+        """The asyncio task has ended."""
+        self.by_task.pop(task, None)
+
+    def race(self, maker: Any, task: Any, strand: Strand | None) -> None:
+        """*maker* is about to ask which of its tasks ends first, this one among them."""
+        branch = self._branch_of(maker)
+        if branch is not None:
+            branch.rivals.append((task, strand))
+
+    def _branch_of(self, task: Any) -> _Branch | None:
+        strand = self.strand_of(task)
+        return None if strand is None else strand.branch or strand.own
+
+
 class Places:
     """The places of one attempt: ``3``, or ``2.3`` for the third operation of the second branch.
 
     Args:
-        by_use: whether its branches are numbered in the order in which they use the context first, as 0.1.0 did; asked
-            once, when there is a branch.
+        by_use: see :class:`Strands`.
     """
 
     def __init__(self, by_use: Callable[[], bool] = lambda: False) -> None:
@@ -92,17 +143,16 @@ class Places:
         self._trunk.branch = self._root
         self._used: dict[str, _Branch] = {"": self._root}
         """Branches that have taken a place, by their paths."""
-        self._trunks_task: Any = None
-        self._strands: dict[Any, Strand] = {}
-        self._ask_by_use = by_use
-        self._by_use: bool | None = None
+        self.strands = Strands(self._root, by_use)
+        self._in_task = False
+        """The body is an asyncio task."""
         self.branched = False
         """A branch that was numbered when it was made, or was named, has been used."""
 
     def begin_in_task(self) -> None:
         """The body is an asyncio task: this one."""
-        self._trunks_task = task = current_task()
-        self._strands[task] = self._trunk
+        self._in_task = True
+        self.strands.enter(current_task(), self._trunk)
 
     def next(self) -> str:
         """The place of the operation that is being called.
@@ -146,55 +196,17 @@ class Places:
         assert parent is not None  # noqa: S101
         strand.branch = self._entered(parent.named(key))
         strand.used = True
-        self.branched = not self.by_use
+        self.branched = not self.strands.by_use
 
         def leave() -> None:
             strand.branch = outer
 
         return leave
 
-    # -- asyncio tasks
-
-    @property
-    def by_use(self) -> bool:
-        if self._by_use is None:
-            self._by_use = self._ask_by_use()
-        return self._by_use
-
-    def branch_off(self, maker: Any, *, in_order: bool) -> Strand:
-        """The strand of an asyncio task that the task *maker* is about to make, *in_order* of its other ones or not."""
-        parent = self._branch_of(maker)
-        if parent is None or not in_order:
-            return Strand(parent or self._root)
-        parent.branches += 1
-        return Strand(parent, _Branch(f"{parent.path}{parent.branches}.", self._root))
-
-    def strand_of(self, task: Any) -> Strand | None:
-        """That of an asyncio task which was made in this attempt."""
-        return self._strands.get(task)
-
-    def enter(self, task: Any, strand: Strand) -> None:
-        """This asyncio task follows that strand."""
-        self._strands[task] = strand
-
-    def leave(self, task: Any) -> None:
-        """The asyncio task has ended."""
-        self._strands.pop(task, None)
-
-    def race(self, maker: Any, task: Any, strand: Strand | None) -> None:
-        """*maker* is about to ask which of its tasks ends first, this one among them."""
-        branch = self._branch_of(maker)
-        if branch is not None:
-            branch.rivals.append((task, strand))
-
-    def _branch_of(self, task: Any) -> _Branch | None:
-        strand = self.strand_of(task)
-        return None if strand is None else strand.branch or strand.own
-
     # -- where this code is
 
     def _branch(self) -> _Branch:
-        strand = self._trunk if self._trunks_task is None else self._strand()
+        strand = self._strand() if self._in_task else self._trunk
         branch = strand.branch
         if branch is None:
             branch = self._begun(strand)
@@ -207,10 +219,11 @@ class Places:
             task = current_task()
         except RuntimeError:  # in a thread without a loop
             raise InvalidStepError(_ANOTHER_THREAD) from None
+        strands = self.strands
         try:
-            return self._strands[task]
+            return strands.by_task[task]
         except KeyError:
-            strand = self._strands[task] = self._at_first_use() if self.by_use else Strand(self._root)
+            strand = strands.by_task[task] = self._at_first_use() if strands.by_use else Strand(self._root)
             return strand
 
     def _begun(self, strand: Strand) -> _Branch:
@@ -257,6 +270,45 @@ class Here(NamedTuple):
         if part.startswith(NAMED):
             return part not in self.names
         return int(part) > (self.branches if deeper else self.operations)
+
+
+# -- changes of the code, by places -----------------------------------------------------------------------------------
+
+
+class _Patched(NamedTuple):
+    """A change that a run takes on at a place, and that is not recorded yet."""
+
+    here: Here
+    patch: str
+
+
+class Patches:
+    """The changes of the code that a run takes on (``ctx.patched``), until they are recorded."""
+
+    __slots__ = ("pending", "taken")
+
+    def __init__(self) -> None:
+        self.pending: list[_Patched] = []
+        self.taken: dict[str, tuple[str, ...]] = {}
+        """Of positions that were taken: which changes stand before them."""
+
+    def add(self, here: Here, patch: str) -> None:
+        self.pending.append(_Patched(here, patch))
+
+    def take(self, position: str) -> None:
+        """Note those that stand before a position, which is being taken."""
+        before = tuple(dict.fromkeys(one.patch for one in self.pending if one.here.is_before(position)))
+        if before:
+            self.taken[position] = before
+
+    def are_recorded(self, position: str) -> None:
+        """With the operation at this position; whoever finds what comes behind it finds that, too."""
+        if self.taken.pop(position, None):
+            path = path_of(position)
+            self.pending = [one for one in self.pending if one.here.path != path or not one.here.is_before(position)]
+
+
+# -- names of branches -------------------------------------------------------------------------------------------------
 
 
 def _check_key(key: str) -> None:

@@ -141,13 +141,13 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
             return own
 
     @property
-    def durable_terms(self) -> AttemptSettings:
+    def durable_attempt_settings(self) -> AttemptSettings:
         """What every attempt works by; read once, since Celery takes microseconds to find a setting."""
         try:
-            return self.__dict__["_durable_terms"]  # type: ignore[no-any-return]
+            return self.__dict__["_durable_attempt_settings"]  # type: ignore[no-any-return]
         except KeyError:
             conf, settings = self.app.conf, self.durable_settings
-            self.__dict__["_durable_terms"] = terms = AttemptSettings.of(
+            self.__dict__["_durable_attempt_settings"] = own = AttemptSettings.of(
                 settings,
                 build=settings.build or build.of(type(self).run),
                 abort_timeout=inf if self._has_time_limit else settings.abort_timeout,
@@ -156,7 +156,7 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
                 progress_forgives=not self.auto_retry or self.retry_rules.resets_on_progress,
                 db_reuse_max=int(conf.get("CELERY_DB_REUSE_MAX") or 0),
             )
-            return terms
+            return own
 
     @cached_property
     def result_serializer(self) -> str:

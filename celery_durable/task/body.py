@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from celery_durable.drivers.interruption import door
+from celery_durable.drivers.interruption import user_code_boundary
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.invocation.current import current, is_executing
 from celery_durable.seams.celery import validating_otherwise
@@ -30,7 +30,7 @@ def wrap_run(cls: Any, declared: Any) -> None:
     body = declared if inspect.isfunction(declared) else _as_method(cls, declared)
 
     @functools.wraps(body)
-    @door
+    @user_code_boundary
     def run(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         if type(self).run is not run and is_executing(self):
             # Called by the run() of a subclass.
@@ -57,7 +57,7 @@ def _as_method(cls: type, declared: Any) -> Callable[..., Any]:
         raise ConfigurationError(f"{cls.__name__}.run must be a function, got {found!r}")
 
     @functools.wraps(found)
-    @door
+    @user_code_boundary
     def body(task: Any, /, *args: Any, **kwargs: Any) -> Any:
         return declared.__get__(task, type(task))(*args, **kwargs)
 

@@ -14,12 +14,12 @@ from celery import Celery, Task
 from celery_durable.config.checks import suggestion
 from celery_durable.config.retry import RetryPolicy, TaskRetryRules
 from celery_durable.config.settings import PREFIX, TASK_OPTIONS, Settings
-from celery_durable.drivers.interruption import door
+from celery_durable.drivers.interruption import user_code_boundary
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.invocation.current import invocation_of
 from celery_durable.seams.celery import Proxy, give_to_all_apps, made_when_complete, task_from, unproxied
+from celery_durable.steps.call import args_fit_fast
 from celery_durable.steps.context import AsyncDurableContext, DurableContext
-from celery_durable.steps.step import args_fit_fast
 from celery_durable.values.declared_types import hints_of
 from celery_durable.values.tagged import is_model
 
@@ -187,7 +187,7 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
     as_written = not (hasattr(fun, "__wrapped__") or hasattr(fun, "__signature__"))
 
     @functools.wraps(fun)
-    @door
+    @user_code_boundary
     def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
         invocation = invocation_of(self)
         head = (self, invocation.open()) if bind else (invocation.open(),)

@@ -19,10 +19,12 @@ from celery.utils.log import get_task_logger
 from celery_durable import django
 from celery_durable.delivery import backend, call, message
 from celery_durable.drivers import upkeep
-from celery_durable.drivers.driver import in_coroutine, wait_apart, wait_for
-from celery_durable.drivers.interruption import AsyncBody, Place, door, here
+from celery_durable.drivers.info import TaskInfo
+from celery_durable.drivers.interruption import AsyncBody, Target, current_target, user_code_boundary
+from celery_durable.drivers.loop import in_coroutine, wait_apart, wait_for
+from celery_durable.drivers.pulse import running_step
 from celery_durable.drivers.threads import actions
-from celery_durable.drivers.watchdog import Watch, watcher
+from celery_durable.drivers.watchdog import Watch, watchdog
 from celery_durable.ending.completion import complete
 from celery_durable.ending.orphan import OrphanedAttempt
 from celery_durable.ending.result_text import recordable
@@ -36,7 +38,7 @@ from celery_durable.invocation.session import RunSession
 from celery_durable.journal.layout import Status
 from celery_durable.journal.memory import MemoryJournal
 from celery_durable.journal.port import NO_RESULT, Delivery
-from celery_durable.steps.attempt import Attempt, Surroundings, running_step
+from celery_durable.steps.attempt import Attempt
 from celery_durable.steps.context import AsyncDurableContext, DurableContext
 
 from .known import has_journal
@@ -68,7 +70,7 @@ class Execution:
     def interrupt(self) -> Interrupt | None:
         """What ended the attempt, even if user code has swallowed it."""
         attempt = self.invocation.attempt
-        return self._refused or (attempt.interrupt if attempt is not None else None)
+        return self._refused or (attempt.pulse.interrupt if attempt is not None else None)
 
     # -- the main path
 
@@ -122,7 +124,7 @@ class Execution:
             self._context = make(attempt)
         return self._context
 
-    @door
+    @user_code_boundary
     def _call(self, body: Callable[..., Any]) -> Any:
         invocation = self.invocation
         task, mode = invocation.task, invocation.mode
@@ -138,7 +140,7 @@ class Execution:
                 self._awaited = True
                 return self._awaitable(value)
             return wait_apart(self._on_loop(value))
-        return wait_for(self._on_loop(value), self._struck, lends=mode is not Mode.WORKER)
+        return wait_for(self._on_loop(value), self._interrupted, lends=mode is not Mode.WORKER)
 
     def _has_begun(self) -> bool:
         """Whether an earlier attempt has opened the run, so that this one cannot end without it, either."""
@@ -171,19 +173,19 @@ class Execution:
             attempt.begin_here()
             self._watch(attempt, AsyncBody())
         try:
-            with upkeep.OfBody(attempt):
+            with upkeep.OfBody(attempt.pulse if attempt is not None else None):
                 return await body
         except BaseException:
             if attempt is not None:
-                actions.withdraw(attempt)
+                actions.withdraw(attempt.pulse)
             raise
         finally:
             if attempt is not None:
-                await attempt.siblings.landed()
+                await attempt.siblings.wait_all()
 
-    def _struck(self, by: BaseException) -> None:
+    def _interrupted(self, by: BaseException) -> None:
         if self.invocation.attempt is not None:
-            self.invocation.attempt.struck_by = by
+            self.invocation.attempt.pulse.interrupted_by = by
 
     # -- the beginning
 
@@ -192,38 +194,38 @@ class Execution:
         task, mode, request = invocation.task, invocation.mode, invocation.request
         session, delivery = self._in_redis() if mode is Mode.WORKER else self._in_memory()
         invocation.session, invocation.delivery = session, delivery
-        about = Surroundings(
+        info = TaskInfo(
             delivery.task_id, task.name, request, _task_logger(task.name),
-            direct=mode is Mode.DIRECT, eager=mode is Mode.EAGER, verdicts=(Retry, Ignore, Reject),
+            direct=mode is Mode.DIRECT, eager=mode is Mode.EAGER, control_flow=(Retry, Ignore, Reject),
             limits=(SoftTimeLimitExceeded,),
             # Celery's own thread is in none: what a worker's task is in, it has entered.
             atomic_blocks={} if mode is Mode.WORKER else django.atomic_blocks(),
         )  # fmt: skip
         keep_opened(invocation)
         backend.opened_run.set(delivery.task_id)
-        attempt = session.open(delivery, about, task.durable_terms)
-        message.apply_newest(request, attempt.resume)
+        attempt = session.open(delivery, info, task.durable_attempt_settings)
+        message.apply_newest(request, attempt.state.resume)
         if self._store is not None:
-            message.set_seed(request, attempt.seed)
-        if attempt.reopened:
+            message.set_seed(request, attempt.state.seed)
+        if attempt.state.reopened:
             logger.info("task %s: the failed run is reopened, with fresh budgets", delivery.task_id)
         attempt.check_whole()
         _check_recoveries(attempt, session.settings.max_recoveries)
         invocation.arguments.begin(attempt)
         if not task.is_async:
-            self._watch(attempt, here())
+            self._watch(attempt, current_target())
         return attempt
 
-    def _watch(self, attempt: Attempt, place: Place | None) -> None:
+    def _watch(self, attempt: Attempt, target: Target | None) -> None:
         invocation = self.invocation
-        inactivity, abort = attempt.terms.inactivity_timeout, attempt.terms.abort_timeout
+        inactivity, abort = attempt.settings.inactivity_timeout, attempt.settings.abort_timeout
         if invocation.mode is not Mode.WORKER:
             inactivity = abort = inf
         elif any(invocation.request.timelimit or ()) and invocation.task.abort_timeout is None:
             abort = inf
         assert invocation.session is not None  # noqa: S101
         orphan = OrphanedAttempt(invocation, invocation.session)
-        watcher.watch(Watch(attempt, orphan, place, inactivity, abort))
+        watchdog.watch(Watch(attempt.pulse, orphan, target, inactivity, abort))
 
     def _in_redis(self) -> tuple[RunSession, Delivery]:
         from celery_durable.app.store import store_of  # a process that only sends tasks does without it
@@ -240,7 +242,7 @@ class Execution:
         task, direct = self.invocation.task, self.invocation.direct
         task_id = str(uuid4()) if direct else self.invocation.request.id
         journal = MemoryJournal() if direct else eager_journals.journal_of(task_id)
-        delivery = Delivery(task_id, task.name, "", "{}", build=task.durable_terms.build)
+        delivery = Delivery(task_id, task.name, "", "{}", build=task.durable_attempt_settings.build)
         return RunSession(journal, task.durable_settings), delivery
 
     # -- a good end
@@ -257,7 +259,7 @@ class Execution:
             return value
         attempt.check_all_awaited()
         if retry.due is None:
-            attempt.check_nothing_left()
+            attempt.replay.check_nothing_left()
         if task.auto_retry and hasattr(value, "model_dump"):
             value = value.model_dump(mode="json")
         if retry.due is not None:
@@ -279,10 +281,10 @@ class Execution:
 
 
 def _check_recoveries(attempt: Attempt, limit: int) -> None:
-    if attempt.recoveries > limit:
-        raise attempt.end_run(
+    if attempt.state.recoveries > limit:
+        raise attempt.pulse.end_run(
             RecoveryLimitExceeded(
-                f"task {attempt.about.task_id}: {attempt.recoveries} attempts in a row died without recording "
+                f"task {attempt.info.task_id}: {attempt.state.recoveries} attempts in a row died without recording "
                 f"a step (max_recoveries={limit}); the journal is kept: look at why the worker dies, then "
                 f"retry the task"
             )

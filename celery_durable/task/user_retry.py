@@ -111,7 +111,7 @@ def _header(request: Any, invocation: Invocation | None, *, changes: bool) -> di
         header.setdefault("retries", 0)
     # Where no run has begun, other arguments are at odds with nothing.
     if changes and (invocation is not None or header_of(request)):
-        changed = invocation.attempt.changes if invocation is not None and invocation.attempt is not None else 0
+        changed = invocation.attempt.state.changes if invocation is not None and invocation.attempt is not None else 0
         header["changed"] = max(header.get("changed", 0), changed) + 1
     return header
 
@@ -147,7 +147,7 @@ def _is_kept_by_journal(invocation: Invocation, delay: float, limit: int | None,
     except JournalLost as lost:
         # Celery's message carries the retry; the journal will see it when the lease has lapsed.
         logger.error("task %s: self.retry() could not be journaled: %s", invocation.request.id, lost)
-        attempt.interrupt = None
+        attempt.pulse.interrupt = None
         session.close_attempt()
         return False
     planned.log(invocation.request.id)

@@ -71,7 +71,7 @@ def _checked(tasks: list[DurableTask[Any, Any]]) -> tuple[list[DurableTask[Any, 
     wrong: dict[str, list[str]] = {}
     for task in tasks:
         try:
-            task.durable_terms.check()
+            task.durable_attempt_settings.check()
             sound.append(task)
         except ConfigurationError as error:
             wrong.setdefault(str(error), []).append(task.name)

@@ -132,7 +132,7 @@ def execute_sent(task: Any, client: "redis.Redis", message: Any) -> Any:
 def saved_call(task: Any, client: "redis.Redis", task_id: str) -> Call:
     """Return the call that the journal keeps of a run."""
     text: Any = client.hget(store_of(task.app).keys(task_id).run, "call")
-    return Call.load(text, task.durable_terms.accept)
+    return Call.load(text, task.durable_attempt_settings.accept)
 
 
 def sent(app: Celery) -> list[Any]:

@@ -17,12 +17,12 @@ from celery_durable.config.settings import AttemptSettings
 from celery_durable.delivery import outcome
 from celery_durable.delivery.call import fingerprint
 from celery_durable.delivery.message import HEADER, SEED
+from celery_durable.drivers.info import TaskInfo
 from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.interrupts import Fenced, NotNow
 from celery_durable.invocation import eager_journals
 from celery_durable.invocation.session import RunSession
 from celery_durable.redis.redis_journal import RedisJournal
-from celery_durable.steps.attempt import Surroundings
 from celery_durable.worker.request import DurableRequest
 from tests.integration.runs import (
     app_at,
@@ -579,7 +579,7 @@ def test_an_attempt_that_has_slept_through_its_lease_and_the_retention_says_noth
     def body(self: Any) -> None:
         self.ctx.run("charge", lambda: 1)
         attempt = self.ctx._attempt  # noqa: SLF001
-        attempt.journal._renewed -= 40  # noqa: SLF001  its lease lasts for 30 s
+        attempt.pulse.journal._renewed -= 40  # noqa: SLF001  its lease lasts for 30 s
         redis_client.delete(*store_of(self.app).keys(task_id).all)
         if not at_its_end:
             self.ctx.run("ship", lambda: 1)
@@ -690,7 +690,7 @@ def test_a_duplicate_of_a_live_run_is_forgotten_at_once_however_short_the_lease(
         with pytest.raises(NotNow, match="another attempt holds the lease"):
             session.open(
                 delivery(task_id),
-                Surroundings(task_id, "shop.order"),
+                TaskInfo(task_id, "shop.order"),
                 AttemptSettings.of(store.settings, build=""),
             )
 

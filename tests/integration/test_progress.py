@@ -19,11 +19,10 @@ from pydantic import BaseModel, field_validator
 from celery_durable import DurableContext, DurableTimeoutError, RetryPolicy, RunOptions, durable_task
 from celery_durable.app.store import store_of
 from celery_durable.drivers.interruption import in_user_code
-from celery_durable.drivers.watchdog import watcher
+from celery_durable.drivers.pulse import Overrun, Pulse
+from celery_durable.drivers.watchdog import watchdog
 from celery_durable.ending.orphan import OrphanedAttempt
-from celery_durable.interrupts import Overrun
 from celery_durable.invocation.current import invocation_of
-from celery_durable.steps.attempt import Attempt
 from tests.integration.runs import app_at, execute, new_id, state
 from tests.waiting import eventually
 
@@ -56,15 +55,15 @@ def entries(client: redis.Redis, app: Celery, task_id: str) -> list[tuple[str, s
 class Blow:
     """A strike at whatever action of an attempt runs when it arrives."""
 
-    def __init__(self, attempt: Attempt, landed: list["Blow"]) -> None:
+    def __init__(self, pulse: Pulse, landed: list["Blow"]) -> None:
         self._landed = landed
-        self.overrun = Overrun(attempt, DurableTimeoutError("a blow"))
+        self.overrun = Overrun(pulse, DurableTimeoutError("a blow"))
 
-    def lands(self) -> bool:
-        lands = bool(self.overrun.attempt.running)
-        if lands:
+    def arrives(self) -> bool:
+        arrives = bool(self.overrun.pulse.running)
+        if arrives:
             self._landed.append(self)
-        return lands
+        return arrives
 
 
 def test_strikes_at_any_moment_hit_actions_only(app: Celery, redis_client: redis.Redis) -> None:
@@ -84,8 +83,8 @@ def test_strikes_at_any_moment_hit_actions_only(app: Celery, redis_client: redis
             nonlocal sent
             sent += 1
             signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0001, 0.001))
-            blow = Blow(ctx._attempt, landed)  # noqa: SLF001
-            if in_user_code(frame) and blow.lands():
+            blow = Blow(ctx._attempt.pulse, landed)  # noqa: SLF001
+            if in_user_code(frame) and blow.arrives():
                 raise blow.overrun
 
         options = RunOptions(initial_retry_interval=0.00001, max_retry_interval=0.00001)
@@ -153,8 +152,8 @@ def test_an_execution_that_has_ended_is_not_given_up(app: Celery, redis_client: 
 
     def body(ctx: DurableContext) -> str:
         attempt = ctx._attempt  # noqa: SLF001
-        ctx.run("first", lambda: steps.extend(attempt.running))
-        late = Overrun(attempt, DurableTimeoutError("too late"), *steps)
+        ctx.run("first", lambda: steps.extend(attempt.pulse.running))
+        late = Overrun(attempt.pulse, DurableTimeoutError("too late"), *steps)
         invocation = invocation_of(task)
         assert invocation.session is not None
         OrphanedAttempt(invocation, invocation.session)._abandon(late)  # noqa: SLF001
@@ -218,16 +217,16 @@ def test_an_attempt_that_has_ended_is_watched_no_more(app: Celery) -> None:
     seen: list[int] = []
 
     def body(ctx: DurableContext, fails: bool) -> None:
-        seen.append(len(watcher._watches))  # noqa: SLF001
+        seen.append(len(watchdog._watches))  # noqa: SLF001
         ctx.run("step", lambda: 1 // (not fails))
 
     task = task_in(app, body)
-    before = len(watcher._watches)  # noqa: SLF001
+    before = len(watchdog._watches)  # noqa: SLF001
     for fails in (False, True):
         execute(task, fails, task_id=new_id())
         task(False)
     assert seen == [before + 1] * 4
-    assert len(watcher._watches) == before  # noqa: SLF001
+    assert len(watchdog._watches) == before  # noqa: SLF001
 
 
 class Careful(BaseModel):

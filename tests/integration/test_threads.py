@@ -105,7 +105,7 @@ def test_what_waits_for_a_thread_while_another_attempt_takes_over_never_starts(
     eventually(lambda: attempts)
     lapse(redis_client, store_of(app), task_id)
     opened(store_of(app), task_id, fresh=False, **_as_opened(redis_client, app, task_id))
-    eventually(lambda: attempts[0].is_out_of_touch, what="a lease in doubt")
+    eventually(lambda: attempts[0].pulse.is_out_of_touch, what="a lease in doubt")
     gate.set()
 
     assert executing.ended() == "IGNORED"
@@ -127,7 +127,7 @@ def test_an_action_that_hangs_keeps_no_question_to_the_journal_waiting(app: Cele
         return 1
 
     async def body(ctx: AsyncDurableContext) -> int:
-        ctx._attempt.heard_at -= 10  # noqa: SLF001  so that Redis is asked before the action starts
+        ctx._attempt.pulse.heard_at -= 10  # noqa: SLF001  so that Redis is asked before the action starts
         return await ctx.run("step", one)
 
     assert Executing(task_in(app, body), task_id=new_id()).ended() == "SUCCESS"
@@ -266,7 +266,7 @@ def test_others_on_the_loop_go_on_while_redis_does_not_take_something_large() ->
 
         async def one(ctx: AsyncDurableContext) -> int:
             begun = asyncio.create_task(ctx.run("large", text_of, 31 * 2**20))
-            while not ctx._attempt.keeps_back:  # noqa: ASYNC110, SLF001
+            while not ctx._attempt.outbox.keeps_back:  # noqa: ASYNC110, SLF001
                 await asyncio.sleep(0)
             for _ in range(100):
                 await asyncio.sleep(0.001)

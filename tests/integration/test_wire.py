@@ -22,7 +22,7 @@ import redis
 
 from celery_durable import ConfigurationError, JournalUnavailableError
 from celery_durable.app.store import Store, store_of
-from celery_durable.drivers import driver
+from celery_durable.drivers import on_loop
 from celery_durable.journal.entries import done_entry
 from celery_durable.journal.port import Opened
 from celery_durable.redis.connection import Wire
@@ -572,7 +572,7 @@ def test_an_attempt_whose_connection_falls_silent_goes_on_over_another(
     redis_server: RedisServer, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """A NAT has forgotten it, say: no FIN and no RST, and the lease is renewed over other connections."""
-    monkeypatch.setattr(driver, "LONGEST_READ", 0.2)
+    monkeypatch.setattr(on_loop, "LONGEST_READ", 0.2)
     with Proxy(redis_server) as proxy, app_at(proxy.url, redis_socket_timeout=0.2) as app:
 
         def body(self: Any) -> int:
@@ -652,7 +652,7 @@ def test_a_coroutine_looks_out_for_its_reply_where_no_other_waits_for_the_loop(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, beside: bool
 ) -> None:
     looks, turns, read = [], [], []
-    look, readable = Lookout.look, driver._readable  # noqa: SLF001
+    look, readable = Lookout.look, on_loop._readable  # noqa: SLF001
 
     def look_and_count(lookout: Lookout) -> bool:
         looks.append(lookout)
@@ -663,7 +663,7 @@ def test_a_coroutine_looks_out_for_its_reply_where_no_other_waits_for_the_loop(
         return readable(fd)
 
     monkeypatch.setattr(Lookout, "look", look_and_count)
-    monkeypatch.setattr(driver, "_readable", read_and_count)
+    monkeypatch.setattr(on_loop, "_readable", read_and_count)
 
     async def charge() -> int:
         return 1

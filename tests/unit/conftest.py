@@ -15,9 +15,10 @@ from hypothesis import settings
 
 from celery_durable import AsyncDurableContext, DurableContext
 from celery_durable.config.settings import AttemptSettings, Settings
+from celery_durable.drivers.info import TaskInfo
 from celery_durable.journal.memory import MemoryJournal
 from celery_durable.journal.port import Delivery, Opened
-from celery_durable.steps.attempt import Attempt, Surroundings
+from celery_durable.steps.attempt import Attempt
 
 # A commit is judged by the same examples every time, and not by how busy the machine is.
 settings.register_profile("unit", deadline=None, derandomize=True)
@@ -43,8 +44,8 @@ class Run:
     def end(self) -> None:
         """The attempt gives the run back: what it has not sent yet is written."""
         if self._last is not None:
-            self.journal.suspend(0.0, self._last.last_words())
-            self._last.closed = True
+            self.journal.suspend(0.0, self._last.outbox.drain_staged())
+            self._last.pulse.closed = True
             self._last = None
 
     def die(self) -> None:
@@ -59,7 +60,7 @@ class Run:
 
     def reach_the_end(self) -> None:
         """The body returns, and the journal is compared with what it did."""
-        self.last.check_nothing_left()
+        self.last.replay.check_nothing_left()
 
     def entry(self, field: str) -> Any:
         """A field of the journal, as it reads."""
@@ -73,7 +74,7 @@ class Run:
         self.end()
         opened = self.journal.open(Delivery(self.task_id, "shop.checkout", "", "{}"))
         assert isinstance(opened, Opened)
-        about = Surroundings(self.task_id, "shop.checkout", request={"id": self.task_id})
+        about = TaskInfo(self.task_id, "shop.checkout", request={"id": self.task_id})
         opened = opened._replace(now=opened.now + int(later * 1000))
         self._last = attempt = Attempt(
             self.journal, opened, about, AttemptSettings.of(Settings(), **{"build": "", **terms})

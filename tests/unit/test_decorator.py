@@ -155,7 +155,7 @@ def test_a_setting_of_the_app_is_no_option(wrong: str) -> None:
         durable_task(**{wrong: 60})(needs_context)
 
 
-@pytest.mark.parametrize("own", ["ctx", "auto_retry", "durable_settings", "durable_terms"])
+@pytest.mark.parametrize("own", ["ctx", "auto_retry", "durable_settings", "durable_attempt_settings"])
 def test_what_the_base_class_has_for_itself_is_no_option(own: str) -> None:
     with pytest.raises(ConfigurationError, match=f"no option '{own}'"):
         durable_task(**{own: 1})(needs_context)

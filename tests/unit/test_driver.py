@@ -12,8 +12,13 @@ from unittest.mock import Mock
 
 import pytest
 
-from celery_durable.drivers import driver
-from celery_durable.drivers.driver import OnLoop, wait_for
+from celery_durable.config.settings import AttemptSettings, Settings
+from celery_durable.drivers import loop
+from celery_durable.drivers.info import TaskInfo
+from celery_durable.drivers.loop import wait_for
+from celery_durable.drivers.on_loop import OnLoop
+from celery_durable.drivers.pulse import Pulse
+from celery_durable.journal.memory import MemoryJournal
 from tests.processes import PROJECT
 
 HEAD = """
@@ -188,9 +193,9 @@ def test_a_wait_that_is_interrupted_before_the_loop_has_begun_it_ends(monkeypatc
         gate.set()
         assert not wait(outcomes, 5).not_done
 
-    monkeypatch.setattr(driver, "_result", strike)
-    monkeypatch.setattr(driver, "wait", wait_until_it_ends)
-    driver._loop.get().call_soon_threadsafe(gate.wait, 30)  # noqa: SLF001  it is busy until all is said to it
+    monkeypatch.setattr(loop, "_result", strike)
+    monkeypatch.setattr(loop, "wait", wait_until_it_ends)
+    loop._loop.get().call_soon_threadsafe(gate.wait, 30)  # noqa: SLF001  it is busy until all is said to it
     try:
         with pytest.raises(Struck):
             wait_for(hang(), lambda stop: told.append(type(stop)))
@@ -205,7 +210,8 @@ def test_a_question_to_the_journal_is_answered_before_the_next_one_though_its_ta
     gate = threading.Event()
 
     async def ask_both() -> list[Any]:
-        on_loop, attempt, asked = OnLoop(), Mock(), asyncio.Event()
+        pulse = Pulse(MemoryJournal(), TaskInfo("1", "read"), AttemptSettings.of(Settings(), build=""))
+        on_loop, asked = OnLoop(pulse, Mock(), Mock()), asyncio.Event()
         loop = asyncio.get_running_loop()
 
         def first() -> None:
@@ -213,10 +219,10 @@ def test_a_question_to_the_journal_is_answered_before_the_next_one_though_its_ta
             assert gate.wait(10)
             said.append("first")
 
-        asking = asyncio.ensure_future(on_loop.ask(attempt, first))
+        asking = asyncio.ensure_future(on_loop.ask(first))
         await asked.wait()
         asking.cancel()
-        then = asyncio.ensure_future(on_loop.ask(attempt, lambda: said.append("second")))
+        then = asyncio.ensure_future(on_loop.ask(lambda: said.append("second")))
         for _ in range(100):
             await asyncio.sleep(0)
         gate.set()

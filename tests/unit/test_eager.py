@@ -44,7 +44,7 @@ from celery_durable import (
     durable_task,
 )
 from celery_durable.drivers import siblings
-from celery_durable.drivers.driver import wait_for
+from celery_durable.drivers.loop import wait_for
 from celery_durable.invocation.eager_journals import _journals as _eager_journals
 from celery_durable.journal.memory import MemoryJournal
 from tests.receivers import receiver

@@ -16,17 +16,8 @@ from celery_durable import (
     TaskCancelled,
     TerminalError,
 )
-from celery_durable.interrupts import (
-    EndRun,
-    FailAttempt,
-    Fenced,
-    JournalLost,
-    NotNow,
-    Overrun,
-    RetryStep,
-    Sleep,
-    Stall,
-)
+from celery_durable.drivers.pulse import Overrun
+from celery_durable.interrupts import EndRun, FailAttempt, Fenced, JournalLost, NotNow, RetryStep, Sleep, Stall
 from celery_durable.invocation import ends
 from celery_durable.invocation.ends import (
     AskedToRetry,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from celery_durable.drivers.interruption import door, here
+from celery_durable.drivers.interruption import current_target, user_code_boundary
 
 gevent = pytest.importorskip("gevent")
 event = pytest.importorskip("gevent.event")
@@ -18,11 +18,11 @@ class Blow:
 
     overrun: Any = KeyError("struck")
 
-    def lands(self) -> bool:
+    def arrives(self) -> bool:
         return True
 
 
-@door
+@user_code_boundary
 def wait_for_ever() -> None:
     event.AsyncResult().get(timeout=60)
 
@@ -31,7 +31,7 @@ def test_user_code_in_a_greenlet_of_gevents_is_reached() -> None:
     places: list[Any] = []
 
     def body() -> str:
-        places.append(here())
+        places.append(current_target())
         try:
             wait_for_ever()
         except KeyError as error:
@@ -51,7 +51,7 @@ def test_code_of_the_library_in_a_greenlet_is_let_alone() -> None:
     go_on = event.Event()
 
     def body() -> str:
-        places.append(here())
+        places.append(current_target())
         go_on.wait(timeout=60)
         return "it ended by itself"
 
@@ -66,13 +66,13 @@ def test_code_of_the_library_in_a_greenlet_is_let_alone() -> None:
 
 def test_another_greenlet_is_not_the_main_thread() -> None:
     """As those of eventlet."""
-    assert here() is not None
+    assert current_target() is not None
 
-    assert greenlet.greenlet(here).switch() is None
+    assert greenlet.greenlet(current_target).switch() is None
 
 
 def test_a_greenlet_that_is_killed_ends_by_what_is_no_failure() -> None:
-    from celery_durable.steps.step import NOT_A_FAILURE
+    from celery_durable.steps.failures import NOT_A_FAILURE
 
     assert greenlet.GreenletExit in NOT_A_FAILURE
     assert not issubclass(greenlet.GreenletExit, Exception)

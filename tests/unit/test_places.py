@@ -28,7 +28,7 @@ def attempt(run: Run, body: Body, later: float = 0.0) -> Any:
         except Interrupt as interrupt:
             return interrupt
         finally:
-            await run.last.siblings.landed()
+            await run.last.siblings.wait_all()
             run.end()
 
     return asyncio.run(awaited())
@@ -297,7 +297,7 @@ def test_eager_tasks_are_numbered_too(run: Run) -> None:
         try:
             return await asyncio.gather(branch(context, "a"), branch(context, "b"))
         finally:
-            await run.last.siblings.landed()
+            await run.last.siblings.wait_all()
             run.end()
 
     assert asyncio.run(awaited()) == [["a", "a1"], ["b", "b1"]]

@@ -22,11 +22,12 @@ from celery_durable import (
     current_step,
     durable_task,
 )
-from celery_durable.drivers.interruption import Strike, here
-from celery_durable.drivers.watchdog import Watch, watcher
-from celery_durable.interrupts import FailAttempt, Interrupt, Overrun, RetryStep
+from celery_durable.drivers.interruption import Interruption, current_target
+from celery_durable.drivers.pulse import Overrun
+from celery_durable.drivers.watchdog import Watch, watchdog
+from celery_durable.interrupts import FailAttempt, Interrupt, RetryStep
 from celery_durable.steps.attempt import Attempt
-from celery_durable.steps.step import Step
+from celery_durable.steps.step import Step, claim_step
 from tests.unit.conftest import Run
 from tests.waiting import eventually
 
@@ -41,7 +42,7 @@ class Owner:
         self.silences: list[float] = []
         self.left: list[Overrun] = []
 
-    def silent(self, seconds: float) -> None:
+    def inactive(self, seconds: float) -> None:
         self.silences.append(seconds)
 
     def go_on_without(self, overrun: Overrun) -> None:
@@ -52,10 +53,10 @@ class Nowhere:
     """A place where strikes arrive, and land when the test says so."""
 
     def __init__(self) -> None:
-        self.sent: list[Strike] = []
+        self.sent: list[Interruption] = []
 
-    def send(self, strike: Strike) -> None:
-        self.sent.append(strike)
+    def send(self, interruption: Interruption) -> None:
+        self.sent.append(interruption)
 
 
 Context = DurableContext | AsyncDurableContext
@@ -71,20 +72,20 @@ class Watched:
     def __init__(self, ctx: Context, place: Nowhere | None, inactivity: float, abort: float) -> None:
         self.attempt = attempt_of(ctx)
         self.owner = Owner()
-        self.watch = Watch(self.attempt, self.owner, place, inactivity, abort)
-        self.zero = self.attempt.progressed_at
+        self.watch = Watch(self.attempt.pulse, self.owner, place, inactivity, abort)
+        self.zero = self.attempt.pulse.progressed_at
 
     def look(self, later: float) -> float:
         """Look so many seconds later; return how many seconds later the next look is."""
-        return self.watch.look(self.zero + later) - self.zero
+        return self.watch.check(self.zero + later) - self.zero
 
     def begin_step(self, **options: Any) -> Step:
         """A step whose action runs."""
-        step = Step(self.attempt, "charge", time.sleep, (RunOptions(**options), 5), {})
+        step = claim_step(self.attempt, "charge", time.sleep, (RunOptions(**options), 5), {})
         step.executions = 1
         if options:
             step.deadline = self.zero + options["timeout"]
-        self.attempt.running.add(step)
+        self.attempt.pulse.running.add(step)
         return step
 
 
@@ -111,7 +112,7 @@ def test_a_silence_is_reported_once(run: Run) -> None:
 def test_each_silence_is_reported(run: Run) -> None:
     one = watched(run)
     one.look(61)
-    one.attempt.progressed_at += 100
+    one.attempt.pulse.progressed_at += 100
     one.look(159)
     assert one.look(161) == pytest.approx(760)
     assert one.owner.silences == pytest.approx([61, 61])
@@ -123,22 +124,22 @@ def test_a_heartbeat_and_an_entry_are_progress(run: Run) -> None:
     seen: list[float] = []
 
     def beat() -> None:
-        seen.append(attempt.progressed_at)
-        attempt.progressed_at -= 100
+        seen.append(attempt.pulse.progressed_at)
+        attempt.pulse.progressed_at -= 100
         current_step().heartbeat()
-        seen.append(attempt.progressed_at)
+        seen.append(attempt.pulse.progressed_at)
 
-    attempt.progressed_at -= 100
-    before = attempt.progressed_at
+    attempt.pulse.progressed_at -= 100
+    before = attempt.pulse.progressed_at
     ctx.run("beat", beat)
-    assert before + 99 < seen[0] <= seen[1] <= attempt.progressed_at
+    assert before + 99 < seen[0] <= seen[1] <= attempt.pulse.progressed_at
 
 
 def test_a_wait_of_the_library_is_no_silence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     ctx = run.attempt(inline_retry_limit=1000)
     attempt = attempt_of(ctx)
-    monkeypatch.setattr(time, "sleep", lambda _: waits.append(attempt.progressed_at - time.monotonic()))
+    monkeypatch.setattr(time, "sleep", lambda _: waits.append(attempt.pulse.progressed_at - time.monotonic()))
     options = RunOptions(initial_retry_interval=200, max_retry_interval=200, max_attempts=2)
     with pytest.raises(RetriesExhausted):
         ctx.run("fail", lambda: 1 / 0, options)
@@ -157,11 +158,11 @@ def test_what_goes_on_beside_a_sleep_is_no_silence(run: Run, place: Nowhere) -> 
             await outside
 
         busy, asleep = asyncio.ensure_future(goes_on()), asyncio.ensure_future(ctx.sleep(0.1))
-        one.attempt.progressed_at -= 1000
+        one.attempt.pulse.progressed_at -= 1000
         await asyncio.sleep(0)
         assert one.look(700) == pytest.approx(760)
         await asleep
-        assert time.monotonic() - one.attempt.progressed_at < 500
+        assert time.monotonic() - one.attempt.pulse.progressed_at < 500
         outside.set_result(None)
         await busy
 
@@ -177,13 +178,13 @@ def test_the_body_is_struck_between_its_steps(run: Run, place: Nowhere) -> None:
     one.look(659)
     assert place.sent == []
     assert one.look(661) == pytest.approx(661.1)
-    (strike,) = place.sent
-    assert strike.overrun.step is None
-    assert type(strike.overrun.error) is DurableTimeoutError
-    assert "no progress for 660 s" in str(strike.overrun.error)
-    assert strike.lands()
-    assert one.attempt.interrupt is strike.overrun
-    assert not strike.lands()
+    (interruption,) = place.sent
+    assert interruption.overrun.step is None
+    assert type(interruption.overrun.error) is DurableTimeoutError
+    assert "no progress for 660 s" in str(interruption.overrun.error)
+    assert interruption.arrives()
+    assert one.attempt.pulse.interrupt is interruption.overrun
+    assert not interruption.arrives()
 
 
 def test_a_step_is_struck_when_its_attempt_is_silent(run: Run, place: Nowhere) -> None:
@@ -191,8 +192,8 @@ def test_a_step_is_struck_when_its_attempt_is_silent(run: Run, place: Nowhere) -
     step = one.begin_step()
     one.look(661)
     assert place.sent[0].overrun.step is step
-    assert place.sent[0].lands()
-    assert one.attempt.interrupt is None
+    assert place.sent[0].arrives()
+    assert one.attempt.pulse.interrupt is None
 
 
 def test_code_that_follows_a_struck_step_has_time_of_its_own(run: Run, place: Nowhere) -> None:
@@ -201,9 +202,9 @@ def test_code_that_follows_a_struck_step_has_time_of_its_own(run: Run, place: No
     one = Watched(ctx, place, 60, 600)
 
     def strike() -> None:
-        one.attempt.progressed_at -= 661
+        one.attempt.pulse.progressed_at -= 661
         one.look(0)
-        assert place.sent[0].lands()
+        assert place.sent[0].arrives()
         raise place.sent[0].overrun
 
     with pytest.raises(FailAttempt):
@@ -216,7 +217,7 @@ def test_a_step_is_struck_when_its_own_time_is_over_however_lively(run: Run, pla
     one = watched(run, place)
     step = one.begin_step(timeout=5)
     assert one.look(0) == pytest.approx(5)
-    one.attempt.progressed_at += 4
+    one.attempt.pulse.progressed_at += 4
     assert one.look(6) == pytest.approx(6.1)
     assert place.sent[0].overrun.step is step
     assert "no result within 5 s" in str(place.sent[0].overrun.error)
@@ -238,7 +239,7 @@ def test_what_is_struck_has_a_while_to_end(run: Run, place: Nowhere) -> None:
     one = watched(run, place)
     one.begin_step(timeout=5)
     one.look(6)
-    assert place.sent[0].lands()
+    assert place.sent[0].arrives()
     assert one.look(6.1) == pytest.approx(11)
     assert one.owner.left == []
     one.look(11)
@@ -258,7 +259,7 @@ def test_what_ends_just_then_is_left_once_and_its_attempt_watched_on(run: Run) -
     one.look(6)
     one.look(7)
     assert len(one.owner.left) == 1
-    one.attempt.running.remove(first)
+    one.attempt.pulse.running.remove(first)
     second = one.begin_step(timeout=9)
     assert one.look(8) == pytest.approx(9)
     one.look(10)
@@ -272,14 +273,14 @@ def test_a_strike_for_what_has_ended_does_not_land(run: Run, place: Nowhere, end
     one.look(661)
     match ending:
         case "the step ends":
-            one.attempt.running.remove(step)
+            one.attempt.pulse.running.remove(step)
         case "it is executed again":
             step.executions += 1
         case "the attempt ends":
-            one.attempt.closed = True
+            one.attempt.pulse.closed = True
         case "a heartbeat":
-            one.attempt.progressed_at += 660
-    assert not place.sent[0].lands()
+            one.attempt.pulse.progressed_at += 660
+    assert not place.sent[0].arrives()
 
 
 def test_without_timeouts_nothing_is_ever_due(run: Run) -> None:
@@ -297,29 +298,29 @@ def test_the_watcher_is_awake_in_time_for_whatever_is_expected(run: Run) -> None
     attempts = [Run(f"task-{number}").attempt() for number in range(2)]
     owners = [Owner(), Owner()]
     try:
-        watcher.watch(Watch(attempt_of(attempts[0]), owners[0], None, 1000, 1000))
-        watcher.watch(Watch(attempt_of(attempts[1]), owners[1], None, 0.05, 1000))
+        watchdog.watch(Watch(attempt_of(attempts[0]).pulse, owners[0], None, 1000, 1000))
+        watchdog.watch(Watch(attempt_of(attempts[1]).pulse, owners[1], None, 0.05, 1000))
         eventually(lambda: len(owners[1].silences) == 1, 2)
         assert owners[0].silences == []
     finally:
         for ctx in attempts:
-            watcher.forget(attempt_of(ctx))
+            watchdog.forget(attempt_of(ctx).pulse)
 
 
 def test_an_attempt_that_cannot_be_looked_at_does_not_harm_the_others(run: Run) -> None:
     class Broken(Owner):
-        def silent(self, seconds: float) -> None:
+        def inactive(self, seconds: float) -> None:
             raise OSError(seconds)
 
-    broken, whole = attempt_of(Run("broken").attempt()), attempt_of(Run("whole").attempt())
+    broken, whole = (attempt_of(Run(name).attempt()).pulse for name in ("broken", "whole"))
     owner = Owner()
     try:
-        watcher.watch(Watch(broken, Broken(), None, 0.05, 1000))
-        watcher.watch(Watch(whole, owner, None, 0.1, 1000))
+        watchdog.watch(Watch(broken, Broken(), None, 0.05, 1000))
+        watchdog.watch(Watch(whole, owner, None, 0.1, 1000))
         eventually(lambda: len(owner.silences) == 1, 2)
     finally:
-        watcher.forget(broken)
-        watcher.forget(whole)
+        watchdog.forget(broken)
+        watchdog.forget(whole)
 
 
 # -- for real, in the main thread of a process, and on the loop --------------------------------------------------------
@@ -488,12 +489,12 @@ def test_a_quick_step_with_a_timeout_is_a_step(run: Run) -> None:
 def test_a_timeout_is_a_failed_execution(run: Run, options: dict[str, Any], kind: type[BaseException]) -> None:
     ctx = run.attempt()
     attempt = attempt_of(ctx)
-    watcher.watch(Watch(attempt, Owner(), here()))
+    watchdog.watch(Watch(attempt.pulse, Owner(), current_target()))
     try:
         with pytest.raises(kind) as raised:
             ctx.run("linger", linger, RunOptions(timeout=0.05, **options))
     finally:
-        watcher.forget(attempt)
+        watchdog.forget(attempt.pulse)
     if isinstance(raised.value, RetriesExhausted):
         assert (raised.value.attempts, raised.value.last_error_type) == (1, "DurableTimeoutError")
         assert "in linger" in raised.value.last_error_traceback
@@ -530,4 +531,4 @@ def test_a_time_limit_takes_the_place_of_the_abort_that_the_task_does_not_set(
 ) -> None:
     app.conf.update(conf)
     task = app.task(base=DurableTask, name="progress.limited", **options)(nothing)
-    assert (task.durable_terms.inactivity_timeout, task.durable_terms.abort_timeout) == expected
+    assert (task.durable_attempt_settings.inactivity_timeout, task.durable_attempt_settings.abort_timeout) == expected

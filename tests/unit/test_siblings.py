@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from celery_durable import AsyncDurableContext, EntryNotRecordableError, RunOptions, TerminalError
-from celery_durable.drivers import driver, siblings
+from celery_durable.drivers import loop, siblings, tasks
 from celery_durable.interrupts import EndRun, Interrupt, RetryStep, Sleep
 from tests.unit.conftest import Action, Run
 
@@ -42,15 +42,15 @@ def attempt(run: Run, body: Callable[[AsyncDurableContext], Any], later: float =
         try:
             result = await body(context)
         except BaseException as error:
-            return run.last.interrupt or error
+            return run.last.pulse.interrupt or error
         else:
-            return run.last.interrupt or result
+            return run.last.pulse.interrupt or result
         finally:
-            await run.last.siblings.landed()
+            await run.last.siblings.wait_all()
             run.end()
 
     async def on_the_loop() -> Any:
-        siblings.look_after(asyncio.get_running_loop())
+        tasks.look_after(asyncio.get_running_loop())
         return await asyncio.wait_for(asyncio.ensure_future(awaited()), 30)
 
     return asyncio.run(on_the_loop())
@@ -432,7 +432,7 @@ def test_what_cannot_be_recorded_ends_a_run_whose_sibling_is_to_be_retried(run: 
 def test_an_execution_whose_time_is_over_has_failed_whatever_it_makes_of_that(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, late: str
 ) -> None:
-    monkeypatch.setattr(driver, "GRACE", 0.05)
+    monkeypatch.setattr(loop, "GRACE", 0.05)
     gate, swallowed = asyncio.Event(), []
 
     async def polls() -> str:

@@ -11,8 +11,8 @@ import pytest
 from celery import Celery
 
 from celery_durable import DurableContext, RunOptions, durable_task
-from celery_durable.drivers import interruption as strike
-from celery_durable.drivers.interruption import here, in_user_code
+from celery_durable.drivers import interruption
+from celery_durable.drivers.interruption import current_target, in_user_code
 
 
 def look(seen: dict[str, bool], where: str) -> None:
@@ -49,8 +49,8 @@ def test_bodies_and_actions_are_user_code_and_what_the_library_calls_for_itself_
 
 
 def test_only_the_main_thread_listens() -> None:
-    places: list[Any] = [here()]
-    thread = threading.Thread(target=lambda: places.append(here()))
+    places: list[Any] = [current_target()]
+    thread = threading.Thread(target=lambda: places.append(current_target()))
     thread.start()
     thread.join()
     assert places[0] is not None
@@ -58,11 +58,11 @@ def test_only_the_main_thread_listens() -> None:
 
 
 def test_a_signal_that_the_application_uses_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strike, "_main_thread", strike._InMainThread())  # noqa: SLF001
+    monkeypatch.setattr(interruption, "_main_thread", interruption._InMainThread())  # noqa: SLF001
     own: Any = lambda *_: None  # noqa: E731
     before = signal.signal(signal.SIGURG, own)
     try:
-        assert here() is None
+        assert current_target() is None
         assert signal.getsignal(signal.SIGURG) is own
     finally:
         signal.signal(signal.SIGURG, before)
@@ -71,4 +71,4 @@ def test_a_signal_that_the_application_uses_is_left_to_it(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", ["gevent", "greenlet"])
 def test_what_is_installed_and_not_used_changes_nothing(name: str) -> None:
     pytest.importorskip(name)
-    assert here() is not None
+    assert current_target() is not None

@@ -64,7 +64,7 @@ def gate() -> Iterator[Gate]:
 
 async def queued(run: Run, *names: str) -> None:
     """Wait until just these steps wait for a thread."""
-    while [step.name for step in actions.waiting(run.last)] != list(names):  # noqa: ASYNC110
+    while [step.name for step in actions.waiting(run.last.pulse)] != list(names):  # noqa: ASYNC110
         await asyncio.sleep(0.001)
 
 
@@ -205,7 +205,7 @@ def test_what_may_not_start_any_more_when_its_thread_runs_is_judged_anew(run: Ru
     attempt = run.last
 
     def take_over() -> None:
-        attempt.closed = True
+        attempt.pulse.closed = True
 
     in_each_thread.append(take_over)  # the first thing that a new thread does
     idle, actions._idle = actions._idle, []  # noqa: SLF001  so that there is a new one

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from celery_durable import RunOptions, tracing
-from celery_durable.drivers import interruption as strike
+from celery_durable.drivers.interruption import current_target
 from celery_durable.interrupts import RetryStep
 from tests.unit.conftest import Action, Run
 
@@ -80,5 +80,5 @@ def test_a_module_that_another_thread_is_importing_is_not_there_yet(monkeypatch:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
 
     assert not tracing.is_recording()
-    tracing.count_silence("shop.order")
-    strike.here()
+    tracing.count_inactivity("shop.order")
+    current_target()

@@ -498,8 +498,8 @@ def interrupted(run: Run, body: Callable[[AsyncDurableContext], Any], *, later: 
     async def attempt() -> Any:
         with suppress(BaseException):
             await body(ctx)
-        await run.last.siblings.landed()
-        return run.last.interrupt
+        await run.last.siblings.wait_all()
+        return run.last.pulse.interrupt
 
     interrupt = asyncio.run(attempt())
     run.end()

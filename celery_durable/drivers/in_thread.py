@@ -1,0 +1,105 @@
+"""The driver of ``def`` tasks: it waits in their thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import wait
+from math import inf
+from sys import maxsize
+from typing import Any, TypeVar
+
+from celery_durable.interrupts import Interrupt
+from celery_durable.values.tagged import KINDS
+
+from . import upkeep
+from .interruption import current_target, user_code_boundary
+from .loop import is_async, is_to_be_lent, limited, wait_for
+from .pulse import Pulse, Running
+from .threads import Thread, begin_action, timed
+from .watchdog import timed_out, watchdog
+
+T = TypeVar("T")
+
+
+class InThread:
+    """Nothing is ever suspended, so its coroutines end in the call that starts them."""
+
+    __slots__ = ("_pulse",)
+
+    most_at_once = inf
+    on_loop = False
+
+    def __init__(self, pulse: Pulse) -> None:
+        self._pulse = pulse
+
+    async def thread_for(self, step: Running) -> Thread:
+        raise AssertionError(f"step {step.name!r} has its thread")  # pragma: no cover
+
+    @user_code_boundary
+    async def call(self, step: Running, thread: Thread | None) -> Any:  # noqa: ARG002
+        if step.options.timeout is not None:
+            if current_target() is None:
+                return _act_and_judge(step) if is_to_be_lent(step) else _in_a_thread_of_its_own(step)
+            _limit(step)
+        result = step.action(*step.args, **step.kwargs)
+        if type(result) in KINDS or not isinstance(result, Awaitable):
+            return result
+        if is_to_be_lent(step):
+            return _wait_lending_this_thread(step, result)
+        return wait_for(result, around=upkeep.on_loop(step))
+
+    async def settle(self) -> None:
+        self._pulse.ask(self._pulse.journal.settle)
+
+    async def ask(self, question: Callable[[], None]) -> None:
+        self._pulse.ask(question)
+
+    async def pause(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251  it runs outside of any loop
+
+    async def park(self, interrupt: Interrupt, seconds: float) -> None:  # noqa: ARG002
+        raise self._pulse.stop(interrupt)
+
+    def is_cancelled(self, error: BaseException) -> bool:  # noqa: ARG002
+        return False
+
+
+def _limit(step: Running) -> None:
+    """Have the step's execution in this thread ended when it has run too long."""
+    step.deadline = time.monotonic() + step.options.longest_execution
+    watchdog.schedule(step.deadline)
+
+
+def _act_and_judge(step: Running) -> Any:
+    """Execute a step in its caller's thread, where nothing ends it, and say then that it was late."""
+    began = time.monotonic()
+    result = step.action(*step.args, **step.kwargs)
+    if isinstance(result, Awaitable):
+        return _wait_lending_this_thread(step, result)
+    if time.monotonic() - began > step.options.longest_execution:
+        raise timed_out(step)
+    return result
+
+
+def _wait_lending_this_thread(step: Running, result: Awaitable[T]) -> T:
+    # It is cancelled where it runs, and this thread is not interrupted.
+    step.deadline = inf
+    return wait_for(result if step.options.timeout is None else limited(step, result), lends=True)
+
+
+def _in_a_thread_of_its_own(step: Running) -> Any:
+    """Execute a step where nothing reaches the thread that runs its task: it is given up in time."""
+    if is_async(step.action):
+        return wait_for(limited(step, step.action(*step.args, **step.kwargs)), around=upkeep.on_loop(step))
+    thread = timed.take(maxsize)
+    assert thread is not None  # noqa: S101
+    errand = begin_action(step, thread)
+    try:
+        wait([errand.outcome], step.options.longest_execution)
+    except BaseException as stop:  # a soft time limit
+        errand.give_up(step, stop)
+        raise
+    errand.give_up(step, timed_out(step))
+    result = errand.outcome.result()
+    return wait_for(limited(step, result), around=upkeep.on_loop(step)) if isinstance(result, Awaitable) else result

@@ -1,0 +1,145 @@
+"""The asyncio tasks of attempts, made by a factory of ours: none is cancelled amid a step, whoever cancels."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+from .pulse import Pulse
+
+T = TypeVar("T")
+
+
+class Family(Protocol):
+    """Those of one attempt."""
+
+    pulse: Pulse
+
+    def make(self, factory: TaskFactory, maker: Any, loop: Any, coroutine: Any, options: dict[str, Any]) -> Any:
+        """An asyncio task that another one of the family makes."""
+        ...
+
+
+class Sibling:
+    """What is known of one asyncio task."""
+
+    __slots__ = ("family", "held_for", "message", "put_off", "steps")
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.held_for: Pulse | None = None
+        """The attempt whose step is under way in it, and is let finish."""
+        self.put_off = 0
+        """Cancellations that wait for the end of that."""
+        self.message: Any = None
+        """Of the last of them: anyio knows its own by it."""
+        self.steps = 0
+        """Steps that are under way in it; what their actions make is none of the attempt's."""
+
+
+known: dict[Any, Sibling] = {}
+"""The asyncio tasks of attempts, as long as they live."""
+
+
+class _Task(asyncio.Task[Any]):
+    """A task that is not cancelled amid a step: what has begun is let finish and recorded, whoever cancels."""
+
+    def __init__(self, coroutine: Any, *, enter: Callable[[Any], None], **options: Any) -> None:
+        # First: an eager task begins while it is being made.
+        enter(self)
+        super().__init__(coroutine, **options)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        sibling = known.get(self)
+        # What ends the attempt itself (a time limit, say) does not wait.
+        if sibling is None or sibling.held_for is None or sibling.held_for.interrupted_by is not None:
+            return super().cancel(msg)
+        # anyio cancels at every turn of the event loop, until it has been heard.
+        if msg is None or msg != sibling.message:
+            sibling.put_off += 1
+            sibling.message = msg
+        return True
+
+
+class TaskFactory:
+    """Makes the asyncio tasks of a loop; those of an attempt are numbered and known."""
+
+    def __init__(self, users: Any) -> None:
+        self._users = users
+        self._options: dict[str, Any] = {}
+        if users is not None and users is getattr(asyncio, "eager_task_factory", None):
+            self._users, self._options = None, {"eager_start": True}
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+        maker = asyncio.current_task(loop)
+        sibling = known.get(maker)
+        if sibling is not None and not sibling.steps:
+            return sibling.family.make(self, maker, loop, coroutine, options)
+        return self.make(loop, coroutine, options)
+
+    def make(self, loop: Any, coroutine: Any, options: dict[str, Any], enter: Any = lambda _: None) -> Any:
+        if self._users is None:
+            return _Task(coroutine, loop=loop, enter=enter, **self._options, **options)
+        task = self._users(loop, coroutine, **options)
+        enter(task)
+        return task
+
+
+def look_after(loop: asyncio.AbstractEventLoop) -> None:
+    """Number the asyncio tasks that are made on this loop; also those that a factory of the user's makes."""
+    users = loop.get_task_factory()
+    if not isinstance(users, TaskFactory):
+        loop.set_task_factory(TaskFactory(users))
+
+
+# -- steps in them -----------------------------------------------------------------------------------------------------
+
+
+def step_begins(pulse: Pulse) -> Sibling | None:
+    """In this asyncio task, which is not cancelled until :func:`step_ends`; None if it is none that is known."""
+    sibling = known.get(asyncio.current_task())
+    if sibling is not None:
+        sibling.steps += 1
+        if sibling.family.pulse is pulse:
+            sibling.held_for = pulse
+    return sibling
+
+
+def step_ends(sibling: Sibling | None) -> bool:
+    """Let this asyncio task be cancelled; whether it has been meanwhile: its next ``await`` raises that."""
+    if sibling is None:
+        return False
+    sibling.steps -= 1
+    if sibling.steps:
+        return False
+    sibling.held_for = None
+    return sibling.put_off > 0 and _catch_up(sibling)
+
+
+def is_idle() -> bool:
+    """Whether no attempt of this process has coroutines beside the one that asks."""
+    return len(known) <= 1
+
+
+async def cancellable(waiting: Awaitable[T]) -> T:
+    """Await what is nothing of an execution: a cancellation is not put off."""
+    sibling = known.get(asyncio.current_task())
+    if sibling is None:
+        return await waiting
+    held_for, sibling.held_for = sibling.held_for, None
+    _catch_up(sibling)
+    try:
+        return await waiting
+    finally:
+        sibling.held_for = held_for
+
+
+def _catch_up(sibling: Sibling) -> bool:
+    """Cancel this asyncio task, if somebody has tried to meanwhile: its next ``await`` raises that."""
+    put_off, message = sibling.put_off, sibling.message
+    sibling.put_off, sibling.message = 0, None
+    task: Any = asyncio.current_task()
+    for _ in range(put_off):
+        task.cancel(message)
+    return put_off > 0

@@ -1,0 +1,78 @@
+"""The rules by which each attempt takes the path that the journal has recorded, and what refuses to follow one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from celery_durable.drivers.pulse import Pulse, running_step
+from celery_durable.drivers.siblings import InFlight
+from celery_durable.exceptions import ContextClosedError, ContextInStepError
+from celery_durable.interrupts import EndRun
+from celery_durable.journal.entries import Entry
+from celery_durable.journal.layout import State
+from celery_durable.journal.positions import in_order
+
+
+def same_name(recorded: Entry, name: str) -> bool:
+    """An operation has the name that is recorded at its position."""
+    return recorded.name == name
+
+
+def same_kind(recorded: Entry, kind: str) -> bool:
+    """An operation is of the kind that is recorded at its position: a step, or a sleep."""
+    return recorded.kind == kind and recorded.state in State.KNOWN
+
+
+def nothing_left_over(positions: Iterable[str]) -> str | None:
+    """The body reaches all that is recorded; the first position that it has not reached.
+
+    Raises:
+        JournalUnreadableError: one of them is none.
+    """
+    return min(positions, key=in_order, default=None)
+
+
+def every_step_awaited(in_flight: InFlight) -> str | None:
+    """The body awaits each operation that it calls; the name of one that it has not awaited: nothing has happened."""
+    return in_flight.never_awaited()
+
+
+def no_context_in_a_step(pulse: Pulse, inside: Any) -> None:
+    """The context is used between steps only: inside one it would get the positions of others.
+
+    *inside*: the step whose action this code belongs to. A thread that the action has begun does not know it.
+    """
+    if inside is None and not (pulse.running and threading.get_ident() != pulse.home):
+        return
+    used_in = pulse if inside is None else inside.pulse
+    name = "another thread" if inside is None else f"step {inside.name!r}"
+    error = ContextInStepError(
+        f"task {used_in.info.task_id}: the context was used inside {name}; inside a step use its arguments "
+        f"and current_step(), and call the context before or after it"
+    )
+    used_in.interrupt = violation = EndRun(error)
+    if inside is None:
+        pulse.violation = violation
+    else:
+        inside.violation = violation
+    raise error
+
+
+def check_usable(pulse: Pulse, *, draws: bool = False) -> None:
+    """Refuse a verb after the attempt, after an interrupt was swallowed, and inside a step.
+
+    *draws*: what asks for nothing but a value goes on as long as the attempt lets finish what has begun.
+    """
+    inside = running_step.get()
+    if inside is None and pulse.interrupt is None and not (pulse.running or pulse.closed):
+        return
+    if pulse.closed:
+        raise ContextClosedError(
+            f"task {pulse.info.task_id}: the context was used after its attempt had ended; "
+            f"use it in the body of the task only"
+        )
+    if pulse.interrupt is not None and not (draws and pulse.is_ending):
+        raise pulse.interrupt
+    no_context_in_a_step(pulse, inside)

@@ -1,0 +1,82 @@
+"""What a body draws (random numbers, UUIDs, times): the same on every attempt."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import TypeVar
+from uuid import UUID
+
+from celery_durable.drivers.pulse import Pulse
+from celery_durable.exceptions import InvalidStepError
+from celery_durable.journal.entries import damaged
+from celery_durable.journal.layout import Fields
+
+from .determinism import check_usable
+from .outbox import Outbox
+from .places import Places
+
+T = TypeVar("T")
+
+
+class Draws:
+    """Those of one attempt."""
+
+    def __init__(self, pulse: Pulse, seed: str, fields: Fields, places: Places, outbox: Outbox) -> None:
+        self._pulse = pulse
+        self._seed = seed
+        self._fields = fields
+        self._places = places
+        self._outbox = outbox
+        self._numbers: dict[str, int] = {}
+        self._randoms: dict[tuple[str, str | None], random.Random] = {}
+
+    def random(self, name: str | None) -> random.Random:
+        check_usable(self._pulse, draws=True)
+        branch = self._path
+        stream = self._randoms.get((branch, name))
+        if stream is None:
+            key = ":".join([self._seed, branch + "random", *([] if name is None else [name])])
+            stream = self._randoms[branch, name] = random.Random(key)  # noqa: S311  documented as not for cryptography
+        return stream
+
+    def uuid(self) -> UUID:
+        return self._drawn("uuid", lambda place: str(derived_uuid(self._seed, "uuid", place)), UUID)
+
+    def time(self) -> int:
+        return self._drawn("time", lambda _: str(time.time_ns() // 1_000_000), int)
+
+    def datetime(self) -> datetime:
+        return self._drawn("now", lambda _: datetime.now(timezone.utc).isoformat(), datetime.fromisoformat)
+
+    def _drawn(self, kind: str, draw: Callable[[str], str], read: Callable[[str], T]) -> T:
+        """The next value of its kind: as recorded, or drawn now, at its place, and recorded with the next write."""
+        check_usable(self._pulse, draws=True)
+        branch = f"{kind}:{self._path}"
+        self._numbers[branch] = number = self._numbers.get(branch, 0) + 1
+        field = f"{branch}{number}"
+        recorded = self._fields.get(field.encode())
+        if recorded is None:
+            text = self._outbox.staged[field] = draw(field.removeprefix(f"{kind}:"))
+            return read(text)
+        try:
+            return read(recorded.decode())
+        except ValueError:
+            raise self._pulse.unreadable(damaged(field, recorded)) from None
+
+    @property
+    def _path(self) -> str:
+        """Of the branch that draws."""
+        try:
+            return self._places.path
+        except InvalidStepError as error:
+            raise self._pulse.invalid(error) from None
+
+
+def derived_uuid(seed: str, *path: object) -> UUID:
+    """A version-4 UUID that depends on the seed and the path alone."""
+    digest = hashlib.sha256(":".join([seed, *map(str, path)]).encode()).digest()
+    return UUID(bytes=digest[:16], version=4)

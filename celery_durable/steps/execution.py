@@ -1,0 +1,132 @@
+"""The first execution of a step, until it is recorded, or another attempt must go on.
+
+Written once, as coroutines: in a sync task a driver that waits in its thread runs them to their end at once, in an
+async one they wait on the loop.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from celery_durable import django, tracing
+from celery_durable.drivers.driver import Driver
+from celery_durable.drivers.loop import needs_thread
+from celery_durable.drivers.pulse import Errand, running_step
+from celery_durable.drivers.threads import Stale, Thread
+from celery_durable.interrupts import Interrupt
+from celery_durable.journal.entries import started_entry
+
+from .failures import cancel, count_the_dead, fail, is_failure, meaning
+from .record import record
+from .step import Step
+
+
+async def perform(step: Step, driver: Driver) -> Any:
+    """Execute the action until it is recorded; raise when another attempt must go on."""
+    attempt, pulse = step.attempt, step.pulse
+    if django.is_imported():
+        attempt.check_not_atomic("step", step.name, step.entry)
+    if step.entry is not None and not pulse.cancel_requested:
+        await count_the_dead(step, step.entry, driver)
+    step.check_type()
+    while True:
+        # What follows is judged, and said, when nothing but the action itself is still to come.
+        thread = await driver.thread_for(step) if driver.on_loop and needs_thread(step) else None
+        try:
+            if pulse.is_in_doubt:
+                await _ask(step, driver)
+            if _announce(step):
+                await driver.settle()
+        except BaseException:
+            if thread is not None:
+                thread.leave()
+            raise
+        pulse.progressed_at = began = time.monotonic()
+        try:
+            value = await _act(step, driver, thread)
+        except Stale:
+            pulse.check_goes_on()
+            step.executions -= 1
+        except BaseException as raised:
+            # Cleaning up after what was interrupted is not to be interrupted for it, too.
+            pulse.progressed_at = time.monotonic()
+            if step.errand is None or not step.errand.is_given_up:
+                await _wait_after(step, raised, driver)
+            else:
+                await _wait_without(step, step.errand, raised, driver)
+        else:
+            return await record(step, value, began, driver)
+
+
+async def _ask(step: Step, driver: Driver) -> None:
+    """Have it said whether an execution may begin, by Redis if need be."""
+    attempt, pulse = step.attempt, step.pulse
+    pulse.check_goes_on()  # others may have ended it meanwhile
+    if pulse.is_out_of_touch:
+        await driver.ask(pulse.journal.prove_lease)
+        pulse.heard_at = time.monotonic()
+    if pulse.cancel_requested:
+        await cancel(attempt, step.position, driver, step.name, step.executions)
+
+
+def _announce(step: Step) -> bool:
+    """Send what must be known if the process dies inside the action; whether to wait until Redis has it."""
+    outbox, backoff = step.attempt.outbox, step.options.backoff
+    step.executions += 1
+    if backoff is None or not backoff.limited:
+        outbox.send_staged(with_next=True)
+        return outbox.keeps_back
+    if step.first is None:
+        step.first = step.attempt.now()
+    outbox.stage(step.position, started_entry(step.name, step.executions, step.first))
+    wait = backoff.max_attempts == 1
+    outbox.send_staged(with_next=not wait)
+    return wait or outbox.keeps_back
+
+
+async def _act(step: Step, driver: Driver, thread: Thread | None) -> Any:
+    pulse = step.pulse
+    token = running_step.set(step)
+    pulse.running.add(step)
+    try:
+        if tracing.is_recording():
+            with tracing.span(step.name, pulse.info.task_id, step.executions):
+                return await driver.call(step, thread)
+        return await driver.call(step, thread)
+    finally:
+        running_step.reset(token)
+        try:
+            pulse.running.remove(step)
+        except KeyError:
+            # The run goes on without it: what is being said of it comes first.
+            with step.handover:
+                pass
+
+
+async def _wait_after(step: Step, raised: BaseException, driver: Driver) -> None:
+    """Wait until the next execution of this attempt; raises where there is none."""
+    error = meaning(step, raised)
+    if not is_failure(step, error, driver):
+        if error is raised:
+            raise raised
+        raise error from None
+    delay = await fail(step, error, driver)
+    # What has failed is to count, though Redis should go away meanwhile.
+    step.attempt.outbox.send_staged()
+    await driver.settle()
+    step.pulse.progressed_at = time.monotonic() + delay
+    await driver.pause(delay)
+
+
+async def _wait_without(step: Step, errand: Errand, raised: BaseException, driver: Driver) -> None:
+    """The same where the execution goes on, though it has failed."""
+    try:
+        await _wait_after(step, raised, driver)
+    except Interrupt:
+        # Said before what it may still return, which is recorded over it.
+        step.attempt.outbox.send_staged()
+        await driver.settle()
+        raise
+    finally:
+        errand.decided()

@@ -1,0 +1,146 @@
+"""What the journal has still to be told by an attempt: staged first, then sent together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from celery_durable.drivers.pulse import Pulse
+from celery_durable.journal.entries import annotated
+from celery_durable.journal.layout import LAYOUT, Fields, step_field
+
+from .places import Patches, Places
+from .run_state import RunState
+
+logger = logging.getLogger("celery_durable")
+
+MANY_ENTRIES = 10_000
+MANY_BYTES = 64 * 2**20
+_PAIRS_AT_AN_END = 500
+
+
+class Outbox:
+    """That of one attempt."""
+
+    def __init__(self, pulse: Pulse, fields: Fields, state: RunState, places: Places, patches: Patches) -> None:
+        self._pulse = pulse
+        self._journal = pulse.journal
+        self._state = state
+        self._places = places
+        self._patches = patches
+        # What is said first, if anything is said, is that the run has got past that.
+        self.staged: dict[str, str] = {"stalled": ""} if state.stalled else {}
+        """Fields that are not sent yet."""
+        self.keeps_back = False
+        """What is staged waits for a thread to send it: it is large, or something large is being sent."""
+        self.names_build = state.build != pulse.settings.build
+        """Whether what is recorded names its build: another one has begun the run."""
+        self._says_layout = fields.get(b"v") != LAYOUT.encode()
+        self._size = _Size(fields)
+
+    def stage(self, position: str, entry: str) -> None:
+        """Keep an entry for the next write."""
+        if self.names_build or self._patches.taken:
+            entry = self._annotated(position, entry)
+        self.staged[step_field(position)] = entry
+
+    def record(self, position: str, entry: str) -> None:
+        """Send the final entry of a step, with all that is staged; it counts when its reply has been read."""
+        if self.names_build or self._patches.taken:
+            entry = self._annotated(position, entry)
+            self._patches.are_recorded(position)
+        self.staged[step_field(position)] = entry
+        if not self._state.progressed:
+            self._state.progressed = True
+            self.staged.update(self._state.progress())
+        size = self._size
+        size.entries += 1
+        size.bytes += len(entry) if entry.isascii() else len(entry.encode())
+        if not size.said and (size.entries > MANY_ENTRIES or size.bytes > MANY_BYTES):
+            self._warn_of_size()
+        self.send_staged()
+
+    def record_late(self, position: str, entry: str) -> bool:
+        """Record a step that was given up, in any thread; False if another attempt has begun since."""
+        if self.names_build or self._patches.taken:
+            entry = self._annotated(position, entry)
+        return self._journal.record_aside({step_field(position): entry, **self._state.progress_after_all()})
+
+    def _annotated(self, position: str, entry: str) -> str:
+        notes: dict[str, Any] = {"build": self._pulse.settings.build} if self.names_build else {}
+        if position in self._patches.taken:
+            notes["patches"] = self._patches.taken[position]
+        return annotated(entry, **notes) if notes else entry
+
+    def _warn_of_size(self) -> None:
+        self._size.said = True
+        logger.warning(
+            "task %s: its journal has %d entries and %d bytes, and every attempt loads them all; "
+            "split the task, or record less per step",
+            self._pulse.info.task_id, self._size.entries, self._size.bytes,
+        )  # fmt: skip
+
+    # -- sending
+
+    def send_staged(self, *, with_next: bool = False) -> None:
+        """Send what is staged, without waiting.
+
+        *with_next*: it may travel with the next write.
+        """
+        if self.staged and not self.keeps_back:
+            if self._places.branched:
+                self._stage_layout()
+            self._journal.send(self.staged, with_next=with_next)
+            self.staged = {}
+
+    def send_large(self) -> Callable[[], None]:
+        """What sends all that was kept back, in any thread, and waits until it is acknowledged.
+
+        What is staged meanwhile is kept back, too, until :meth:`sent_large`.
+        """
+        if self._places.branched:
+            self._stage_layout()
+        fields, self.staged = self.staged, {}
+
+        def send() -> None:
+            self._journal.send(fields)
+            self._journal.settle()
+
+        return send
+
+    def sent_large(self, most: float) -> None:
+        """That is over; what was staged meanwhile follows, if nothing in it has more than so many characters."""
+        self.keeps_back = any(len(text) > most for text in self.staged.values())
+        self.send_staged()
+
+    def drain_staged(self) -> dict[str, str]:
+        """What is staged, to travel with the script that ends the attempt."""
+        if len(self.staged) > _PAIRS_AT_AN_END:
+            self.send_staged()
+        if self.staged and self._places.branched:
+            self._stage_layout()
+        fields, self.staged = self.staged, {}
+        return fields
+
+    def drop_all_but_steps(self) -> None:
+        """The journal is to stay as it is, but for what siblings have done."""
+        self.staged = {name: text for name, text in self.staged.items() if name.startswith("step:")}
+
+    def _stage_layout(self) -> None:
+        """Say how the branches are numbered, together with the first entry of one."""
+        self._places.branched = False
+        if self._says_layout:
+            self.staged["v"] = LAYOUT
+
+
+class _Size:
+    """How large the journal is that every attempt loads."""
+
+    __slots__ = ("bytes", "entries", "said")
+
+    def __init__(self, fields: Fields) -> None:
+        self.entries = len(fields)
+        self.bytes = sum(map(len, fields.values()))
+        self.said = self.entries > MANY_ENTRIES or self.bytes > MANY_BYTES
+        """A warning of it."""

@@ -1,0 +1,57 @@
+"""The end of a step: what its action has returned is recorded, and counts when Redis has it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from typing import Any
+
+from celery_durable.drivers.driver import LARGE, Driver, in_thread
+from celery_durable.interrupts import Interrupt
+from celery_durable.journal.entries import done_entry
+from celery_durable.values.codec import seems_large
+
+from .step import Step
+
+logger = logging.getLogger("celery_durable")
+
+
+async def record(step: Step, value: Any, began: float, driver: Driver) -> Any:
+    """Record what the action has returned; the value as a replay will give it."""
+    attempt, pulse = step.attempt, step.pulse
+    if step.violation is not None or pulse.violation is not None:
+        step.check_violation()
+    limit: BaseException | None = None
+    try:
+        if driver.on_loop and seems_large(value, LARGE):
+            encoded = await in_thread(partial(step.encode, value))
+        else:
+            encoded = step.encode(value)
+    except pulse.info.limits as met:  # what the action did is recorded first
+        limit, encoded = met, step.encode(value)
+    pulse.progressed_at = pulse.heard_at = ended = time.monotonic()
+    ms = int((ended - began) * 1000)
+    entry = done_entry(step.name, step.executions, attempt.at(ended), ms, encoded.metadata, encoded.text)
+    await commit(step, entry, driver)
+    logger.info("task %s: step %r recorded (%d ms)", pulse.info.task_id, step.name, ms)
+    if limit is not None:
+        raise limit
+    if pulse.closed and pulse.interrupt is not None:
+        raise pulse.interrupt
+    return encoded.value
+
+
+async def commit(step: Step, entry: str, driver: Driver) -> None:
+    """Write the final entry and wait until Redis has it."""
+    outbox = step.attempt.outbox
+    outbox.keeps_back |= len(entry) > driver.most_at_once
+    outbox.record(step.position, entry)
+    try:
+        await driver.settle()
+    except Interrupt:
+        logger.error("%s ran but could not be recorded; it will run again", step.where)
+        raise
+    except BaseException:  # a time limit came between the action and its record: the record comes first
+        await driver.settle()
+        raise

@@ -1,0 +1,165 @@
+"""What earlier attempts have recorded of a run, and how far the code of this one has come in it."""
+
+from __future__ import annotations
+
+from celery_durable.drivers.pulse import Pulse
+from celery_durable.exceptions import InvalidStepError, JournalMismatchError, JournalUnreadableError
+from celery_durable.interrupts import EndRun, Interrupt, Stall
+from celery_durable.journal.entries import Entry, damaged, read_entry
+from celery_durable.journal.layout import Fields, Kind, step_field
+from celery_durable.journal.positions import in_order
+from celery_durable.values.failure import failure_of
+
+from .determinism import nothing_left_over, same_kind, same_name
+from .outbox import Outbox
+from .places import Here, Patches, Places
+
+UNKNOWN_BUILD = "unknown"
+"""In place of that of what version 0.1.0 recorded."""
+
+
+class Replay:
+    """That of one attempt."""
+
+    def __init__(
+        self, pulse: Pulse, fields: Fields, build: str, places: Places, patches: Patches, outbox: Outbox
+    ) -> None:
+        self._pulse = pulse
+        self._fields = fields
+        self._build = build
+        self._places = places
+        self._patches = patches
+        self._outbox = outbox
+        self.ahead = sum(name.startswith(b"step:") for name in fields)
+        """Recorded operations that the code has not reached yet."""
+
+    # -- what is recorded at a position
+
+    def claim(self, name: str, kind: str = Kind.STEP) -> tuple[str, Entry | None]:
+        """The next position in program order, with what the journal holds for it."""
+        try:
+            position = self._places.next()
+        except InvalidStepError as error:
+            raise self._pulse.invalid(error) from None
+        if self._patches.pending:
+            self._patches.take(position)
+        if not self.ahead:
+            return position, None
+        field_name = step_field(position)
+        field = field_name.encode()
+        raw = self._fields.pop(field, None)
+        if raw is None:
+            return position, None
+        self.ahead -= 1
+        try:
+            entry = read_entry(field_name, raw)
+        except JournalUnreadableError as error:
+            raise self._pulse.unreadable(error) from None
+        if not (same_name(entry, name) and same_kind(entry, kind)):
+            self._fields[field] = raw
+            self.ahead += 1
+            raise self._other_path(position, entry, f"{kind} {name!r}")
+        if self._patches.taken and entry.is_final:
+            self._patches.are_recorded(position)
+        return position, entry
+
+    def patches_behind(self, here: Here) -> tuple[str, ...] | None:
+        """The changes of the code that are recorded behind this place; None where nothing is recorded there."""
+        if not self.ahead:
+            return None
+        following = self._fields.get(step_field(here.next).encode())
+        if following is not None:
+            return self._entry_of(here.next, following).patches
+        # Of operations side by side a later one may be recorded first; so may those of branches that begin here.
+        steps = {name[5:].decode(errors="replace"): raw for name, raw in self._fields.items() if name[:5] == b"step:"}
+        try:
+            behind = [position for position in sorted(steps, key=in_order) if here.is_before(position)]
+        except JournalUnreadableError as error:
+            raise self._pulse.unreadable(error) from None
+        if not behind:
+            return None
+        return tuple(patch for position in behind for patch in self._entry_of(position, steps[position]).patches)
+
+    def begun(self, position: str) -> dict[str, list[int | str]]:
+        """What the code around a step has begun: by that a Retry tells what has followed the step's failure."""
+        return self._places.begun(position)
+
+    def recorded_failure(self, position: str, entry: Entry) -> BaseException:
+        """What to raise where the journal has a failure."""
+        try:
+            return failure_of(entry.error or {})
+        except Exception:
+            return self._pulse.unreadable(damaged(step_field(position), str(entry.error)))
+
+    def check_nothing_left(self) -> None:
+        """After the body: steps of the journal that the code did not reach mean that it took another path."""
+        if not self.ahead or self._pulse.interrupt is not None:
+            return
+        left = [name.decode(errors="replace")[5:] for name in self._fields if name.startswith(b"step:")]
+        try:
+            position = nothing_left_over(left)
+        except JournalUnreadableError as error:
+            raise self._pulse.unreadable(error) from None
+        if position is not None:
+            entry = self._entry_of(position, self._fields[step_field(position).encode()])
+            raise self._other_path(position, entry, "the end of the task")
+
+    def _entry_of(self, position: str, raw: bytes) -> Entry:
+        try:
+            return read_entry(step_field(position), raw)
+        except JournalUnreadableError as error:
+            raise self._pulse.unreadable(error) from None
+
+    # -- what this code does not follow
+
+    def build_of(self, entry: Entry) -> str:
+        """Which build recorded an entry; empty if that is not known."""
+        return entry.build or self._build
+
+    def _other_path(self, position: str, entry: Entry, asked: str) -> Interrupt:
+        build = self.build_of(entry)
+        if entry.is_known:
+            return self._misfit(position, str(entry), asked, build)
+        if entry.has_known_kind and build == self._pulse.settings.build:
+            return self._pulse.unreadable(damaged(step_field(position), str(entry)))
+        return self.written_by_newer(position, str(entry), asked, build)
+
+    def _misfit(self, position: str, found: str, expected: str, build: str) -> Interrupt:
+        """What is recorded is not what this code does."""
+        error = JournalMismatchError(
+            f"task {self._pulse.info.task_id} took another path than the journal recorded.\n"
+            f"{self._compared(position, found, expected, build)}"
+            f"Either the code has changed while the run was under way, or it decides by something that is not the same "
+            f"on every attempt (a clock, a random number, the order of a set, a value that was read outside a step). "
+            f"Bring the former order of steps back and retry the task, or send it under a new id."
+        )
+        return self.refuse(error, position, found, expected, build)
+
+    def written_by_newer(self, position: str, found: str, expected: str, build: str) -> Interrupt:
+        """This version cannot read what is recorded. A worker of a newer one can, whatever its build."""
+        error = JournalMismatchError(
+            f"task {self._pulse.info.task_id}: its journal was written by a newer version of celery-durable.\n"
+            f"{self._compared(position, found, expected, build)}"
+            f"Upgrade celery-durable in the workers of this task, then retry the task, or send it under a new id."
+        )
+        return self._stall(error, position, found, expected, build)
+
+    def _compared(self, position: str, found: str, expected: str, build: str) -> str:
+        compared = f"  position: {position}\n  recorded: {found}\n  asked for: {expected}\n"
+        here = self._pulse.settings.build
+        return compared if build == here else f"{compared}  by build: {build or UNKNOWN_BUILD}, here: {here}\n"
+
+    def refuse(self, error: BaseException, position: str, found: str, expected: str, build: str) -> Interrupt:
+        """This code cannot go on with what *build* recorded: the run ends by *error* if that is its own.
+
+        Else a worker that has that build may, or another one whose code fits.
+        """
+        if build != self._pulse.settings.build:
+            return self._stall(error, position, found, expected, build)
+        self._outbox.drop_all_but_steps()
+        return self._pulse.stop(EndRun(error))
+
+    def _stall(self, error: BaseException, position: str, found: str, expected: str, build: str) -> Interrupt:
+        self._outbox.drop_all_but_steps()
+        builds = {"found_build": build or UNKNOWN_BUILD, "expected_build": self._pulse.settings.build}
+        return self._pulse.stop(Stall(error, {"position": position, "found": found, "expected": expected, **builds}))

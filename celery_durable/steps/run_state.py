@@ -1,0 +1,92 @@
+"""What the journal says of a run beside its entries, and the counts that outlive the attempt."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from celery_durable.journal.layout import LAYOUT
+from celery_durable.journal.port import Opened
+
+
+class RunState:
+    """That of one run, when an attempt of it was opened."""
+
+    def __init__(self, opened: Opened, *, progress_forgives: bool) -> None:
+        fields = opened.fields
+        self._fields = fields
+        self._forgives = progress_forgives
+        self.number = opened.number
+        """Of this attempt."""
+        self.opened_at = opened.now
+        self.recoveries = opened.recoveries
+        self.reopened = opened.reopened
+        self.layout = fields.get(b"v", b"").decode() or LAYOUT
+        self.seed = fields.get(b"seed", b"").decode()
+        self.build = fields.get(b"build", b"").decode()
+        """That of the entries that name none; empty where that is not known."""
+        self.stalled: dict[str, Any] = json.loads(fields.get(b"stalled") or b"{}")
+        """What kept the attempt before this one from going on."""
+        self.progressed = False
+        """This attempt has recorded a step."""
+
+    @property
+    def resume(self) -> bytes | None:
+        """What a message is to say that brings the run back."""
+        return self._fields.get(b"resume")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the body of an earlier attempt has left something in the journal."""
+        return any(b":" in name for name in self._fields)
+
+    # -- failed attempts
+
+    @property
+    def failures(self) -> int:
+        """Failed attempts since the run last recorded a step."""
+        return int(self._fields.get(b"failures", 0))
+
+    def failures_now(self) -> int:
+        """The count with the failure that is being handled."""
+        return 1 + (0 if self.progressed and self._forgives else self.failures)
+
+    def failing_since(self, failures: int) -> int:
+        """When the first of these failed attempts began."""
+        return self.opened_at if failures == 1 else int(self._fields.get(b"failing_since", self.opened_at))
+
+    def progress(self) -> dict[str, str]:
+        """What is written with an entry that is progress."""
+        counts = {"progress": str(self.number)}
+        if self.failures and self._forgives:
+            counts["failures"] = "0"
+        return counts
+
+    def progress_after_all(self) -> dict[str, str]:
+        """The same where the attempt may have failed meanwhile."""
+        counts = {"progress": str(self.number)}
+        if self._forgives:
+            counts["failures"] = "0"
+        return counts
+
+    def fails_without(self) -> None:
+        """The run goes on without the code of this attempt: what that still records is progress after the failure."""
+        self.progressed = False
+        self._fields[b"failures"] = b"1"
+
+    # -- its arguments
+
+    @property
+    def changes(self) -> int:
+        """How often ``self.retry(args=...)`` has changed the arguments."""
+        return int(self._fields.get(b"changed", 0))
+
+    @property
+    def arguments_field(self) -> str:
+        """Where the models among the arguments are kept, as an earlier attempt accepted them."""
+        return f"arguments:{self.changes}"
+
+    @property
+    def arguments(self) -> bytes | None:
+        """These models, as JSON."""
+        return self._fields.get(self.arguments_field.encode())

@@ -1,0 +1,120 @@
+"""The rules of determinism, one by one: what each accepts, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from celery_durable.config.settings import AttemptSettings, Settings
+from celery_durable.drivers.info import TaskInfo
+from celery_durable.drivers.pulse import Pulse, running_step
+from celery_durable.exceptions import ContextClosedError, ContextInStepError, JournalUnreadableError
+from celery_durable.interrupts import EndRun, Sleep
+from celery_durable.journal.entries import Entry
+from celery_durable.journal.memory import MemoryJournal
+from celery_durable.steps.determinism import (
+    check_usable,
+    every_step_awaited,
+    no_context_in_a_step,
+    nothing_left_over,
+    same_kind,
+    same_name,
+)
+from tests.unit.conftest import Run
+
+
+@pytest.fixture
+def pulse() -> Pulse:
+    return Pulse(MemoryJournal(), TaskInfo("task-1", "shop.checkout"), AttemptSettings.of(Settings(), build=""))
+
+
+class Inside:
+    """A step whose action runs."""
+
+    name = "charge"
+    violation: Any = None
+
+    def __init__(self, pulse: Pulse) -> None:
+        self.pulse = pulse
+
+
+def test_an_operation_has_the_name_and_the_kind_that_are_recorded() -> None:
+    step = Entry("charge", "done")
+    assert same_name(step, "charge")
+    assert not same_name(step, "refund")
+    assert same_kind(step, "step")
+    assert not same_kind(step, "sleep")
+    assert same_kind(Entry("nap", "sleeping", until=1, kind="sleep"), "sleep")
+    assert not same_kind(Entry("charge", "a state of a newer version"), "step")
+
+
+def test_what_is_left_over_is_named_by_its_first_position() -> None:
+    assert nothing_left_over([]) is None
+    assert nothing_left_over(["10", "9", "9.2", "@b.1"]) == "9"
+    with pytest.raises(JournalUnreadableError, match="at no place in program order"):
+        nothing_left_over(["1", "nowhere"])
+
+
+def test_no_step_uses_the_context(pulse: Pulse) -> None:
+    no_context_in_a_step(pulse, None)
+    step = Inside(pulse)
+    with pytest.raises(ContextInStepError, match="inside step 'charge'"):
+        no_context_in_a_step(pulse, step)
+    assert isinstance(pulse.interrupt, EndRun)
+    assert step.violation is pulse.interrupt
+
+
+def test_no_thread_that_a_step_has_begun_uses_the_context(pulse: Pulse) -> None:
+    pulse.running.add(Inside(pulse))  # type: ignore[arg-type]
+    no_context_in_a_step(pulse, None)
+    raised: list[BaseException] = []
+
+    def use() -> None:
+        try:
+            no_context_in_a_step(pulse, None)
+        except ContextInStepError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert "inside another thread" in str(raised[0])
+    assert pulse.violation is pulse.interrupt is not None
+
+
+def test_the_context_is_used_as_long_as_its_attempt_goes_on(pulse: Pulse) -> None:
+    check_usable(pulse)
+    pulse.interrupt = sleep = Sleep("nap", 1)
+    with pytest.raises(Sleep):
+        check_usable(pulse, draws=True)
+    pulse.is_ending = True
+    check_usable(pulse, draws=True)
+    with pytest.raises(Sleep) as again:
+        check_usable(pulse)
+    assert again.value is sleep
+    pulse.closed = True
+    with pytest.raises(ContextClosedError):
+        check_usable(pulse, draws=True)
+
+
+def test_the_rule_of_steps_is_asked_wherever_the_context_is(pulse: Pulse) -> None:
+    token = running_step.set(Inside(pulse))
+    try:
+        with pytest.raises(ContextInStepError):
+            check_usable(pulse, draws=True)
+    finally:
+        running_step.reset(token)
+
+
+def test_every_operation_is_awaited(run: Run) -> None:
+    async def body() -> str | None:
+        ctx = run.async_attempt()
+        await ctx.run("first", lambda: 1)
+        forgotten = ctx.run("second", lambda: 2)
+        del forgotten
+        return every_step_awaited(run.last.siblings.in_flight)
+
+    assert asyncio.run(body()) == "second"
