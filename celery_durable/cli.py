@@ -7,19 +7,19 @@ from typing import Any
 import click
 
 from .exceptions import DurableError
-from .worker import control  # noqa: F401  `celery control durable_cancel` is to know it
+from .worker import control  # noqa: F401  so that `celery control` knows durable_cancel
 
 
 @click.group(name="durable", help="Runs of durable tasks.")
 def durable() -> None:
-    """The group that the ``celery`` command finds."""
+    """The ``celery`` command finds this group by its entry point."""
 
 
 @durable.command()
 @click.pass_context
 def recover(ctx: Any) -> None:
-    """Send the runs again that nobody carries on, once; workers do so by themselves, every second."""
-    from .worker.recovery import recover as send_again  # every ``celery`` command loads its plugins
+    """Send all runs again that no worker goes on with. Workers do this by themselves, every second."""
+    from .worker.recovery import recover as send_again  # every ``celery`` command loads this module, and must stay fast
 
     app = ctx.obj.app
     app.loader.import_default_modules()

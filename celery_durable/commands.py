@@ -1,4 +1,4 @@
-"""What people ask of runs."""
+"""Commands that people give to runs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from .task.apps import present_app
 
 
 def cancel(task_id: str, app: Any = None) -> None:
-    """Cancel a live run: its code is told, and can compensate; mirrors Restate's cancellation.
+    """Cancel a live run: its code is told, and can compensate. This mirrors Restate's cancellation.
 
     The next operation of its context that is not yet recorded (``run``, ``sleep``) raises
-    :class:`~celery_durable.TaskCancelled`, once. A run that sleeps or waits for a retry wakes up for it; a step that is
-    running is let finish, and can ask ``current_step().is_cancelled``. The run ends as REVOKED, or as SUCCESS if its
-    body catches the error and returns. To cancel again changes nothing.
+    :class:`~celery_durable.TaskCancelled`, once. A run that sleeps or waits for a retry wakes up for it. A step that is
+    running may finish, and can ask ``current_step().is_cancelled``. The run ends as REVOKED, or as SUCCESS if its body
+    catches the error and returns. To cancel a run again changes nothing.
 
     Args:
-        task_id: that of the task.
-        app: the Celery app. Default: the current one; in a thread without one, the only one of the process.
+        task_id: the id of the task (text).
+        app: the Celery app. Default: the current app; in a thread without one, the only app of the process.
 
     Raises:
         RunNotCancellableError: the run has not begun, or has ended.
-        ConfigurationError: no app is given, and which one is meant is not known.
+        ConfigurationError: no app is given, and the process has several.
         JournalUnavailableError: Redis does not answer.
     """
     from .app.store import store_of  # a process that only sends tasks does without it

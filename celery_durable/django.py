@@ -1,4 +1,4 @@
-"""Django: its transactions, its connections. A process that has not imported it is left alone."""
+"""Django: its transactions and its database connections. If the process has not imported it, nothing is done."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ logger = logging.getLogger("celery_durable")
 
 
 def atomic_blocks() -> dict[str, int]:
-    """How many atomic blocks this code is in, by the alias of the database connection."""
+    """Alias of a database connection → how many atomic blocks this code is in."""
     return {each.alias: _depth(each) for each in connections()}
 
 
 def entered_since(before: Mapping[str, int]) -> str | None:
-    """The alias of a connection that has entered an atomic block since :func:`atomic_blocks` gave *before*."""
-    if not is_imported():  # every step asks
+    """The alias of a connection that has entered an atomic block since *before*; None if there is none.
+
+    *before* is what :func:`atomic_blocks` has given.
+    """
+    if not is_imported():  # each step asks, so the answer must be quick
         return None
     for each in connections():
         if each.in_atomic_block and _depth(each) > before.get(each.alias, 0):
@@ -30,7 +33,7 @@ def entered_since(before: Mapping[str, int]) -> str | None:
 
 
 def _depth(connection: Any) -> int:
-    # An older Django knows only whether there is one.
+    # An older Django knows only whether there is a block, and not how many.
     return len(getattr(connection, "atomic_blocks", ())) or int(connection.in_atomic_block)
 
 
@@ -46,37 +49,37 @@ def connections() -> Sequence[Any]:
 
 
 def is_imported() -> bool:
-    """Whether this process may have databases by Django."""
+    """Whether this process has imported Django's databases."""
     return "django.db" in sys.modules
 
 
 def is_used() -> bool:
-    """Whether this process has databases by Django."""
+    """Whether this process uses Django's databases."""
     return _handler() is not None
 
 
 def _handler() -> Any:
     handler = getattr(sys.modules.get("django.db"), "connections", None)
-    # Somebody may have imported Django that does not use it; its settings would raise then.
+    # A process may import Django and not use it. Then its settings would raise an error.
     return handler if handler is not None and sys.modules["django.conf"].settings.configured else None
 
 
 # -- connections that are too old --------------------------------------------------------------------------------------
 
 _reuse = threading.local()
-"""How often this thread has kept its connections since it closed them, where Celery is told how often it may."""
+"""``count``: how often this thread has kept its connections since it closed them (for CELERY_DB_REUSE_MAX)."""
 
 
 def close_old_connections(reuse_max: int) -> None:
-    """Close those of this thread that are too old (CONN_MAX_AGE) or broken, as Django does around a request.
+    """Close the connections of this thread that are too old (CONN_MAX_AGE) or broken, as Django does around a request.
 
-    *reuse_max*: Celery's CELERY_DB_REUSE_MAX. Unless it is 0, a connection is not too old before so many uses.
+    *reuse_max* is Celery's CELERY_DB_REUSE_MAX. Unless it is 0, a connection is kept for that many uses.
     """
     _close_old(connections(), reuse_max)
 
 
 def close_old_connections_of_async_code(reuse_max: int) -> None:
-    """The same in the one thread that executes the queries of async code, in turn with them; nobody waits for it."""
+    """The same in the one thread that executes the queries of async code, after those before it. It does not wait."""
     if _handler() is None:
         return
     from asgiref.sync import SyncToAsync  # a dependency of Django's
@@ -91,7 +94,7 @@ def _close_old_of_siblings(reuse_max: int) -> None:
 
 def _close_old(opened: Sequence[Any], reuse_max: int) -> None:
     kept = getattr(_reuse, "count", 0) + 1 if opened else 0
-    # It is asked before and after each use.
+    # This runs before and after each use, so each use counts twice.
     _reuse.count = kept = kept % (2 * reuse_max) if reuse_max else 0
     for each in opened:
         try:
@@ -103,13 +106,13 @@ def _close_old(opened: Sequence[Any], reuse_max: int) -> None:
             logger.warning("the database connection %r could not be closed: %r", each.alias, error)
 
 
-# -- the thread that waits for async code, and whose connections that is to use ----------------------------------------
+# -- the thread that waits for async code lends it its connections -----------------------------------------------------
 
 
 def wait_lending_this_thread(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run async code on a loop of its own; what it asks Django, and :func:`in_lent_thread`, is executed in this thread.
+    """Run async code on a loop of its own. Its queries, and :func:`in_lent_thread`, are executed in this thread.
 
-    A connection belongs to a thread, and the transaction of a ``TestCase`` to a connection.
+    A connection belongs to a thread, and the transaction of a ``TestCase`` belongs to a connection.
     """
     from asgiref.sync import async_to_sync
 
@@ -117,7 +120,7 @@ def wait_lending_this_thread(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 async def in_lent_thread(work: Callable[[], None]) -> None:
-    """Do it in the thread that waits for this code, if that has lent itself, else in the one of all async code."""
+    """Call *work* in the thread that waits for this code, if it is lent; else in Django's thread for async code."""
     from asgiref.sync import sync_to_async
 
     await sync_to_async(work, thread_sensitive=True)()

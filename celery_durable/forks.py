@@ -1,6 +1,7 @@
-"""What a thread does undisturbed by forks of its process.
+"""Keeps the process from forking while a thread works with locks.
 
-A child that inherits a lock which no thread of its own holds waits for ever; redis-py and kombu have such locks.
+A child process inherits a lock as it is, but not the thread that holds it. So the child would wait for ever. redis-py
+and kombu have such locks.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 import threading
 
 _LONGEST = 2.0
-"""Seconds that a fork waits at most."""
+"""The longest time for which a fork waits, in seconds."""
 
 
 class _Undisturbed:
@@ -36,4 +37,4 @@ class _Undisturbed:
 
 
 undisturbed = _Undisturbed()
-"""``with undisturbed:`` the process does not fork."""
+"""``with undisturbed:`` the process does not fork inside this block."""

@@ -1,4 +1,4 @@
-"""Sentry, where the process has it loaded: what its integration of Celery cannot know of a durable run."""
+"""Sentry, if the process has loaded it: what its Celery integration cannot know about a durable run."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 
 def _sdk() -> Any:
-    """The SDK, if it is at work."""
+    """The SDK, if it is active; else None."""
     sdk: Any = sys.modules.get("sentry_sdk")
     return sdk if sdk is not None and hasattr(sdk, "get_client") and sdk.get_client().is_active() else None
 
 
 def end_well() -> None:
-    """The attempt ends as it should; by an exception of Celery's, though, which Sentry takes for an abort."""
+    """Mark the attempt as ``ok``. It ends by an exception of Celery's, which Sentry would count as an abort."""
     if (sdk := _sdk()) is not None and (span := sdk.get_current_scope().span) is not None:
         span.set_status("ok")
 
 
 def end_check_in(request: Any) -> None:
-    """A cancelled run of a task that beat has sent has ended; else Crons would wait for it."""
+    """Tell Crons that a cancelled run has ended, if beat has sent its task; else Crons would wait for it."""
     headers = request.headers or {}
     headers = {**headers, **(headers.get("headers") or {})}
     if (sdk := _sdk()) is not None and "sentry-monitor-slug" in headers:
@@ -35,12 +35,12 @@ def end_check_in(request: Any) -> None:
 
 
 def readable(headers: dict[str, Any]) -> dict[str, Any]:
-    """The headers of a message whose trace is to go on: of these Sentry reads what stands within ``headers`` alone."""
+    """*headers* of a message so that its trace goes on: Sentry reads only those inside the header ``headers``."""
     return {**headers, "headers": headers} if "sentry-trace" in headers else headers
 
 
 def trace_headers() -> dict[str, str]:
-    """By which a message goes on with the trace that the code which runs belongs to."""
+    """The headers that bring the trace of this code to a message; empty if there is none."""
     if (sdk := _sdk()) is None:
         return {}
     headers = {"sentry-trace": sdk.get_traceparent(), "baggage": sdk.get_baggage()}

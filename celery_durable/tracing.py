@@ -1,4 +1,7 @@
-"""Steps in OpenTelemetry traces, where the process has it loaded and a trace is being recorded, and its metric."""
+"""OpenTelemetry: spans of steps, traces that go on over attempts, and a metric.
+
+Nothing here imports OpenTelemetry by itself: if the process has not loaded it, nothing is done.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ _NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
 def is_recording() -> bool:
-    """Whether the code that runs belongs to a trace."""
-    # While another thread imports a module, it is there without what it will have: so here and below.
+    """Whether this code belongs to a trace that is recorded."""
+    # While another thread imports a module, sys.modules has it, but its names may be missing: hence getattr.
     get_current = getattr(sys.modules.get("opentelemetry.context"), "get_current", None)
-    # Most often nothing is being traced, which is seen at half the price of a look at the span.
+    # Most often nothing is traced. An empty context shows this at half the cost of a look at the span.
     if get_current is None or not get_current():
         return False
     get_current_span = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
@@ -24,7 +27,7 @@ def is_recording() -> bool:
 
 
 def span(name: str, task_id: str, execution: int) -> AbstractContextManager[Any]:
-    """A span around one execution of a step."""
+    """A span around one execution of a step; *execution* is its number."""
     from opentelemetry import trace
 
     attributes: dict[str, str | int] = {"celery_durable.task_id": task_id, "celery_durable.execution": execution}
@@ -32,14 +35,14 @@ def span(name: str, task_id: str, execution: int) -> AbstractContextManager[Any]
 
 
 def continued(headers: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
-    """Within this, what is sent belongs to the trace that *headers* carry."""
+    """A block: the messages that are sent in it belong to the trace in *headers*."""
     if "opentelemetry.trace" not in sys.modules or not headers:
         return _NOTHING
     return _Attached(headers)
 
 
 def traced(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """*headers* with the trace that the code which runs belongs to, where they carry none themselves."""
+    """*headers*; if they have no trace, the trace of this code is added."""
     own: dict[str, Any] = {}
     if "opentelemetry.trace" in sys.modules:
         from opentelemetry import propagate

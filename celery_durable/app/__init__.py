@@ -1,1 +1,1 @@
-"""What belongs to a Celery app: where its Redis is, and the connections to it."""
+"""What belongs to a Celery app: its ``durable_*`` settings, the address of its Redis, and the connections to it."""

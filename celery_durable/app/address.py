@@ -1,4 +1,4 @@
-"""Where an app's Redis is: a server, the master that Sentinels name, or a Cluster. Read as Celery reads its URLs."""
+"""The address of an app's Redis: a server, the master that Sentinels name, or a Cluster. URLs are read as by Celery."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _SEPARATOR = ";"
 
 
 class Address(NamedTuple):
-    """The URL of a Redis; of Sentinels and of a Cluster there may be several, separated by ``;``."""
+    """The URL of a Redis. Sentinels and a Cluster may have several URLs, separated by ``;``."""
 
     url: str
     options: Mapping[str, Any] = {}
-    """``result_backend_transport_options``, or ``broker_transport_options`` where the URL is the broker's."""
+    """``result_backend_transport_options``; ``broker_transport_options`` if the URL is the broker's."""
 
     @classmethod
     def of(cls, conf: Any, settings: Settings) -> Address:
-        """``durable_redis_url``, else the result backend, else the broker: the first that is a Redis.
+        """The first Redis among ``durable_redis_url``, the result backend and the broker.
 
         Raises:
-            ConfigurationError: there is none, or it lacks something.
+            ConfigurationError: none of them is a Redis, or the name of a Sentinel master is missing.
         """
         candidates = {
             "durable_redis_url": settings.redis_url,
-            # As attributes: Celery looks into the environment, too.
+            # These are read as attributes, because Celery then looks into the environment, too.
             "result_backend": conf.result_backend,
             "broker_url": conf.broker_url,
         }
@@ -47,7 +47,7 @@ class Address(NamedTuple):
             if scheme in _SCHEMES:
                 option = f"{'broker' if name == 'broker_url' else 'result_backend'}_transport_options"
                 options = getattr(conf, option)
-                # Of several servers that are no group kombu takes the first that answers; a journal has one place.
+                # If single servers are listed, kombu takes the first one that answers. A journal has one place only.
                 address = cls(urls[0] if scheme in _SINGLE else _SEPARATOR.join(urls), options or {})
                 if address.is_sentinel and not address.master_name:
                     raise ConfigurationError(
@@ -65,21 +65,23 @@ class Address(NamedTuple):
 
     @property
     def is_sentinel(self) -> bool:
+        """Whether the URL names Sentinels."""
         return self._scheme == _SENTINEL
 
     @property
     def is_cluster(self) -> bool:
+        """Whether the URL names nodes of a Cluster."""
         return self._scheme in _CLUSTER
 
     @property
     def master_name(self) -> str | None:
-        """Of a master that Sentinels watch: in the options, where Celery has it, or in the URL."""
+        """The name of the master that the Sentinels watch: from the URL, else from the options, where Celery has it."""
         in_url = parse_qs(urlsplit(self.url.split(_SEPARATOR)[0]).query).get("master_name")
         return in_url[0] if in_url else self.options.get("master_name")
 
     @property
     def nodes(self) -> list[tuple[str, int]]:
-        """The nodes of a Cluster that are known in advance."""
+        """Host and port of the nodes of a Cluster that the URL names."""
         urls = [part if "://" in part else f"redis://{part}" for part in self.url.split(_SEPARATOR) if part]
         return [(parts.hostname or "localhost", parts.port or 6379) for parts in map(urlsplit, urls)]
 
@@ -88,13 +90,13 @@ class Address(NamedTuple):
 
     @property
     def url_for_celery(self) -> str:
-        """As Celery's backend of a single Redis is given it."""
+        """The URL in the form that Celery's backend for a single Redis takes."""
         return self.url.removeprefix("redis+")
 
     # -- connections
 
     def connector(self, app: Celery | None) -> Connector:
-        """What makes connections to it, with Celery's own reading of the URL."""
+        """Makes connections to this Redis, with the parameters that Celery reads from the URL and its settings."""
         if self.is_sentinel:
             return self._connector_by_sentinels(app)
         from celery_durable.seams.results import connection_parameters
@@ -119,7 +121,7 @@ class Address(NamedTuple):
 
 
 def without_password(url: Any) -> str:
-    """A URL, or several, as they may be shown."""
+    """One URL or several, with ``***`` in place of each password."""
     return _SEPARATOR.join(_masked(part) for part in str(url).split(_SEPARATOR))
 
 

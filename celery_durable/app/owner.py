@@ -1,4 +1,4 @@
-"""Who has a run: a process, as the journal names it."""
+"""The name by which the journal knows a process that has a run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from billiard import current_process
 
 @cache
 def owner_name(pid: int) -> str:
-    """This process, or one of its pool, as the journal names it.
+    """The name of the process *pid*, which is this one or one of its pool: ``<host>:<worker>:<pid>``.
 
-    Containers may have equal host names, and equal pids: so it names their worker, too. All processes of one share a
-    random key, however they were started, which is not to be shown.
+    Two containers may have the same host name and the same pids. So the name contains the worker, too. All processes of
+    a worker share a random key. The key is secret, so the name has a hash of it.
     """
     worker = hashlib.sha256(current_process().authkey).hexdigest()[:8]
     return f"{socket.gethostname()}:{worker}:{pid}"

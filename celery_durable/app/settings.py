@@ -10,23 +10,23 @@ from celery_durable.config.settings import KEYS, PREFIX, Settings
 from celery_durable.exceptions import ConfigurationError
 
 _VISIBILITY_TIMEOUT = 3600
-"""Seconds: kombu's default, for brokers that have such a timeout."""
+"""Seconds: kombu's default for brokers that have a visibility timeout."""
 
 
 def settings_of(app: Any) -> Settings:
-    """Those of a Celery app.
+    """The settings of a Celery app.
 
     Raises:
         ConfigurationError: a value is wrong, or a ``durable_*`` key is unknown.
     """
     settings = read_settings(app.conf, app.namespace)
-    # A broker delivers a message again that a worker has held for longer than that.
+    # If a worker holds a message for longer than the visibility timeout, the broker delivers it again.
     visibility = (app.conf.broker_transport_options or {}).get("visibility_timeout", _VISIBILITY_TIMEOUT)
     return settings._replace(max_broker_delay=min(settings.max_broker_delay, visibility / 2))
 
 
 def read_settings(conf: Mapping[str, Any], namespace: str | None = None) -> Settings:
-    """Those of a configuration, whose keys may have the *namespace* of ``config_from_object``.
+    """The settings in a configuration. Its keys may begin with the *namespace* of ``config_from_object``.
 
     Raises:
         ConfigurationError: a value is wrong, or a ``durable_*`` key is unknown.
@@ -41,8 +41,8 @@ def read_settings(conf: Mapping[str, Any], namespace: str | None = None) -> Sett
 def _durable_keys(conf: Mapping[str, Any], namespace: str | None) -> Iterable[str]:
     """The keys of this library in a Celery configuration, without the namespace.
 
-    Celery finds a key in lower case, or in the namespace and in its case. In the configuration of a whole project
-    (``django.conf:settings``) other keys may belong to other software.
+    Celery finds a key in lower case, or a key that begins with the namespace, in the case of the namespace. Other keys
+    are left alone: in the settings of a whole project (``django.conf:settings``) they may belong to other software.
     """
     start = _as_celery_looks_for(namespace) if namespace else ""
     for key in map(str, conf):
@@ -52,6 +52,6 @@ def _durable_keys(conf: Mapping[str, Any], namespace: str | None) -> Iterable[st
 
 
 def _as_celery_looks_for(namespace: str) -> str:
-    """What the keys of a *namespace* begin with."""
+    """The prefix of the keys in a *namespace*, as Celery looks for it."""
     start = namespace.rstrip("_") + "_"
     return start if start.isupper() else start.lower()

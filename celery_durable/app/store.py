@@ -1,4 +1,4 @@
-"""The Redis of an app: which one it is, and this process's connections to it."""
+"""The Redis of an app, and the connections of this process to it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .settings import settings_of
 
 
 class Store:
-    """Where the runs of an app are kept."""
+    """Keeps the runs of an app in Redis: gives their journals, and a view of all runs."""
 
     def __init__(self, app: Any) -> None:
         self.settings = settings_of(app)
         self.address = Address.of(app.conf, self.settings)
-        # A write is retried for as long as the lease that protects it. The app is not to be kept alive by its store.
+        # A write is tried again for as long as the lease lasts. The reference is weak: an app holds its store.
         app, address, patience = ref(app), self.address, self.settings.lease
         if address.is_cluster:
             self._cluster: Cluster | None = Cluster(lambda: address.connector(app()), address.nodes, patience)
@@ -36,10 +36,10 @@ class Store:
         else:
             self._cluster, wires = None, Wires(lambda: address.connector(app()), patience)
             self.shards = Shards(self.settings.key_prefix, lambda _key: wires)
-        # Of a Cluster each shard has its own keeper: one that waits for a dead node keeps none of the others waiting.
+        # In a Cluster each shard has its own keeper. So one that waits for a dead node does not hold up the others.
         self._keepers = {wires: LeaseKeeper(wires, patience) for wires in self.shards.by_wires()}
         self.wires, self.leases = next(iter(self._keepers.items()))
-        """Those of one Redis; of a Cluster, those of the first shard."""
+        """The connections and the leases of one Redis; in a Cluster, those of the first shard."""
         self.runs = Runs(self.shards, self.settings.lease)
 
     def masters(self) -> list[Wires]:
@@ -51,18 +51,20 @@ class Store:
         return [self.wires] if self._cluster is None else self._cluster.by_master()
 
     def keys(self, task_id: str) -> Keys:
+        """The names of the keys in Redis that belong to the run."""
         return self.shards.of(task_id).keys(task_id)
 
     def journal(self, task_id: str) -> RedisJournal:
+        """The journal of a run, with the settings of the app."""
         shard = self.shards.of(task_id)
         return RedisJournal(shard.wires, shard.keys(task_id), owner_name(os.getpid()), self.settings.lease)
 
     def result_of(self, task: Any, request: Any, value: Any) -> Result | None:
-        """The result of a success, if the journal is to write it: see :mod:`result`."""
+        """The result of a success, if the journal can write it: see :mod:`~celery_durable.delivery.result`."""
         return result.colocated_result(task, request, value, self.address.url_for_celery)
 
     def journal_for(self, task_id: str, settings: Settings) -> tuple[RedisJournal, Lease]:
-        """The journal of a run, not opened yet, and its lease; *settings* are those of its task."""
+        """The journal of a run, not opened yet, and its lease; *settings* are the settings of its task."""
         shard = self.shards.of(task_id)
         keep = min(settings.retention, settings.failure_retention)
         owner, lease = owner_name(os.getpid()), self.settings.lease
@@ -75,7 +77,7 @@ _making = threading.Lock()
 
 
 def store_of(app: Any) -> Store:
-    """The store of *app*, made at first use.
+    """The store of *app*. It is made at the first call.
 
     Raises:
         ConfigurationError: a ``durable_*`` setting is wrong, or no Redis is configured.

@@ -96,7 +96,7 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
         Raises:
             ConfigurationError: it has a task retry policy, and Celery is to retry it.
         """
-        app.steps["worker"].add("celery_durable.worker.worker:RecoveryStep")
+        app.steps["worker"].add("celery_durable.worker.bootstep:RecoveryStep")
         bound = super().bind(app)
         # Of a class without a name Celery makes one up after this.
         draw_for(cls.name or app.gen_task_name(cls.__name__, cls.__module__))
@@ -112,7 +112,7 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
     def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
         """Part of Celery: a worker begins to take messages of this task."""
         # By its name: nobody but a worker needs Celery's requests, and what a worker does is above this room.
-        self.Request = symbol_by_name("celery_durable.worker.request:made_durable")(self.Request)
+        self.Request = symbol_by_name("celery_durable.worker.request:durable_request_class")(self.Request)
         return super().start_strategy(app, consumer, **kwargs)
 
     @property

@@ -1,1 +1,1 @@
-"""What a worker does besides its tasks: recovery, revocation, control commands, checks at its start."""
+"""What a worker does besides its tasks: recovery, revocation, a control command, and checks when it starts."""

@@ -1,4 +1,4 @@
-"""The remote control command ``durable_cancel``; known to workers, and to ``celery control``."""
+"""The remote control command ``durable_cancel``. Workers know it, and ``celery control`` knows it, too."""
 
 from __future__ import annotations
 

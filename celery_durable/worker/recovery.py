@@ -1,7 +1,7 @@
-"""Runs that nobody carries on: their worker died, their wait is over, or their outcome was not delivered.
+"""Recovery of runs: their worker died, their wait is over, or their outcome was not delivered.
 
-Every worker with durable tasks looks for them, and sends them again from what the journal keeps. Messages are hints:
-of many that bring a run back one begins an attempt, the others are forgotten.
+Every worker with durable tasks looks for such runs, and sends them again from the journal. Several messages may bring
+one run back. One of them begins an attempt, and the others are ignored.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from .revocation import Revocations
 logger = logging.getLogger("celery_durable")
 
 INTERVAL = 1.0
-"""Seconds between two looks; a wait that is over sooner shortens it."""
+"""Seconds between two looks. If a wait is over sooner, the pause is shorter."""
 _LONGEST_STOP = 2.0
+"""Seconds for which a worker that stops waits for the present look."""
 _SHORT_INTERVAL = 0.05
-"""Where the last look has not seen all there is."""
+"""Seconds until the next look if the last one has not seen all runs."""
 _REMINDER = 60.0
-"""Seconds after which it is logged once more that no run can be found."""
+"""Seconds after which a failure that goes on is logged again."""
 
 
 _REASONS = {Status.RUNNING: "its worker died", Status.SUSPENDED: "its wait has ended"}
@@ -41,7 +42,7 @@ _REASONS |= dict.fromkeys(Status.ENDED, "its outcome was not delivered")
 
 
 class Recovery:
-    """What one process does for the runs of an app that nobody carries on."""
+    """Finds the runs of an app that no worker goes on with, and sends them again."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -51,7 +52,7 @@ class Recovery:
         self._found: list[Claims] | None = None
 
     def recover(self) -> tuple[int, int]:
-        """Send what nobody carries on; how many runs were sent, and how many could not be."""
+        """Look once, and send the runs that are found. Returns how many were sent, and how many could not be."""
         with undisturbed:
             self._found = self.store.runs.claim(self._tasks, self._found)
         for task_id in [task_id for each in self._found for task_id in each.lost]:
@@ -63,15 +64,15 @@ class Recovery:
 
     @property
     def pause(self) -> float:
-        """Seconds until it is worth looking again."""
+        """Seconds until the next look."""
         found = self._found or []
-        if self.is_amid:
+        if self.has_more:
             return _SHORT_INTERVAL
         return min([INTERVAL, *(each.next_due for each in found if each.next_due is not None)])
 
     @property
-    def is_amid(self) -> bool:
-        """Whether the last look has not seen all there is."""
+    def has_more(self) -> bool:
+        """Whether there may be runs that the last look has not seen."""
         return any(each.runs or any(each.skips) for each in self._found or [])
 
     def _send(self, claimed: list[Claimed]) -> int:
@@ -111,68 +112,68 @@ class Recovery:
 
 
 class RecoveryThread:
-    """A thread of a worker's main process that looks for runs, as long as the worker lives."""
+    """A thread in the main process of a worker: it looks for runs as long as the worker lives."""
 
     def __init__(self, app: Any, worker: Any) -> None:
         self._recovery = Recovery(app)
         self._revocations = Revocations(app, worker)
         self._stopped = threading.Event()
-        self._complained_at: float | None = None
-        """When it was last logged that it cannot look; None while it can."""
+        self._failure_logged_at: float | None = None
+        """When the present failure was last logged, by the monotonic clock (s); None if the last look succeeded."""
         self._thread = threading.Thread(target=self._run, name="celery-durable-recovery", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def end(self) -> None:
-        """Look no more: what this worker gives back is for others to find."""
+    def stop(self) -> None:
+        """Look no more: other workers find the runs that this one gives back."""
         self._stopped.set()
 
     def join(self) -> None:
-        """Wait until it looks no more, so that what it has claimed is sent."""
+        """Wait until the thread has ended, so that the runs that it has claimed are sent."""
         self._thread.join(timeout=_LONGEST_STOP)
 
     def _run(self) -> None:
         pause = 0.0
         while not self._stopped.wait(pause):
-            pause = self.look()
+            pause = self.look_once()
 
-    def look(self) -> float:
-        """Do what there is to do, once; the seconds until the next look."""
+    def look_once(self) -> float:
+        """Recover and revoke once. Returns the seconds until the next look."""
         try:
             self._recovery.recover()
             self._revocations.carry_out()
         except DurableError as error:
-            self._complain(error)
+            self._log_failure(error)
         except Exception:
-            # Whatever it was: without this thread nothing is recovered.
+            # No error may end this thread: without it, this worker recovers nothing.
             logger.exception("runs could not be recovered")
         else:
-            self._be_content()
+            self._log_success()
             return self._recovery.pause
         return INTERVAL
 
-    def _complain(self, error: DurableError) -> None:
-        """Say why it cannot look: when that begins, and seldom from then on, for an outage may be long."""
+    def _log_failure(self, error: DurableError) -> None:
+        """Log why it cannot look: at first, and then once a minute, because an outage may be long."""
         now = time.monotonic()
-        if self._complained_at is None or now - self._complained_at >= _REMINDER:
+        if self._failure_logged_at is None or now - self._failure_logged_at >= _REMINDER:
             logger.warning(
                 "cannot look for runs to recover: %s; tried again every second, and logged again after %g s",
                 error, _REMINDER,
             )  # fmt: skip
-            self._complained_at = now
+            self._failure_logged_at = now
 
-    def _be_content(self) -> None:
-        if self._complained_at is not None:
+    def _log_success(self) -> None:
+        if self._failure_logged_at is not None:
             logger.info("looks for runs to recover again")
-            self._complained_at = None
+            self._failure_logged_at = None
 
 
 def recover(app: Any) -> tuple[int, int]:
-    """Send the runs of *app* that nobody carries on, once; how many were sent, and how many could not be."""
+    """Send all runs of *app* that no worker goes on with. Returns how many were sent, and how many could not be."""
     recovery, sent, unsent = Recovery(app), 0, 0
     while True:
         found = recovery.recover()
         sent, unsent = sent + found[0], unsent + found[1]
-        if found[1] or not recovery.is_amid:
+        if found[1] or not recovery.has_more:
             return sent, unsent

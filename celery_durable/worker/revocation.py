@@ -1,4 +1,4 @@
-"""Runs that somebody has revoked while no message of theirs was about, which would have ended them."""
+"""Revoked runs that have no message: they wait in the journal, so Celery's own revocation does not reach them."""
 
 from __future__ import annotations
 
@@ -23,24 +23,27 @@ logger = logging.getLogger("celery_durable")
 
 
 class Revocations:
-    """What this worker was told to revoke, as far as runs of an app are concerned."""
+    """Ends the runs of an app that this worker was told to revoke."""
 
     def __init__(self, app: Any, worker: Any) -> None:
         self._app = app
         self._worker = worker
         self._store = store_of(app)
         self._accept = frozenset(app.conf.accept_content)
-        self._told: set[str] = set()
+        self._revoked: set[str] = set()
         self._stamped: set[str] = set()
-        """Runs that waited when they were revoked by a stamp of theirs."""
+        """Task ids of runs that waited when one of their stamps was revoked."""
         self._stamps: dict[str, list[Any]] = {}
         self._ended: set[str] = set()
         self._fence = new_fence()
-        """By which a run is known again that was ended here, and of which that could not be said everywhere."""
+        """Marks the runs that were ended here. If something fails after that, the next call finds them by it."""
 
     def carry_out(self) -> None:
-        """End the runs that were revoked by the last time: a request that is being terminated comes first."""
-        for task_id in (self._told | self._stamped) - self._ended:
+        """End the runs that were revoked before the last call.
+
+        They wait for one call, because Celery may be terminating a request of the same run, and that goes first.
+        """
+        for task_id in (self._revoked | self._stamped) - self._ended:
             try:
                 with undisturbed:
                     request = self._end(task_id)
@@ -48,26 +51,30 @@ class Revocations:
                     self._tell_listeners(request)
             except Exception:
                 logger.exception(
-                    "task %s: was revoked, but not all who are to know could be told; tried again", task_id
+                    "task %s: was revoked, but the result backend or monitors could not be told; tried again",
+                    task_id,
                 )
             else:
                 self._ended.add(task_id)
-        self._told = set(worker_state.revoked)
+        self._revoked = set(worker_state.revoked)
         self._stamped -= self._ended
         self._look_for_stamps()
-        self._ended &= self._told
+        self._ended &= self._revoked
 
     def _look_for_stamps(self) -> None:
-        """Find the runs that wait and have a stamp that was revoked since; one that waits later ends when it wakes."""
+        """Find the waiting runs that have a stamp which was revoked since the last call.
+
+        A run that begins to wait later ends when it wakes up.
+        """
         stamps = {header: all_of(values) for header, values in worker_state.revoked_stamps.items()}
         if stamps != self._stamps:
             with undisturbed:
                 for task_id, call in self._store.runs.waiting():
-                    if self._bears(call, stamps):
+                    if self._has_stamp(call, stamps):
                         self._stamped.add(task_id)
             self._stamps = stamps
 
-    def _bears(self, call: bytes, stamps: dict[str, list[Any]]) -> bool:
+    def _has_stamp(self, call: bytes, stamps: dict[str, list[Any]]) -> bool:
         if b"stamped_headers" not in call and b"content_type" not in call:
             return False
         options = Call.load(call, self._accept).options
@@ -75,7 +82,7 @@ class Revocations:
         return any(stamp in stamps[header] for header in headers for stamp in all_of(options.get(header)))
 
     def _end(self, task_id: str) -> Context | None:
-        """The request of the run that has been ended; None where that is not for us to do."""
+        """End the run. Returns a request for it; None if it has no live journal, or another worker has ended it."""
         runs, keep = self._store.runs, self._store.settings.failure_retention
         error = outcome.encode_error(TaskRevokedError("revoked"))
         if not runs.terminate(task_id, Status.REVOKED, keep, error, fence=self._fence):
@@ -88,7 +95,7 @@ class Revocations:
         return request
 
     def _request_of(self, task_id: str, fields: Fields) -> Context:
-        """The request as it would be, had its message been about."""
+        """A request like the one of its message, made from the journal."""
         call = Call.load(fields[b"call"], self._accept)
         options = call.options
         return Context(
@@ -109,7 +116,7 @@ class Revocations:
         task = self._app.tasks.get(request.task)
         return not request.ignore_result if task is None else backend.stores_result(task, request, states.REVOKED)
 
-    # What Celery's own request says when it is revoked. A task may be unknown here: others share the journals.
+    # Celery's own request tells the same when it is revoked. The task may be unknown here, if apps share the journals.
 
     def _tell_monitors(self, request: Any) -> None:
         task, eventer = self._app.tasks.get(request.task), self._worker.consumer.event_dispatcher

@@ -1,4 +1,4 @@
-"""What a worker with durable tasks checks when it starts: each risk it finds is one line in the log."""
+"""The check at the start of a worker with durable tasks: each risk that it finds is one line in the log."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("celery_durable")
 
 OLDEST_REDIS = (6, 2)
-_LONGEST_LOOK = 1.0
-"""Seconds: a worker is to start without its journal, too."""
+_LONGEST_CHECK = 1.0
+"""Seconds that the check may take: a worker must start even if its Redis does not answer."""
 
 
 @signals.celeryd_after_setup.connect(weak=False, dispatch_uid="celery_durable")
@@ -29,7 +29,7 @@ def _check(instance: Any = None, **_: Any) -> None:
     tasks = [task for task in instance.app.tasks.values() if isinstance(task, DurableTask)]
     if tasks:
         if getattr(instance, "task_events", False):
-            # Asked for by an option of the worker, which the processes of its pool do not see.
+            # The worker was started with -E. The processes of its pool see only the configuration.
             instance.app.conf.worker_send_task_events = True
         for risk in risks_of(instance.app, tasks):
             logger.log(risk.level, "celery-durable: %s", risk.text)
@@ -40,11 +40,11 @@ class Risk(NamedTuple):
 
     text: str
     level: int = logging.WARNING
-    """INFO for what a configuration gives up knowingly."""
+    """INFO if the configuration accepts the risk on purpose."""
 
 
 def risks_of(app: Any, tasks: list[DurableTask[Any, Any]]) -> Iterator[Risk]:
-    """What may cost a durable task its journal, or run it twice."""
+    """What may lose the journal of a durable task, or run the task twice."""
     from celery_durable.app.store import store_of
     from celery_durable.redis.errors import Refused
 
@@ -53,7 +53,7 @@ def risks_of(app: Any, tasks: list[DurableTask[Any, Any]]) -> Iterator[Risk]:
     except ConfigurationError as error:
         yield Risk(f"{error}; durable tasks will fail until this is mended")
         return
-    sound, wrong = _checked(tasks)
+    sound, wrong = _split_by_options(tasks)
     for text, names in wrong.items():
         yield Risk(f"{text}; {', '.join(names)} will fail until this is mended")
     try:
@@ -65,8 +65,8 @@ def risks_of(app: Any, tasks: list[DurableTask[Any, Any]]) -> Iterator[Risk]:
     yield from _risks_of_time_limits(app, tasks)
 
 
-def _checked(tasks: list[DurableTask[Any, Any]]) -> tuple[list[DurableTask[Any, Any]], dict[str, list[str]]]:
-    """The tasks whose options are right, and the names of the others by what is wrong: often the same for many."""
+def _split_by_options(tasks: list[DurableTask[Any, Any]]) -> tuple[list[DurableTask[Any, Any]], dict[str, list[str]]]:
+    """The tasks whose options are right; and for the others: what is wrong → the names of the tasks."""
     sound = []
     wrong: dict[str, list[str]] = {}
     for task in tasks:
@@ -81,7 +81,7 @@ def _checked(tasks: list[DurableTask[Any, Any]]) -> tuple[list[DurableTask[Any, 
 def _risks_of_servers(store: Store, syncs: set[str]) -> Iterator[Risk]:
     from celery_durable.redis.server import ask
 
-    give_up_at = time.monotonic() + _LONGEST_LOOK
+    give_up_at = time.monotonic() + _LONGEST_CHECK
     for wires in store.masters():
         server = ask(wires, patience=max(0.0, give_up_at - time.monotonic()))
         for text, level in _risks_of_server(server, store.address, syncs):
@@ -109,9 +109,7 @@ def _risks_of_a_crash(server: Server, syncs: set[str]) -> Iterator[Risk]:
             "no append-only file: a restart loses the journals written since the last snapshot; set appendonly yes"
         )
     elif server.has_append_only_file and server.fsync != "always" and syncs != {"disk"}:
-        lost = {"everysec": "about a second", "no": "half a minute"}.get(
-            server.fsync or "", "more or less, as it is set,"
-        )
+        lost = {"everysec": "about a second", "no": "half a minute"}.get(server.fsync or "", "an unknown part")
         yield Risk(
             f"appendfsync {server.fsync or '(not known)'}: if the machine dies, {lost} of acknowledged steps may be "
             f"lost, and run again",

@@ -141,10 +141,10 @@ def test_an_outage_is_logged_when_it_begins_and_when_it_is_over(caplog: pytest.L
         thread = RecoveryThread(app, Mock())
         server.kill()
         for _ in range(3):
-            thread.look()
+            thread.look_once()
         server.start()
         for _ in range(2):
-            thread.look()
+            thread.look_once()
 
     [lost, found] = [line.getMessage() for line in caplog.records if "look" in line.getMessage()]
     assert lost.startswith("cannot look for runs to recover: Redis at ")

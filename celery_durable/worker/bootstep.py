@@ -1,4 +1,4 @@
-"""What a worker with durable tasks does beside running them."""
+"""A step of Celery's worker start-up: recovery begins with the worker, and ends with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .recovery import RecoveryThread
 
 
 class RecoveryStep(bootsteps.StartStopStep):
-    """Recovery, started with the worker."""
+    """Recovery starts with the worker, if the app has durable tasks."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -28,9 +28,9 @@ class RecoveryStep(bootsteps.StartStopStep):
         return any(isinstance(task, DurableTask) for task in parent.app.tasks.values())
 
     def create(self, parent: Any) -> None:
-        # The start-up check says what is wrong with the configuration.
+        # The start-up check logs what is wrong with the configuration.
         with suppress(ConfigurationError):
-            # Here, not in the thread: what it makes is there when the pool forks.
+            # It is made here, and not in its thread, so that its locks and connections exist when the pool forks.
             self._thread = RecoveryThread(parent.app, parent)
 
     def start(self, parent: Any) -> None:  # noqa: ARG002
@@ -40,11 +40,11 @@ class RecoveryStep(bootsteps.StartStopStep):
 
     def _end(self, **_: Any) -> None:
         if self._thread is not None:
-            self._thread.end()
+            self._thread.stop()
 
     def stop(self, parent: Any) -> None:  # noqa: ARG002
         if self._thread is not None:
-            self._thread.end()
+            self._thread.stop()
             self._thread.join()
 
     terminate = stop
@@ -52,5 +52,8 @@ class RecoveryStep(bootsteps.StartStopStep):
 
 @signals.worker_shutdown.connect(weak=False, dispatch_uid="celery_durable")
 def _give_back(**_: Any) -> None:
-    """Attempts that still run in this process (threads, greenlets) end with it: others are to go on at once."""
+    """Give back the leases of attempts that still run in this process (threads, greenlets): they end with it.
+
+    So other workers go on with their runs at once.
+    """
     give_all_back()
