@@ -23,7 +23,7 @@ from celery.worker.consumer.consumer import Consumer
 from celery.worker.request import Request, create_request_cls
 
 from celery_durable.seams.requests import OpenRequest, all_of, request_class
-from celery_durable.worker.worker import RecoveryStep
+from celery_durable.worker.bootstep import RecoveryStep
 
 
 class Noted(OpenRequest):
