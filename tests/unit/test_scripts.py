@@ -89,6 +89,11 @@ def test_the_states_that_nothing_replaces_are_the_settled_ones() -> None:
     assert set(members(State).values()) == State.KNOWN
 
 
+def test_what_a_retry_takes_back_is_decided_in_one_place_which_is_no_script() -> None:
+    """A script that opens a run is given the fields; only the writing of entries looks at what they say."""
+    assert [script for script in FILES if "state" in re.findall(r"\w+", code(script))] == ["write"]
+
+
 def test_a_cancellation_is_asked_for_in_one_word() -> None:
     asked = {script for script in FILES if Cancellation.REQUESTED in words(script)}
     assert asked == {"cancel", "record", "renew", "suspend"}
