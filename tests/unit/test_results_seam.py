@@ -120,6 +120,8 @@ def test_an_override_of_celerys_task_is_found(app: Celery) -> None:
     assert overridden(app.tasks["seam.plain"], "on_success") is None
     assert overridden(app.tasks["seam.own"], "on_success") is Own
     assert overridden(app.tasks["seam.own"], "after_return") is None
+    app.task(name="seam.option", shared=False, on_success=nothing)(nothing)
+    assert overridden(app.tasks["seam.option"], "on_success") is type(app.tasks["seam.option"])
 
 
 def test_a_url_is_read_as_celerys_backend_reads_it(app: Celery) -> None:
