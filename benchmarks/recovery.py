@@ -115,12 +115,12 @@ def _renewals(store: Store, count: int, rounds: int) -> list[Row]:
 def _server_pid(store: Store) -> int:
     from celery_durable.redis.protocol import pack
 
-    wire = store.wires.take()
+    connection = store.pool.take()
     try:
-        wire.send(pack("INFO", "server"))
-        [text] = wire.replies()
+        connection.send(pack("INFO", "server"))
+        [text] = connection.replies()
     finally:
-        store.wires.give_back(wire)
+        store.pool.give_back(connection)
     facts = dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)
     return int(facts["process_id"])
 

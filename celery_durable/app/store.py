@@ -12,7 +12,7 @@ from celery_durable.delivery import result
 from celery_durable.journal.port import Result
 from celery_durable.redis.cluster import Cluster
 from celery_durable.redis.lease import Lease, LeaseKeeper
-from celery_durable.redis.pool import Wires
+from celery_durable.redis.pool import JournalConnectionPool
 from celery_durable.redis.redis_journal import Keys, RedisJournal
 from celery_durable.redis.runs import Runs
 from celery_durable.redis.shards import Shards
@@ -29,26 +29,26 @@ class Store:
         self.settings = settings_of(app)
         self.address = Address.of(app.conf, self.settings)
         # A write is tried again for as long as the lease lasts. The reference is weak: an app holds its store.
-        app, address, patience = ref(app), self.address, self.settings.lease
+        app, address, timeout = ref(app), self.address, self.settings.lease
         if address.is_cluster:
-            self._cluster: Cluster | None = Cluster(lambda: address.connector(app()), address.nodes, patience)
-            self.shards = Shards(self.settings.key_prefix, self._cluster.wires_to)
+            self._cluster: Cluster | None = Cluster(lambda: address.connector(app()), address.nodes, timeout)
+            self.shards = Shards(self.settings.key_prefix, self._cluster.pool_for)
         else:
-            self._cluster, wires = None, Wires(lambda: address.connector(app()), patience)
-            self.shards = Shards(self.settings.key_prefix, lambda _key: wires)
+            self._cluster, pool = None, JournalConnectionPool(lambda: address.connector(app()), timeout)
+            self.shards = Shards(self.settings.key_prefix, lambda _key: pool)
         # In a Cluster each shard has its own keeper. So one that waits for a dead node does not hold up the others.
-        self._keepers = {wires: LeaseKeeper(wires, patience) for wires in self.shards.by_wires()}
-        self.wires, self.leases = next(iter(self._keepers.items()))
+        self._keepers = {pool: LeaseKeeper(pool, timeout) for pool in self.shards.by_pool()}
+        self.pool, self.leases = next(iter(self._keepers.items()))
         """The connections and the leases of one Redis; in a Cluster, those of the first shard."""
         self.runs = Runs(self.shards, self.settings.lease)
 
-    def masters(self) -> list[Wires]:
+    def masters(self) -> list[JournalConnectionPool]:
         """The connections to each server that has runs.
 
         Raises:
             JournalUnavailableError: no node of the Cluster answers.
         """
-        return [self.wires] if self._cluster is None else self._cluster.by_master()
+        return [self.pool] if self._cluster is None else self._cluster.by_master()
 
     def keys(self, task_id: str) -> Keys:
         """The names of the keys in Redis that belong to the run."""
@@ -57,7 +57,7 @@ class Store:
     def journal(self, task_id: str) -> RedisJournal:
         """The journal of a run, with the settings of the app."""
         shard = self.shards.of(task_id)
-        return RedisJournal(shard.wires, shard.keys(task_id), owner_name(os.getpid()), self.settings.lease)
+        return RedisJournal(shard.pool, shard.keys(task_id), owner_name(os.getpid()), self.settings.lease)
 
     def result_of(self, task: Any, request: Any, value: Any) -> Result | None:
         """The result of a success, if the journal can write it: see :mod:`~celery_durable.delivery.result`."""
@@ -68,8 +68,8 @@ class Store:
         shard = self.shards.of(task_id)
         keep = min(settings.retention, settings.failure_retention)
         owner, lease = owner_name(os.getpid()), self.settings.lease
-        journal = RedisJournal(shard.wires, shard.keys(task_id), owner, lease, settings.journal_sync, keep)
-        return journal, Lease(self._keepers[shard.wires], journal)
+        journal = RedisJournal(shard.pool, shard.keys(task_id), owner, lease, settings.journal_sync, keep)
+        return journal, Lease(self._keepers[shard.pool], journal)
 
 
 _stores: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()

@@ -1,6 +1,6 @@
 """A Redis Cluster: which node has which slot, and connections that follow their slot from node to node.
 
-redis-py's own client of a Cluster sends one command at a time and reads its reply; a wire sends ahead. So this asks
+redis-py's own client of a Cluster sends one command at a time and reads its reply; ours sends ahead. So this asks
 the nodes itself, and leaves connections and protocol to redis-py.
 """
 
@@ -13,18 +13,19 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
-from redis.crc import key_slot
 from redis.exceptions import AskError, InvalidResponse, MovedError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_durable.exceptions import DurableError, JournalUnavailableError
 
-from .connection import Wire
+from .connection import JournalConnection
 from .connector import Connector
-from .errors import Passing, Refused
-from .pool import Wires, close_unneeded, settle
+from .errors import Refused, TransientError
+from .idle import IdleConnections
+from .pool import JournalConnectionPool
 from .protocol import pack
+from .redis_py import bound_timeouts, point_at, redirected_to, slot_of
 
 # Not the one whose state is the user's.
 _SHUFFLED = random.SystemRandom()
@@ -53,39 +54,39 @@ class Cluster:
     """A Cluster as this process sees it."""
 
     def __init__(
-        self, make_connector: Callable[[], Connector], seeds: Iterable[tuple[str, int]], patience: float
+        self, make_connector: Callable[[], Connector], seeds: Iterable[tuple[str, int]], timeout: float
     ) -> None:
         self._make_connector = make_connector
         self._seeds = [Node(*seed) for seed in seeds]
-        self._patience = patience
+        self._timeout = timeout
         self._ranges: list[_Range] = []
         self._moved: dict[int, Node] = {}
         self._asked = _NEVER
-        self._wires: dict[int, ClusterWires] = {}
+        self._pools: dict[int, SlotConnectionPool] = {}
         self.forget()
 
     def forget(self) -> None:
         """In a forked child: the parent's sockets are not ours, nor is what its threads hold."""
         self._connector: Connector | None = None
         self._asking = threading.Lock()
-        self._idle: dict[Node, list[ClusterWire]] = {}
+        self._idle: dict[Node, IdleConnections[SlotConnection]] = {}
 
-    def wires_to(self, key: str) -> Wires:
+    def pool_for(self, key: str) -> JournalConnectionPool:
         """The connections to whichever node has the slot of *key*."""
-        slot = key_slot(key.encode())
-        return self._wires.setdefault(slot, ClusterWires(self, slot, self._make_connector, self._patience))
+        slot = slot_of(key)
+        return self._pools.setdefault(slot, SlotConnectionPool(self, slot, self._make_connector, self._timeout))
 
-    def by_master(self) -> list[Wires]:
+    def by_master(self) -> list[JournalConnectionPool]:
         """One of the connections to each node that has one of our slots.
 
         Raises:
             JournalUnavailableError: no node answers.
             Refused: one has answered, but the user may not ask.
         """
-        found: dict[Node, Wires] = {}
-        for slot, wires in self._wires.items():
+        found: dict[Node, JournalConnectionPool] = {}
+        for slot, pool in self._pools.items():
             try:
-                found.setdefault(self.master(slot, since=_NEVER), wires)
+                found.setdefault(self.master(slot, since=_NEVER), pool)
             except ResponseError as error:
                 raise Refused(str(error)) from error
             except RedisError as error:
@@ -113,7 +114,7 @@ class Cluster:
                 self._asked = asked
         if node := self.known_master(slot):
             return node
-        raise Passing(f"no node of the Cluster has slot {slot}")
+        raise TransientError(f"no node of the Cluster has slot {slot}")
 
     def _ask_around(self) -> list[_Range]:
         known = [node for one in self._ranges for node in (one.master, *one.replicas)]
@@ -127,14 +128,13 @@ class Cluster:
             except (RedisConnectionError, RedisTimeoutError, OSError) as error:
                 silence = error
             except InvalidResponse as error:
-                silence = Passing(f"what answers at {node.host}:{node.port} is no Redis: {error}")
-        raise Passing(f"no node of the Cluster answers: {silence}") from silence
+                silence = TransientError(f"what answers at {node.host}:{node.port} is no Redis: {error}")
+        raise TransientError(f"no node of the Cluster answers: {silence}") from silence
 
     def _ask(self, node: Node) -> list[_Range]:
-        connection = self._connection()
-        connection.host, connection.port = node
-        connection.socket_timeout = min(connection.socket_timeout, _LONGEST_QUESTION)
-        connection.socket_connect_timeout = min(connection.socket_connect_timeout, _LONGEST_QUESTION)
+        connection = self._raw_connection()
+        point_at(connection, *node)
+        bound_timeouts(connection, _LONGEST_QUESTION)
         try:
             connection.connect()
             connection.send_command("CLUSTER", "SLOTS")
@@ -145,43 +145,41 @@ class Cluster:
 
     # -- connections
 
-    def _connection(self) -> Any:
+    def _raw_connection(self) -> Any:
         if self._connector is None:
             self._connector = self._make_connector()
         return self._connector.make_connection()
 
-    def take(self, slot: int) -> ClusterWire:
+    def take(self, slot: int) -> SlotConnection:
         """A connection that nobody else uses; one to the right node if there is any."""
         node = self.known_master(slot)
-        idle = self._idle.get(node, []) if node else []
+        idle = self._idle.get(node) if node else None
         while idle:
             with suppress(IndexError):
-                wire = idle.pop()
-                if wire.turn_to(slot):
-                    return wire
+                connection = idle.take()
+                if connection.turn_to(slot):
+                    return connection
                 # It is lost, with commands that are to be sent to its own slot.
-                self._wires[wire.slot].keep(wire)
-        return ClusterWire(self, slot, self._connection(), self._patience)
+                self._pools[connection.slot].keep(connection)
+        return SlotConnection(self, slot, self._raw_connection(), self._timeout)
 
     @property
     def has_idle(self) -> bool:
         return any(self._idle.values())
 
-    def settle_idle(self) -> None:
+    def flush_idle(self) -> None:
         for idle in list(self._idle.values()):
-            settle(idle)
+            idle.flush()
 
-    def give_back(self, wire: ClusterWire) -> None:
-        idle = self._idle.setdefault(wire.node, [])
-        idle.append(wire)
-        close_unneeded(idle)
+    def give_back(self, connection: SlotConnection) -> None:
+        self._idle.setdefault(connection.node, IdleConnections()).give_back(connection)
 
 
-class ClusterWire(Wire):
+class SlotConnection(JournalConnection):
     """A connection to whichever node has a slot."""
 
-    def __init__(self, cluster: Cluster, slot: int, connection: Any, patience: float) -> None:
-        super().__init__(connection, patience)
+    def __init__(self, cluster: Cluster, slot: int, raw: Any, timeout: float) -> None:
+        super().__init__(raw, timeout)
         self.slot = slot
         self.node = Node("", 0)
         self._cluster = cluster
@@ -191,26 +189,25 @@ class ClusterWire(Wire):
 
     def turn_to(self, slot: int) -> bool:
         """Serve another slot of the same node; False if commands for the present one are unanswered."""
-        if slot != self.slot and self.owed:
+        if slot != self.slot and self.pending:
             with suppress(DurableError):
                 self.replies_if_connected()
-        if slot == self.slot or not self.owed:
+        if slot == self.slot or not self.pending:
             self.slot = slot
             return True
         return False
 
-    def _resume(self) -> None:
+    def _reconnect(self) -> None:
         (self.node, self._asking), self._redirected = self._redirected or self._find(), None
         # Should this fail, what was known until now is in doubt.
         self._tried = time.monotonic()
-        self._connection.host, self._connection.port = self.node
-        super()._resume()
+        point_at(self.transport.raw, *self.node)
+        super()._reconnect()
 
-    def _prepare(self) -> None:
-        super()._prepare()
+    def _carry_over(self) -> None:
+        super()._carry_over()
         if self._asking:
-            plain = [one for one in self._unread if one[0] != _ASKING]
-            self._unread = [one for command in plain for one in ((_ASKING, None), command)]
+            self.pending.put_before_each(_ASKING)
 
     def _find(self) -> tuple[Node, bool]:
         return self._cluster.master(self.slot, since=self._tried), False
@@ -218,44 +215,44 @@ class ClusterWire(Wire):
     def _judged(self, error: Exception) -> Exception:
         if isinstance(error, AskError):  # MovedError is one
             # ASK: the slot is being moved, and this key already was. Only the next command goes there.
-            node, moved = Node(error.host or self.node.host, error.port), isinstance(error, MovedError)
+            slot, host, port = redirected_to(error)
+            node, moved = Node(host or self.node.host, port), isinstance(error, MovedError)
             self._redirected = node, not moved
             if moved:
-                self._cluster.moved(error.slot_id, node)
-            return Passing(f"slot {error.slot_id} is at {node.host}:{node.port}")
+                self._cluster.moved(slot, node)
+            return TransientError(f"slot {slot} is at {node.host}:{node.port}")
         return super()._judged(error)
 
 
-class ClusterWires(Wires):
+class SlotConnectionPool(JournalConnectionPool):
     """The connections of this process to one slot; those of the slots of a node are shared."""
 
-    def __init__(self, cluster: Cluster, slot: int, make_connector: Callable[[], Connector], patience: float) -> None:
-        super().__init__(make_connector, patience)
+    def __init__(self, cluster: Cluster, slot: int, make_connector: Callable[[], Connector], timeout: float) -> None:
+        super().__init__(make_connector, timeout)
         self._cluster = cluster
         self._slot = slot
 
-    def take(self) -> Wire:
+    def take(self) -> JournalConnection:
         try:
-            return self._idle.pop()
+            return self._idle.take()
         except IndexError:
             return self._cluster.take(self._slot)
 
-    def give_back(self, wire: Wire) -> None:
-        wire.disown()
-        wire.idle_since = time.monotonic()
-        self._cluster.give_back(cast("ClusterWire", wire))
+    def give_back(self, connection: JournalConnection) -> None:
+        connection.discard_replies()
+        self._cluster.give_back(cast("SlotConnection", connection))
 
     @property
     def has_idle(self) -> bool:
         return super().has_idle or self._cluster.has_idle
 
-    def settle_idle(self) -> None:
-        super().settle_idle()
-        self._cluster.settle_idle()
+    def flush_idle(self) -> None:
+        super().flush_idle()
+        self._cluster.flush_idle()
 
-    def keep(self, wire: Wire) -> None:
+    def keep(self, connection: JournalConnection) -> None:
         """For this slot alone."""
-        self._idle.append(wire)
+        self._idle.keep(connection)
 
     def forget(self) -> None:
         super().forget()

@@ -9,8 +9,9 @@ from redis.exceptions import ResponseError
 
 from celery_durable.exceptions import ConfigurationError
 
-from .connection import Confirmation, Vet
-from .errors import Passing
+from .connection import ConfirmationProbe
+from .errors import TransientError
+from .pending import Confirmation
 from .protocol import pack
 from .server import Server
 
@@ -19,19 +20,21 @@ _FIRST_WAITAOF = (7, 2)
 _DISK_MS = 3000  # an fsync is due each second, and may be late
 
 
-def vet_for(sync: str) -> Vet | None:
+def probe_for(sync: str) -> ConfirmationProbe | None:
     """How writes are confirmed under this setting; None: Redis' own reply will do."""
-    return _VETS[sync]
+    return _PROBES[sync]
 
 
 def _replicated(count: int, answers: list[Any]) -> None:
     if count < 1 and not _refused(answers):
-        raise Passing(f"no replica acknowledged the write within {_REPLICA_MS / 1000:g} s (durable_journal_sync)")
+        raise TransientError(
+            f"no replica acknowledged the write within {_REPLICA_MS / 1000:g} s (durable_journal_sync)"
+        )
 
 
 def _on_disk(counts: list[int], answers: list[Any]) -> None:
     if counts[0] < 1 and not _refused(answers):
-        raise Passing(f"the write was not on disk within {_DISK_MS / 1000:g} s (durable_journal_sync)")
+        raise TransientError(f"the write was not on disk within {_DISK_MS / 1000:g} s (durable_journal_sync)")
 
 
 def _refused(answers: list[Any]) -> bool:
@@ -43,11 +46,11 @@ _REPLICATED = Confirmation(pack("WAIT", 1, _REPLICA_MS), _replicated)
 _ON_DISK = Confirmation(pack("WAITAOF", 1, 0, _DISK_MS), _on_disk)
 
 
-def _vet_replicas(_connection: Any) -> Confirmation:
+def _probe_replicas(_connection: Any) -> Confirmation:
     return _REPLICATED
 
 
-def _vet_disk(connection: Any) -> Confirmation | None:
+def _probe_disk(connection: Any) -> Confirmation | None:
     """The disk's confirmation on this server.
 
     Raises:
@@ -94,4 +97,4 @@ def _waits_for_the_disk(server: Server) -> bool:
     return server.version == _FIRST_WAITAOF and not server.is_valkey
 
 
-_VETS: dict[str, Vet | None] = {"memory": None, "replicas": _vet_replicas, "disk": _vet_disk}
+_PROBES: dict[str, ConfirmationProbe | None] = {"memory": None, "replicas": _probe_replicas, "disk": _probe_disk}

@@ -23,7 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from celery_durable.exceptions import DurableError, JournalUnavailableError, JournalUnreadableError
 
 # What a server says while it restarts, fails over or is full, or what answers in its place: worth asking again.
-PASSING = (
+TRANSIENT = (
     RedisConnectionError, RedisTimeoutError, OSError, BusyLoadingError, ReadOnlyError, OutOfMemoryError, NoScriptError,
     ClusterDownError, TryAgainError, InvalidResponse,
 )  # fmt: skip
@@ -33,7 +33,7 @@ _NOT_NOW = ("BUSY", "MISCONF", "NOREPLICAS", "LATE")
 _MET_IN_SCRIPT = r"Error running script \(call to \w+\): .*@user_script: ?\d+: -?"
 
 
-class Passing(RedisConnectionError):
+class TransientError(RedisConnectionError):
     """A refusal that passes."""
 
 
@@ -42,16 +42,16 @@ class Refused(JournalUnavailableError):
 
 
 def judged(error: Exception, parse: Callable[[str], Exception]) -> Exception:
-    """An error that the server replied, as `Passing` if it passes; *parse* makes an error of its text."""
+    """An error that the server replied, as `TransientError` if it passes; *parse* makes an error of its text."""
     if isinstance(error, ResponseError) and (met := re.match(_MET_IN_SCRIPT, str(error))):
         error = parse(str(error)[met.end() :])
-    return Passing(str(error)) if str(error).startswith(_NOT_NOW) else error
+    return TransientError(str(error)) if str(error).startswith(_NOT_NOW) else error
 
 
-def unavailable(server: str, error: BaseException, patience: float) -> JournalUnavailableError:
+def unavailable(server: str, error: BaseException, timeout: float) -> JournalUnavailableError:
     """What to raise where an error did not pass in time."""
     match error:
-        case Passing():
+        case TransientError():
             why = str(error)
         case AuthenticationError():
             why = f"authentication failed: {error}"
@@ -59,7 +59,7 @@ def unavailable(server: str, error: BaseException, patience: float) -> JournalUn
             why = f"what answers there is no Redis: {error}"
         case _:
             why = f"{type(error).__name__}: {error}"
-    return JournalUnavailableError(f"{server} did not take the journal within {patience:.3g} s: {why}")
+    return JournalUnavailableError(f"{server} did not take the journal within {timeout:.3g} s: {why}")
 
 
 def refused(server: str, error: Exception) -> DurableError:

@@ -14,8 +14,8 @@ from weakref import WeakSet
 
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 
-from .pool import Wires
-from .redis_journal import SHORT_PATIENCE, RedisJournal
+from .pool import JournalConnectionPool
+from .redis_journal import SHORT_TIMEOUT, RedisJournal
 
 logger = logging.getLogger("celery_durable")
 
@@ -43,8 +43,8 @@ class Lease:
 class LeaseKeeper:
     """Renews the leases of live attempts, three times a lease."""
 
-    def __init__(self, wires: Wires, lease: float) -> None:
-        self._wires = wires
+    def __init__(self, pool: JournalConnectionPool, lease: float) -> None:
+        self._pool = pool
         self._period = lease / RENEWALS_PER_LEASE
         self._held: set[RedisJournal] = set()
         self.due = inf
@@ -69,7 +69,7 @@ class LeaseKeeper:
         if held:
             handovers = [journal.handover(orderly=True) for journal in held]
             try:
-                self._wires.ask(*handovers, patience=SHORT_PATIENCE)
+                self._pool.execute(*handovers, timeout=SHORT_TIMEOUT)
             except (JournalUnavailableError, JournalUnreadableError) as error:
                 logger.warning(
                     "%d leases cannot be given back, others go on with their runs when these have lapsed: %s",
@@ -83,12 +83,12 @@ class LeaseKeeper:
         self._aside = None
         self.due = inf
 
-    def tend(self, patience: float) -> None:
-        """Begin a round, in a thread of its own if Redis does not answer within *patience* seconds."""
+    def tend(self, timeout: float) -> None:
+        """Begin a round, in a thread of its own if Redis does not answer within *timeout* seconds."""
         self.due = time.monotonic() + self._period
-        if not (self._held or self._wires.has_idle) or (self._aside is not None and self._aside.is_alive()):
+        if not (self._held or self._pool.has_idle) or (self._aside is not None and self._aside.is_alive()):
             return
-        if self._wires.answer(patience):
+        if self._pool.answers(timeout):
             self._round()
         else:
             self._aside = threading.Thread(target=self._round, name="celery-durable-silent-redis", daemon=True)
@@ -99,7 +99,7 @@ class LeaseKeeper:
             if held := list(self._held):
                 self._renew(held)
             # That an outcome was delivered is said without waiting for the reply.
-            self._wires.settle_idle()
+            self._pool.flush_idle()
         except Exception:
             # Whatever it was: unless rounds go on all leases lapse.
             logger.exception("leases could not be renewed")
@@ -109,7 +109,7 @@ class LeaseKeeper:
         try:
             # Not longer than until the next round, which leaves out who was dropped meanwhile: this one, sent again,
             # would take the lease once more for an attempt that is over.
-            replies = self._wires.ask(*(journal.renewal() for journal in held), patience=self._period)
+            replies = self._pool.execute(*(journal.renewal() for journal in held), timeout=self._period)
             for journal, renewed in zip(held, replies, strict=True):
                 journal.renewed(renewed, sent)
         except JournalUnavailableError as error:

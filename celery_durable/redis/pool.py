@@ -3,128 +3,92 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
-from .connection import TIME, Wire
+from .connection import JournalConnection
 from .connector import Connector
+from .idle import IdleConnections
 from .scripts import Dated
-
-_LONG_IDLE = 1.0
-_LONGEST_IDLE = 60.0
-"""Seconds after which a connection is closed that nobody has needed."""
+from .transport import TIME
 
 
-class Wires:
+class JournalConnectionPool:
     """The connections of this process to one Redis; an attempt has one of its own while it lasts."""
 
-    def __init__(self, make_connector: Callable[[], Connector], patience: float) -> None:
+    def __init__(self, make_connector: Callable[[], Connector], timeout: float) -> None:
         self._make_connector = make_connector
-        self._patience = patience
+        self._timeout = timeout
         self._connector: Connector | None = None
-        self._idle: list[Wire] = []
+        self._idle: IdleConnections[JournalConnection] = IdleConnections()
         self.writes_results = True
         """Whether the server writes a result of Celery's together with a journal, as far as is known."""
         self.ahead: float | None = None
         """Seconds that its clock is ahead of this machine's monotonic one; None as long as it has not told its time."""
         _everywhere.add(self)
 
-    def take(self) -> Wire:
+    def take(self) -> JournalConnection:
         """A connection that nobody else uses."""
         try:
-            return self._idle.pop()
+            return self._idle.take()
         except IndexError:
             if self._connector is None:
                 self._connector = self._make_connector()
-            return Wire(self._connector.make_connection(), self._patience)
+            return JournalConnection(self._connector.make_connection(), self._timeout)
 
-    def give_back(self, wire: Wire) -> None:
+    def give_back(self, connection: JournalConnection) -> None:
         """Keep a connection for the next attempt, which is not to see replies of this one."""
-        wire.disown()
-        wire.idle_since = time.monotonic()
-        self._idle.append(wire)
-        close_unneeded(self._idle)
+        connection.discard_replies()
+        self._idle.give_back(connection)
 
-    def ask(self, *commands: bytes | Dated, patience: float | None = None) -> list[Any]:
-        """The replies to these commands, over a connection of their own; raises what :meth:`Wire.replies` does."""
-        wire = self.take()
+    def execute(self, *commands: bytes | Dated, timeout: float | None = None) -> list[Any]:
+        """The replies to these commands, over a connection of their own.
+
+        Raises:
+            JournalUnavailableError: as :meth:`JournalConnection.replies` does.
+        """
+        connection = self.take()
         try:
-            wire.send(*commands)
-            return wire.replies(patience)
+            connection.send(*commands)
+            return connection.replies(timeout)
         finally:
-            self.give_back(wire)
+            self.give_back(connection)
 
     @property
     def has_idle(self) -> bool:
         """Whether there is a connection that nobody uses."""
         return bool(self._idle)
 
-    def answer(self, seconds: float) -> bool:
+    def answers(self, seconds: float) -> bool:
         """Whether there is a connection to this Redis over which it answers within so many seconds."""
-        wire = self.take()
-        idle_since = wire.idle_since
+        connection = self.take()
+        idle_since = connection.idle_since
         try:
-            if wire.fileno() < 0:
+            if connection.transport.fileno() < 0:
                 return False
-            wire.send(TIME)
-            return wire.answers(seconds) and wire.replies_if_connected() is not None
+            connection.send(TIME)
+            return connection.transport.has_reply(seconds) and connection.replies_if_connected() is not None
         finally:
-            self.give_back(wire)
-            wire.idle_since = idle_since  # this was no use of it
+            self.give_back(connection)
+            connection.idle_since = idle_since  # this was no use of it
 
-    def settle_idle(self) -> None:
-        """Read what connections are owed that nobody uses: what was lost on its way is sent again.
-
-        Those that nobody needs any more are closed, and those that the server has closed.
-        """
-        settle(self._idle)
+    def flush_idle(self) -> None:
+        """Read what is pending on connections that nobody uses: what was lost on its way is sent again."""
+        self._idle.flush()
 
     def forget(self) -> None:
         """In a forked child: the parent's sockets are not ours."""
-        self._idle = []
+        self._idle = IdleConnections()
         self._connector = None
 
 
-def settle(idle: list[Any]) -> None:
-    """Read what these connections are owed, if nobody has used them for a while; close those that are not needed."""
-    for wire in list(idle):
-        if time.monotonic() - wire.idle_since > _LONG_IDLE:
-            with suppress(ValueError):  # taken just now
-                idle.remove(wire)
-                try:
-                    if wire.owed:
-                        wire.try_again()
-                    else:
-                        wire.answers(0)  # notices that the server has closed it
-                finally:
-                    if wire.owed or wire.fileno() >= 0:
-                        idle.insert(0, wire)
-                    else:
-                        wire.close()
-    while close_unneeded(idle):
-        pass
-
-
-def close_unneeded(idle: list[Any]) -> bool:
-    """Close a connection that was not used for long, if another one is left; whether there was one."""
-    oldest = idle[0] if len(idle) > 1 else None  # what is taken is the last
-    if oldest is None or oldest.owed or time.monotonic() - oldest.idle_since < _LONGEST_IDLE:
-        return False
-    with suppress(ValueError):  # taken just now
-        idle.remove(oldest)
-        oldest.close()
-    return True
-
-
-_everywhere: WeakSet[Wires] = WeakSet()
+_everywhere: WeakSet[JournalConnectionPool] = WeakSet()
 
 
 def _forget_all() -> None:
-    for wires in _everywhere:
-        wires.forget()
+    for pool in _everywhere:
+        pool.forget()
 
 
 os.register_at_fork(after_in_child=_forget_all)

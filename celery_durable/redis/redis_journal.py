@@ -36,11 +36,11 @@ from celery_durable.journal.port import (
 )
 from celery_durable.journal.reopening import decided
 
-from .confirmation import vet_for
-from .connection import Wire
+from .confirmation import probe_for
+from .connection import JournalConnection
 from .errors import Refused
 from .fence import Fence
-from .pool import Wires
+from .pool import JournalConnectionPool
 from .protocol import pack, pack_pairs, pack_parts
 from .replies import OpenReply, WriteReply
 from .scripts import call, dated_call, script
@@ -48,7 +48,7 @@ from .scripts import call, dated_call, script
 logger = logging.getLogger("celery_durable")
 
 SHARDS = 16
-SHORT_PATIENCE = 1.0
+SHORT_TIMEOUT = 1.0
 """Seconds that a process with others to serve, or about to die, waits for Redis."""
 _PAIRS_PER_WRITE = 1000
 _HEADS = [b"*%d\r\n" % (5 + 2 * pairs) for pairs in range(_PAIRS_PER_WRITE + 1)]
@@ -107,12 +107,12 @@ class RedisJournal:
     """One attempt's hold on a run. The connection is taken when it opens and given back when it closes."""
 
     def __init__(
-        self, wires: Wires, keys: Keys, owner: str, lease: float, sync: str = "memory", keep: float = inf
+        self, pool: JournalConnectionPool, keys: Keys, owner: str, lease: float, sync: str = "memory", keep: float = inf
     ) -> None:
-        self._wires = wires
+        self._pool = pool
         self._owner = owner
-        self._vet = vet_for(sync)
-        self._confirmed = self._vet is not None
+        self._probe = probe_for(sync)
+        self._confirmed = self._probe is not None
         self._keys = keys
         self._lease = lease
         self._keep = keep
@@ -123,12 +123,12 @@ class RedisJournal:
         self.cancel_requested = False
 
     @cached_property
-    def wire(self) -> Wire:
-        wire = self._wires.take()
+    def connection(self) -> JournalConnection:
+        connection = self._pool.take()
         if self._guard is not None:
             # Code that the run went on without, and that still records what it did.
-            wire.guard(self._guard, goes_on=True)
-        return wire
+            connection.guard(self._guard, goes_on=True)
+        return connection
 
     # -- begin and end of an attempt
 
@@ -146,14 +146,14 @@ class RedisJournal:
             self._owner, delivery.reopen, delivery.build, int(not expected),
             delivery.over, "\n".join(delivery.taken_back),
         )  # fmt: skip
-        if self._vet is not None:
-            self.wire.confirm_by(self._vet)
-        self.wire.send(*((begin, pack("HGETALL", keys.run)) if expected else (begin,)))
+        if self._probe is not None:
+            self.connection.set_confirmation(self._probe)
+        self.connection.send(*((begin, pack("HGETALL", keys.run)) if expected else (begin,)))
         try:
             opened, *loaded = self._replies()
         except BaseException:
             # Unlike what follows, this begins something: nobody else is to send it again.
-            self.wire.abandon()
+            self.connection.abandon()
             raise
         if not expected and isinstance(opened[-1], list):
             loaded = [opened.pop()]
@@ -170,10 +170,10 @@ class RedisJournal:
         self._fence = fields.get(b"fence", b"")
         if kind == OpenReply.OPEN:
             self._fence, self._guard = fence, Fence(fence, self._keys.run)
-            self.wire.guard(self._guard)
+            self.connection.guard(self._guard)
             self.cancel_requested = fields.get(b"cancel") == _REQUESTED
             self._record = script("record").call + pack_parts((1, self._keys.run, self._fence))
-            self._wires.ahead = reply[2] / 1000 - self._renewed
+            self._pool.ahead = reply[2] / 1000 - self._renewed
             return Opened(reply[1], reply[2], reply[3], bool(reply[4]), fields)
         if kind == OpenReply.FINISHED:
             return Finished(fields)
@@ -196,7 +196,7 @@ class RedisJournal:
 
     def conclude(self, fields: Mapping[str, str], keep: float, result: Result) -> bool:
         written = () if result is NO_RESULT else (result.key,)
-        if written and not self._wires.writes_results:
+        if written and not self._pool.writes_results:
             return False
         try:
             [*_, done] = self._end("conclude", [ms(keep), result.text, result.expires], fields, *written)
@@ -205,29 +205,29 @@ class RedisJournal:
             logger.warning("results are left to Celery, which cannot write them with the outcome: %s", refused)
             done = WriteReply.RESULT_REFUSED
         if done == WriteReply.RESULT_REFUSED:
-            self._wires.writes_results = False
+            self._pool.writes_results = False
         return bool(done != WriteReply.RESULT_REFUSED)
 
     def _end(self, script_name: str, facts: list[Any], fields: Mapping[str, str], *keys: str | bytes) -> list[Any]:
         pairs = [part for pair in fields.items() for part in pair]
         ending = call(script_name, (*self._keys.all, *keys), self._fence, self._keys.task_id, *facts, *pairs)
-        self.wire.send(ending, confirmed=self._confirmed)
+        self.connection.send(ending, confirmed=self._confirmed)
         replies = self._replies()
         self._check(replies)
         return replies
 
     def deliver(self, keep: float, *, arrived: bool = True) -> None:
         keys = self._keys
-        self.wire.send(call("deliver", keys.all, self._fence, keys.task_id, ms(keep), int(arrived)), wanted=False)
+        self.connection.send(call("deliver", keys.all, self._fence, keys.task_id, ms(keep), int(arrived)), wanted=False)
 
     def release(self, *, orderly: bool) -> None:
-        self.wire.send(self.handover(orderly=orderly))
-        self.wire.replies(SHORT_PATIENCE)
+        self.connection.send(self.handover(orderly=orderly))
+        self.connection.replies(SHORT_TIMEOUT)
 
     def close(self) -> None:
-        wire = self.__dict__.pop("wire", None)
-        if wire is not None:
-            self._wires.give_back(wire)
+        connection = self.__dict__.pop("connection", None)
+        if connection is not None:
+            self._pool.give_back(connection)
 
     # -- entries
 
@@ -238,26 +238,26 @@ class RedisJournal:
                 self.send(dict(items[start : start + _PAIRS_PER_WRITE]))
             return
         command = _HEADS[len(fields)] + self._record + pack_pairs(fields)
-        self.wire.send(command, with_next=with_next, confirmed=self._confirmed and not with_next)
+        self.connection.send(command, with_next=with_next, confirmed=self._confirmed and not with_next)
 
     def record_aside(self, fields: Mapping[str, str]) -> bool:
         command = _HEADS[len(fields)] + self._record + pack_pairs(fields)
-        [reply] = self._wires.ask(command if self._guard is None else self._guard.put_into(command))
+        [reply] = self._pool.execute(command if self._guard is None else self._guard.put_into(command))
         return bool(reply > 0)
 
     @property
     def owes(self) -> bool:
-        return self.wire.owed > 0
+        return bool(self.connection.pending.commands)
 
     def look_out(self) -> bool:
-        return self.wire.look_out()
+        return self.connection.transport.spin_wait()
 
     def settle(self) -> None:
-        self.wire.look_out()
+        self.connection.transport.spin_wait()
         self._check(self._replies())
 
     def settle_if_connected(self) -> bool:
-        replies = self.wire.replies_if_connected()
+        replies = self.connection.replies_if_connected()
         self._check(replies or [])
         return replies is not None
 
@@ -276,7 +276,7 @@ class RedisJournal:
 
     def _replies(self) -> list[Any]:
         try:
-            return self.wire.replies()
+            return self.connection.replies()
         except JournalUnreadableError as error:
             raise not_a_journal(self._keys) from error
         except ConfigurationError as error:
@@ -288,7 +288,7 @@ class RedisJournal:
     def fileno(self) -> int | None:
         if self._confirmed:
             return None  # the first reply comes long before the confirmation: a thread waits for both
-        fd = self.wire.fileno()
+        fd = self.connection.transport.fileno()
         return fd if fd >= 0 else None
 
     # -- the lease
@@ -303,18 +303,18 @@ class RedisJournal:
         return time.monotonic() - self._renewed
 
     def by_redis(self, moment: float) -> float | None:
-        return None if self._wires.ahead is None else moment + self._wires.ahead
+        return None if self._pool.ahead is None else moment + self._pool.ahead
 
     def prove_lease(self) -> None:
         asked = time.monotonic()
-        self.wire.send(self.renewal())
+        self.connection.send(self.renewal())
         self.settle()
         self._renewed = asked
 
     def look_for_cancellation(self) -> None:
         # Another connection: the attempt's own may be amid a write of a sibling.
         with suppress(JournalUnavailableError, JournalUnreadableError):
-            said = self._wires.ask(pack("HGET", self._keys.run, "cancel"), patience=SHORT_PATIENCE)
+            said = self._pool.execute(pack("HGET", self._keys.run, "cancel"), timeout=SHORT_TIMEOUT)
             self.cancel_requested |= said == [_REQUESTED]
 
     def renewal(self) -> bytes:

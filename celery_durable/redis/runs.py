@@ -12,7 +12,7 @@ from celery_durable.journal.layout import Fields
 from .protocol import pack
 from .redis_journal import (
     SHARDS,
-    SHORT_PATIENCE,
+    SHORT_TIMEOUT,
     Keys,
     check_layout,
     fields_of,
@@ -91,35 +91,35 @@ class Runs:
         # The journal is kept for a lease at least: the attempt is to meet another fence, and not an empty place.
         keep = max(keep, self._lease)
         terminated = dated_call("terminate", keys.all, task_id, fence, status, ms(keep), owner, "outcome", outcome)
-        return self._ask(task_id, terminated, patience=SHORT_PATIENCE) == [WriteReply.DONE]
+        return self._ask(task_id, terminated, timeout=SHORT_TIMEOUT) == [WriteReply.DONE]
 
     def release(self, task_id: str, owner: str) -> ReleaseResult:
         """Give back what a lost process held of the run, and say what has become of that."""
         keys = self.keys(task_id)
         released = call("release", keys.all, task_id, "owner", owner, 0)
-        [reply] = self._ask(task_id, released, patience=SHORT_PATIENCE)
+        [reply] = self._ask(task_id, released, timeout=SHORT_TIMEOUT)
         return ReleaseResult(reply)
 
     def cancel(self, task_id: str) -> tuple[str, int]:
         """Ask a live run to end by ``TaskCancelled``; the status that it has, and when it ended if it did."""
         cancelled = dated_call("cancel", self.keys(task_id).all, task_id)
-        [[status, ended]] = self._ask(task_id, cancelled, patience=SHORT_PATIENCE)
+        [[status, ended]] = self._ask(task_id, cancelled, timeout=SHORT_TIMEOUT)
         return status.decode(), int(ended or 0)
 
     def is_known(self, task_id: str) -> bool:
         """Whether an attempt of the run has begun, and its journal is still there."""
-        return self._ask(task_id, pack("EXISTS", self.keys(task_id).run), patience=SHORT_PATIENCE) == [1]
+        return self._ask(task_id, pack("EXISTS", self.keys(task_id).run), timeout=SHORT_TIMEOUT) == [1]
 
     def waiting(self) -> Iterator[tuple[str, bytes]]:
         """All runs that wait, and how each was called; of one Redis a few at a time."""
         for shard in self._shards:
             due = shard.keys("").due
-            [found] = shard.wires.ask(pack("ZRANGE", due, 0, -1), patience=SHORT_PATIENCE)
+            [found] = shard.pool.execute(pack("ZRANGE", due, 0, -1), timeout=SHORT_TIMEOUT)
             ids = [task_id.decode() for task_id in found]
             for first in range(0, len(ids), _MOST_AT_ONCE):
                 some = ids[first : first + _MOST_AT_ONCE]
                 questions = [pack("HGET", shard.keys(task_id).run, "call") for task_id in some]
-                calls = shard.wires.ask(*questions, patience=SHORT_PATIENCE)
+                calls = shard.pool.execute(*questions, timeout=SHORT_TIMEOUT)
                 yield from ((task_id, call) for task_id, call in zip(some, calls, strict=True) if call)
 
     def claim(self, tasks: Iterable[str], before: list[Claims] | None = None) -> list[Claims]:
@@ -131,11 +131,11 @@ class Runs:
         skips = [claims.skips for claims in before] if before else [(0, 0)] * SHARDS
         found: dict[int, Claims] = {}
         silent = []
-        groups = self._shards.by_wires()
-        for wires, shards in groups.items():
+        groups = self._shards.by_pool()
+        for pool, shards in groups.items():
             commands = [self._claiming(shard, skips[shard.number], names) for shard in shards]
             try:
-                replies = wires.ask(*commands, patience=SHORT_PATIENCE)
+                replies = pool.execute(*commands, timeout=SHORT_TIMEOUT)
                 found |= {shard.number: _claims(reply) for shard, reply in zip(shards, replies, strict=True)}
             except JournalUnavailableError as error:
                 # What the other nodes of a Cluster have claimed is to be sent.
@@ -157,8 +157,8 @@ class Runs:
         for run in claimed:
             self._ask(run.task_id, call("unclaim", self.keys(run.task_id).all, run.task_id, ms(_UNSENT_PAUSE)))
 
-    def _ask(self, task_id: str, *commands: bytes | Dated, patience: float | None = None) -> list[Any]:
-        return self._shards.of(task_id).wires.ask(*commands, patience=patience)
+    def _ask(self, task_id: str, *commands: bytes | Dated, timeout: float | None = None) -> list[Any]:
+        return self._shards.of(task_id).pool.execute(*commands, timeout=timeout)
 
 
 def _claims(reply: list[Any]) -> Claims:

@@ -10,10 +10,10 @@ from redis.exceptions import ResponseError
 from celery_durable.exceptions import JournalUnavailableError
 
 from .errors import Refused
-from .pool import Wires
+from .pool import JournalConnectionPool
 
 
-def ask(wires: Wires, patience: float) -> Server:
+def server_of(pool: JournalConnectionPool, timeout: float) -> Server:
     """The server that these connections lead to.
 
     Raises:
@@ -21,16 +21,16 @@ def ask(wires: Wires, patience: float) -> Server:
         Refused: it answers, but its user may not ask.
     """
     found: list[Server] = []
-    wire = wires.take()
+    connection = pool.take()
     try:
-        wire.confirm_by(lambda connection: found.append(Server.at(connection)))
-        wire.replies(patience)
+        connection.set_confirmation(lambda raw: found.append(Server.at(raw)))
+        connection.replies(timeout)
     except JournalUnavailableError as error:
         if isinstance(error.__cause__, ResponseError):
             raise Refused(str(error)) from error.__cause__
         raise
     finally:
-        wires.give_back(wire)
+        pool.give_back(connection)
     return found[-1]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from .pool import Wires
+from .pool import JournalConnectionPool
 from .redis_journal import SHARDS, Keys, shard_of, shard_prefix
 
 
@@ -15,7 +15,7 @@ class Shard(NamedTuple):
     number: int
     prefix: str
     """What each of its keys begins with."""
-    wires: Wires
+    pool: JournalConnectionPool
 
     def keys(self, task_id: str) -> Keys:
         """Of one of its runs."""
@@ -25,9 +25,9 @@ class Shard(NamedTuple):
 class Shards:
     """All of them."""
 
-    def __init__(self, prefix: str, wires_to: Callable[[str], Wires]) -> None:
+    def __init__(self, prefix: str, pool_for: Callable[[str], JournalConnectionPool]) -> None:
         prefixes = [shard_prefix(prefix, number) for number in range(SHARDS)]
-        self._all = tuple(Shard(number, base, wires_to(base)) for number, base in enumerate(prefixes))
+        self._all = tuple(Shard(number, base, pool_for(base)) for number, base in enumerate(prefixes))
 
     def of(self, task_id: str) -> Shard:
         """The shard of a run."""
@@ -36,9 +36,9 @@ class Shards:
     def __iter__(self) -> Iterator[Shard]:
         return iter(self._all)
 
-    def by_wires(self) -> dict[Wires, list[Shard]]:
+    def by_pool(self) -> dict[JournalConnectionPool, list[Shard]]:
         """Those that can be asked in one send, by the connections to ask them over."""
-        grouped: dict[Wires, list[Shard]] = {}
+        grouped: dict[JournalConnectionPool, list[Shard]] = {}
         for shard in self._all:
-            grouped.setdefault(shard.wires, []).append(shard)
+            grouped.setdefault(shard.pool, []).append(shard)
         return grouped

@@ -79,11 +79,11 @@ def _split_by_options(tasks: list[DurableTask[Any, Any]]) -> tuple[list[DurableT
 
 
 def _risks_of_servers(store: Store, syncs: set[str]) -> Iterator[Risk]:
-    from celery_durable.redis.server import ask
+    from celery_durable.redis.server import server_of
 
     give_up_at = time.monotonic() + _LONGEST_CHECK
-    for wires in store.masters():
-        server = ask(wires, patience=max(0.0, give_up_at - time.monotonic()))
+    for pool in store.masters():
+        server = server_of(pool, timeout=max(0.0, give_up_at - time.monotonic()))
         for text, level in _risks_of_server(server, store.address, syncs):
             yield Risk(f"{store.address}: {text}", level)
 

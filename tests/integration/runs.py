@@ -49,9 +49,9 @@ def app_at(url: str, **conf: Any) -> Iterator[Celery]:
         yield app
     if store := _stores.get(app):
         # Its thread is not to read what is closed here.
-        for wires, keeper in store._keepers.items():  # noqa: SLF001
+        for pool, keeper in store._keepers.items():  # noqa: SLF001
             keeper.forget()
-            wires.forget()
+            pool.forget()
     for connection in connections:
         connection.disconnect()
 

@@ -104,7 +104,7 @@ def test_shards_of_one_node_share_connections(cluster: RedisCluster) -> None:
             journal.deliver(60)
             journal.close()
 
-        idle = {node.port: len(wires) for node, wires in store._cluster._idle.items()}  # noqa: SLF001
+        idle = {node.port: len(pool) for node, pool in store._cluster._idle.items()}  # noqa: SLF001
 
     assert idle == {one.port: 1 for one in cluster.running if one.port in idle}
     assert len(idle) == 3
@@ -161,13 +161,13 @@ def test_leases_of_all_shards_are_renewed(cluster: RedisCluster) -> None:
 def test_seeds_that_are_gone_are_passed_over(cluster: RedisCluster) -> None:
     gone = ";".join(f"127.0.0.1:{free_port()}" for _ in range(9))
     with store_at(f"redis+cluster://{gone};127.0.0.1:{cluster.running[0].port}") as store:
-        wires = store.shards.of(task_id := new_id()).wires
-        wire = wires.take()
-        wire.send(pack("EXISTS", store.keys(task_id).run))
+        pool = store.shards.of(task_id := new_id()).pool
+        connection = pool.take()
+        connection.send(pack("EXISTS", store.keys(task_id).run))
 
-        assert wire.replies(patience=0) == [0], "at the first try"
+        assert connection.replies(timeout=0) == [0], "at the first try"
 
-        wires.give_back(wire)
+        pool.give_back(connection)
 
 
 def test_a_cluster_with_tls() -> None:
@@ -342,7 +342,7 @@ def test_a_run_begins_where_its_slot_has_gone_since_the_nodes_were_asked(cluster
     opened(store, second).close()
 
     assert fields_of(cluster, store, second)["status"] == "running"
-    assert store.shards.of(second).wires.take().node.port == migration.target.port
+    assert store.shards.of(second).pool.take().node.port == migration.target.port
 
 
 def test_what_was_lost_with_its_connection_is_sent_to_its_own_slot(cluster: RedisCluster, app: Celery) -> None:
@@ -351,7 +351,7 @@ def test_what_was_lost_with_its_connection_is_sent_to_its_own_slot(cluster: Redi
     first, second = (id_in(store, shard) for shard in shards_of_one_node(cluster, store))
     journal = opened(store, first)
     journal.finish("succeeded", {})
-    journal.wire._lose()  # noqa: SLF001
+    journal.connection.transport.lose()
     journal.deliver(60)
     journal.close()
     migration = Migration(cluster, store.keys(first).run)
@@ -370,14 +370,14 @@ def test_a_delivery_that_was_lost_is_made_known_though_no_run_comes(cluster: Red
     store, task_id = store_of(app), new_id()
     journal = opened(store, task_id)
     journal.finish("succeeded", {})
-    wire = journal.wire
-    wire._lose()  # noqa: SLF001
+    connection = journal.connection
+    connection.transport.lose()
     journal.deliver(60)
     journal.close()
     assert "delivered" not in fields_of(cluster, store, task_id)
-    wire.idle_since -= 60
+    connection.idle_since -= 60
 
-    store.shards.of(task_id).wires.settle_idle()
+    store.shards.of(task_id).pool.flush_idle()
 
     assert fields_of(cluster, store, task_id)["delivered"] == "1"
 

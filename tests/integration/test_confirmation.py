@@ -246,7 +246,7 @@ def test_an_async_attempt_reads_confirmations_in_a_thread(store: Store) -> None:
     """The reply to the write makes the socket readable long before the confirmation arrives."""
     journal = journal_of(store, new_id())
 
-    assert journal.wire.fileno() > 0
+    assert journal.connection.transport.fileno() > 0
     assert journal.fileno() is None
     journal.close()
 
@@ -391,7 +391,7 @@ def test_a_promise_that_was_mended_is_believed_at_the_next_attempt() -> None:
 
 
 def test_tasks_with_and_without_confirmation_share_connections(redis_client: redis.Redis, redis_url: str) -> None:
-    """A wire that was vetted is not vetted again, and one that was not is."""
+    """A connection whose confirmation was asked for is not asked again, and one where it was not is."""
     with app_at(redis_url, durable_journal_sync="replicas") as app:
         store = store_of(app)
         plain = store.journal(task_id := new_id())

@@ -95,14 +95,14 @@ def test_memory_that_is_free_again_within_the_lease_is_not_noticed(server: Redis
         journal = opened(store_of(app), new_id())
         fill(server)
         journal.send({"step:1": "x"})
-        usual = journal.wire._drop  # noqa: SLF001
+        usual = journal.connection.transport.close
 
         def drop_and_free() -> None:
             usual()
             free(server)
 
-        journal.wire._drop = drop_and_free  # noqa: SLF001
+        journal.connection.transport.close = drop_and_free
         journal.settle()
 
-        journal.wire._drop = usual  # noqa: SLF001
+        journal.connection.transport.close = usual
         journal.close()

@@ -147,13 +147,13 @@ def test_what_is_said_of_an_attempt_over_other_connections_counts_whatever_its_n
     journal = opened(store, task_id := new_id())
     proxy.lose_replies()
     written(journal, DONE)
-    keys, wires = store.keys(task_id), store.shards.of(task_id).wires
+    keys, pool = store.keys(task_id), store.shards.of(task_id).pool
     assert fence_of(redis_client, store, task_id).endswith(":2")
     lapse(redis_client, store, task_id)
 
-    assert wires.ask(journal.renewal()) == [1]
+    assert pool.execute(journal.renewal()) == [1]
     assert redis_client.zscore(keys.leases, task_id) > 0
-    assert wires.ask(journal.handover(orderly=True)) == [1]
+    assert pool.execute(journal.handover(orderly=True)) == [1]
     assert redis_client.zscore(keys.leases, task_id) is None
     with pytest.raises(Fenced):
         written(journal, {"step:2": "{}"})
@@ -196,11 +196,11 @@ def test_a_connection_that_takes_no_writes_yet_does_not_fence_its_attempt() -> N
     with RedisServer() as server, server.client() as admin, store_at(server.url(), durable_lease=20) as store:
         journal = opened(store, task_id := new_id())
         admin.config_set("maxmemory", 1)
-        journal.wire._drop()  # noqa: SLF001
+        journal.connection.transport.close()
         journal.send(DONE)
         passed: list[Any] = []
-        usual = journal.wire._drop  # noqa: SLF001
-        journal.wire._drop = lambda: (passed.append(admin.config_set("maxmemory", 0)), usual())[1]  # noqa: SLF001
+        usual = journal.connection.transport.close
+        journal.connection.transport.close = lambda: (passed.append(admin.config_set("maxmemory", 0)), usual())[1]
 
         journal.settle()
 
@@ -253,7 +253,7 @@ def test_nor_does_a_write_of_that_entry_alone(store: Store, redis_client: redis.
     for other in [*OPEN, *SETTLED]:
         journal = opened(store, task_id := new_id())
         written(journal, {"step:1": entry})
-        journal.wire.close()
+        journal.connection.transport.close()
 
         written(journal, {"step:1": other})
 
@@ -327,7 +327,7 @@ def test_a_clock_of_redis_that_was_put_on_is_noticed(store: Store, redis_client:
     """A connection that was made before is made anew, and the act is done."""
     journal = opened(store, task_id := new_id())
     journal.suspend(0, {})
-    journal.wire._clock -= 3600_000  # noqa: SLF001
+    journal.connection.transport.clock -= 3600_000
     journal.close()
 
     assert store.runs.cancel(task_id) == ("suspended", 0)
@@ -338,22 +338,22 @@ def test_an_act_that_was_interrupted_is_not_sent_again_by_the_next_user_of_its_c
     store: Store, proxy: Proxy, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened(store, task_id := new_id()).suspend(0, {})
-    shared = store.shards.of(task_id).wires
+    shared = store.shards.of(task_id).pool
     interrupted = KeyboardInterrupt()
 
     def strike(*_: Any) -> None:
         raise interrupted
 
     taken = shared.take()
-    monkeypatch.setattr(taken, "_resume", strike)
-    taken._drop()  # noqa: SLF001
+    monkeypatch.setattr(taken, "_reconnect", strike)
+    taken.transport.close()
     shared.give_back(taken)
     with pytest.raises(KeyboardInterrupt):
         store.runs.cancel(task_id)
     monkeypatch.undo()
 
     assert b"cancel" not in store.runs.load(task_id)
-    assert taken.owed == 0
+    assert not taken.pending
 
 
 # -- a whole task

@@ -140,16 +140,16 @@ def test_a_renewal_that_fails_is_left_to_the_next_one_which_leaves_out_who_was_d
 ) -> None:
     journals = [opened(store, new_id()) for _ in range(2)]
     asked: list[tuple[int, float | None]] = []
-    usual = store.wires.ask
+    usual = store.pool.execute
 
-    def ask(*commands: bytes, patience: float | None = None) -> list[Any]:
-        asked.append((len(commands), patience))
+    def execute(*commands: bytes, timeout: float | None = None) -> list[Any]:
+        asked.append((len(commands), timeout))
         if len(asked) > 1:
-            return usual(*commands, patience=patience)
+            return usual(*commands, timeout=timeout)
         store.leases.drop(journals[0])
         raise JournalUnavailableError("away")
 
-    monkeypatch.setattr(store.wires, "ask", ask)
+    monkeypatch.setattr(store.pool, "execute", execute)
     for journal in journals:
         store.leases.keep(journal)
 
@@ -219,7 +219,7 @@ def test_a_thread_that_is_gone_is_started_again(store: Store, redis_client: redi
 
 def test_an_app_that_nobody_uses_any_more_frees_its_store(redis_url: str) -> None:
     app = app_for(redis_url)
-    kept = [weakref.ref(one) for one in (app, store_of(app), store_of(app).wires, store_of(app).leases)]
+    kept = [weakref.ref(one) for one in (app, store_of(app), store_of(app).pool, store_of(app).leases)]
 
     app.close()
     del app
@@ -393,7 +393,7 @@ def test_a_redis_that_is_silent_keeps_no_other_waiting(redis_url: str, redis_cli
         for keeper, journal in kept:
             keeper.keep(journal)
         with silent.client() as client:
-            eventually(lambda: all(one.wires._idle for one in dead))  # noqa: SLF001
+            eventually(lambda: all(one.pool._idle for one in dead))  # noqa: SLF001
             assert client.ping()
         silent.freeze()
         try:

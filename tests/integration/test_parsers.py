@@ -45,7 +45,7 @@ def test_hiredis_comes_with_the_package(store: Store, parser: Any) -> None:
     journal = opened(store, new_id())
 
     assert HIREDIS_AVAILABLE
-    assert type(journal.wire._connection._parser) is parser  # noqa: SLF001
+    assert type(journal.connection.transport._parser) is parser  # noqa: SLF001
 
 
 def test_a_journal_is_written_and_loaded(store: Store, redis_client: redis.Redis) -> None:
@@ -147,14 +147,14 @@ def test_a_signal_amid_a_reply_leaves_the_connection_usable() -> None:
 def test_whether_a_server_answers_is_seen_without_reading(store: Store, redis_client: redis.Redis) -> None:
     written(opened(store, new_id()), **{"step:1": "{}"})
     journal = opened(store, new_id())
-    wire = journal.wire
-    assert not wire.answers(0)
+    connection = journal.connection
+    assert not connection.transport.has_reply(0)
     journal.send({"step:1": "{}"})
-    eventually(lambda: wire.answers(0))
+    eventually(lambda: connection.transport.has_reply(0))
     journal.settle()
-    assert not wire.answers(0)
+    assert not connection.transport.has_reply(0)
 
     redis_client.client_kill_filter(skipme=True, _type="normal")
 
-    eventually(lambda: not wire.answers(0) and wire.fileno() < 0)
+    eventually(lambda: not connection.transport.has_reply(0) and connection.transport.fileno() < 0)
     written(journal, **{"step:2": "{}"})

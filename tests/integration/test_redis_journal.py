@@ -586,7 +586,7 @@ def test_a_message_that_has_waited_for_redis_reopens_no_failure_of_meanwhile(
     store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = store.journal(task_id := new_id())
-    held_up, ended = journal.wire.send, []
+    held_up, ended = journal.connection.send, []
 
     def send(*commands: bytes, **options: Any) -> None:
         if not ended:
@@ -596,7 +596,7 @@ def test_a_message_that_has_waited_for_redis_reopens_no_failure_of_meanwhile(
             eventually(lambda: time.monotonic() > since + 0.2, what="what is no quick reply any more")
         held_up(*commands, **options)
 
-    monkeypatch.setattr(journal.wire, "send", send)
+    monkeypatch.setattr(journal.connection, "send", send)
 
     received = time.monotonic() - 0.01  # Redis counts in milliseconds
     assert isinstance(journal.open(delivery(task_id, received=received)), Finished)

@@ -25,9 +25,9 @@ from celery_durable.app.store import Store, store_of
 from celery_durable.drivers import on_loop
 from celery_durable.journal.entries import done_entry
 from celery_durable.journal.port import Opened
-from celery_durable.redis.connection import Wire
-from celery_durable.redis.lookout import Lookout
+from celery_durable.redis.connection import JournalConnection
 from celery_durable.redis.protocol import pack
+from celery_durable.redis.spin_wait import SpinWait
 from celery_durable.worker.startup import risks_of
 from tests.groups import MAKES, program_or_skip
 from tests.integration.network import Proxy
@@ -345,7 +345,7 @@ def test_a_write_waits_for_a_server_that_comes_back_in_time() -> None:
     with RedisServer(appendonly=True) as server, store_at(server.url(), durable_lease=20) as store:
         journal = opened(store, task_id := new_id())
         server.stop()
-        starting = threading.Thread(target=lambda: eventually(lambda: journal.wire.owed) and server.start())
+        starting = threading.Thread(target=lambda: eventually(lambda: journal.connection.pending) and server.start())
         starting.start()
         journal.send({"step:1": "{}"})
         journal.settle()
@@ -393,22 +393,22 @@ def test_what_could_not_be_written_is_not_written_later_by_the_next_attempt() ->
 
         next_one = opened(store, next_id := new_id())
 
-        assert next_one.wire.owed == 0
+        assert not next_one.connection.pending
         with server.client() as client:
             assert client.hget(store.keys(lost).run, "step:1") is None
             assert client.hget(store.keys(next_id).run, "attempt") == "1"
 
 
-def delivered_in_an_outage(server: RedisServer, store: Store, task_id: str) -> Wire:
-    """End a run whose delivery does not reach the server; return the wire that owes it, which nobody uses."""
+def delivered_in_an_outage(server: RedisServer, store: Store, task_id: str) -> JournalConnection:
+    """End a run whose delivery does not reach the server; return the connection that it is pending on, now idle."""
     journal = opened(store, task_id)
     journal.finish("succeeded", {"outcome": "{}"})
-    wire = journal.wire
+    connection = journal.connection
     server.kill()
     journal.deliver(60)
     journal.close()
-    assert wire.owed == 1
-    return wire
+    assert len(connection.pending) == 1
+    return connection
 
 
 def open_in_vain(store: Store) -> None:
@@ -421,18 +421,18 @@ def open_in_vain(store: Store) -> None:
 
 def test_a_delivery_is_made_known_after_an_outage_though_others_gave_up_on_its_connection() -> None:
     with RedisServer(appendonly=True) as server, store_at(server.url(), durable_lease=1) as store:
-        wire = delivered_in_an_outage(server, store, task_id := new_id())
+        connection = delivered_in_an_outage(server, store, task_id := new_id())
         with pytest.raises(JournalUnavailableError):
             store.runs.claim([])
         open_in_vain(store)
         open_in_vain(store)
-        assert wire.owed == 1
+        assert len(connection.pending) == 1
         server.start()
-        wire.idle_since -= 60
+        connection.idle_since -= 60
 
-        store.shards.of(task_id).wires.settle_idle()
+        store.shards.of(task_id).pool.flush_idle()
 
-        assert wire.owed == 0
+        assert len(connection.pending) == 0
         with server.client() as client:
             assert client.hget(store.keys(task_id).run, "delivered") == "1"
             assert client.zcard(store.keys(task_id).leases) == 0
@@ -440,13 +440,13 @@ def test_a_delivery_is_made_known_after_an_outage_though_others_gave_up_on_its_c
 
 def test_the_next_user_of_a_connection_makes_known_what_was_delivered_in_an_outage() -> None:
     with RedisServer(appendonly=True) as server, store_at(server.url(), durable_lease=1) as store:
-        wire = delivered_in_an_outage(server, store, task_id := new_id())
+        connection = delivered_in_an_outage(server, store, task_id := new_id())
         with pytest.raises(JournalUnavailableError):
             store.runs.load(task_id)
         server.start()
 
         assert store.runs.load(task_id)[b"delivered"] == b"1"
-        assert wire.owed == 0
+        assert len(connection.pending) == 0
 
 
 def test_links_are_sent_once_though_the_server_is_away_before_that_is_journaled() -> None:
@@ -478,13 +478,13 @@ def test_links_are_sent_once_though_the_server_is_away_before_that_is_journaled(
 def test_what_an_attempt_left_unread_is_forgotten_when_the_next_one_gives_up() -> None:
     with RedisServer(appendonly=True) as server, store_at(server.url(), durable_lease=1) as store:
         journal = opened(store, task_id := new_id())
-        wire = journal.wire
+        connection = journal.connection
         server.stop()
         journal.send({"step:1": "lost"})
         journal.close()
         with pytest.raises(JournalUnavailableError):
             store.runs.load(task_id)
-        assert wire.owed == 0
+        assert len(connection.pending) == 0
         server.start()
 
         assert b"step:1" not in store.runs.load(task_id)
@@ -496,7 +496,7 @@ def test_a_delivery_that_is_refused_for_good_is_said_and_hurts_nobody(
     with store_at(redis_url) as store:
         journal = opened(store, damaged := new_id())
         journal.finish("succeeded", {"outcome": "{}"})
-        wire = journal.wire
+        connection = journal.connection
         redis_client.delete(store.keys(damaged).run)
         redis_client.set(store.keys(damaged).run, "no journal")
         journal.deliver(60)
@@ -504,7 +504,7 @@ def test_a_delivery_that_is_refused_for_good_is_said_and_hurts_nobody(
 
         run_to_its_end(store, task_id := new_id())
 
-        assert wire.owed == 0
+        assert len(connection.pending) == 0
         assert_ended(redis_client, store, task_id)
     assert [record.levelname for record in caplog.records if "WRONGTYPE" in record.getMessage()] == ["WARNING"]
 
@@ -513,20 +513,20 @@ def test_a_delivery_that_is_refused_for_now_holds_up_nobody_and_is_made_known_la
     with RedisServer() as server, server.client() as admin, store_at(server.url(), durable_lease=1) as store:
         journal = opened(store, task_id := new_id())
         journal.finish("succeeded", {"outcome": "{}"})
-        wire = journal.wire
+        connection = journal.connection
         admin.config_set("min-replicas-to-write", 1)
         journal.deliver(60)
         journal.close()
         for _ in range(3):
             assert b"delivered" not in store.runs.load(task_id)
-            assert wire.owed == 1
+            assert len(connection.pending) == 1
         open_in_vain(store)
-        assert wire.owed == 1
+        assert len(connection.pending) == 1
 
         admin.config_set("min-replicas-to-write", 0)
 
         assert store.runs.load(task_id)[b"delivered"] == b"1"
-        assert wire.owed == 0
+        assert len(connection.pending) == 0
 
 
 def test_a_server_that_is_full_is_said_and_waited_for() -> None:
@@ -627,8 +627,8 @@ def test_a_signal_amid_a_reply_leaves_the_connection_usable(monkeypatch: pytest.
 
 def test_the_replies_to_steps_are_looked_out_for_and_no_others(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An opening and an ending take Redis longer, and there is one of each only."""
-    looks: list[Lookout] = []
-    monkeypatch.setattr(Lookout, "look", lambda self: looks.append(self))  # noqa: PLW0108  a function binds
+    looks: list[SpinWait] = []
+    monkeypatch.setattr(SpinWait, "spin", lambda self: looks.append(self))  # noqa: PLW0108  a function binds
     with store_at(redis_url) as store:
         journal = opened(store, new_id())
         assert len(looks) == 0
@@ -638,7 +638,7 @@ def test_the_replies_to_steps_are_looked_out_for_and_no_others(redis_url: str, m
             journal.settle()
         assert len(looks) == 3
 
-        journal.wire._drop()  # noqa: SLF001  there is nothing to be seen
+        journal.connection.transport.close()
         journal.send({"step:4": "{}"})
         journal.settle()
         assert len(looks) == 3
@@ -652,17 +652,17 @@ def test_a_coroutine_looks_out_for_its_reply_where_no_other_waits_for_the_loop(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, beside: bool
 ) -> None:
     looks, turns, read = [], [], []
-    look, readable = Lookout.look, on_loop._readable  # noqa: SLF001
+    look, readable = SpinWait.spin, on_loop._readable  # noqa: SLF001
 
-    def look_and_count(lookout: Lookout) -> bool:
-        looks.append(lookout)
-        return look(lookout) or True  # a Redis may be slow; it answers in any case
+    def look_and_count(spin_wait: SpinWait) -> bool:
+        looks.append(spin_wait)
+        return look(spin_wait) or True  # a Redis may be slow; it answers in any case
 
     def read_and_count(fd: int) -> Any:
         read.append(fd)
         return readable(fd)
 
-    monkeypatch.setattr(Lookout, "look", look_and_count)
+    monkeypatch.setattr(SpinWait, "spin", look_and_count)
     monkeypatch.setattr(on_loop, "_readable", read_and_count)
 
     async def charge() -> int:
@@ -730,7 +730,7 @@ def test_an_opening_that_was_interrupted_is_not_sent_again_by_the_next_attempt()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, usual)
-        assert victim.wire.owed == 0
+        assert not victim.connection.pending
         victim.close()
         server.thaw()
         # What reached the server before the interruption is applied; end that attempt as its lease would.
@@ -756,7 +756,7 @@ def test_a_refusal_that_passes_is_waited_for(make: str, refusal: str, connected:
     ):
         journal = opened(store, task_id := new_id())
         if not connected:
-            journal.wire._drop()  # noqa: SLF001
+            journal.connection.transport.close()
         if refusal == "BUSY":
             admin.config_set("lua-time-limit", 1)
             script = threading.Thread(target=endless_script, args=(server,))
@@ -765,8 +765,8 @@ def test_a_refusal_that_passes_is_waited_for(make: str, refusal: str, connected:
         else:
             begin_to_refuse(admin, refusal)
         seen: list[Exception] = []
-        usual = journal.wire._drop  # noqa: SLF001
-        journal.wire._drop = lambda: (seen.append(sys.exc_info()[1]), usual())[1]  # noqa: SLF001
+        usual = journal.connection.transport.close
+        journal.connection.transport.close = lambda: (seen.append(sys.exc_info()[1]), usual())[1]
         recovering = threading.Thread(target=lambda: eventually(lambda: seen) and recover(admin, refusal))
         recovering.start()
 
@@ -815,30 +815,30 @@ def recover(client: redis.Redis, refusal: str) -> None:
 def test_siblings_may_send_while_another_reads_and_nothing_is_taken_for_acknowledged(
     redis_url: str, redis_client: redis.Redis
 ) -> None:
-    """What is sent after a reading has begun stays owed until its own reply is read."""
+    """What is sent after a reading has begun stays pending until its own reply is read."""
     with store_at(redis_url) as store:
         journal = opened(store, task_id := new_id())
-        wire = journal.wire
+        connection = journal.connection
         journal.send({"step:1": "{}"})
-        receive = wire._receive  # noqa: SLF001
+        receive = connection.transport.receive
 
         def receive_late(**options: Any) -> Any:
             reply = receive(**options)
-            wire._receive = receive  # noqa: SLF001
+            connection.transport.receive = receive
             journal.send({"step:2": "{}"})
             return reply
 
-        wire._receive = receive_late  # noqa: SLF001
+        connection.transport.receive = receive_late
         journal.settle()
 
-        assert wire.owed == 1
+        assert len(connection.pending) == 1
         journal.settle()
-        assert wire.owed == 0
+        assert len(connection.pending) == 0
         fields = redis_client.hgetall(store.keys(task_id).run)
     assert (fields["step:1"], fields["step:2"]) == ("{}", "{}")
 
 
-def test_threads_that_share_a_wire_lose_nothing_though_the_connection_is_cut(
+def test_threads_that_share_a_connection_lose_nothing_though_the_connection_is_cut(
     redis_server: RedisServer, redis_client: redis.Redis
 ) -> None:
     with Proxy(redis_server) as proxy, store_at(proxy.url) as store:
@@ -856,7 +856,7 @@ def test_threads_that_share_a_wire_lose_nothing_though_the_connection_is_cut(
         journal.settle()
 
         [one.result() for one in sent]
-        assert journal.wire.owed == 0
+        assert not journal.connection.pending
         fields = redis_client.hgetall(store.keys(task_id).run)
     assert {name for name in fields if name.startswith("step:")} == {f"step:{number + 1}" for number in range(80)}
 
@@ -868,12 +868,12 @@ def test_a_sibling_that_meets_a_lost_connection_wakes_up_who_waits_for_it(redis_
         with selectors.DefaultSelector() as waiting:
             waiting.register(fd, selectors.EVENT_READ)
             assert waiting.select(0) == []
-            wire, cut = journal.wire, OSError("cut")
+            connection, cut = journal.connection, OSError("cut")
 
             def sendall(*_: Any) -> None:
                 raise cut
 
-            wire._sendall = sendall  # noqa: SLF001
+            connection.transport.sendall = sendall
             journal.send({"step:1": "{}"})
 
             assert len(waiting.select(5)) == 1
@@ -910,15 +910,15 @@ def test_attempts_side_by_side_have_connections_of_their_own(redis_url: str, red
         assert clients(redis_client) - before == 3
 
 
-def many_idle(store: Store, count: int) -> list[Wire]:
+def many_idle(store: Store, count: int) -> list[JournalConnection]:
     """Make connections that nobody uses, as after so many attempts side by side."""
-    wires = store.wires
-    taken = [wires.take() for _ in range(count)]
-    for wire in taken:
-        wire.send(pack("PING"))
-        wire.replies()
-    for wire in taken:
-        wires.give_back(wire)
+    pool = store.pool
+    taken = [pool.take() for _ in range(count)]
+    for connection in taken:
+        connection.send(pack("PING"))
+        connection.replies()
+    for connection in taken:
+        pool.give_back(connection)
     return taken
 
 
@@ -927,10 +927,10 @@ def test_connections_that_nobody_needs_are_closed_but_one(redis_url: str, redis_
         before = clients(redis_client)
         idle = many_idle(store, 100)
         assert clients(redis_client) - before == 100
-        for wire in idle:
-            wire.idle_since -= 61
+        for connection in idle:
+            connection.idle_since -= 61
 
-        store.wires.settle_idle()
+        store.pool.flush_idle()
 
         eventually(lambda: clients(redis_client) - before == 1)
 
@@ -941,8 +941,8 @@ def test_connections_that_nobody_needs_are_closed_where_no_leases_are_kept(
     """In a web server's process, say."""
     with store_at(redis_url) as store:
         before = clients(redis_client)
-        for wire in many_idle(store, 10):
-            wire.idle_since -= 61
+        for connection in many_idle(store, 10):
+            connection.idle_since -= 61
 
         for _ in range(10):
             store.runs.load(new_id())
@@ -952,13 +952,13 @@ def test_connections_that_nobody_needs_are_closed_where_no_leases_are_kept(
 
 def test_a_connection_that_still_owes_a_delivery_is_not_closed() -> None:
     with RedisServer(appendonly=True) as server, store_at(server.url(), durable_lease=1) as store:
-        wire = delivered_in_an_outage(server, store, new_id())
-        wire.idle_since -= 3600
+        connection = delivered_in_an_outage(server, store, new_id())
+        connection.idle_since -= 3600
 
-        other = Wire(store.wires._connector.make_connection(), 1)  # noqa: SLF001
-        store.wires.give_back(other)
+        other = JournalConnection(store.pool._connector.make_connection(), 1)  # noqa: SLF001
+        store.pool.give_back(other)
 
-        assert store.wires._idle == [wire, other]  # noqa: SLF001
+        assert list(store.pool._idle) == [connection, other]  # noqa: SLF001
 
 
 def test_idle_connections_that_the_server_has_closed_are_let_go(redis_url: str, redis_client: redis.Redis) -> None:
@@ -966,13 +966,13 @@ def test_idle_connections_that_the_server_has_closed_are_let_go(redis_url: str, 
     with store_at(redis_url) as store:
         idle = many_idle(store, 3)
         assert redis_client.client_kill_filter(skipme=True, _type="normal") >= 3
-        for wire in idle:
-            wire.idle_since -= 2
+        for connection in idle:
+            connection.idle_since -= 2
 
-        store.wires.settle_idle()
+        store.pool.flush_idle()
 
-        assert [wire.fileno() for wire in idle] == [-1] * 3
-        assert store.wires._idle == []  # noqa: SLF001
+        assert [connection.transport.fileno() for connection in idle] == [-1] * 3
+        assert list(store.pool._idle) == []  # noqa: SLF001
 
 
 def test_replies_that_an_attempt_left_unread_are_not_those_of_the_next_one(

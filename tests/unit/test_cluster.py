@@ -4,7 +4,7 @@ import pytest
 
 from celery_durable.redis.cluster import Cluster, Node
 from celery_durable.redis.cluster import _range as read_range
-from celery_durable.redis.errors import Passing
+from celery_durable.redis.errors import TransientError
 
 ASKED = Node("where.it.was.found", 7000)
 
@@ -15,7 +15,7 @@ def cluster_of(*answer: list[object]) -> Cluster:
     def make_connector() -> None:
         raise AssertionError("nothing is connected")
 
-    cluster = Cluster(make_connector, [ASKED], patience=1)
+    cluster = Cluster(make_connector, [ASKED], timeout=1)
     cluster._ask = lambda node: [read_range(*one, asked=node) for one in answer]  # noqa: SLF001
     return cluster
 
@@ -38,7 +38,7 @@ def test_a_slot_is_at_the_master_of_its_range() -> None:
 def test_a_slot_that_nobody_has_may_have_somebody_later() -> None:
     cluster = cluster_of([0, 99, [b"one", 1, b""]])
 
-    with pytest.raises(Passing, match="no node of the Cluster has slot 100"):
+    with pytest.raises(TransientError, match="no node of the Cluster has slot 100"):
         cluster.master(100, since=0)
 
 

@@ -6,15 +6,15 @@ from itertools import chain, repeat
 
 import pytest
 
-from celery_durable.redis import lookout
-from celery_durable.redis.lookout import Lookout
+from celery_durable.redis import spin_wait
+from celery_durable.redis.spin_wait import SpinWait
 
 IN_TIME, LATE = 9e-6, 1.0
 """Seconds that a look takes."""
 
 
 class Sea:
-    """What a lookout sees, and the clock that goes on with each look."""
+    """What a spin wait sees, and the clock that goes on with each look."""
 
     def __init__(self, *looks: tuple[bool, float], then: tuple[bool, float]) -> None:
         self._looks: Iterator[tuple[bool, float]] = chain(looks, repeat(then))
@@ -33,16 +33,16 @@ class Sea:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[Sea]:
     """To be given the sea whose time it tells."""
     seas: list[Sea] = []
-    monkeypatch.setattr(lookout, "perf_counter", lambda: seas[0].now)
+    monkeypatch.setattr(spin_wait, "perf_counter", lambda: seas[0].now)
     return seas
 
 
 def looks(sea: Sea, times: int) -> list[int]:
     """In which of so many calls it has looked."""
-    watch, looked = Lookout(sea.arrived), []
+    watch, looked = SpinWait(sea.arrived), []
     for number in range(1, times + 1):
         before = sea.seen
-        watch.look()
+        watch.spin()
         if sea.seen > before:
             looked.append(number)
     return looked
@@ -87,9 +87,9 @@ def test_only_a_thread_of_its_own_looks_out() -> None:
 
     ours, theirs = socket.socketpair()
     with ours, theirs, Green() as green:
-        assert Lookout.over(green) is None
-        watch = Lookout.over(ours)
+        assert SpinWait.over(green) is None
+        watch = SpinWait.over(ours)
         assert watch is not None
         theirs.send(b"+OK\r\n")
-        watch.look()  # returns, as something has arrived
+        watch.spin()  # returns, as something has arrived
         assert ours.recv(5) == b"+OK\r\n"

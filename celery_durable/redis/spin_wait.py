@@ -1,4 +1,4 @@
-"""Looking out for a reply for a moment, before sleeping until it comes.
+"""A spin wait: looking for a reply for a moment, before sleeping until it comes.
 
 To be put to sleep and woken up takes longer, and more of the processor, than a Redis on the same machine needs for its
 answer. Where answers take longer than that, it is soon hardly ever tried.
@@ -14,22 +14,22 @@ from time import perf_counter
 
 _MOMENT = 50e-6
 """Seconds: about what it costs to sleep and to be woken up, so that looking in vain costs no more than twice that."""
-_MOST_PASSED_OVER = 1000
+_MOST_SKIPPED = 1000
 """Replies."""
 
 
-class Lookout:
+class SpinWait:
     """Of one connection; used by one thread at a time."""
 
-    __slots__ = ("_arrived", "_pause", "_to_pass")
+    __slots__ = ("_arrived", "_pause", "_to_skip")
 
     def __init__(self, arrived: Callable[[int], list[tuple[int, int]]]) -> None:
         self._arrived = arrived
         self._pause = 0
-        self._to_pass = 0
+        self._to_skip = 0
 
     @classmethod
-    def over(cls, sock: socket.socket) -> Lookout | None:
+    def over(cls, sock: socket.socket) -> SpinWait | None:
         """That of a socket; None where others in the same thread would have to wait (greenlets), and on Windows."""
         if type(sock).__module__ != "socket" or not hasattr(select, "poll") or not hasattr(os, "sched_yield"):
             return None
@@ -37,10 +37,10 @@ class Lookout:
         poll.register(sock, select.POLLIN)
         return cls(poll.poll)
 
-    def look(self) -> bool:
+    def spin(self) -> bool:
         """Return when something has arrived, or the moment is over; whether something has."""
-        if self._to_pass:
-            self._to_pass -= 1
+        if self._to_skip:
+            self._to_skip -= 1
             return False
         end = perf_counter() + _MOMENT
         while True:
@@ -48,7 +48,7 @@ class Lookout:
             arrived = self._arrived(0)
             if perf_counter() > end:
                 # What has arrived by now would have woken this thread up at once, had it slept.
-                self._to_pass = self._pause = min(2 * self._pause + 1, _MOST_PASSED_OVER)
+                self._to_skip = self._pause = min(2 * self._pause + 1, _MOST_SKIPPED)
                 return bool(arrived)
             if arrived:
                 self._pause = 0
