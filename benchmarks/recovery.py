@@ -113,7 +113,7 @@ def _renewals(store: Store, count: int, rounds: int) -> list[Row]:
 
 
 def _server_pid(store: Store) -> int:
-    from celery_durable.redis.protocol import pack
+    from celery_durable.redis.client.protocol import pack
 
     connection = store.pool.take()
     try:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from celery_durable.config.settings import Settings
 from celery_durable.exceptions import ConfigurationError
-from celery_durable.redis.connector import Connector, to_master, to_server
+from celery_durable.redis.client.connector import Connector, to_master, to_server
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -10,10 +10,10 @@ from weakref import WeakKeyDictionary, ref
 from celery_durable.config.settings import Settings
 from celery_durable.delivery import result
 from celery_durable.journal.port import Result
-from celery_durable.redis.cluster import Cluster
+from celery_durable.redis.client.cluster import Cluster
+from celery_durable.redis.client.pool import JournalConnectionPool
+from celery_durable.redis.journal import Keys, RedisJournal
 from celery_durable.redis.lease import Lease, LeaseKeeper
-from celery_durable.redis.pool import JournalConnectionPool
-from celery_durable.redis.redis_journal import Keys, RedisJournal
 from celery_durable.redis.runs import Runs
 from celery_durable.redis.shards import Shards
 

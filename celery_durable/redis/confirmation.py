@@ -9,10 +9,10 @@ from redis.exceptions import ResponseError
 
 from celery_durable.exceptions import ConfigurationError
 
-from .connection import ConfirmationProbe
-from .errors import TransientError
-from .pending import Confirmation
-from .protocol import pack
+from .client.connection import ConfirmationProbe
+from .client.errors import TransientError
+from .client.pending import Confirmation
+from .client.protocol import pack
 from .server import Server
 
 _REPLICA_MS = 1000

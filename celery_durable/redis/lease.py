@@ -14,8 +14,8 @@ from weakref import WeakSet
 
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 
-from .pool import JournalConnectionPool
-from .redis_journal import SHORT_TIMEOUT, RedisJournal
+from .client.pool import JournalConnectionPool
+from .journal import SHORT_TIMEOUT, RedisJournal
 
 logger = logging.getLogger("celery_durable")
 

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 from celery_durable.journal.layout import Fields
 
-from .protocol import pack
-from .redis_journal import (
+from .client.protocol import pack
+from .client.scripts import Dated, call, dated_call
+from .journal import (
     SHARDS,
     SHORT_TIMEOUT,
     Keys,
@@ -21,7 +22,6 @@ from .redis_journal import (
     not_a_journal,
 )
 from .replies import ReleaseResult, WriteReply
-from .scripts import Dated, call, dated_call
 from .shards import Shard, Shards
 
 logger = logging.getLogger("celery_durable")

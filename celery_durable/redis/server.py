@@ -9,8 +9,8 @@ from redis.exceptions import ResponseError
 
 from celery_durable.exceptions import JournalUnavailableError
 
-from .errors import Refused
-from .pool import JournalConnectionPool
+from .client.errors import Refused
+from .client.pool import JournalConnectionPool
 
 
 def server_of(pool: JournalConnectionPool, timeout: float) -> Server:

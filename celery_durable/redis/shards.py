@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from .pool import JournalConnectionPool
-from .redis_journal import SHARDS, Keys, shard_of, shard_prefix
+from .client.pool import JournalConnectionPool
+from .journal import SHARDS, Keys, shard_of, shard_prefix
 
 
 class Shard(NamedTuple):

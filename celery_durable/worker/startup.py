@@ -46,7 +46,7 @@ class Risk(NamedTuple):
 def risks_of(app: Any, tasks: list[DurableTask[Any, Any]]) -> Iterator[Risk]:
     """What may lose the journal of a durable task, or run the task twice."""
     from celery_durable.app.store import store_of
-    from celery_durable.redis.errors import Refused
+    from celery_durable.redis.client.errors import Refused
 
     try:
         store = store_of(app)

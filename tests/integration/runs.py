@@ -18,7 +18,7 @@ from celery_durable.app.store import Store, _stores, store_of
 from celery_durable.delivery.call import Call
 from celery_durable.journal.layout import Fields
 from celery_durable.journal.port import Delivery, Opened
-from celery_durable.redis.redis_journal import RedisJournal
+from celery_durable.redis.journal import RedisJournal
 from celery_durable.worker.request import DurableRequest
 
 TASK = "shop.order"

@@ -11,8 +11,8 @@ from celery import Celery
 
 from celery_durable import AsyncDurableContext, DurableContext, JournalUnavailableError, durable_task
 from celery_durable.app.store import Store, store_of
-from celery_durable.redis.protocol import pack
-from celery_durable.redis.redis_journal import SHARDS
+from celery_durable.redis.client.protocol import pack
+from celery_durable.redis.journal import SHARDS
 from celery_durable.worker.startup import risks_of
 from tests.groups import MAKES, RedisCluster, node_id
 from tests.integration.runs import app_at, execute, new_id, opened, store_at

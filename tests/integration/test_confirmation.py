@@ -20,7 +20,7 @@ from celery_durable import (
 )
 from celery_durable.app.store import Store, store_of
 from celery_durable.interrupts import Fenced
-from celery_durable.redis.redis_journal import RedisJournal
+from celery_durable.redis.journal import RedisJournal
 from celery_durable.worker.startup import risks_of
 from tests.groups import MAKES, is_linked
 from tests.integration.network import Waits

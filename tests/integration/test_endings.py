@@ -22,7 +22,7 @@ from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.interrupts import Fenced, NotNow
 from celery_durable.invocation import eager_journals
 from celery_durable.invocation.session import RunSession
-from celery_durable.redis.redis_journal import RedisJournal
+from celery_durable.redis.journal import RedisJournal
 from celery_durable.worker.request import DurableRequest
 from tests.integration.runs import (
     app_at,

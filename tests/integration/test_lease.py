@@ -18,8 +18,8 @@ from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.interrupts import Fenced
 from celery_durable.journal.port import Busy, Opened
 from celery_durable.redis import lease as lease_module
+from celery_durable.redis.journal import RedisJournal
 from celery_durable.redis.lease import RENEWALS_PER_LEASE
-from celery_durable.redis.redis_journal import RedisJournal
 from celery_durable.steps.context import DurableContext
 from tests.integration.runs import app_at, app_for, delivery, execute, lapse, new_id, opened, state, store_at
 from tests.servers import RedisServer

@@ -15,7 +15,7 @@ from celery_durable.app.store import Store, store_of
 from celery_durable.interrupts import Fenced
 from celery_durable.journal.entries import done_entry
 from celery_durable.journal.port import Opened
-from celery_durable.redis.redis_journal import RedisJournal
+from celery_durable.redis.journal import RedisJournal
 from tests.integration.network import Proxy
 from tests.integration.runs import app_at, delivery, execute, lapse, new_id, opened, store_at, task_of
 from tests.servers import RedisServer

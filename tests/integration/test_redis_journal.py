@@ -17,7 +17,7 @@ from celery_durable.delivery.message import HEADER
 from celery_durable.interrupts import Fenced
 from celery_durable.journal.entries import done_entry, open_entry, started_entry
 from celery_durable.journal.port import Busy, Finished, IdConflict, JournalGone, Opened, Outdated
-from celery_durable.redis.redis_journal import RedisJournal
+from celery_durable.redis.journal import RedisJournal
 from tests.integration.network import Proxy
 from tests.integration.runs import (
     TASK,

@@ -21,7 +21,7 @@ from celery_durable.delivery import outcome
 from celery_durable.delivery.backend import SuppressingBackend
 from celery_durable.interrupts import Fenced
 from celery_durable.journal.port import NO_RESULT, Result
-from celery_durable.redis.redis_journal import RedisJournal
+from celery_durable.redis.journal import RedisJournal
 from tests.integration.network import Waits
 from tests.integration.runs import app_at, execute, lapse, new_id, opened, state, store_at, task_of
 from tests.servers import RedisServer, free_port

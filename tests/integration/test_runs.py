@@ -18,7 +18,7 @@ from celery_durable.app.owner import owner_name
 from celery_durable.app.store import Store
 from celery_durable.interrupts import Fenced
 from celery_durable.journal.port import Busy, Finished, Opened
-from celery_durable.redis.redis_journal import SHARDS, RedisJournal
+from celery_durable.redis.journal import SHARDS, RedisJournal
 from celery_durable.redis.replies import ReleaseResult
 from celery_durable.redis.runs import Claimed, Claims
 from tests.integration.network import Waits

@@ -25,9 +25,9 @@ from celery_durable.app.store import Store, store_of
 from celery_durable.drivers import on_loop
 from celery_durable.journal.entries import done_entry
 from celery_durable.journal.port import Opened
-from celery_durable.redis.connection import JournalConnection
-from celery_durable.redis.protocol import pack
-from celery_durable.redis.spin_wait import SpinWait
+from celery_durable.redis.client.connection import JournalConnection
+from celery_durable.redis.client.protocol import pack
+from celery_durable.redis.client.spin_wait import SpinWait
 from celery_durable.worker.startup import risks_of
 from tests.groups import MAKES, program_or_skip
 from tests.integration.network import Proxy

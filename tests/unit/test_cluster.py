@@ -2,9 +2,9 @@
 
 import pytest
 
-from celery_durable.redis.cluster import Cluster, Node
-from celery_durable.redis.cluster import _range as read_range
-from celery_durable.redis.errors import TransientError
+from celery_durable.redis.client.cluster import Cluster, Node
+from celery_durable.redis.client.cluster import _range as read_range
+from celery_durable.redis.client.errors import TransientError
 
 ASKED = Node("where.it.was.found", 7000)
 

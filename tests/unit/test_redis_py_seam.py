@@ -17,8 +17,8 @@ from redis.exceptions import AskError, MovedError, OutOfMemoryError, ResponseErr
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from celery_durable.redis import redis_py
-from celery_durable.redis.redis_py import (
+from celery_durable.redis.client import redis_py
+from celery_durable.redis.client.redis_py import (
     bound_timeouts,
     parser_of,
     place_of,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import celery_durable
-from celery_durable.redis.redis_py import REDIS_PY
+from celery_durable.redis.client.redis_py import REDIS_PY
 from celery_durable.seams.asyncio import PYTHON
 from celery_durable.seams.celery import CELERY
 from celery_durable.seams.kombu import KOMBU

@@ -6,8 +6,8 @@ from itertools import chain, repeat
 
 import pytest
 
-from celery_durable.redis import spin_wait
-from celery_durable.redis.spin_wait import SpinWait
+from celery_durable.redis.client import spin_wait
+from celery_durable.redis.client.spin_wait import SpinWait
 
 IN_TIME, LATE = 9e-6, 1.0
 """Seconds that a look takes."""

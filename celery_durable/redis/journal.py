@@ -36,14 +36,14 @@ from celery_durable.journal.port import (
 )
 from celery_durable.journal.reopening import decided
 
+from .client.connection import JournalConnection
+from .client.errors import Refused
+from .client.fence import Fence
+from .client.pool import JournalConnectionPool
+from .client.protocol import pack, pack_pairs, pack_parts
+from .client.scripts import call, dated_call, script
 from .confirmation import probe_for
-from .connection import JournalConnection
-from .errors import Refused
-from .fence import Fence
-from .pool import JournalConnectionPool
-from .protocol import pack, pack_pairs, pack_parts
 from .replies import OpenReply, WriteReply
-from .scripts import call, dated_call, script
 
 logger = logging.getLogger("celery_durable")
 

@@ -22,8 +22,7 @@ from celery_durable.exceptions import DurableError, JournalUnavailableError
 from .connection import JournalConnection
 from .connector import Connector
 from .errors import Refused, TransientError
-from .idle import IdleConnections
-from .pool import JournalConnectionPool
+from .pool import IdleConnections, JournalConnectionPool
 from .protocol import pack
 from .redis_py import bound_timeouts, point_at, redirected_to, slot_of
 

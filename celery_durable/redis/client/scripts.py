@@ -21,8 +21,11 @@ _LONGEST_REPLY = LONGEST_READ + 1
 _INCLUDE = r"(?m)^ *--include (\w+)\n"
 
 
+_LUA = Path(__file__).parents[1] / "lua"
+
+
 def _lua(name: str) -> str:
-    return (Path(__file__).parent / "lua" / f"{name}.lua").read_text("utf-8")
+    return (_LUA / f"{name}.lua").read_text("utf-8")
 
 
 class Script:
@@ -43,7 +46,7 @@ def script(name: str) -> Script:
 
 @cache
 def all_scripts() -> tuple[Script, ...]:
-    names = sorted(path.stem for path in (Path(__file__).parent / "lua").glob("*.lua"))
+    names = sorted(path.stem for path in _LUA.glob("*.lua"))
     return tuple(script(name) for name in names)
 
 
