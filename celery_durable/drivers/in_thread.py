@@ -50,7 +50,7 @@ class InThread:
         return wait_for(result, around=upkeep.on_loop(step))
 
     async def settle(self) -> None:
-        self._pulse.ask(self._pulse.journal.settle)
+        self._pulse.ask(self._pulse.journal.flush)
 
     async def ask(self, question: Callable[[], None]) -> None:
         self._pulse.ask(question)

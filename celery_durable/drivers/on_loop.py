@@ -93,12 +93,12 @@ class OnLoop:
                 raise pulse.interrupt
             if self._outbox.keeps_back:
                 await self._send_large()
-            if not journal.owes:
+            if not journal.has_pending:
                 return
             fd = journal.fileno()
-            if fd is not None and await self._arrives(fd) and pulse.ask(journal.settle_if_connected):
+            if fd is not None and await self._arrives(fd) and pulse.ask(journal.flush_if_connected):
                 return
-            await self._in_thread(journal.settle)
+            await self._in_thread(journal.flush)
 
     async def _send_large(self) -> None:
         try:
@@ -110,7 +110,7 @@ class OnLoop:
         """Wait for the reply; False if none comes: a connection may be lost without a word."""
         if is_idle():
             await asyncio.sleep(0)  # what else is due on the loop comes first
-            if is_idle() and self._pulse.journal.look_out():
+            if is_idle() and self._pulse.journal.spin_wait():
                 return True
         return await _readable(fd)
 

@@ -15,7 +15,7 @@ class MemoryJournal:
     """A run in this process only: for direct calls, eager mode and unit tests. It never waits and is never fenced."""
 
     lease_in_doubt = False
-    owes = False
+    has_pending = False
     cancel_requested = False
 
     def __init__(self) -> None:
@@ -39,12 +39,12 @@ class MemoryJournal:
         self.send(fields)
         return True
 
-    def settle(self) -> None: ...
+    def flush(self) -> None: ...
 
-    def settle_if_connected(self) -> bool:
+    def flush_if_connected(self) -> bool:
         return True
 
-    def look_out(self) -> bool:
+    def spin_wait(self) -> bool:
         return True
 
     def fileno(self) -> int | None:

@@ -132,19 +132,19 @@ class Journal(Protocol):
         ...
 
     @property
-    def owes(self) -> bool:
+    def has_pending(self) -> bool:
         """Whether something that was sent is not acknowledged."""
         ...
 
-    def settle_if_connected(self) -> bool:
-        """As :meth:`settle`, when replies are there; False if the connection is lost and one has to wait for it."""
+    def flush_if_connected(self) -> bool:
+        """As :meth:`flush`, when replies are there; False if the connection is lost and one has to wait for it."""
         ...
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Wait until all that was sent is acknowledged; raises Fenced or JournalUnavailableError."""
         ...
 
-    def look_out(self) -> bool:
+    def spin_wait(self) -> bool:
         """Give a reply that will be quick a moment to arrive; whether it has."""
         ...
 

@@ -246,17 +246,17 @@ class RedisJournal:
         return bool(reply > 0)
 
     @property
-    def owes(self) -> bool:
+    def has_pending(self) -> bool:
         return bool(self.connection.pending.commands)
 
-    def look_out(self) -> bool:
+    def spin_wait(self) -> bool:
         return self.connection.transport.spin_wait()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         self.connection.transport.spin_wait()
         self._check(self._replies())
 
-    def settle_if_connected(self) -> bool:
+    def flush_if_connected(self) -> bool:
         replies = self.connection.replies_if_connected()
         self._check(replies or [])
         return replies is not None
@@ -308,7 +308,7 @@ class RedisJournal:
     def prove_lease(self) -> None:
         asked = time.monotonic()
         self.connection.send(self.renewal())
-        self.settle()
+        self.flush()
         self._renewed = asked
 
     def look_for_cancellation(self) -> None:

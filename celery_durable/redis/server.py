@@ -43,7 +43,7 @@ class Server:
 
     @classmethod
     def at(cls, connection: Any) -> Server:
-        """The server at the other end of a connection that owes no reply.
+        """The server at the other end of a connection on which nothing is pending.
 
         Raises:
             ResponseError: the user may not call INFO.

@@ -105,7 +105,7 @@ class Outbox:
 
         def send() -> None:
             self._journal.send(fields)
-            self._journal.settle()
+            self._journal.flush()
 
         return send
 

@@ -296,7 +296,7 @@ def test_a_step_is_recorded_while_its_slot_is_moving(cluster: RedisCluster, app:
 
     for number in range(1, 4):
         journal.send({f"step:{number}": "x"})
-        journal.settle()
+        journal.flush()
 
     with migration.target.client() as client:
         client.execute_command("ASKING")

@@ -152,7 +152,7 @@ def test_the_confirmation_travels_with_the_write(pair: Pair, monkeypatch: pytest
 
         with waits.counted(1):
             journal.send({"step:1": "x"})
-            journal.settle()
+            journal.flush()
 
         journal.close()
 
@@ -163,7 +163,7 @@ def test_an_acknowledged_write_is_on_the_replica(pair: Pair, store: Store) -> No
     with pair.replica.client() as replica:
         for number in range(20):
             journal.send({f"step:{number}": "x"})
-            journal.settle()
+            journal.flush()
             assert replica.hget(store.keys(task_id).run, f"step:{number}") == "x"
     journal.close()
 
@@ -171,14 +171,14 @@ def test_an_acknowledged_write_is_on_the_replica(pair: Pair, store: Store) -> No
 def test_a_write_that_no_replica_has_is_not_acknowledged(pair: Pair, store: Store) -> None:
     journal = journal_of(store, new_id())
     journal.send({"step:1": "x"})
-    journal.settle()
+    journal.flush()
     with pair.without_replica():
         journal.send({"step:2": "x"})
         with pytest.raises(JournalUnavailableError, match="no replica acknowledged the write within 1 s"):
-            journal.settle()
+            journal.flush()
 
     journal.send({"step:2": "x"})
-    journal.settle()
+    journal.flush()
     journal.close()
 
 
@@ -222,7 +222,7 @@ def test_a_stale_attempt_does_not_wait_for_replicas(pair: Pair, store: Store) ->
     with pair.without_replica():
         stale.send({"step:1": "x"})
         with pytest.raises(Fenced):
-            stale.settle()
+            stale.flush()
     assert calls(pair.master, "wait") - before == 1
     stale.close()
     newer.close()

@@ -64,7 +64,7 @@ def test_the_error_says_that_memory_is_full(server: RedisServer, app: Celery) ->
     journal.send({"step:1": "x"})
 
     with pytest.raises(JournalUnavailableError, match=r"OutOfMemoryError: .*maxmemory"):
-        journal.settle()
+        journal.flush()
 
     journal.close()
 
@@ -102,7 +102,7 @@ def test_memory_that_is_free_again_within_the_lease_is_not_noticed(server: Redis
             free(server)
 
         journal.connection.transport.close = drop_and_free
-        journal.settle()
+        journal.flush()
 
         journal.connection.transport.close = usual
         journal.close()

@@ -40,7 +40,7 @@ def store(proxy: Proxy) -> Iterator[Store]:
 
 def written(journal: RedisJournal, fields: dict[str, str]) -> None:
     journal.send(fields)
-    journal.settle()
+    journal.flush()
 
 
 def fence_of(client: redis.Redis, store: Store, task_id: str) -> str:
@@ -202,7 +202,7 @@ def test_a_connection_that_takes_no_writes_yet_does_not_fence_its_attempt() -> N
         usual = journal.connection.transport.close
         journal.connection.transport.close = lambda: (passed.append(admin.config_set("maxmemory", 0)), usual())[1]
 
-        journal.settle()
+        journal.flush()
 
         assert passed
         assert admin.hget(store.keys(task_id).run, "step:1") == DONE["step:1"]

@@ -38,7 +38,7 @@ def store(redis_url: str) -> Iterator[Store]:
 
 def written(journal: RedisJournal, **fields: str) -> None:
     journal.send(fields)
-    journal.settle()
+    journal.flush()
 
 
 def test_hiredis_comes_with_the_package(store: Store, parser: Any) -> None:
@@ -82,11 +82,11 @@ def test_a_server_that_refuses_is_waited_for_and_said() -> None:
         admin.config_set("maxmemory", 1)
         journal.send({"step:1": "{}"})
         with pytest.raises(JournalUnavailableError, match=r"OutOfMemoryError: .*maxmemory"):
-            journal.settle()
+            journal.flush()
         server.stop()
         journal.send({"step:1": "{}"})
         with pytest.raises(JournalUnavailableError, match="ConnectionError"):
-            journal.settle()
+            journal.flush()
 
 
 @pytest.mark.parametrize("kind", ["def", "async def"])
@@ -132,7 +132,7 @@ def test_a_signal_amid_a_reply_leaves_the_connection_usable() -> None:
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.3)
             with pytest.raises(Struck):
-                journal.settle()
+                journal.flush()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, usual)
@@ -151,7 +151,7 @@ def test_whether_a_server_answers_is_seen_without_reading(store: Store, redis_cl
     assert not connection.transport.has_reply(0)
     journal.send({"step:1": "{}"})
     eventually(lambda: connection.transport.has_reply(0))
-    journal.settle()
+    journal.flush()
     assert not connection.transport.has_reply(0)
 
     redis_client.client_kill_filter(skipme=True, _type="normal")

@@ -125,7 +125,7 @@ def test_nothing_is_said_of_a_run_that_has_ended(
     journal = opened(store_of(app), task_id := new_id())
     journal.finish("failed", {"outcome": "{}"})
     journal.deliver(retention)
-    journal.settle()
+    journal.flush()
     redis_client.delete(store_of(app).keys(task_id).run)
 
     Recovery(app).recover()

@@ -64,7 +64,7 @@ def server_ms(client: redis.Redis) -> int:
 
 def written(journal: RedisJournal, **fields: str) -> None:
     journal.send(fields)
-    journal.settle()
+    journal.flush()
 
 
 def finished(store: Store, status: str = "succeeded", keep: float = DAY, task_id: str = "", **fields: str) -> str:

@@ -217,11 +217,11 @@ def test_a_failure_waits_for_its_record_if_it_has_one_and_for_the_end(
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_step_with_limits_sends_one_command_more(app: Celery, redis_client: redis.Redis, options: str) -> None:
-    owed = 1  # the delivery of the run before, which nobody has waited for
+    pending = 1  # the delivery of the run before, which nobody has waited for
     begin_and_end = 2
-    eventually(lambda: scripts_called(redis_client) == begin_and_end + owed)
+    eventually(lambda: scripts_called(redis_client) == begin_and_end + pending)
 
     repeat(app, steps.name, 5, lambda ctx: run(ctx, OPTIONS[options], act))
 
     of_steps = 5 * (2 if options in LIMITED else 1)
-    eventually(lambda: scripts_called(redis_client) == 2 * (begin_and_end + owed) + of_steps)
+    eventually(lambda: scripts_called(redis_client) == 2 * (begin_and_end + pending) + of_steps)

@@ -578,7 +578,7 @@ def test_an_attempt_of_a_run_that_was_ended_from_outside_writes_nothing_more(
         lambda: journal.suspend(0, {}),
         lambda: journal.finish("succeeded", {"outcome": "late"}),
         journal.prove_lease,
-        lambda: (journal.send({"step:1": "late"}), journal.settle()),
+        lambda: (journal.send({"step:1": "late"}), journal.flush()),
     ):
         with pytest.raises(Fenced):
             write()
@@ -620,7 +620,7 @@ def test_a_running_attempt_hears_of_its_cancellation_with_its_next_write(
     assert state(redis_client, store, task_id) == before
     assert not journal.cancel_requested
     journal.send({"step:1": "entry"})
-    journal.settle()
+    journal.flush()
     assert journal.cancel_requested
 
 
@@ -675,7 +675,7 @@ def test_a_run_that_was_told_waits_again(store: Store) -> None:
     journal = opened(store, task_id := new_id())
     store.runs.cancel(task_id)
     journal.send({"cancel": "raised"})
-    journal.settle()
+    journal.flush()
     assert store.runs.cancel(task_id) == ("running", 0), "once"
 
     journal.suspend(60, {})

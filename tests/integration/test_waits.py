@@ -303,7 +303,7 @@ def test_a_running_attempt_learns_of_its_cancellation_by_its_next_word(app: Cele
 
     if write == "send":
         journal.send({"uuid:1": "x"})
-        journal.settle()
+        journal.flush()
     else:
         journal.prove_lease()
 

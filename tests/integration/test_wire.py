@@ -44,7 +44,7 @@ def run_to_its_end(store: Store, task_id: str) -> None:
     """Do what an attempt does: open, record, end, deliver."""
     journal = opened(store, task_id)
     journal.send({"step:1": done_entry("charge", 1, 1, 1, {}, "1"), "progress": "1"})
-    journal.settle()
+    journal.flush()
     journal.finish("succeeded", {"outcome": '{"value":1}'})
     journal.deliver(60)
     journal.prove_lease()
@@ -298,7 +298,7 @@ def test_scripts_that_the_server_has_forgotten_are_loaded_again(redis_url: str, 
         for position in range(1, 4):
             redis_client.script_flush()
             journal.send({f"step:{position}": "{}"})
-            journal.settle()
+            journal.flush()
         redis_client.script_flush()
         journal.finish("succeeded", {})
 
@@ -317,7 +317,7 @@ def test_scripts_forgotten_between_a_sending_and_its_reply_lose_nothing(
         journal.send({"time:2": "2"})
         redis_client.script_flush()
         journal.send({"step:1": "{}"})
-        journal.settle()
+        journal.flush()
 
         fields = redis_client.hgetall(store.keys(task_id).run)
     assert (fields["time:1"], fields["time:2"], fields["step:1"]) == ("1", "2", "{}")
@@ -328,12 +328,12 @@ def test_a_restart_of_the_server_between_two_writes_goes_unnoticed(how: str) -> 
     with RedisServer(appendonly=True) as server, store_at(server.url()) as store:
         journal = opened(store, task_id := new_id())
         journal.send({"step:1": "{}"})
-        journal.settle()
+        journal.flush()
         server.stop() if how == "stop" else server.kill()
         server.start()
 
         journal.send({"step:2": "{}"})
-        journal.settle()
+        journal.flush()
         journal.finish("succeeded", {})
 
         with server.client() as client:
@@ -348,7 +348,7 @@ def test_a_write_waits_for_a_server_that_comes_back_in_time() -> None:
         starting = threading.Thread(target=lambda: eventually(lambda: journal.connection.pending) and server.start())
         starting.start()
         journal.send({"step:1": "{}"})
-        journal.settle()
+        journal.flush()
         starting.join()
 
         with server.client() as client:
@@ -363,7 +363,7 @@ def test_a_server_that_stays_away_is_waited_for_as_long_as_the_lease_lasts() -> 
         journal.send({"step:1": "{}"})
 
         with pytest.raises(JournalUnavailableError, match=r"within 1 s.*ConnectionError"):
-            journal.settle()
+            journal.flush()
 
         assert time.monotonic() - began < 5
 
@@ -375,7 +375,7 @@ def test_a_server_that_hangs_is_given_up_in_bounded_time() -> None:
         began = time.monotonic()
         journal.send({"step:1": "{}"})
         with pytest.raises(JournalUnavailableError, match="Timeout"):
-            journal.settle()
+            journal.flush()
         server.thaw()
 
         assert time.monotonic() - began < 15
@@ -387,7 +387,7 @@ def test_what_could_not_be_written_is_not_written_later_by_the_next_attempt() ->
         server.stop()
         journal.send({"step:1": "lost"})
         with pytest.raises(JournalUnavailableError):
-            journal.settle()
+            journal.flush()
         journal.close()
         server.start()
 
@@ -535,11 +535,11 @@ def test_a_server_that_is_full_is_said_and_waited_for() -> None:
         admin.config_set("maxmemory", 1)
         journal.send({"step:1": "{}"})
         with pytest.raises(JournalUnavailableError, match=r"(?i)memory"):
-            journal.settle()
+            journal.flush()
 
         admin.config_set("maxmemory", 0)
         journal.send({"step:1": "{}"})
-        journal.settle()
+        journal.flush()
 
         assert admin.hget(store.keys(task_id).run, "step:1") == "{}"
 
@@ -550,7 +550,7 @@ def test_a_connection_that_was_cut_before_a_write_goes_unnoticed(redis_url: str,
         assert redis_client.client_kill_filter(skipme=True, _type="normal") >= 1
 
         journal.send({"step:1": "{}"})
-        journal.settle()
+        journal.flush()
 
         assert redis_client.hget(store.keys(task_id).run, "step:1") == "{}"
 
@@ -561,7 +561,7 @@ def test_cut_after_cut_is_survived(redis_server: RedisServer, redis_client: redi
         proxy.lose_replies(5)  # also those of the reconnections
 
         journal.send({"step:1": "{}"})
-        journal.settle()
+        journal.flush()
 
         assert proxy.lost == 5
         assert redis_client.hget(store.keys(task_id).run, "step:1") == "{}"
@@ -610,14 +610,14 @@ def test_a_signal_amid_a_reply_leaves_the_connection_usable(monkeypatch: pytest.
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.3)
             with pytest.raises(Struck):
-                journal.settle()
+                journal.flush()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, usual)
         server.thaw()
 
         journal.send({"step:2": "{}"})
-        journal.settle()
+        journal.flush()
         journal.prove_lease()
 
         with server.client() as client:
@@ -635,12 +635,12 @@ def test_the_replies_to_steps_are_looked_out_for_and_no_others(redis_url: str, m
 
         for number in range(1, 4):
             journal.send({f"step:{number}": "{}"})
-            journal.settle()
+            journal.flush()
         assert len(looks) == 3
 
         journal.connection.transport.close()
         journal.send({"step:4": "{}"})
-        journal.settle()
+        journal.flush()
         assert len(looks) == 3
 
         journal.finish("succeeded", {"outcome": "{}"})
@@ -705,7 +705,7 @@ def test_a_write_that_goes_with_the_next_survives_a_cut(redis_server: RedisServe
         eventually(lambda: proxy.lost == 1)
 
         journal.send({"step:1": "done"})
-        journal.settle()
+        journal.flush()
 
         assert redis_client.hget(store.keys(task_id).run, "step:1") == "done"
 
@@ -771,7 +771,7 @@ def test_a_refusal_that_passes_is_waited_for(make: str, refusal: str, connected:
         recovering.start()
 
         journal.send({"step:1": "{}"})
-        journal.settle()
+        journal.flush()
 
         recovering.join()
         if refusal == "BUSY":
@@ -829,10 +829,10 @@ def test_siblings_may_send_while_another_reads_and_nothing_is_taken_for_acknowle
             return reply
 
         connection.transport.receive = receive_late
-        journal.settle()
+        journal.flush()
 
         assert len(connection.pending) == 1
-        journal.settle()
+        journal.flush()
         assert len(connection.pending) == 0
         fields = redis_client.hgetall(store.keys(task_id).run)
     assert (fields["step:1"], fields["step:2"]) == ("{}", "{}")
@@ -852,8 +852,8 @@ def test_threads_that_share_a_connection_lose_nothing_though_the_connection_is_c
         with ThreadPoolExecutor(4) as siblings:
             sent = [siblings.submit(send, sibling) for sibling in range(4)]
             while not all(one.done() for one in sent):
-                journal.settle()
-        journal.settle()
+                journal.flush()
+        journal.flush()
 
         [one.result() for one in sent]
         assert not journal.connection.pending
@@ -877,8 +877,8 @@ def test_a_sibling_that_meets_a_lost_connection_wakes_up_who_waits_for_it(redis_
             journal.send({"step:1": "{}"})
 
             assert len(waiting.select(5)) == 1
-        assert not journal.settle_if_connected()
-        journal.settle()
+        assert not journal.flush_if_connected()
+        journal.flush()
 
 
 # -- one connection per attempt
