@@ -12,7 +12,8 @@ from celery_durable.delivery import result
 from celery_durable.journal.port import Result
 from celery_durable.redis.client.cluster import Cluster
 from celery_durable.redis.client.pool import JournalConnectionPool
-from celery_durable.redis.journal import Keys, RedisJournal
+from celery_durable.redis.journal import RedisJournal
+from celery_durable.redis.keys import Keys
 from celery_durable.redis.lease import Lease, LeaseKeeper
 from celery_durable.redis.runs import Runs
 from celery_durable.redis.shards import Shards
@@ -69,7 +70,7 @@ class Store:
         keep = min(settings.retention, settings.failure_retention)
         owner, lease = owner_name(os.getpid()), self.settings.lease
         journal = RedisJournal(shard.pool, shard.keys(task_id), owner, lease, settings.journal_sync, keep)
-        return journal, Lease(self._keepers[shard.pool], journal)
+        return journal, Lease(self._keepers[shard.pool], journal.ownership)
 
 
 _stores: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()

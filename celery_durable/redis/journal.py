@@ -1,106 +1,47 @@
-"""The journal of a run in Redis: keys, scripts, the fence. See :mod:`~celery_durable.journal.layout` for the hash.
-
-    <prefix>{<shard>}:run:<task id>   one hash per run
-    <prefix>{<shard>}:leases          sorted set: when the lease of a run lapses
-    <prefix>{<shard>}:due             sorted set: when a suspended run is to go on
-
-The shard is the Cluster hash tag, so that one script can change all three.
-"""
+"""The journal of a run in Redis, as its attempt uses it: each act is a script, which checks the fence."""
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from math import inf
-from typing import Any, NamedTuple
-from zlib import crc32
+from typing import Any
 
 from celery_durable.exceptions import ConfigurationError, JournalUnavailableError, JournalUnreadableError
 from celery_durable.interrupts import Fenced
-from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Cancellation, Fields, new_seed
+from celery_durable.journal.layout import Cancellation
 from celery_durable.journal.port import (
     NO_RESULT,
-    Busy,
     Delivery,
-    Finished,
-    IdConflict,
     JournalGone,
     Opened,
     OpenResult,
-    Outdated,
     Result,
 )
 from celery_durable.journal.reopening import decided
 
 from .client.connection import JournalConnection
 from .client.errors import Refused
-from .client.fence import Fence
-from .client.pool import JournalConnectionPool
+from .client.pool import SHORT_TIMEOUT, JournalConnectionPool
 from .client.protocol import pack, pack_pairs, pack_parts
-from .client.scripts import call, dated_call, script
+from .client.scripts import call, script
 from .confirmation import probe_for
+from .keys import Keys, ms, not_a_journal
+from .opening import Opening, open_result
+from .ownership import Ownership
 from .replies import OpenReply, WriteReply
 
 logger = logging.getLogger("celery_durable")
 
-SHARDS = 16
-SHORT_TIMEOUT = 1.0
-"""Seconds that a process with others to serve, or about to die, waits for Redis."""
 _PAIRS_PER_WRITE = 1000
 _HEADS = [b"*%d\r\n" % (5 + 2 * pairs) for pairs in range(_PAIRS_PER_WRITE + 1)]
 """What a command of the script ``record`` begins with, by the number of fields."""
 
 _REQUESTED = Cancellation.REQUESTED.encode()
 _FAILED = OpenReply.FAILED.encode()
-
-
-def shard_of(task_id: str) -> int:
-    """The number of a run's shard."""
-    return crc32(task_id.encode()) % SHARDS
-
-
-def shard_prefix(prefix: str, shard: int) -> str:
-    """What the keys of a shard begin with."""
-    return f"{prefix}{{{shard}}}:"
-
-
-def new_fence() -> str:
-    """A token that no other attempt has."""
-    return os.urandom(6).hex()
-
-
-class Keys(NamedTuple):
-    """The names of what one run has in Redis."""
-
-    task_id: str
-    run: str
-    leases: str
-    due: str
-
-    @classmethod
-    def of(cls, prefix: str, task_id: str) -> Keys:
-        return cls.under(shard_prefix(prefix, shard_of(task_id)), task_id)
-
-    @classmethod
-    def under(cls, shard: str, task_id: str) -> Keys:
-        """Those that begin with the prefix of the run's shard."""
-        return cls(task_id, f"{shard}run:{task_id}", f"{shard}leases", f"{shard}due")
-
-    @property
-    def all(self) -> tuple[str, str, str]:
-        """What every script but ``record`` is given."""
-        return self.run, self.leases, self.due
-
-
-_REASONS = {
-    OpenReply.BUSY: "another attempt holds the lease",
-    OpenReply.REPLACED: "the task that it replaces has not ended",
-    OpenReply.EARLY: "it is not due yet",
-}
 
 
 class RedisJournal:
@@ -116,75 +57,47 @@ class RedisJournal:
         self._keys = keys
         self._lease = lease
         self._keep = keep
-        self._fence = b""
-        self._guard: Fence | None = None
         self._record = b""
-        self._renewed = 0.0
-        self.cancel_requested = False
+        self.ownership = Ownership(keys, lease)
 
     @cached_property
     def connection(self) -> JournalConnection:
         connection = self._pool.take()
-        if self._guard is not None:
+        if self.ownership.fence is not None:
             # Code that the run went on without, and that still records what it did.
-            connection.guard(self._guard, goes_on=True)
+            connection.guard(self.ownership.fence, goes_on=True)
         return connection
 
     # -- begin and end of an attempt
 
     def open(self, delivery: Delivery) -> OpenResult:
-        keys = self._keys
-        opening = time.monotonic()
-        fence, seed = new_fence(), delivery.seed or new_seed()
-        # A journal is loaded by a command of its own, for which Redis needs a third of what it needs in a script; where
-        # none is expected, that would be in vain.
-        expected = not delivery.fresh or delivery.reopen != ""
-        begin = dated_call(
-            "open", keys.all, keys.task_id, fence, ms(self._lease), LAYOUT,
-            delivery.task, delivery.fingerprint, delivery.call, seed,
-            delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.wake_up),
-            self._owner, delivery.reopen, delivery.build, int(not expected),
-            delivery.over, "\n".join(delivery.taken_back),
-        )  # fmt: skip
+        opening, sent = Opening.of(delivery), time.monotonic()
         if self._probe is not None:
             self.connection.set_confirmation(self._probe)
-        self.connection.send(*((begin, pack("HGETALL", keys.run)) if expected else (begin,)))
+        self.connection.send(*opening.commands(self._keys, self._owner, self._lease))
         try:
-            opened, *loaded = self._replies()
+            replies = self._replies()
         except BaseException:
             # Unlike what follows, this begins something: nobody else is to send it again.
             self.connection.abandon()
             raise
-        if not expected and isinstance(opened[-1], list):
-            loaded = [opened.pop()]
-        if opened[0] == _FAILED:
-            return self.open(decided(delivery, fields_of(*loaded), opening, opened[1]))
+        reply, fields = opening.read(replies)
+        if reply[0] == _FAILED:
+            return self.open(decided(delivery, fields, sent, reply[1]))
         # Of our writes only an opening and a renewal put the end of the lease off.
-        self._renewed = opening
-        begun = {b"seed": seed.encode(), b"build": delivery.build.encode()}
-        return self._open_result(opened, fields_of(*loaded) if loaded else begun, fence.encode())
-
-    def _open_result(self, reply: list[Any], fields: Fields, fence: bytes) -> OpenResult:
-        kind = reply[0].decode()
+        self.ownership.renewed_at = sent
         # What is said of a finished run is said in the name of the attempt that ended it.
-        self._fence = fields.get(b"fence", b"")
-        if kind == OpenReply.OPEN:
-            self._fence, self._guard = fence, Fence(fence, self._keys.run)
-            self.connection.guard(self._guard)
-            self.cancel_requested = fields.get(b"cancel") == _REQUESTED
-            self._record = script("record").call + pack_parts((1, self._keys.run, self._fence))
-            self._pool.ahead = reply[2] / 1000 - self._renewed
-            return Opened(reply[1], reply[2], reply[3], bool(reply[4]), fields)
-        if kind == OpenReply.FINISHED:
-            return Finished(fields)
-        if kind == OpenReply.ID_CONFLICT:
-            return IdConflict(reply[1].decode(), fields)
-        if kind == OpenReply.UNREADABLE:
-            check_layout(self._keys, {b"v": reply[1]})
-        if kind == OpenReply.OUTDATED:
-            return Outdated("a newer message has other arguments")
-        is_early = kind == OpenReply.EARLY
-        return Busy(reply[1] / 1000, _REASONS[kind], early=is_early, stalled=is_early and bool(reply[2]))
+        self.ownership.token = fields.get(b"fence", b"")
+        result = open_result(reply, fields, self._keys)
+        if isinstance(result, Opened):
+            self._own(result, opening.fence.encode())
+        return result
+
+    def _own(self, opened: Opened, token: bytes) -> None:
+        fence = self.ownership.take(token, cancel_requested=opened.fields.get(b"cancel") == _REQUESTED)
+        self.connection.guard(fence)
+        self._record = script("record").call + pack_parts((1, self._keys.run, token))
+        self._pool.ahead = opened.now / 1000 - self.ownership.renewed_at
 
     def suspend(
         self, delay: float, fields: Mapping[str, str], slack: float = 0.0, *, though_cancelled: bool = False
@@ -210,7 +123,7 @@ class RedisJournal:
 
     def _end(self, script_name: str, facts: list[Any], fields: Mapping[str, str], *keys: str | bytes) -> list[Any]:
         pairs = [part for pair in fields.items() for part in pair]
-        ending = call(script_name, (*self._keys.all, *keys), self._fence, self._keys.task_id, *facts, *pairs)
+        ending = call(script_name, (*self._keys.all, *keys), self.ownership.token, self._keys.task_id, *facts, *pairs)
         self.connection.send(ending, confirmed=self._confirmed)
         replies = self._replies()
         self._check(replies)
@@ -218,10 +131,12 @@ class RedisJournal:
 
     def deliver(self, keep: float, *, arrived: bool = True) -> None:
         keys = self._keys
-        self.connection.send(call("deliver", keys.all, self._fence, keys.task_id, ms(keep), int(arrived)), wanted=False)
+        self.connection.send(
+            call("deliver", keys.all, self.ownership.token, keys.task_id, ms(keep), int(arrived)), wanted=False
+        )
 
     def release(self, *, orderly: bool) -> None:
-        self.connection.send(self.handover(orderly=orderly))
+        self.connection.send(self.ownership.handover(orderly=orderly))
         self.connection.replies(SHORT_TIMEOUT)
 
     def close(self) -> None:
@@ -242,7 +157,8 @@ class RedisJournal:
 
     def record_aside(self, fields: Mapping[str, str]) -> bool:
         command = _HEADS[len(fields)] + self._record + pack_pairs(fields)
-        [reply] = self._pool.execute(command if self._guard is None else self._guard.put_into(command))
+        fence = self.ownership.fence
+        [reply] = self._pool.execute(command if fence is None else fence.put_into(command))
         return bool(reply > 0)
 
     @property
@@ -266,11 +182,11 @@ class RedisJournal:
             if reply == WriteReply.DONE:
                 continue
             if reply == WriteReply.TO_BE_CANCELLED:
-                self.cancel_requested = True
+                self.ownership.cancel_requested = True
             elif reply == WriteReply.FENCED:
                 raise Fenced
             elif reply == WriteReply.NO_JOURNAL:
-                if self._silent_for > self._lease + self._keep:
+                if self.ownership.silent_for > self._lease + self._keep:
                     raise Fenced  # another attempt may have ended the run, and the time of its journal is over
                 raise JournalGone(f"the journal {self._keys.run} is gone: was it evicted, or Redis flushed?")
 
@@ -280,7 +196,7 @@ class RedisJournal:
         except JournalUnreadableError as error:
             raise not_a_journal(self._keys) from error
         except ConfigurationError as error:
-            if not self._fence:
+            if not self.ownership.token:
                 raise
             # Amid an attempt another server has taken over, which cannot confirm its writes: the next attempt is told.
             raise JournalUnavailableError(str(error)) from error
@@ -295,64 +211,23 @@ class RedisJournal:
 
     @property
     def lease_in_doubt(self) -> bool:
-        return time.monotonic() - self._renewed > self._lease
+        return self.ownership.in_doubt
 
     @property
-    def _silent_for(self) -> float:
-        """Seconds since the lease was proved."""
-        return time.monotonic() - self._renewed
+    def cancel_requested(self) -> bool:
+        return self.ownership.cancel_requested
 
     def by_redis(self, moment: float) -> float | None:
         return None if self._pool.ahead is None else moment + self._pool.ahead
 
     def prove_lease(self) -> None:
         asked = time.monotonic()
-        self.connection.send(self.renewal())
+        self.connection.send(self.ownership.renewal())
         self.flush()
-        self._renewed = asked
+        self.ownership.renewed_at = asked
 
     def look_for_cancellation(self) -> None:
         # Another connection: the attempt's own may be amid a write of a sibling.
         with suppress(JournalUnavailableError, JournalUnreadableError):
             said = self._pool.execute(pack("HGET", self._keys.run, "cancel"), timeout=SHORT_TIMEOUT)
-            self.cancel_requested |= said == [_REQUESTED]
-
-    def renewal(self) -> bytes:
-        """The command that renews the lease, for this connection or for another one."""
-        return call("renew", self._keys.all, self._fence, self._keys.task_id, ms(self._lease))
-
-    def handover(self, *, orderly: bool) -> bytes:
-        """The command that gives the lease back, for this connection or for another one."""
-        return call("release", self._keys.all, self._keys.task_id, "fence", self._fence, int(orderly))
-
-    def renewed(self, reply: int, sent: float) -> None:
-        """What Redis said to a renewal that was sent at monotonic time *sent*."""
-        if reply > 0:
-            self._renewed = sent
-        if reply == WriteReply.TO_BE_CANCELLED:
-            self.cancel_requested = True
-
-
-def not_a_journal(keys: Keys) -> JournalUnreadableError:
-    """One of the keys is of another type."""
-    names = ", ".join(keys.all)
-    return JournalUnreadableError(f"task {keys.task_id}: one of {names} holds no journal; look at it, and delete it")
-
-
-def check_layout(keys: Keys, fields: Fields) -> None:
-    """Refuse a journal of another layout."""
-    layout = fields.get(b"v", b"none").decode()
-    if fields and layout not in (UNBRANCHED, LAYOUT):
-        raise JournalUnreadableError(
-            f"the journal {keys.run} has layout {layout!r}, this version reads up to {LAYOUT!r}: upgrade this worker, "
-            f"then retry the task"
-        )
-
-
-def fields_of(loaded: Any) -> Fields:
-    """A hash, as either version of Redis' protocol gives it."""
-    return loaded if isinstance(loaded, dict) else dict(zip(loaded[::2], loaded[1::2], strict=True))
-
-
-def ms(seconds: float) -> int:
-    return round(seconds * 1000)
+            self.ownership.cancel_requested |= said == [_REQUESTED]

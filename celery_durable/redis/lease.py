@@ -14,8 +14,8 @@ from weakref import WeakSet
 
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 
-from .client.pool import JournalConnectionPool
-from .journal import SHORT_TIMEOUT, RedisJournal
+from .client.pool import SHORT_TIMEOUT, JournalConnectionPool
+from .ownership import Ownership
 
 logger = logging.getLogger("celery_durable")
 
@@ -27,17 +27,17 @@ _AT_ONCE = 0.5
 class Lease:
     """The lease of one attempt."""
 
-    def __init__(self, keeper: LeaseKeeper, journal: RedisJournal) -> None:
+    def __init__(self, keeper: LeaseKeeper, ownership: Ownership) -> None:
         self._keeper = keeper
-        self._journal = journal
+        self._ownership = ownership
 
     def keep(self) -> None:
         """Renew it from now on."""
-        self._keeper.keep(self._journal)
+        self._keeper.keep(self._ownership)
 
     def drop(self) -> None:
         """Renew it no more."""
-        self._keeper.drop(self._journal)
+        self._keeper.drop(self._ownership)
 
 
 class LeaseKeeper:
@@ -46,28 +46,28 @@ class LeaseKeeper:
     def __init__(self, pool: JournalConnectionPool, lease: float) -> None:
         self._pool = pool
         self._period = lease / RENEWALS_PER_LEASE
-        self._held: set[RedisJournal] = set()
+        self._held: set[Ownership] = set()
         self.due = inf
         """When its next round begins, by the monotonic clock."""
         self._aside: threading.Thread | None = None
         _everywhere.add(self)
 
-    def keep(self, journal: RedisJournal) -> None:
-        """Renew the lease of *journal* until :meth:`drop`."""
-        self._held.add(journal)
+    def keep(self, ownership: Ownership) -> None:
+        """Renew the lease of *ownership* until :meth:`drop`."""
+        self._held.add(ownership)
         if self.due == inf:
             self.due = time.monotonic() + self._period
         _thread.expect(self.due)
 
-    def drop(self, journal: RedisJournal) -> None:
+    def drop(self, ownership: Ownership) -> None:
         """Renew it no more."""
-        self._held.discard(journal)
+        self._held.discard(ownership)
 
     def give_back(self) -> None:
         """The process ends amid these attempts: others are to go on at once."""
         held, self._held = self._held, set()
         if held:
-            handovers = [journal.handover(orderly=True) for journal in held]
+            handovers = [ownership.handover(orderly=True) for ownership in held]
             try:
                 self._pool.execute(*handovers, timeout=SHORT_TIMEOUT)
             except (JournalUnavailableError, JournalUnreadableError) as error:
@@ -104,14 +104,14 @@ class LeaseKeeper:
             # Whatever it was: unless rounds go on all leases lapse.
             logger.exception("leases could not be renewed")
 
-    def _renew(self, held: list[RedisJournal]) -> None:
+    def _renew(self, held: list[Ownership]) -> None:
         sent = time.monotonic()
         try:
             # Not longer than until the next round, which leaves out who was dropped meanwhile: this one, sent again,
             # would take the lease once more for an attempt that is over.
-            replies = self._pool.execute(*(journal.renewal() for journal in held), timeout=self._period)
-            for journal, renewed in zip(held, replies, strict=True):
-                journal.renewed(renewed, sent)
+            replies = self._pool.execute(*(ownership.renewal() for ownership in held), timeout=self._period)
+            for ownership, renewed in zip(held, replies, strict=True):
+                ownership.renewed(renewed, sent)
         except JournalUnavailableError as error:
             logger.warning("cannot renew the leases of %d attempts: %s", len(held), error)
         except JournalUnreadableError as error:
@@ -119,8 +119,8 @@ class LeaseKeeper:
                 logger.warning("cannot renew a lease: %s", error)
             else:
                 # One of them is damaged; the others are to live.
-                for journal in held:
-                    self._renew([journal])
+                for ownership in held:
+                    self._renew([ownership])
 
 
 class _Thread:

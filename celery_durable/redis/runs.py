@@ -9,18 +9,11 @@ from typing import Any, NamedTuple
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 from celery_durable.journal.layout import Fields
 
+from .client.fence import new_fence
+from .client.pool import SHORT_TIMEOUT
 from .client.protocol import pack
 from .client.scripts import Dated, call, dated_call
-from .journal import (
-    SHARDS,
-    SHORT_TIMEOUT,
-    Keys,
-    check_layout,
-    fields_of,
-    ms,
-    new_fence,
-    not_a_journal,
-)
+from .keys import SHARDS, Keys, check_layout, fields_of, ms, not_a_journal
 from .replies import ReleaseResult, WriteReply
 from .shards import Shard, Shards
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from .client.pool import JournalConnectionPool
-from .journal import SHARDS, Keys, shard_of, shard_prefix
+from .keys import SHARDS, Keys, shard_of, shard_prefix
 
 
 class Shard(NamedTuple):

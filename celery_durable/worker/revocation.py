@@ -16,7 +16,7 @@ from celery_durable.delivery.announcement import REVOKED_EVENT_FIELDS, REVOKED_S
 from celery_durable.delivery.call import Call
 from celery_durable.forks import undisturbed
 from celery_durable.journal.layout import Fields, Status
-from celery_durable.redis.journal import new_fence
+from celery_durable.redis.client.fence import new_fence
 from celery_durable.seams.requests import all_of
 
 logger = logging.getLogger("celery_durable")

@@ -12,7 +12,7 @@ from celery import Celery
 from celery_durable import AsyncDurableContext, DurableContext, JournalUnavailableError, durable_task
 from celery_durable.app.store import Store, store_of
 from celery_durable.redis.client.protocol import pack
-from celery_durable.redis.journal import SHARDS
+from celery_durable.redis.keys import SHARDS
 from celery_durable.worker.startup import risks_of
 from tests.groups import MAKES, RedisCluster, node_id
 from tests.integration.runs import app_at, execute, new_id, opened, store_at
@@ -144,17 +144,17 @@ def test_leases_of_all_shards_are_renewed(cluster: RedisCluster) -> None:
         journals = [opened(store, id_in(store, shard.number)) for shard in store.shards]
         leases = [store.journal_for(journal._keys.task_id, store.settings)[1] for journal in journals]  # noqa: SLF001
         keepers = [lease._keeper for lease in leases]  # noqa: SLF001
-        first = [journal._renewed for journal in journals]  # noqa: SLF001
+        first = [journal.ownership.renewed_at for journal in journals]
         for keeper, journal in zip(keepers, journals, strict=True):
-            keeper.keep(journal)
+            keeper.keep(journal.ownership)
 
         eventually(
-            lambda: all(journal._renewed > at for journal, at in zip(journals, first, strict=True)),  # noqa: SLF001
+            lambda: all(journal.ownership.renewed_at > at for journal, at in zip(journals, first, strict=True)),
             what="renewals of all",
         )
 
         for keeper, journal in zip(keepers, journals, strict=True):
-            keeper.drop(journal)
+            keeper.drop(journal.ownership)
             journal.close()
 
 

@@ -579,7 +579,7 @@ def test_an_attempt_that_has_slept_through_its_lease_and_the_retention_says_noth
     def body(self: Any) -> None:
         self.ctx.run("charge", lambda: 1)
         attempt = self.ctx._attempt  # noqa: SLF001
-        attempt.pulse.journal._renewed -= 40  # noqa: SLF001  its lease lasts for 30 s
+        attempt.pulse.journal.ownership.renewed_at -= 40  # its lease lasts for 30 s
         redis_client.delete(*store_of(self.app).keys(task_id).all)
         if not at_its_end:
             self.ctx.run("ship", lambda: 1)

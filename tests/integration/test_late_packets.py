@@ -151,9 +151,9 @@ def test_what_is_said_of_an_attempt_over_other_connections_counts_whatever_its_n
     assert fence_of(redis_client, store, task_id).endswith(":2")
     lapse(redis_client, store, task_id)
 
-    assert pool.execute(journal.renewal()) == [1]
+    assert pool.execute(journal.ownership.renewal()) == [1]
     assert redis_client.zscore(keys.leases, task_id) > 0
-    assert pool.execute(journal.handover(orderly=True)) == [1]
+    assert pool.execute(journal.ownership.handover(orderly=True)) == [1]
     assert redis_client.zscore(keys.leases, task_id) is None
     with pytest.raises(Fenced):
         written(journal, {"step:2": "{}"})

@@ -20,6 +20,7 @@ from celery_durable.journal.port import Busy, Opened
 from celery_durable.redis import lease as lease_module
 from celery_durable.redis.journal import RedisJournal
 from celery_durable.redis.lease import RENEWALS_PER_LEASE
+from celery_durable.redis.ownership import Ownership
 from celery_durable.steps.context import DurableContext
 from tests.integration.runs import app_at, app_for, delivery, execute, lapse, new_id, opened, state, store_at
 from tests.servers import RedisServer
@@ -43,14 +44,14 @@ def lease(client: redis.Redis, store: Store, task_id: str) -> float:
 def test_a_lease_is_renewed_as_long_as_it_is_held(store: Store, redis_client: redis.Redis) -> None:
     journal = opened(store, task_id := new_id())
     first = lease(redis_client, store, task_id)
-    store.leases.keep(journal)
+    store.leases.keep(journal.ownership)
 
     eventually(lambda: lease(redis_client, store, task_id) > first + 2 * SHORT * 1000)
 
     assert isinstance(store.journal(task_id).open(delivery(task_id)), Busy)
     assert not journal.lease_in_doubt
     journal.prove_lease()
-    store.leases.drop(journal)
+    store.leases.drop(journal.ownership)
 
 
 def test_one_thread_renews_the_leases_of_all_attempts(store: Store, redis_client: redis.Redis) -> None:
@@ -58,7 +59,7 @@ def test_one_thread_renews_the_leases_of_all_attempts(store: Store, redis_client
     journals = [opened(store, task_id) for task_id in ids]
     before = [lease(redis_client, store, task_id) for task_id in ids]
     for journal in journals:
-        store.leases.keep(journal)
+        store.leases.keep(journal.ownership)
 
     eventually(
         lambda: all(lease(redis_client, store, one) > old for one, old in zip(ids, before, strict=True)),
@@ -66,21 +67,21 @@ def test_one_thread_renews_the_leases_of_all_attempts(store: Store, redis_client
     )
 
     for journal in journals:
-        store.leases.drop(journal)
+        store.leases.drop(journal.ownership)
 
 
 def test_a_released_lease_is_not_renewed_any_more(store: Store, redis_client: redis.Redis) -> None:
     ids = [new_id(), new_id()]
     released, kept = (opened(store, task_id) for task_id in ids)
-    store.leases.keep(kept)
-    store.leases.keep(released)
-    store.leases.drop(released)
+    store.leases.keep(kept.ownership)
+    store.leases.keep(released.ownership)
+    store.leases.drop(released.ownership)
     before = [lease(redis_client, store, task_id) for task_id in ids]
 
     eventually(lambda: lease(redis_client, store, ids[1]) > before[1] + 2 * SHORT * 1000)
 
     assert lease(redis_client, store, ids[0]) == before[0]
-    store.leases.drop(kept)
+    store.leases.drop(kept.ownership)
 
 
 def test_the_renewal_of_a_stale_attempt_does_not_touch_the_lease_of_the_newer_one(
@@ -93,13 +94,13 @@ def test_the_renewal_of_a_stale_attempt_does_not_touch_the_lease_of_the_newer_on
     before = state(redis_client, store, task_id)
     seen = lease(redis_client, store, other)
     for journal in (stale, witness):
-        store.leases.keep(journal)
+        store.leases.keep(journal.ownership)
 
     eventually(lambda: lease(redis_client, store, other) > seen + SHORT * 1000)
 
     assert state(redis_client, store, task_id) == before
     for journal in (stale, witness):
-        store.leases.drop(journal)
+        store.leases.drop(journal.ownership)
 
 
 @pytest.mark.parametrize("ending", ["suspended", "finished"])
@@ -121,7 +122,7 @@ def test_a_renewal_that_comes_late_gives_no_lease_to_a_run_that_has_none(
 def test_renewals_go_on_after_the_server_was_away(caplog: pytest.LogCaptureFixture) -> None:
     with RedisServer(appendonly=True) as server, store_at(server.url(), durable_lease=SHORT) as store:
         journal = opened(store, task_id := new_id())
-        store.leases.keep(journal)
+        store.leases.keep(journal.ownership)
         with server.client() as client:
             before = lease(client, store, task_id)
         server.stop()
@@ -131,7 +132,7 @@ def test_renewals_go_on_after_the_server_was_away(caplog: pytest.LogCaptureFixtu
 
         with server.client() as client:
             eventually(lambda: lease(client, store, task_id) > before)
-        store.leases.drop(journal)
+        store.leases.drop(journal.ownership)
     assert all(record.levelno == logging.WARNING for record in caplog.records)
 
 
@@ -146,17 +147,17 @@ def test_a_renewal_that_fails_is_left_to_the_next_one_which_leaves_out_who_was_d
         asked.append((len(commands), timeout))
         if len(asked) > 1:
             return usual(*commands, timeout=timeout)
-        store.leases.drop(journals[0])
+        store.leases.drop(journals[0].ownership)
         raise JournalUnavailableError("away")
 
     monkeypatch.setattr(store.pool, "execute", execute)
     for journal in journals:
-        store.leases.keep(journal)
+        store.leases.keep(journal.ownership)
 
     eventually(lambda: len(asked) > 1)
 
     assert asked[:2] == [(2, SHORT / RENEWALS_PER_LEASE), (1, SHORT / RENEWALS_PER_LEASE)]
-    store.leases.drop(journals[1])
+    store.leases.drop(journals[1].ownership)
 
 
 def test_a_damaged_journal_does_not_cost_the_others_their_leases(
@@ -169,7 +170,7 @@ def test_a_damaged_journal_does_not_cost_the_others_their_leases(
     redis_client.delete(damaged)
     redis_client.set(damaged, "something else")
     for journal in journals:
-        store.leases.keep(journal)
+        store.leases.keep(journal.ownership)
 
     for position in (1, 2):
         eventually(lambda at=position: lease(redis_client, store, ids[at]) > before[at] + 2 * SHORT * 1000)
@@ -177,7 +178,7 @@ def test_a_damaged_journal_does_not_cost_the_others_their_leases(
     assert lease(redis_client, store, ids[0]) == before[0]
     assert "cannot renew a lease" in caplog.text
     for journal in journals:
-        store.leases.drop(journal)
+        store.leases.drop(journal.ownership)
 
 
 def test_renewals_go_on_after_an_error_that_nobody_expected(
@@ -187,20 +188,20 @@ def test_renewals_go_on_after_an_error_that_nobody_expected(
     before = lease(redis_client, store, task_id)
     renew, failures = store.leases._renew, []  # noqa: SLF001
 
-    def fail_twice(held: list[RedisJournal]) -> None:
+    def fail_twice(held: list[Ownership]) -> None:
         if len(failures) < 2:
             failures.append(MemoryError())
             raise failures[-1]
         renew(held)
 
     monkeypatch.setattr(store.leases, "_renew", fail_twice)
-    store.leases.keep(journal)
+    store.leases.keep(journal.ownership)
 
     eventually(lambda: lease(redis_client, store, task_id) > before + SHORT * 1000)
 
     assert len(failures) == 2
     assert caplog.text.count("leases could not be renewed") == 2
-    store.leases.drop(journal)
+    store.leases.drop(journal.ownership)
 
 
 def test_a_thread_that_is_gone_is_started_again(store: Store, redis_client: redis.Redis) -> None:
@@ -211,10 +212,10 @@ def test_a_thread_that_is_gone_is_started_again(store: Store, redis_client: redi
     journal = opened(store, task_id := new_id())
     before = lease(redis_client, store, task_id)
 
-    store.leases.keep(journal)
+    store.leases.keep(journal.ownership)
 
     eventually(lambda: lease(redis_client, store, task_id) > before)
-    store.leases.drop(journal)
+    store.leases.drop(journal.ownership)
 
 
 def test_an_app_that_nobody_uses_any_more_frees_its_store(redis_url: str) -> None:
@@ -285,9 +286,9 @@ def test_no_action_starts_in_an_attempt_that_was_frozen_and_taken_over(
         mine = store_of(app)
 
         def freeze_and_lose(_: str) -> None:
-            (journal,) = mine.leases._held  # noqa: SLF001
-            mine.leases.drop(journal)
-            eventually(lambda: journal.lease_in_doubt)
+            (ownership,) = mine.leases._held  # noqa: SLF001
+            mine.leases.drop(ownership)
+            eventually(lambda: ownership.in_doubt)
             lapse(redis_client, other, task_id)
             opened(
                 other,
@@ -312,9 +313,9 @@ def test_an_attempt_that_was_frozen_but_not_taken_over_goes_on(redis_url: str, r
         store = store_of(app)
 
         def freeze(_: str) -> None:
-            (journal,) = store.leases._held  # noqa: SLF001
-            store.leases.drop(journal)
-            eventually(lambda: journal.lease_in_doubt)
+            (ownership,) = store.leases._held  # noqa: SLF001
+            store.leases.drop(ownership)
+            eventually(lambda: ownership.in_doubt)
 
         between.append(freeze)
         assert execute(app.tasks[two_steps.name], False, task_id=task_id) == "SUCCESS"
@@ -346,7 +347,7 @@ def test_attempts_that_begin_at_the_same_time_start_one_thread(store: Store, mon
     def keep(journal: RedisJournal) -> None:
         together.wait(10)
         entered.append(journal)
-        store.leases.keep(journal)
+        store.leases.keep(journal.ownership)
 
     with ThreadPoolExecutor(8) as threads:
         monkeypatch.setattr(threading.Thread, "start", start_slowly)
@@ -357,7 +358,7 @@ def test_attempts_that_begin_at_the_same_time_start_one_thread(store: Store, mon
     assert started.count("celery-durable-leases") == 1
     assert len(set(lease_threads()) - before) == 1
     for journal in journals:
-        store.leases.drop(journal)
+        store.leases.drop(journal.ownership)
 
 
 def test_one_thread_keeps_the_leases_of_all_apps(redis_url: str, redis_client: redis.Redis) -> None:
@@ -366,7 +367,7 @@ def test_one_thread_keeps_the_leases_of_all_apps(redis_url: str, redis_client: r
         before = set(lease_threads())
         held = [(store, opened(store, task_id := new_id()), task_id) for store in stores]
         for store, journal, _ in held:
-            store.leases.keep(journal)
+            store.leases.keep(journal.ownership)
         first = [lease(redis_client, store, task_id) for store, _, task_id in held]
 
         eventually(
@@ -380,7 +381,7 @@ def test_one_thread_keeps_the_leases_of_all_apps(redis_url: str, redis_client: r
         assert len(set(lease_threads()) | before) <= 1 + len(before)
         eventually(lambda: not [one for one in threading.enumerate() if one.name == "celery-durable-silent-redis"])
         for store, journal, _ in held:
-            store.leases.drop(journal)
+            store.leases.drop(journal.ownership)
 
 
 def test_a_redis_that_is_silent_keeps_no_other_waiting(redis_url: str, redis_client: redis.Redis) -> None:
@@ -391,7 +392,7 @@ def test_a_redis_that_is_silent_keeps_no_other_waiting(redis_url: str, redis_cli
             *((one.leases, opened(one, new_id())) for one in dead),
         ]
         for keeper, journal in kept:
-            keeper.keep(journal)
+            keeper.keep(journal.ownership)
         with silent.client() as client:
             eventually(lambda: all(one.pool._idle for one in dead))  # noqa: SLF001
             assert client.ping()
@@ -405,5 +406,5 @@ def test_a_redis_that_is_silent_keeps_no_other_waiting(redis_url: str, redis_cli
         finally:
             silent.thaw()
         for keeper, journal in kept:
-            keeper.drop(journal)
+            keeper.drop(journal.ownership)
         eventually(lambda: not [one for one in threading.enumerate() if one.name == "celery-durable-silent-redis"])

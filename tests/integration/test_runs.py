@@ -18,7 +18,8 @@ from celery_durable.app.owner import owner_name
 from celery_durable.app.store import Store
 from celery_durable.interrupts import Fenced
 from celery_durable.journal.port import Busy, Finished, Opened
-from celery_durable.redis.journal import SHARDS, RedisJournal
+from celery_durable.redis.journal import RedisJournal
+from celery_durable.redis.keys import SHARDS
 from celery_durable.redis.replies import ReleaseResult
 from celery_durable.redis.runs import Claimed, Claims
 from tests.integration.network import Waits
@@ -534,7 +535,7 @@ def test_there_is_nothing_to_give_back_of_a_run_that_has_not_begun(store: Store,
 def test_a_process_that_ends_gives_all_its_leases_back_at_once(store: Store, redis_client: redis.Redis) -> None:
     journals = [opened(store, new_id()) for _ in range(20)]
     for journal in journals:
-        store.leases.keep(journal)
+        store.leases.keep(journal.ownership)
 
     store.leases.give_back()
 

@@ -19,7 +19,7 @@ from celery import chain, chord, group
 from celery.result import AsyncResult
 
 from celery_durable import RecoveryLimitExceeded, TerminalError
-from celery_durable.redis.journal import SHARDS
+from celery_durable.redis.keys import SHARDS
 from tests.processes import PROJECT
 from tests.servers import RedisServer
 from tests.smoke import effects

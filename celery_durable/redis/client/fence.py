@@ -7,6 +7,8 @@ The first act over a new one raises the number in the journal; writes with an ea
 
 from __future__ import annotations
 
+import os
+
 from .protocol import pack_parts
 from .scripts import call
 
@@ -33,3 +35,8 @@ class Fence:
         """The command, which was packed with the token alone, as it is sent over this connection."""
         # The first place: the token is random, and the keys before it were there before it was drawn.
         return command.replace(self._packed, self._own, 1) if self.number > 1 else command
+
+
+def new_fence() -> str:
+    """A token that no other attempt has."""
+    return os.urandom(6).hex()

@@ -16,6 +16,8 @@ from .transport import TIME
 
 C = TypeVar("C", bound=JournalConnection)
 
+SHORT_TIMEOUT = 1.0
+"""Seconds that a process with others to serve, or about to die, waits for Redis."""
 _LONG_IDLE = 1.0
 _LONGEST_IDLE = 60.0
 """Seconds after which a connection is closed that nobody has needed."""

@@ -1,0 +1,76 @@
+"""The names of what a run has in Redis, and the form in which that is found there.
+
+    <prefix>{<shard>}:run:<task id>   one hash per run: see :mod:`~celery_durable.journal.layout`
+    <prefix>{<shard>}:leases          sorted set: when the lease of a run lapses
+    <prefix>{<shard>}:due             sorted set: when a suspended run is to go on
+
+The shard is the Cluster hash tag, so that one script can change all three.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+from zlib import crc32
+
+from celery_durable.exceptions import JournalUnreadableError
+from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Fields
+
+SHARDS = 16
+
+
+def shard_of(task_id: str) -> int:
+    """The number of a run's shard."""
+    return crc32(task_id.encode()) % SHARDS
+
+
+def shard_prefix(prefix: str, shard: int) -> str:
+    """What the keys of a shard begin with."""
+    return f"{prefix}{{{shard}}}:"
+
+
+class Keys(NamedTuple):
+    """The names of what one run has in Redis."""
+
+    task_id: str
+    run: str
+    leases: str
+    due: str
+
+    @classmethod
+    def of(cls, prefix: str, task_id: str) -> Keys:
+        return cls.under(shard_prefix(prefix, shard_of(task_id)), task_id)
+
+    @classmethod
+    def under(cls, shard: str, task_id: str) -> Keys:
+        """Those that begin with the prefix of the run's shard."""
+        return cls(task_id, f"{shard}run:{task_id}", f"{shard}leases", f"{shard}due")
+
+    @property
+    def all(self) -> tuple[str, str, str]:
+        """What every script but ``record`` is given."""
+        return self.run, self.leases, self.due
+
+
+def not_a_journal(keys: Keys) -> JournalUnreadableError:
+    """One of the keys is of another type."""
+    names = ", ".join(keys.all)
+    return JournalUnreadableError(f"task {keys.task_id}: one of {names} holds no journal; look at it, and delete it")
+
+
+def check_layout(keys: Keys, fields: Fields) -> None:
+    """Refuse a journal of another layout."""
+    layout = fields.get(b"v", b"none").decode()
+    if fields and layout not in (UNBRANCHED, LAYOUT):
+        raise JournalUnreadableError(
+            f"the journal {keys.run} has layout {layout!r}, this version reads up to {LAYOUT!r}: upgrade this worker, "
+            f"then retry the task"
+        )
+
+
+def fields_of(loaded: Any) -> Fields:
+    """A hash, as either version of Redis' protocol gives it."""
+    return loaded if isinstance(loaded, dict) else dict(zip(loaded[::2], loaded[1::2], strict=True))
+
+
+def ms(seconds: float) -> int:
+    return round(seconds * 1000)

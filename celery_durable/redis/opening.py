@@ -1,0 +1,82 @@
+"""The opening of a run: what asks for the lease, and how its replies are read."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from celery_durable.journal.layout import LAYOUT, Fields, new_seed
+from celery_durable.journal.port import Busy, Delivery, Finished, IdConflict, Opened, OpenResult, Outdated
+
+from .client.fence import new_fence
+from .client.protocol import pack
+from .client.scripts import Dated, dated_call
+from .keys import Keys, check_layout, fields_of, ms
+from .replies import OpenReply
+
+_REASONS = {
+    OpenReply.BUSY: "another attempt holds the lease",
+    OpenReply.REPLACED: "the task that it replaces has not ended",
+    OpenReply.EARLY: "it is not due yet",
+}
+
+
+class Opening(NamedTuple):
+    """One try to begin an attempt."""
+
+    delivery: Delivery
+    fence: str
+    """The token of the attempt, if it begins."""
+    seed: str
+    is_expected: bool
+    """Whether a journal is expected to be there.
+
+    It is loaded by a command of its own, for which Redis needs a third of what it needs in a script; where none is
+    expected, that would be in vain.
+    """
+
+    @classmethod
+    def of(cls, delivery: Delivery) -> Opening:
+        is_expected = not delivery.fresh or delivery.reopen != ""
+        return cls(delivery, new_fence(), delivery.seed or new_seed(), is_expected)
+
+    def commands(self, keys: Keys, owner: str, lease: float) -> tuple[bytes | Dated, ...]:
+        """What is sent: the script, and what loads the journal."""
+        delivery = self.delivery
+        begin = dated_call(
+            "open", keys.all, keys.task_id, self.fence, ms(lease), LAYOUT,
+            delivery.task, delivery.fingerprint, delivery.call, self.seed,
+            delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.wake_up),
+            owner, delivery.reopen, delivery.build, int(not self.is_expected),
+            delivery.over, "\n".join(delivery.taken_back),
+        )  # fmt: skip
+        return (begin, pack("HGETALL", keys.run)) if self.is_expected else (begin,)
+
+    def read(self, replies: list[Any]) -> tuple[list[Any], Fields]:
+        """What the script replied, and the journal."""
+        reply, *loaded = replies
+        if not self.is_expected and isinstance(reply[-1], list):
+            loaded = [reply.pop()]
+        if loaded:
+            return reply, fields_of(*loaded)
+        return reply, {b"seed": self.seed.encode(), b"build": self.delivery.build.encode()}
+
+
+def open_result(reply: list[Any], fields: Fields, keys: Keys) -> OpenResult:
+    """What the script's reply says.
+
+    Raises:
+        JournalUnreadableError: the journal is of another layout.
+    """
+    kind = reply[0].decode()
+    if kind == OpenReply.OPEN:
+        return Opened(reply[1], reply[2], reply[3], bool(reply[4]), fields)
+    if kind == OpenReply.FINISHED:
+        return Finished(fields)
+    if kind == OpenReply.ID_CONFLICT:
+        return IdConflict(reply[1].decode(), fields)
+    if kind == OpenReply.UNREADABLE:
+        check_layout(keys, {b"v": reply[1]})
+    if kind == OpenReply.OUTDATED:
+        return Outdated("a newer message has other arguments")
+    is_early = kind == OpenReply.EARLY
+    return Busy(reply[1] / 1000, _REASONS[kind], early=is_early, stalled=is_early and bool(reply[2]))
