@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Container, Iterable
 from importlib import import_module
 from importlib.metadata import version
 from operator import attrgetter
@@ -41,11 +42,24 @@ class Package:
         Raises:
             ImportError: it has not.
         """
+        self._check(module, path, names, names_in)
+
+    def check_attributes(self, module: str, path: str, *names: str) -> None:
+        """Check that a function, mostly a constructor, has these attributes in it: no variable of that name counts.
+
+        Raises:
+            ImportError: it has not.
+        """
+        self._check(module, path, names, lambda code: code.co_names)
+
+    def _check(
+        self, module: str, path: str, names: Iterable[str], names_of: Callable[[CodeType], Container[str]]
+    ) -> None:
         function = inspect.unwrap(self.look_up(module, path))
         if getattr(function, "__globals__", None) is not vars(import_module(module)):
             # Somebody else has put it in the place of the package's own, and it says nothing.
             return
-        known = names_in(function.__code__)
+        known = names_of(function.__code__)
         for name in names:
             if name not in known:
                 raise self.lacks(f"{module}.{path}: {name}")

@@ -51,6 +51,13 @@ def test_what_is_there_is_found(shop: ModuleType) -> None:
     SHOP.check_inside("shop.stock", "Shelf.__init__", "_left", "counted", "size")
 
 
+def test_an_attribute_is_told_from_a_parameter_of_its_name(shop: ModuleType) -> None:
+    SHOP.check_inside("shop.stock", "Shelf.__init__", "_left", "size")
+    SHOP.check_attributes("shop.stock", "Shelf.__init__", "_left")
+    with pytest.raises(ImportError, match=r"has no shop\.stock\.Shelf\.__init__: size,"):
+        SHOP.check_attributes("shop.stock", "Shelf.__init__", "size")
+
+
 def test_what_is_missing_is_told_with_the_versions_that_have_it(shop: ModuleType) -> None:
     def message(look: Callable[[], Any]) -> str:
         with pytest.raises(ImportError) as caught:

@@ -17,14 +17,14 @@ REDIS_PY = Package("redis", ">=6.4,<9")
 def _check(kind: type, *names: str) -> None:
     """Check attributes: properties of a class in some versions, set by its constructor in others."""
     set_by_constructor = [name for name in names if not hasattr(kind, name)]
-    REDIS_PY.check_inside(kind.__module__, f"{kind.__qualname__}.__init__", *set_by_constructor)
+    REDIS_PY.check_attributes(kind.__module__, f"{kind.__qualname__}.__init__", *set_by_constructor)
 
 
 _check(AbstractConnection, "_sock", "socket_timeout", "socket_connect_timeout")
 _check(Connection, "host", "port")
 _check(UnixDomainSocketConnection, "path")
 _check(AskError, "host", "port", "slot_id")
-REDIS_PY.check_inside("redis.connection", "AbstractConnection.set_parser", "_parser")
+REDIS_PY.check_attributes("redis.connection", "AbstractConnection.set_parser", "_parser")
 for _name in ("can_read", "read_response", "parse_error"):
     REDIS_PY.look_up("redis.connection", f"DefaultParser.{_name}")
 _key_slot: Callable[[bytes], int] = REDIS_PY.look_up("redis.crc", "key_slot")
