@@ -7,7 +7,7 @@ from typing import Any
 
 from .exceptions import RunNotCancellableError
 from .journal.layout import Status
-from .task.apps import present_app
+from .task.apps import resolve_app
 
 
 def cancel(task_id: str, app: Any = None) -> None:
@@ -29,7 +29,7 @@ def cancel(task_id: str, app: Any = None) -> None:
     """
     from .app.store import store_of  # a process that only sends tasks does without it
 
-    app = present_app("cancel()") if app is None else app
+    app = resolve_app("cancel()") if app is None else app
     if not (isinstance(task_id, str) and task_id):  # type: ignore[redundant-expr]
         raise RunNotCancellableError(f"the id of a task is a text, got {task_id!r}")
     status, ended = store_of(app).runs.cancel(task_id)

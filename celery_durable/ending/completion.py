@@ -120,7 +120,7 @@ def facts_of(invocation: Invocation, error: BaseException, interrupt: Interrupt 
         is_time_limit=isinstance(why, SoftTimeLimitExceeded),
         hit_by_time_limit=_is_hit_by_time_limit(why),
         has_entered=invocation.entered,
-        spent=invocation.retry.spent,
+        spent=invocation.retry.exhausted,
         retry_due=invocation.retry.due,
         is_autoretried=partial(_is_autoretried, task),
     )

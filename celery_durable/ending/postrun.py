@@ -25,7 +25,7 @@ from .result_text import recordable
 logger = logging.getLogger("celery_durable")
 
 
-def after(invocation: Invocation, state: str | None, result: Any, *, delivered: bool) -> None:
+def finish(invocation: Invocation, state: str | None, result: Any, *, delivered: bool) -> None:
     """Celery is done with this body: say so in the journal.
 
     *delivered*: no exception kept Celery from storing the result and sending what hangs on it.

@@ -31,14 +31,14 @@ class Mode(Enum):
 class UserRetry:
     """What ``self.retry()`` has done in one call of the body."""
 
-    __slots__ = ("changes", "due", "raised", "spent")
+    __slots__ = ("changes", "due", "exhausted", "raised")
 
     def __init__(self) -> None:
         self.raised: Retry | None = None
         """It is sent, or kept by the journal, whatever user code makes of the exception."""
         self.due: float | None = None
         """When the retry is due, by the monotonic clock, that ``throw=False`` has sent; the body goes on."""
-        self.spent: BaseException | None = None
+        self.exhausted: BaseException | None = None
         """What it raised because its limit is spent: no policy retries that."""
         self.changes: Mapping[str, str] = {}
         """What the journal is to know of the arguments that it has changed."""
@@ -48,8 +48,21 @@ class Invocation:
     """One call of a task's body."""
 
     __slots__ = (
-        "args", "arguments", "began_amid", "delivery", "end", "entered", "kwargs", "mode", "open", "outer", "raised",
-        "request", "retry", "session", "task",
+        "args",
+        "arguments",
+        "delivery",
+        "end",
+        "entered",
+        "kwargs",
+        "mode",
+        "open",
+        "outer",
+        "outer_exception",
+        "raised",
+        "request",
+        "retry",
+        "session",
+        "task",
     )  # fmt: skip
 
     open: Callable[[], Any]
@@ -72,7 +85,7 @@ class Invocation:
         """Whether the arguments fitted and the function was entered."""
         self.end: End | None = None
         """How it has ended, once that is decided."""
-        self.began_amid = sys.exc_info()[1]
+        self.outer_exception = sys.exc_info()[1]
         """An exception that passed before: the pool forks a process while it handles the end of another, say."""
         self.raised: BaseException | None = None
         """What Celery was given to handle as it is: no autoretry of Celery's changes it."""

@@ -1,1 +1,1 @@
-"""A durable task under Celery, from the call of its body to what Celery is told of its end."""
+"""A durable task under Celery: how it is made, how its body is run, and its retries."""

@@ -1,4 +1,4 @@
-"""The Celery app that is meant where none is said."""
+"""Finds the Celery app if the caller names none."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from celery_durable.invocation.current import current
 from celery_durable.seams.celery import app_of_this_thread, apps_made, chosen_default_app, makeshift_app
 
 
-def present_app(what: str) -> Any:
-    """That of this thread, else of the task that this code is in, else the default one, else the only one made.
+def resolve_app(what: str) -> Any:
+    """The app of this thread; else of the task that this code is in; else the default app; else the only app made.
 
-    Celery itself gives a thread without a current app (a web server's request threads) an app of its own making, whose
-    broker nobody has chosen. Here that one is taken where there is no other.
+    Celery itself gives a thread without a current app (a request thread of a web server) an app that it has made
+    itself, with a broker that nobody has chosen. Here, that app is used only if the process has made no other.
 
     Args:
-        what: what the app is needed for, as the error says it.
+        what: what needs the app, for the text of the error.
 
     Raises:
-        ConfigurationError: the process has made several, and none of them is this thread's, or the default.
+        ConfigurationError: the process has made several apps. None of them is the default, or the app of this thread.
     """
     if (chosen := app_of_this_thread()) is not None:
         return chosen
@@ -31,7 +31,7 @@ def present_app(what: str) -> Any:
     if len(made) > 1:
         names = ", ".join(sorted(repr(app.main) for app in made))
         raise ConfigurationError(
-            f"{what}: which app is meant is not known in a thread that has none, since the process has made several "
-            f"({names}): say which with app=..., or call set_default() of one of them"
+            f"{what}: it is not known which app to use: this thread has none, and the process has made several "
+            f"({names}): name one with app=..., or call set_default() of one of them"
         )
     return made[0] if made else makeshift_app()

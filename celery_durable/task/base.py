@@ -1,4 +1,4 @@
-"""``DurableTask``: the task base class, and how it wraps the body of each task."""
+"""``DurableTask``, the base class of tasks with a durable context."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from celery_durable.config.retry import TaskRetryRules
 from celery_durable.config.settings import TASK_OPTIONS, AttemptSettings, Settings
 from celery_durable.delivery import backend
 from celery_durable.delivery.seed import draw_for
-from celery_durable.ending.postrun import after
+from celery_durable.ending import postrun
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.invocation import eager_journals
 from celery_durable.invocation.current import current, invocation_of, opened_by
@@ -36,19 +36,21 @@ from . import (
     user_retry,
 )
 from .body import is_wrapped, wrap_run
-from .known import has_journal
+from .run_lookup import has_journal
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class DurableTask(RequestsOwnLimit, Task[P, R]):
-    """A Celery task with a durable context, ``self.ctx``, that is opened when it is first used.
+    """A Celery task with a durable context, ``self.ctx``. The context is opened when it is first used.
 
-    ``@app.task(base=DurableTask, bind=True)``, class-based tasks, mixins, and ``Celery(task_cls=DurableTask)``. It sits
-    on the app's own task class: one that was given as ``task_cls``, or Django's, with ``delay_on_commit``. A task that
-    never touches ``self.ctx`` behaves exactly as in plain Celery. A step with retry options is retried by them; a
-    step without ends the attempt with its own exception, and Celery's ``autoretry_for`` and ``max_retries`` decide.
+    Use it with ``@app.task(base=DurableTask, bind=True)``, for class-based tasks, with mixins, or for all tasks of an
+    app: ``Celery(task_cls=DurableTask)``. It is based on the app's own task class: the one given as ``task_cls``, or
+    Django's, with ``delay_on_commit``. A task that never touches ``self.ctx`` behaves exactly as in plain Celery.
+
+    A step with retry options is retried by them. A step without them ends the attempt with its own exception, and
+    Celery's ``autoretry_for`` and ``max_retries`` decide.
 
     Class attributes (also options of ``@app.task`` and ``@durable_task``; default: the app's ``durable_*`` setting):
     ``inline_retry_limit``, ``inactivity_timeout``, ``abort_timeout``, ``max_recoveries``, ``retention``,
@@ -58,7 +60,7 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
     abstract = True
 
     auto_retry: ClassVar[bool] = False
-    """Of ``@durable_task``: every exception but ``TerminalError`` retries the task."""
+    """True for ``@durable_task``: every exception except ``TerminalError`` retries the task."""
     is_async: ClassVar[bool] = False
     retry_rules: ClassVar[TaskRetryRules]
 
@@ -76,31 +78,31 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
     stall_timeout: Any = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        if (own := _apps_own_class(cls)) is not None and not issubclass(cls, own):
-            # Celery makes the class from the base that it was given, and nothing of ours comes between.
+        if (own := _task_class_of_app(cls)) is not None and not issubclass(cls, own):
+            # Celery makes this class from the base that it was given. Only here the app's own class can be added.
             cls.__bases__ = (*(base for base in cls.__bases__ if not issubclass(own, base)), own)
         super().__init_subclass__(**kwargs)
         cls._make_durable()
 
     @classmethod
     def _make_durable(cls) -> None:
-        # As the class resolves it: run() may come from a base that is no DurableTask.
+        # The class resolves it, because run() may come from a base that is no DurableTask.
         run = inspect.getattr_static(cls, "run")
         if run is not inspect.getattr_static(Task, "run") and not is_wrapped(run):
             wrap_run(cls, run)
 
     @classmethod
     def bind(cls, app: Any) -> Any:
-        """Part of Celery: the class belongs to *app* now, whose workers recover its runs.
+        """Celery calls this when the class gets its *app*. From then on, workers of this app recover its runs.
 
         Raises:
-            ConfigurationError: it has a task retry policy, and Celery is to retry it.
+            ConfigurationError: the task has a task retry policy, but Celery retries it.
         """
         app.steps["worker"].add("celery_durable.worker.bootstep:RecoveryStep")
         bound = super().bind(app)
-        # Of a class without a name Celery makes one up after this.
+        # If the class has no name, Celery gives it this one later.
         draw_for(cls.name or app.gen_task_name(cls.__name__, cls.__module__))
-        # An annotation ("@run") replaces what it decorates.
+        # An annotation of the app ("@run") may have replaced run().
         cls._make_durable()
         if cls.task_retry_policy is not None and not cls.auto_retry:
             raise ConfigurationError(
@@ -110,8 +112,8 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
         return bound
 
     def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Any:
-        """Part of Celery: a worker begins to take messages of this task."""
-        # By its name: nobody but a worker needs Celery's requests, and what a worker does is above this room.
+        """Celery calls this when a worker begins to take messages of this task."""
+        # It is looked up by its name, because only a worker needs it, and the room of the worker is above this one.
         self.Request = symbol_by_name("celery_durable.worker.request:durable_request_class")(self.Request)
         return super().start_strategy(app, consumer, **kwargs)
 
@@ -127,13 +129,13 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
 
     @property
     def durable_settings(self) -> Settings:
-        """The app's settings with this task's own."""
+        """The settings of the app, with those that this task sets itself."""
         try:
             return self.__dict__["_durable_settings"]  # type: ignore[no-any-return]
         except KeyError:
             app = self.app
             given = {option: getattr(self, option) for option in TASK_OPTIONS}
-            # A task of the user's may have a method that is called ``build``.
+            # A task of the user may have a method with the name of an option, such as ``build``.
             own = settings_of(app).of_task(
                 {option: value for option, value in given.items() if not (value is None or inspect.isroutine(value))}
             )
@@ -142,7 +144,7 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
 
     @property
     def durable_attempt_settings(self) -> AttemptSettings:
-        """What every attempt works by; read once, since Celery takes microseconds to find a setting."""
+        """The settings of each attempt. They are read once, because Celery takes microseconds to find a setting."""
         try:
             return self.__dict__["_durable_attempt_settings"]  # type: ignore[no-any-return]
         except KeyError:
@@ -151,7 +153,7 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
                 settings,
                 build=settings.build or build.of(type(self).run),
                 abort_timeout=inf if self._has_time_limit else settings.abort_timeout,
-                # What the app reads of serialized content, in messages or in results.
+                # The content types that the app reads in messages or in results.
                 accept=frozenset([*conf.accept_content, *(conf.result_accept_content or ())]),
                 progress_forgives=not self.auto_retry or self.retry_rules.resets_on_progress,
                 db_reuse_max=int(conf.get("CELERY_DB_REUSE_MAX") or 0),
@@ -160,19 +162,19 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
 
     @cached_property
     def result_serializer(self) -> str:
-        """Celery's, of what the task returns; read once, as well."""
+        """The name of Celery's result serializer. It is read once, too."""
         return str(self.app.conf.result_serializer)
 
     @property
     def _has_time_limit(self) -> bool:
-        """Whether a time limit of Celery's takes the place of the abort timeout that the task does not set itself."""
+        """Whether a time limit of Celery's replaces the abort timeout, because the task does not set one itself."""
         conf = self.app.conf
         limits = (self.time_limit, self.soft_time_limit, conf.task_time_limit, conf.task_soft_time_limit)
         return self.abort_timeout is None and any(limits)
 
     @property
     def request(self) -> Any:
-        """Celery's request; in an async task, on the event loop's thread, that of the task the code belongs to."""
+        """Celery's request. On the thread of the event loop, it is that of the task to which this code belongs."""
         request = self.request_stack.top
         if request is None:
             invocation = current.get()
@@ -183,7 +185,7 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
 
     @property
     def backend(self) -> Any:
-        """Celery's result backend."""
+        """Celery's result backend; a :class:`SuppressingBackend` while the library has stored a state itself."""
         own = super().backend
         known = backend.suppressed_run.get() or backend.announced_retry.get()
         return own if known is None else backend.SuppressingBackend(own)
@@ -205,9 +207,9 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
             throw: bool | None = None,
             **options: Any,
         ) -> Any:
-            """Celery's ``apply``; the retries of a run come first, also where its exception is raised here (``throw``).
+            """Celery's ``apply``. With ``throw`` it retries a run, too, before it raises the exception of the run.
 
-            Plain Celery raises its ``Retry`` then.
+            Plain Celery raises ``Retry`` then.
             """
             throw = self.app.conf.task_eager_propagates if throw is None else throw
             task_id = task_id or uuid()
@@ -230,28 +232,28 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
         max_retries: int | None = None,
         **options: Any,
     ) -> Any:
-        """Celery's ``retry``; retries that the library sent do not count towards ``max_retries``.
+        """Celery's ``retry``. Retries that the library has sent do not count towards ``max_retries``.
 
-        With ``throw=False`` the body goes on, and its value or its exception is the task's until the retry has run, as
-        in plain Celery. The steps that it has recorded by then are replayed.
+        With ``throw=False`` the body goes on. As in plain Celery, its value or its exception is the outcome until the
+        retry has run. The retry replays the steps that the body has recorded by then.
         """
         arguments = {"args": args, "kwargs": kwargs, "exc": exc, "eta": eta, "countdown": countdown}
         arguments |= {"max_retries": max_retries, "throw": None if throw else False}
         return user_retry.retry(self, opened_by(self.request), super().retry, arguments, options)
 
 
-def _apps_own_class(cls: type) -> type | None:
-    """The task class of the app for which Celery makes this one: what ``base=`` and ``task_cls=`` take the place of."""
+def _task_class_of_app(cls: type) -> type | None:
+    """The app's own task class, which ``base=`` and ``task_cls=`` would replace; None if there is none."""
     app = app_of_task_class(cls)
     return app.Task if isinstance(app, Celery) and cls.__bases__ == (DurableTask,) else task_class_of_django(cls)
 
 
 @signals.task_postrun.connect(weak=False, dispatch_uid="celery_durable")
-def _after(task: Any = None, retval: Any = None, state: str | None = None, **_: Any) -> None:
+def _finish(task: Any = None, retval: Any = None, state: str | None = None, **_: Any) -> None:
     invocation = opened_by(task.request)
     if invocation is not None:
-        # Sent while an exception of Celery's own passes, the result may be nowhere.
-        after(invocation, state, retval, delivered=sys.exc_info()[1] is invocation.began_amid)
+        # If an exception of Celery itself is on its way while this signal is sent, the result may not be stored.
+        postrun.finish(invocation, state, retval, delivered=sys.exc_info()[1] is invocation.outer_exception)
 
 
 @signals.task_internal_error.connect(weak=False, dispatch_uid="celery_durable")

@@ -1,4 +1,4 @@
-"""The body of a task, wrapped: each call of it is an execution, and the models among its arguments are kept."""
+"""Wraps the body of a task: a :class:`Runner` runs each call of it, and models among its arguments are kept."""
 
 from __future__ import annotations
 
@@ -13,43 +13,47 @@ from celery_durable.exceptions import ConfigurationError
 from celery_durable.invocation.current import current, is_executing
 from celery_durable.seams.celery import validating_otherwise
 
-from .execution import Execution
+from .runner import Runner
 
-_ITSELF = "celery_durable_run"
-"""An attribute by which a ``run`` of ours names itself; where a decorator has copied it, it names another one."""
+_OWN_RUN = "celery_durable_run"
+"""The attribute in which a ``run`` of ours keeps itself. If a decorator has copied it, it is another function's."""
 
 
 def is_wrapped(run: Any) -> bool:
-    """Whether a ``run`` is one of ours."""
-    return getattr(run, _ITSELF, None) is run
+    """Whether *run* is already wrapped by us."""
+    return getattr(run, _OWN_RUN, None) is run
 
 
 def wrap_run(cls: Any, declared: Any) -> None:
-    """Put an :class:`Execution` around ``run``, inside of Celery's autoretry, which is to see the first exception."""
-    declared = accepting(declared)
+    """Put a :class:`~celery_durable.task.runner.Runner` around ``run``.
+
+    Celery's autoretry stays outside of it, and sees only what the runner raises.
+    """
+    declared = with_kept_models(declared)
     body = declared if inspect.isfunction(declared) else _as_method(cls, declared)
 
     @functools.wraps(body)
     @user_code_boundary
     def run(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         if type(self).run is not run and is_executing(self):
-            # Called by the run() of a subclass.
+            # The run() of a subclass calls this one.
             return body(self, *args, **kwargs)
-        return Execution(self, args, kwargs).run(body)
+        return Runner(self, args, kwargs).run(body)
 
-    # It is found by way of the body. Here, a wrapper of the bound method, such as Celery's autoretry, would copy it.
+    # Python finds the signature of the body. A signature here would be copied by Celery's autoretry, which wraps the
+    # bound method.
     vars(run).pop("__signature__", None)
-    setattr(run, _ITSELF, run)
+    setattr(run, _OWN_RUN, run)
     cls.run = run
     cls.is_async = inspect.iscoroutinefunction(inspect.unwrap(declared))
 
 
-# Python 3.13 warns of a partial that it will be a method from 3.14 on, and calls it without the task as before.
+# Before Python 3.14 a partial is no method: it is called without the task. Python 3.13 warns of the change.
 _STATIC = frozenset({functools.partial} if sys.version_info < (3, 14) else ())
 
 
 def _as_method(cls: type, declared: Any) -> Callable[..., Any]:
-    """What a class has as ``run`` that is no function, called as Python calls it: a static method, without a task."""
+    """A body for a ``run`` that is no function. Python's rules hold: a static method, for example, gets no task."""
     if type(declared) in _STATIC or not hasattr(declared, "__get__"):
         declared = staticmethod(declared)
     found = declared.__get__(None, cls)
@@ -63,7 +67,7 @@ def _as_method(cls: type, declared: Any) -> Callable[..., Any]:
 
     signature = inspect.signature(found)
     itself = inspect.Parameter("_task", inspect.Parameter.POSITIONAL_ONLY)
-    # Positional-only first: the task's own parameters keep their kinds.
+    # This parameter is positional-only, so the task's own parameters keep their kinds.
     body.__signature__ = signature.replace(parameters=[itself, *signature.parameters.values()])  # type: ignore[attr-defined]
     return body
 
@@ -71,17 +75,17 @@ def _as_method(cls: type, declared: Any) -> Callable[..., Any]:
 # -- arguments that are models -----------------------------------------------------------------------------------------
 
 
-def accepting(run: Any) -> Any:
-    """*run*, a task's, with Celery's validation of its arguments made durable, if there is one."""
+def with_kept_models(run: Any) -> Any:
+    """*run* of a task. If Celery validates its arguments, a model that was accepted once is kept."""
     wrapper = run.__func__ if isinstance(run, staticmethod) else run
-    durable = validating_otherwise(wrapper, lambda validate: functools.partial(_accept, validate))
+    durable = validating_otherwise(wrapper, lambda validate: functools.partial(_accept_model, validate))
     if durable is None:
         return run
     return staticmethod(durable) if isinstance(run, staticmethod) else durable
 
 
-def _accept(validate: Callable[[Any, Any], Any], model: Any, value: Any) -> Any:
-    """The next argument that is a *model*: as it was accepted before, else by Celery's *validate*."""
+def _accept_model(validate: Callable[[Any, Any], Any], model: Any, value: Any) -> Any:
+    """The next argument that is a *model*: as the first attempt accepted it, else as Celery's *validate* gives it."""
     invocation = current.get()
     if invocation is None or invocation.direct:
         return validate(model, value)

@@ -23,7 +23,7 @@ from celery_durable.steps.context import AsyncDurableContext, DurableContext
 from celery_durable.values.declared_types import hints_of
 from celery_durable.values.tagged import is_model
 
-from .apps import present_app
+from .apps import resolve_app
 from .base import DurableTask
 from .retry_rules import CELERY_RETRY_OPTIONS, rules_from_celery, set_by_classes
 
@@ -133,7 +133,7 @@ def _make(fun: Callable[..., Any], options: dict[str, Any]) -> Any:
     Settings().of_task({name: options[name] for name in TASK_OPTIONS if options.get(name) is not None})
 
     def register(app: Any) -> Any:
-        # Not before: a model may be defined further down the module.
+        # The hints are read only now, because a model may be defined below the task in its module.
         hints = hints_of(fun)
         _annotate(body, hints)
         kind = _task_class(app.Task if base in (None, DurableTask) else base, rules)
@@ -145,7 +145,7 @@ def _make(fun: Callable[..., Any], options: dict[str, Any]) -> Any:
 
 
 def _checked_app(fun: Callable[..., Any], app: Any) -> Any:
-    """The app itself, of what may stand for it (``current_app``)."""
+    """The app itself, if *app* is a proxy for it, such as ``current_app``."""
     app = unproxied(app)
     if app is not None and not isinstance(app, Celery):
         raise ConfigurationError(f"@durable_task of {fun.__qualname__}: app must be a Celery app, got {app!r}")
@@ -153,18 +153,18 @@ def _checked_app(fun: Callable[..., Any], app: Any) -> Any:
 
 
 def _share(fun: Callable[..., Any], name: str | None, register: Callable[[Any], Any]) -> Any:
-    """Give the task to every app, present and future; what ``shared_task`` does, with a base class made per app."""
+    """Give the task to every app, present and future, like ``shared_task``. Each app gets a base class of its own."""
     give_to_all_apps(register)
 
     def of_current_app() -> Any:
-        app = present_app(f"task {name or fun.__qualname__}")
+        app = resolve_app(f"task {name or fun.__qualname__}")
         return app.tasks[name or app.gen_task_name(fun.__name__, fun.__module__)]
 
     return Proxy(of_current_app)
 
 
 def _task_class(base: type, rules: Callable[[DurableTask[Any, Any]], TaskRetryRules]) -> type:
-    """The app's own task class, made durable."""
+    """A durable task class, made from the app's own task class."""
     bases = (base,) if issubclass(base, DurableTask) else (DurableTask, base)
     members = {
         "abstract": True,
@@ -178,12 +178,12 @@ def _task_class(base: type, rules: Callable[[DurableTask[Any, Any]], TaskRetryRu
 
 
 def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
-    """*fun* as a bound task whose signature has no context: that of the callers."""
+    """*fun* as the body of a bound task. Its signature has no context, because callers do not pass it."""
     signature = inspect.signature(fun)
     parameters = list(signature.parameters.values())
     _check_context_parameter(fun, parameters, bind)
     own = signature.replace(parameters=parameters[2 if bind else 1 :])
-    # A signature may be told by these, whatever the function itself takes.
+    # With one of these attributes, the signature may differ from what the function itself takes.
     as_written = not (hasattr(fun, "__wrapped__") or hasattr(fun, "__signature__"))
 
     @functools.wraps(fun)
@@ -202,7 +202,7 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
 
 
 def _annotate(body: Any, hints: dict[str, Any]) -> None:
-    """Give the body annotations as types: a name that only type checkers know must not hide the models beside it."""
+    """Give the body its annotations as types. One name that only type checkers know must not hide the other models."""
     signature = inspect.signature(body)
     typed = [each.replace(annotation=hints.get(name, each.annotation)) for name, each in signature.parameters.items()]
     body.__annotations__ = {name: hint for name, hint in hints.items() if name in {*signature.parameters, "return"}}
@@ -210,7 +210,7 @@ def _annotate(body: Any, hints: dict[str, Any]) -> None:
 
 
 _PLAIN = (bool, int, float, str, bytes, list, tuple, dict, set)
-"""What no context is, and a parameter of a task often."""
+"""Types that a task often takes as an argument, and that no context has."""
 
 
 def _check_context_parameter(fun: Callable[..., Any], parameters: list[inspect.Parameter], bind: bool) -> None:
@@ -234,13 +234,13 @@ def _check_context_parameter(fun: Callable[..., Any], parameters: list[inspect.P
 
 
 def _is_an_argument(parameter: inspect.Parameter) -> bool:
-    """Whether what stands in the place of the context looks like a parameter that callers pass."""
+    """Whether the parameter in the place of the context looks like one that callers pass."""
     plain = parameter.annotation in (*_PLAIN, *(kind.__name__ for kind in _PLAIN))
     return plain or (parameter.default is not parameter.empty and parameter.name not in ("ctx", "context"))
 
 
 def _has_models(hints: dict[str, Any]) -> bool:
-    """Whether a parameter is a Pydantic model, so that Celery is to validate the arguments."""
+    """Whether a parameter is a Pydantic model. Then Celery validates the arguments."""
     of_parameters = [hint for name, hint in hints.items() if name != "return"]
     kinds = [kind for hint in of_parameters for kind in (hint, *typing.get_args(hint))]
     return any(map(is_model, kinds))
@@ -259,7 +259,7 @@ _CELERY_OPTIONS = frozenset(
 
 
 _NO_OPTIONS = {*dir(DurableTask)} - {*dir(Task)} - TASK_OPTIONS.keys()
-"""What the base class has for itself."""
+"""Attributes that ``DurableTask`` adds for itself: they are no options."""
 
 
 def _check_names(fun: Callable[..., Any], options: dict[str, Any]) -> None:
@@ -268,11 +268,11 @@ def _check_names(fun: Callable[..., Any], options: dict[str, Any]) -> None:
     for name in options:
         if name not in known:
             raise ConfigurationError(
-                f"@durable_task of {fun.__qualname__} has no option {name!r}{_what_was_meant(name, known)}"
+                f"@durable_task of {fun.__qualname__} has no option {name!r}{_hint_at(name, known)}"
             )
 
 
-def _what_was_meant(name: str, known: set[str]) -> str:
+def _hint_at(name: str, known: set[str]) -> str:
     bare = name.removeprefix(PREFIX)
     if bare in Settings._fields and bare not in TASK_OPTIONS.values():
         return f": {PREFIX}{bare} is a setting of the app"
@@ -280,14 +280,14 @@ def _what_was_meant(name: str, known: set[str]) -> str:
 
 
 def _retry_rules(options: dict[str, Any]) -> Callable[[DurableTask[Any, Any]], TaskRetryRules]:
-    """How the task is retried, once there is one; takes Celery's retry options out of *options*."""
+    """A function that gives the retry rules of the task. Removes Celery's retry options from *options*."""
     celery = {name: options[name] for name in CELERY_RETRY_OPTIONS if name in options}
     policy = options.get("task_retry_policy")
     if celery and policy is not None:
         raise ConfigurationError(
-            f"task_retry_policy and Celery's {', '.join(sorted(celery))} are both given: say it in one of the two ways"
+            f"task_retry_policy and Celery's {', '.join(sorted(celery))} are both given: use one of the two"
         )
-    # Celery's own autoretry must not see these; its explicit ``self.retry()`` goes by max_retries and its delay.
+    # Celery's own autoretry must not see these options. But ``self.retry()`` needs max_retries and the default delay.
     for name in CELERY_RETRY_OPTIONS - {"max_retries", "default_retry_delay"}:
         options.pop(name, None)
     retry_kwargs = celery.get("retry_kwargs") or {}

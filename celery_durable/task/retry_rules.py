@@ -1,4 +1,4 @@
-"""Celery's own retry options as rules for the retries of a task."""
+"""Celery's own retry options, turned into retry rules of a task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from celery_durable.config.checks import exception_classes, seconds, whole
 from celery_durable.config.retry import Backoff, RetryPolicy, TaskRetryRules
 from celery_durable.exceptions import ConfigurationError
 
-# Celery's retry options, and what they say here; where the user gives some they replace the policy.
+# Celery's retry options. If the user gives some of them, they replace the task retry policy.
 CELERY_RETRY_OPTIONS = frozenset(
     {
         "max_retries",
@@ -24,7 +24,11 @@ CELERY_RETRY_OPTIONS = frozenset(
 
 
 def rules_from_celery(given: dict[str, Any], default: RetryPolicy) -> TaskRetryRules:
-    """*given* holds those of Celery's retry options that the user has set; *default* fills the rest."""
+    """The retry rules from the options of Celery that the user has *given*; *default* gives the rest.
+
+    Raises:
+        ConfigurationError: the value of an option is wrong.
+    """
     given = {**given, **_retry_kwargs(given.get("retry_kwargs") or {})}
     initial, factor, longest, jitter = _intervals(given, default.backoff)
     counts_retries = "max_retries" in given
@@ -41,7 +45,7 @@ def rules_from_celery(given: dict[str, Any], default: RetryPolicy) -> TaskRetryR
 
 
 def set_by_classes(kind: type) -> dict[str, Any]:
-    """Celery's retry options that a base class of the user's sets, or ``task_annotations``."""
+    """Celery's retry options that a base class of the user, or ``task_annotations``, has set on *kind*."""
     options: dict[str, Any] = {}
     for each in reversed(kind.__mro__):
         if each.__module__.partition(".")[0] not in ("celery", "celery_durable"):

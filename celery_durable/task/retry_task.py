@@ -1,4 +1,4 @@
-"""The task ``celery_durable.retry``: sends a failed run again, from whatever can send a Celery task (Flower, say)."""
+"""The task ``celery_durable.retry`` sends a failed run again. Anything that can send a Celery task can use it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ logger = logging.getLogger("celery_durable")
 NAME = "celery_durable.retry"
 
 
-# Of Celery's own class: an app may be importing this package just now to learn what its task class is.
-# A refusal is an answer to who asks, and no error of the worker: Celery logs what it throws as one line.
+# It has Celery's own class, because an app may be importing this package just now to find its task class.
+# A refusal is an answer to the caller, and no error of the worker. With ``throws``, Celery logs it as one line.
 @shared_task(name=NAME, bind=True, max_retries=0, base=Task, throws=(RunNotRetryableError,))
 def retry(self: Any, task_id: str) -> dict[str, Any]:
     """Send the failed run *task_id* again under its id, with its saved arguments, headers, queue and canvas.
@@ -42,8 +42,8 @@ def retry(self: Any, task_id: str) -> dict[str, Any]:
     _check_failed(task_id, fields)
     name = fields[b"task"].decode()
     call = Call.load(fields[b"call"], frozenset(app.conf.accept_content))
-    note = _note(fields)
-    # Named after this request: it reopens the run once, however often the message is delivered.
+    note = _describe_replay(fields)
+    # The name of this request: it reopens the run only once, even if the message is delivered several times.
     call.send(app, name, {"reopen": self.request.id or str(uuid4())}, seed=fields.get(b"seed", b"").decode())
     where = {key: call.options.get(key) for key in ("queue", "exchange", "routing_key")}
     logger.info("task %s: sent again for a Retry: %s", task_id, note)
@@ -62,10 +62,10 @@ def _check_failed(task_id: str, fields: Fields) -> None:
         raise RunNotRetryableError(f"task {task_id} has not ended in FAILURE, its run is {status}: nothing to retry")
 
 
-def _note(fields: Fields) -> str:
-    """What is replayed although it failed."""
+def _describe_replay(fields: Fields) -> str:
+    """What the retry does, in one sentence for the person who asked for it."""
     if fields[b"status"].decode() == Status.SUCCEEDED:
-        return "it had succeeded, and what hangs on it was not sent: that is done now"
+        return "it had succeeded, but its callbacks were not sent: they are sent now"
     if failed := replayed_failures(fields):
         return (
             f"the failure of step {failed[0]!r} is replayed, since other steps followed it (compensations, say); "

@@ -1,4 +1,4 @@
-"""``self.retry()`` of user code: Celery's own, and what the journal has to know of it."""
+"""``self.retry()`` in user code: Celery sends the retry, and the journal is told before."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ logger = logging.getLogger("celery_durable")
 def retry(
     task: Any,
     invocation: Invocation | None,
-    celerys: Callable[..., Any],
+    celery_retry: Callable[..., Any],
     arguments: dict[str, Any],
     options: dict[str, Any],
 ) -> Any:
-    """Celery's ``retry``, and what the journal has to know of it.
+    """Tell the journal of the retry, and let Celery send it.
 
     Args:
         task: the task.
-        invocation: that of the body which has opened a run; None where it has not used its context.
-        celerys: ``Task.retry`` of Celery.
-        arguments: those of ``retry``, by name.
-        options: the others, which go into the message.
+        invocation: the invocation, if its body has opened a run; else None.
+        celery_retry: Celery's ``Task.retry``.
+        arguments: the named arguments of ``retry``; None: not given.
+        options: the other arguments, which go into the message.
     """
     request = task.request
     if request.called_directly:
-        return celerys(**_given(arguments), **options)
+        return celery_retry(**_without_none(arguments), **options)
     if invocation is not None and invocation.raised is not None and arguments["exc"] is invocation.raised:
-        # Celery's autoretry asks for what is decided already.
+        # Celery's autoretry wants to retry this exception, but the end of the attempt is decided already.
         raise invocation.raised
     limit = task.max_retries if arguments["max_retries"] is None else arguments["max_retries"]
     if limit is not None and (ours := _uncounted_retries(task, request)):
@@ -67,49 +67,49 @@ def retry(
     if header:
         options = _with_header(request, options, header)
     if invocation is None:
-        return celerys(**_given(arguments), **options)
-    return _retry_run(invocation, celerys, arguments, options, limit)
+        return celery_retry(**_without_none(arguments), **options)
+    return _retry_run(invocation, celery_retry, arguments, options, limit)
 
 
 def _retry_run(
     invocation: Invocation,
-    celerys: Callable[..., Any],
+    celery_retry: Callable[..., Any],
     arguments: dict[str, Any],
     options: dict[str, Any],
     limit: int | None,
 ) -> Any:
-    """The retry of a run: the journal is told first, and carries the wait itself if it is long."""
+    """Retry a run: the journal is told first, and keeps the wait itself if it is long."""
     task, request = invocation.task, invocation.request
-    # Expiry was honoured until the first attempt began.
+    # ``expires`` holds until the first attempt begins, and that has begun.
     options = {**serializer_option(task, request), "expires": None, **options}
     eta, countdown = arguments["eta"], arguments["countdown"]
     delay = seconds_until(task, eta or (task.default_retry_delay if countdown is None else countdown))
     if (possible := sendable_delay(task.app, delay)) != delay:
         delay = possible
         arguments |= {"eta": None, "countdown": possible}
-    if arguments["throw"] is None and _is_kept_by_journal(invocation, delay, limit, arguments["exc"]):
-        # Nothing is to be published.
+    if arguments["throw"] is None and _suspend_first(invocation, delay, limit, arguments["exc"]):
+        # The journal keeps the wait, so no message is sent.
         invocation.retry.raised = Retry(exc=arguments["exc"], when=delay)  # type: ignore[arg-type]
         raise invocation.retry.raised
-    send = partial(celerys, **_given(arguments), **options)
+    send = partial(celery_retry, **_without_none(arguments), **options)
     signature = partial(task.signature_from_request, request, arguments["args"], arguments["kwargs"], **options)
     return _send(invocation, send, delay, signature)
 
 
-def _given(arguments: dict[str, Any]) -> dict[str, Any]:
-    # The retry() of another base may know fewer of them: only those that were given are handed on.
+def _without_none(arguments: dict[str, Any]) -> dict[str, Any]:
+    # Another base class may have a retry() with fewer parameters. So only the arguments that were given are passed.
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-# -- what its message says to us ---------------------------------------------------------------------------------------
+# -- our header on its message -----------------------------------------------------------------------------------------
 
 
 def _header(request: Any, invocation: Invocation | None, *, changes: bool) -> dict[str, Any]:
     header = lasting_header(header_of(request))
     if invocation is not None:
-        # It says that there is a run.
+        # This entry says that there is a run.
         header.setdefault("retries", 0)
-    # Where no run has begun, other arguments are at odds with nothing.
+    # If no run has begun, new arguments cannot contradict recorded ones.
     if changes and (invocation is not None or header_of(request)):
         changed = invocation.attempt.state.changes if invocation is not None and invocation.attempt is not None else 0
         header["changed"] = max(header.get("changed", 0), changed) + 1
@@ -117,14 +117,17 @@ def _header(request: Any, invocation: Invocation | None, *, changes: bool) -> di
 
 
 def _with_header(request: Any, options: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
-    """The options of a retry and our header; headers that are given replace all others, as in plain Celery."""
+    """*options* with our header. As in plain Celery, headers that are given replace all others."""
     given = "headers" in options
     headers = {**(options["headers"] or {}), **our_headers(request, header)} if given else None
     return {**options, "headers": headers or headers_with(request, header)}
 
 
 def _uncounted_retries(task: Any, request: Any) -> int:
-    """The library's retries, which ``max_retries`` is not about; the policy that it became counts its own."""
+    """How many retries of the library do not count for ``max_retries``.
+
+    If ``max_retries`` has become part of the task retry policy, the retries by this policy count.
+    """
     shares_budget = task.auto_retry and not task.retry_rules.resets_on_progress
     return step_retries(request) if shares_budget else library_retries(request)
 
@@ -132,8 +135,8 @@ def _uncounted_retries(task: Any, request: Any) -> int:
 # -- the journal, then the broker --------------------------------------------------------------------------------------
 
 
-def _is_kept_by_journal(invocation: Invocation, delay: float, limit: int | None, error: BaseException | None) -> bool:
-    """Tell the journal of a retry that is about to be published; whether the journal carries the wait."""
+def _suspend_first(invocation: Invocation, delay: float, limit: int | None, error: BaseException | None) -> bool:
+    """Suspend the run in the journal before the retry is sent. Returns whether the journal keeps the wait."""
     session, attempt = invocation.session, invocation.attempt
     within = limit is None or invocation.request.retries + 1 <= limit
     if not within or session is None or attempt is None:
@@ -145,7 +148,7 @@ def _is_kept_by_journal(invocation: Invocation, delay: float, limit: int | None,
     except Fenced:
         raise Ignore("another attempt has taken over") from None
     except JournalLost as lost:
-        # Celery's message carries the retry; the journal will see it when the lease has lapsed.
+        # Celery's message brings the run back. The journal accepts it when the lease has lapsed.
         logger.error("task %s: self.retry() could not be journaled: %s", invocation.request.id, lost)
         attempt.pulse.interrupt = None
         session.close_attempt()
@@ -155,7 +158,7 @@ def _is_kept_by_journal(invocation: Invocation, delay: float, limit: int | None,
 
 
 def _send(invocation: Invocation, send: Callable[[], Any], delay: float, signature: Callable[[], Any]) -> Any:
-    """Let Celery publish, and keep what it raises: that stands, whatever user code makes of it."""
+    """Let Celery send the retry. What it raises is kept, because it holds even if user code swallows it."""
     due = time.monotonic() + delay
     try:
         retry = _sent(send)
@@ -163,15 +166,15 @@ def _send(invocation: Invocation, send: Callable[[], Any], delay: float, signatu
         invocation.retry.raised = said
         raise
     except Reject as rejected:
-        told = _not_sent(invocation, rejected, delay, signature)
+        told = _after_failed_send(invocation, rejected, delay, signature)
         if told is rejected:
             raise
         raise told from rejected
     except Exception as error:
-        invocation.retry.spent = error
+        invocation.retry.exhausted = error
         raise
     if not invocation.eager:
-        # The body goes on (``throw=False``), and it is not the last attempt, however it ends.
+        # The body goes on (``throw=False``). The run has another attempt, however this one ends.
         invocation.retry.due = due
     return retry
 
@@ -180,14 +183,16 @@ def _sent(send: Callable[[], Any]) -> Any:
     try:
         return send()
     except Reject as rejected:
-        # A soft time limit strikes once, and what it was to stop has ended.
+        # A soft time limit is raised once, and the body, which it was to stop, has ended.
         if not isinstance(rejected.reason, SoftTimeLimitExceeded):  # type: ignore[attr-defined]
             raise
     return send()
 
 
-def _not_sent(invocation: Invocation, rejected: Reject, delay: float, signature: Callable[[], Any]) -> BaseException:
-    """What to raise where Celery could not publish a retry."""
+def _after_failed_send(
+    invocation: Invocation, rejected: Reject, delay: float, signature: Callable[[], Any]
+) -> BaseException:
+    """The exception to raise if Celery could not publish a retry."""
     task, session = invocation.task, invocation.session
     reason: Any = rejected.reason  # type: ignore[attr-defined]
     try:
@@ -195,7 +200,7 @@ def _not_sent(invocation: Invocation, rejected: Reject, delay: float, signature:
     except Exception:
         fail_after_all(invocation, rejected)
         return rejected
-    # Whatever else keeps a message from being sent passes.
+    # The message can be encoded, so the error passes by itself (the broker is away, for example).
     if task.acks_late:
         return reject_unsent(invocation.request, reason)
     if session is not None and session.is_suspended:

@@ -75,7 +75,7 @@ def test_of_several_apps_none_is_guessed(make: Any) -> None:
     def checkout(ctx: DurableContext) -> None: ...
 
     for use, what in ((lambda: checkout.name, "task apps.checkout"), (lambda: cancel("id"), r"cancel\(\)")):
-        with pytest.raises(ConfigurationError, match=rf"{what}: .*\('mail', 'shop'\): say which with app=\.\.\."):
+        with pytest.raises(ConfigurationError, match=rf"{what}: .*\('mail', 'shop'\): name one with app=\.\.\."):
             in_request_thread(use)
 
 

@@ -1,7 +1,4 @@
-"""One call of a task's body under Celery: open the run, let the body work, and turn its end into what Celery expects.
-
-The heart of the seam to Celery.
-"""
+"""Runs the body of a task under Celery: opens the run, calls the body, and gives Celery its value or its end."""
 
 from __future__ import annotations
 
@@ -41,46 +38,46 @@ from celery_durable.journal.port import NO_RESULT, Delivery
 from celery_durable.steps.attempt import Attempt
 from celery_durable.steps.context import AsyncDurableContext, DurableContext
 
-from .known import has_journal
+from .run_lookup import has_journal
 
 if TYPE_CHECKING:
     from celery_durable.app.store import Store
 
 logger = logging.getLogger("celery_durable")
 
-# Celery looks its loggers up anew each time.
+# Celery looks a logger up each time that it is asked for it.
 _task_logger = cache(get_task_logger)
 
 
-class Execution:
-    """What happens to one call of a task's body."""
+class Runner:
+    """Runs one call of a task's body, which is an :class:`Invocation`."""
 
     def __init__(self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.invocation = Invocation(task, args, kwargs, current.get())
         self.invocation.open = self.open
         self._context: DurableContext | AsyncDurableContext | None = None
         self._refused: Interrupt | None = None
-        """Why the run was not opened."""
+        """Why the run was not opened; None if it was, or was not tried."""
         self._store: Store | None = None
-        """Where the run is kept; None of one in memory."""
+        """Where the run is kept; None for a run in memory."""
         self._awaited = False
-        """A coroutine, which awaits the body, goes on with it."""
+        """Whether the body was called by a coroutine, which awaits it and closes the run."""
 
     @property
     def interrupt(self) -> Interrupt | None:
-        """What ended the attempt, even if user code has swallowed it."""
+        """The interrupt that ended the attempt, even if user code has swallowed it; None if there was none."""
         attempt = self.invocation.attempt
         return self._refused or (attempt.pulse.interrupt if attempt is not None else None)
 
     # -- the main path
 
     def run(self, body: Callable[..., Any]) -> Any:
-        """Call the body; return its result to Celery, or raise what tells Celery how to go on."""
+        """Call the body. Returns its result to Celery, or raises the exception that tells Celery how to go on."""
         mode = self.invocation.mode
         token = current.set(self.invocation)
         if mode is not Mode.DIRECT:
             backend.forget_previous_run()
-        # An eager task is sent, not called, though it runs here and now: the step that sent it is not its own.
+        # An eager task was sent, though it runs here at once. The step that has sent it is not a step of this task.
         sender = running_step.set(None) if mode is Mode.EAGER else None
         try:
             return self._run(body)
@@ -98,20 +95,24 @@ class Execution:
             return value if invocation.session is None else self._succeed(invocation.session, value)
         except BaseException as error:
             if invocation.session is None:
-                raise  # as in plain Celery: nothing here is ours
+                raise  # the context was not used: the task ends as in plain Celery
             ended = error
-        # When it is handled no more: what is raised now is not to have it as its context.
+        # This is outside of the except block, so that a new exception does not have this one as its context.
         try:
             return complete(invocation, ended, self.interrupt)
         finally:
-            del ended  # which has this frame, and this it: none of the attempt is to wait for the garbage collector
+            del ended  # it refers to this frame, and the frame to it: the attempt would wait for the garbage collector
 
     def _close_if_direct(self) -> None:
         if self.invocation.direct and self.invocation.session is not None:
             self.invocation.session.close_attempt()
 
     def open(self) -> DurableContext | AsyncDurableContext:
-        """The context of this execution; its run is opened at first use."""
+        """The durable context of this call. The first use opens the run.
+
+        Raises:
+            Interrupt: the run cannot be opened, now or ever.
+        """
         if self._refused is not None:
             raise self._refused
         if self._context is None:
@@ -129,21 +130,21 @@ class Execution:
         invocation = self.invocation
         task, mode = invocation.task, invocation.mode
         if task.auto_retry or task.is_async or self._has_begun():
-            # Of an async task not on the event loop, which an opening would hold up.
+            # An async task opens its run here, because on the event loop the opening would block other tasks.
             self.open()
         value = body(task, *invocation.args, **invocation.kwargs)
         if type(value) is not CoroutineType:
             return value
         if in_coroutine():
             if mode is Mode.DIRECT:
-                # Called as a function by a coroutine, which awaits it.
+                # A coroutine has called the task as a function, and awaits it.
                 self._awaited = True
                 return self._awaitable(value)
             return wait_apart(self._on_loop(value))
         return wait_for(self._on_loop(value), self._interrupted, lends=mode is not Mode.WORKER)
 
     def _has_begun(self) -> bool:
-        """Whether an earlier attempt has opened the run, so that this one cannot end without it, either."""
+        """Whether an earlier attempt has opened the run: then this one must open it, too, before it can end."""
         request, mode = self.invocation.request, self.invocation.mode
         if mode is not Mode.WORKER:
             return mode is Mode.EAGER and eager_journals.has(request.id)
@@ -198,7 +199,7 @@ class Execution:
             delivery.task_id, task.name, request, _task_logger(task.name),
             direct=mode is Mode.DIRECT, eager=mode is Mode.EAGER, control_flow=(Retry, Ignore, Reject),
             limits=(SoftTimeLimitExceeded,),
-            # Celery's own thread is in none: what a worker's task is in, it has entered.
+            # In a worker, Celery calls the body outside of any atomic block. So every block was entered by the task.
             atomic_blocks={} if mode is Mode.WORKER else django.atomic_blocks(),
         )  # fmt: skip
         keep_opened(invocation)
@@ -234,7 +235,7 @@ class Execution:
         task, request, settings = invocation.task, invocation.request, invocation.task.durable_settings
         self._store = store = store_of(task.app)
         journal, lease = store.journal_for(request.id, settings)
-        # A body that opens the run late may have changed its arguments in place.
+        # If the body opens the run late, it may have changed its arguments in place before.
         sent = (request.properties or {}).get(message.ARGUMENTS) or (invocation.args, invocation.kwargs)
         return RunSession(journal, settings, lease), call.delivery_of(task, request, *sent)
 
@@ -251,7 +252,7 @@ class Execution:
         invocation, attempt = self.invocation, session.attempt
         task, retry = invocation.task, invocation.retry
         if self.interrupt is not None:
-            # Swallowed by a bare ``except``; what the body returned after that means nothing.
+            # User code has swallowed the interrupt in a bare ``except``. The value that it returned does not count.
             raise self.interrupt
         if retry.raised is not None:
             raise retry.raised
@@ -270,7 +271,7 @@ class Execution:
         return value
 
     def _finish(self, session: RunSession, attempt: Attempt, value: Any) -> None:
-        """Write the outcome of a success, and its result beside it where that is possible."""
+        """Write the outcome of a success, and its result together with it if possible."""
         invocation = self.invocation
         request = invocation.request
         result = None

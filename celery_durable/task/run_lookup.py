@@ -1,4 +1,4 @@
-"""Whether a run has begun, as far as can be known."""
+"""Looks up whether a run has begun."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from celery_durable.exceptions import DurableError
 
 
 def has_journal(task: Any, task_id: str) -> bool:
-    """Whether a run of *task* has a journal; False also where Redis does not answer."""
+    """Whether the run *task_id* has a journal. False also means that Redis does not answer."""
     from celery_durable.app.store import store_of  # a process that only sends tasks does without it
 
     try:
