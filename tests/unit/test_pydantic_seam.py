@@ -65,6 +65,15 @@ def test_a_text_is_left_as_it_is(how: str) -> None:
     assert declared(hint).bare.validate_python(" Ab ") == " Ab "  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("how", ["str_strip_whitespace", "str_to_lower", "str_to_upper"])
+def test_the_texts_of_a_model_are_left_as_they_are(how: str) -> None:
+    config: Any = {how: True}
+    kind: Any = pydantic.create_model("Said", __config__=ConfigDict(**config), text=(str, ...))
+    assert kind(text=" Ab ").text != " Ab "
+
+    assert declared(kind).bare.validate_python({"text": " Ab "}).text == " Ab "  # type: ignore[union-attr]
+
+
 def test_numbers_that_are_none_are_read() -> None:
     hint = Annotated[float, Field(allow_inf_nan=False)]
 
