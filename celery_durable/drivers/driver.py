@@ -89,6 +89,6 @@ def run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("a coroutine of a def task was suspended")  # pragma: no cover
 
 
-async def in_thread(work: Callable[[], T]) -> T:
+async def off_loop(work: Callable[[], T]) -> T:
     """Do in a thread, to its end, what would hold up the event loop."""
     return await questions.do(MOST_QUESTIONS, work)

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class InThread:
-    """Nothing is ever suspended, so its coroutines end in the call that starts them."""
+    """No coroutine is ever suspended with it: each ends in the call that starts it. One per attempt."""
 
     __slots__ = ("_pulse",)
 

@@ -11,7 +11,7 @@ from celery_durable.interrupts import OUT_OF_TOUCH, PATIENT, Interrupt
 from celery_durable.journal.port import LONGEST_READ
 
 from . import upkeep
-from .driver import LARGE, Outbox, in_thread
+from .driver import LARGE, Outbox, off_loop
 from .loop import is_async, is_to_be_lent, limited
 from .pulse import Pulse, Running
 from .siblings import Siblings
@@ -23,7 +23,7 @@ S = TypeVar("S", bound=Running)
 
 
 class OnLoop:
-    """On the process's event loop."""
+    """It waits on the event loop that runs the body. One per attempt."""
 
     most_at_once: float = LARGE
     on_loop = True
@@ -120,7 +120,7 @@ class OnLoop:
 
     async def _in_thread(self, question: Callable[[], None]) -> None:
         # To its end: whoever reads next is to be alone on the connection, though this task has been cancelled.
-        await in_thread(partial(self._pulse.ask, question))
+        await off_loop(partial(self._pulse.ask, question))
 
     # -- waits
 

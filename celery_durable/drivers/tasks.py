@@ -1,4 +1,4 @@
-"""The asyncio tasks of attempts, made by a factory of ours: none is cancelled amid a step, whoever cancels."""
+"""The asyncio tasks of attempts. A factory of ours makes them, so that none is cancelled in the midst of a step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Family(Protocol):
-    """Those of one attempt."""
+    """The asyncio tasks of one attempt."""
 
     pulse: Pulse
 
@@ -29,13 +29,13 @@ class Sibling:
     def __init__(self, family: Family) -> None:
         self.family = family
         self.held_for: Pulse | None = None
-        """The attempt whose step is under way in it, and is let finish."""
+        """The attempt whose step is under way in this task. A cancellation waits for the end of the step."""
         self.put_off = 0
-        """Cancellations that wait for the end of that."""
+        """How many cancellations wait for that."""
         self.message: Any = None
-        """Of the last of them: anyio knows its own by it."""
+        """The message of the last of them: anyio knows its own cancellation by it."""
         self.steps = 0
-        """Steps that are under way in it; what their actions make is none of the attempt's."""
+        """How many steps are under way in it; the tasks that their actions make are none of the attempt's."""
 
 
 known: dict[Any, Sibling] = {}
@@ -43,7 +43,7 @@ known: dict[Any, Sibling] = {}
 
 
 class _Task(asyncio.Task[Any]):
-    """A task that is not cancelled amid a step: what has begun is let finish and recorded, whoever cancels."""
+    """A task whose cancellation waits for the end of its step: what has begun ends, and is recorded."""
 
     def __init__(self, coroutine: Any, *, enter: Callable[[Any], None], **options: Any) -> None:
         # First: an eager task begins while it is being made.
@@ -97,7 +97,7 @@ def look_after(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def step_begins(pulse: Pulse) -> Sibling | None:
-    """In this asyncio task, which is not cancelled until :func:`step_ends`; None if it is none that is known."""
+    """Put off what cancels this asyncio task until :func:`step_ends`; None if the task is none of an attempt's."""
     sibling = known.get(asyncio.current_task())
     if sibling is not None:
         sibling.steps += 1
@@ -107,7 +107,7 @@ def step_begins(pulse: Pulse) -> Sibling | None:
 
 
 def step_ends(sibling: Sibling | None) -> bool:
-    """Let this asyncio task be cancelled; whether it has been meanwhile: its next ``await`` raises that."""
+    """Let this asyncio task be cancelled again; whether somebody has tried: its next ``await`` raises that."""
     if sibling is None:
         return False
     sibling.steps -= 1
@@ -123,7 +123,7 @@ def is_idle() -> bool:
 
 
 async def cancellable(waiting: Awaitable[T]) -> T:
-    """Await what is nothing of an execution: a cancellation is not put off."""
+    """Await what is no part of an execution: a cancellation is not put off."""
     sibling = known.get(asyncio.current_task())
     if sibling is None:
         return await waiting
@@ -136,7 +136,7 @@ async def cancellable(waiting: Awaitable[T]) -> T:
 
 
 def _catch_up(sibling: Sibling) -> bool:
-    """Cancel this asyncio task, if somebody has tried to meanwhile: its next ``await`` raises that."""
+    """Cancel this asyncio task, if somebody has tried meanwhile: its next ``await`` raises that."""
     put_off, message = sibling.put_off, sibling.message
     sibling.put_off, sibling.message = 0, None
     task: Any = asyncio.current_task()

@@ -27,7 +27,7 @@ T = TypeVar("T")
 logger = logging.getLogger("celery_durable")
 
 in_each_thread: list[Callable[[], object]] = []
-"""Called first in each thread in which async tasks run: what others keep by thread is to be there, too."""
+"""Each thread in which async tasks run calls these first: they put there what others keep by thread."""
 
 
 def begin_thread() -> None:
@@ -37,18 +37,18 @@ def begin_thread() -> None:
 
 
 class Stale(BaseException):
-    """The action was not started: what was said of its attempt when it was let begin is not sure any more."""
+    """The action was not started: it is not sure any more that its attempt may start one."""
 
 
 def act(step: Running) -> Any:
     """Call the action of a step, in a thread that is not Celery's: the one place where that is done.
 
     Raises:
-        Stale: the process has stood still, say, and another attempt may have begun since.
+        Stale: the process stood still, for example, and another attempt may have begun since.
     """
     if not step.pulse.may_start:
         raise Stale
-    with upkeep.InThread(step):
+    with upkeep.OfAction(step):
         return step.action(*step.args, **step.kwargs)
 
 
@@ -60,7 +60,7 @@ def begin_action(step: Running, thread: Thread) -> Errand[Any]:
 
 
 def act_in_lent_thread(step: Running) -> Future[Any]:
-    """Call the action of a step in the thread that waits for this code; what comes of it."""
+    """Call the action of a step in the thread that waits for this code; the future has its result."""
     outcome: Future[Any] = Future()
 
     def run() -> None:
@@ -85,7 +85,7 @@ class Errand(Generic[T]):
         self._late = late
         self._has_ended = False
         self._given_up: threading.Event | None = None
-        """Set when all is decided that follows from that."""
+        """It is set when it is known what the step comes to."""
 
     @property
     def is_given_up(self) -> bool:
@@ -109,12 +109,12 @@ class Errand(Generic[T]):
         self.outcome.set_exception(error)
 
     def decided(self) -> None:
-        """What it returns from now on is late."""
+        """It is known what the step comes to: what the work returns from now on is late."""
         if self._given_up is not None:
             self._given_up.set()
 
     def run(self) -> bool:
-        """Do it; whether its thread is there for another one."""
+        """Do the work; whether the thread is there for another errand."""
         value, error = _done(self.work)
         thread = self._thread
         with thread.pool.lock:
@@ -186,7 +186,7 @@ def _done(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
 
 
 def hanging() -> int:
-    """How many threads of this process do what was given up."""
+    """How many threads of this process still do work that was given up."""
     return actions.hanging + timed.hanging
 
 
@@ -210,7 +210,7 @@ class Turn:
             self._called.set_result(None)
 
     async def wait(self) -> None:
-        """Until one is there, or the turn was withdrawn."""
+        """Return when a thread is there, or when the turn was withdrawn."""
         await self._called
 
 
@@ -222,24 +222,24 @@ class Threads:
         self.renew()
 
     def renew(self) -> None:
-        """Also in a forked child: no thread of the parent's is here."""
+        """Begin without threads; also in a forked child, which has none of its parent's."""
         self.lock = threading.Lock()
-        """Held by who calls :meth:`free`, :meth:`replace`, :meth:`returned`."""
+        """Who calls :meth:`free`, :meth:`replace` or :meth:`returned` holds it."""
         self._idle: list[Thread] = []
         self._queue: deque[Turn] = deque()
         self._waiting: dict[Pulse, dict[Turn, Running]] = {}
-        """Also what has been called, and does not know yet."""
+        """Steps in the queue, and steps that have a thread and do not know it yet."""
         self._taken = 0
         self._made = 0
         self._hanging: set[Thread] = set()
 
     @property
     def hanging(self) -> int:
-        """Threads whose work was given up, and has not ended since."""
+        """How many threads still do work that was given up."""
         return len(self._hanging)
 
     def take(self, most: int) -> Thread | None:
-        """A thread, if one is there for whom *most* may be taken, and nobody waits for it."""
+        """A thread; None if *most* threads are taken, or if others wait for one."""
         with self.lock:
             self._forget_withdrawn()
             if self._queue or self._taken >= most:
@@ -252,7 +252,7 @@ class Threads:
                 raise
 
     async def queue(self, most: int, step: Running | None = None) -> Thread | None:
-        """As :meth:`take`, after all that wait; None if that was withdrawn."""
+        """A thread, once all that wait already have theirs; None if the turn was withdrawn."""
         with self.lock:
             turn = Turn(most)
             self._queue.append(turn)
@@ -282,7 +282,7 @@ class Threads:
                 self._waiting.pop(pulse, None)
 
     async def do(self, most: int, work: Callable[[], T]) -> T:
-        """Do it in a thread, and wait for its end, whoever cancels that."""
+        """Do the work in a thread and wait for its end, also if this task is cancelled meanwhile."""
         thread, cancelled = self.take(most), False
         while thread is None:
             try:
@@ -301,26 +301,26 @@ class Threads:
                     turn.call(None)
 
     def waiting(self, pulse: Pulse) -> list[Running]:
-        """Its steps that wait for a thread."""
+        """The steps of an attempt that wait for a thread."""
         with self.lock:
             return list(self._waiting.get(pulse, {}).values())
 
     # -- with the lock
 
     def free(self, thread: Thread) -> None:
-        """It is there for other work."""
+        """The thread is there for other work."""
         self._taken -= 1
         self._idle.append(thread)
         self._call_next()
 
     def replace(self, thread: Thread) -> None:
-        """It hangs."""
+        """The thread hangs: another one takes its place."""
         self._taken -= 1
         self._hanging.add(thread)
         self._call_next()
 
     def returned(self, thread: Thread) -> None:
-        """It hangs no more, and ends."""
+        """A thread that hung has ended its work, and ends."""
         self._hanging.discard(thread)
 
     def _call_next(self) -> None:

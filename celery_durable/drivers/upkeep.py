@@ -16,8 +16,8 @@ from celery_durable.signals import has_receivers, step_postrun, step_prerun
 from .pulse import Pulse, Running
 
 
-class InThread:
-    """Around the action of a step, in a thread of the library's: ``with upkeep.InThread(step):``."""
+class OfAction:
+    """Around the action of a step, in a thread of the library's: ``with upkeep.OfAction(step):``."""
 
     __slots__ = ("_pulse", "_step")
 
@@ -45,7 +45,7 @@ class InThread:
         signal.send(sender=info.task, task_id=info.task_id, name=self._step.name)
 
 
-class OnLoop(InThread):
+class OfActionOnLoop(OfAction):
     """The same on the event loop, where async code has its queries executed by a thread that belongs to asgiref."""
 
     __slots__ = ()
@@ -58,9 +58,9 @@ _NOTHING = nullcontext()
 
 
 def on_loop(step: Running) -> AbstractContextManager[None]:
-    """:class:`OnLoop`, where there is something to look after: it would be a tenth of what a step costs otherwise."""
+    """Around an action on the event loop, if there is anything to look after: else it is a tenth of a step's cost."""
     nobody = not (has_receivers() or django.is_imported())
-    return _NOTHING if nobody else OnLoop(step)
+    return _NOTHING if nobody else OfActionOnLoop(step)
 
 
 class OfBody:
@@ -85,5 +85,5 @@ class OfBody:
 
 
 def _is_needed(pulse: Pulse) -> bool:
-    """Not in tests, whose connections are to be kept: Celery does nothing, either."""
+    """Whether a worker runs the task: a test keeps its connections, and Celery does nothing there, either."""
     return not pulse.info.is_local

@@ -151,7 +151,7 @@ class Attempt:
             leave()
 
     def check_not_atomic(self, verb: str, name: str, entry: Entry | None) -> None:
-        """Refuse to record for good amid a transaction, which a later attempt would have rolled back."""
+        """Refuse to record inside a transaction: a retry rolls it back, and what is recorded is not executed again."""
         alias = django.entered_since(self.info.atomic_blocks)
         if alias is None:
             return

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar, overload
 from uuid import UUID
 
 from celery_durable.config.retry import RunOptions
-from celery_durable.drivers.driver import LARGE, in_thread, run_to_end
+from celery_durable.drivers.driver import LARGE, off_loop, run_to_end
 from celery_durable.drivers.in_thread import InThread
 from celery_durable.drivers.on_loop import OnLoop
 from celery_durable.drivers.pulse import running_step
@@ -276,7 +276,7 @@ class AsyncDurableContext(_Context):
 
 @gives_operations
 async def _replayed(step: Step) -> Any:
-    return await in_thread(step.replay) if step.entry is not None and len(step.entry.value) > LARGE else step.replay()
+    return await off_loop(step.replay) if step.entry is not None and len(step.entry.value) > LARGE else step.replay()
 
 
 class StepInfo:

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Draws:
-    """Those of one attempt."""
+    """The draws of one attempt."""
 
     def __init__(self, pulse: Pulse, seed: str, fields: Fields, places: Places, outbox: Outbox) -> None:
         self._pulse = pulse

@@ -21,7 +21,7 @@ _PAIRS_AT_AN_END = 500
 
 
 class Outbox:
-    """That of one attempt."""
+    """The fields that one attempt has still to write."""
 
     def __init__(self, pulse: Pulse, fields: Fields, state: RunState, places: Places, patches: Patches) -> None:
         self._pulse = pulse
@@ -29,13 +29,13 @@ class Outbox:
         self._state = state
         self._places = places
         self._patches = patches
-        # What is said first, if anything is said, is that the run has got past that.
+        # The first write, if there is one, says that the run has got past its stall.
         self.staged: dict[str, str] = {"stalled": ""} if state.stalled else {}
         """Fields that are not sent yet."""
         self.keeps_back = False
-        """What is staged waits for a thread to send it: it is large, or something large is being sent."""
+        """What is staged waits for a thread: it is large, or a thread sends something large just now."""
         self.names_build = state.build != pulse.settings.build
-        """Whether what is recorded names its build: another one has begun the run."""
+        """Whether entries name their build: another build has begun the run."""
         self._says_layout = fields.get(b"v") != LAYOUT.encode()
         self._size = _Size(fields)
 

@@ -37,12 +37,12 @@ class _Branch:
     def __init__(self, path: str, trunk: _Branch | None = None) -> None:
         self.path = path
         self.trunk = trunk
-        """None of a trunk itself: what an attempt leaves is not to wait for the garbage collector."""
+        """None in a trunk itself: a cycle would keep the attempt until the garbage collector runs."""
         self.operations = 0
         self.branches = 0
         self.names: set[str] = set()
         self.rivals: list[tuple[Any, Strand | None]] = []
-        """Tasks of which it has asked which is the first, and their coroutines; one that is a step has no strand."""
+        """The tasks that it has asked ``as_completed()`` about, and their strands; a task that is a step has none."""
 
     def named(self, key: str) -> _Branch:
         part = named_part(key)
@@ -60,7 +60,7 @@ class _Branch:
             raise InvalidStepError(_RACE)
 
 
-# Of journals whose branches are numbered by first use: that of the asyncio task, or of the one that made it.
+# In journals whose branches are numbered by first use: the branch of the asyncio task, or of the task that made it.
 _present: ContextVar[_Branch | None] = ContextVar("celery_durable_branch", default=None)
 
 
@@ -72,7 +72,7 @@ class Strand:
     def __init__(self, parent: _Branch | None, own: _Branch | None = None) -> None:
         self.parent = parent
         self.own = own
-        """None: its task was made in no fixed order."""
+        """None if its task was made in no fixed order."""
         self.branch: _Branch | None = None
         """None as long as it has not used its context."""
         self.used = False
@@ -108,7 +108,7 @@ class Strands:
         return Strand(parent, _Branch(f"{parent.path}{parent.branches}.", self._root))
 
     def strand_of(self, task: Any) -> Strand | None:
-        """That of an asyncio task which was made in this attempt."""
+        """The strand of an asyncio task; None if the task was not made in this attempt."""
         return self.by_task.get(task)
 
     def enter(self, task: Any, strand: Strand) -> None:

@@ -7,7 +7,7 @@ import time
 from functools import partial
 from typing import Any
 
-from celery_durable.drivers.driver import LARGE, Driver, in_thread
+from celery_durable.drivers.driver import LARGE, Driver, off_loop
 from celery_durable.interrupts import Interrupt
 from celery_durable.journal.entries import done_entry
 from celery_durable.values.codec import seems_large
@@ -25,7 +25,7 @@ async def record(step: Step, value: Any, began: float, driver: Driver) -> Any:
     limit: BaseException | None = None
     try:
         if driver.on_loop and seems_large(value, LARGE):
-            encoded = await in_thread(partial(step.encode, value))
+            encoded = await off_loop(partial(step.encode, value))
         else:
             encoded = step.encode(value)
     except pulse.info.limits as met:  # what the action did is recorded first

@@ -15,11 +15,11 @@ from .outbox import Outbox
 from .places import Here, Patches, Places
 
 UNKNOWN_BUILD = "unknown"
-"""In place of that of what version 0.1.0 recorded."""
+"""Stands for the build of what version 0.1.0 recorded."""
 
 
 class Replay:
-    """That of one attempt."""
+    """The recorded operations of a run, as the code of one attempt reaches them."""
 
     def __init__(
         self, pulse: Pulse, fields: Fields, build: str, places: Places, patches: Patches, outbox: Outbox

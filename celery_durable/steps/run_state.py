@@ -10,21 +10,21 @@ from celery_durable.journal.port import Opened
 
 
 class RunState:
-    """That of one run, when an attempt of it was opened."""
+    """The state of a run when this attempt was opened."""
 
     def __init__(self, opened: Opened, *, progress_forgives: bool) -> None:
         fields = opened.fields
         self._fields = fields
         self._forgives = progress_forgives
         self.number = opened.number
-        """Of this attempt."""
+        """The number of this attempt."""
         self.opened_at = opened.now
         self.recoveries = opened.recoveries
         self.reopened = opened.reopened
         self.layout = fields.get(b"v", b"").decode() or LAYOUT
         self.seed = fields.get(b"seed", b"").decode()
         self.build = fields.get(b"build", b"").decode()
-        """That of the entries that name none; empty where that is not known."""
+        """The build of the entries that name none; empty where it is not known."""
         self.stalled: dict[str, Any] = json.loads(fields.get(b"stalled") or b"{}")
         """What kept the attempt before this one from going on."""
         self.progressed = False
@@ -56,14 +56,14 @@ class RunState:
         return self.opened_at if failures == 1 else int(self._fields.get(b"failing_since", self.opened_at))
 
     def progress(self) -> dict[str, str]:
-        """What is written with an entry that is progress."""
+        """The fields that go with the first entry that this attempt records."""
         counts = {"progress": str(self.number)}
         if self.failures and self._forgives:
             counts["failures"] = "0"
         return counts
 
     def progress_after_all(self) -> dict[str, str]:
-        """The same where the attempt may have failed meanwhile."""
+        """The same fields, for an entry that is recorded after the attempt may have failed."""
         counts = {"progress": str(self.number)}
         if self._forgives:
             counts["failures"] = "0"

@@ -49,7 +49,7 @@ def claim_step(
 class Step:
     """A step of one attempt.
 
-    One flat object, although it has many attributes: it is made anew for each call, and each part would cost a call.
+    One flat object with many attributes: each call of ``ctx.run`` makes one, and a part of it would cost a call more.
     """
 
     __slots__ = (
