@@ -13,6 +13,7 @@ from .client.connection import ConfirmationProbe
 from .client.errors import TransientError
 from .client.pending import Confirmation
 from .client.protocol import pack
+from .replies import WriteReply
 from .server import Server
 
 _REPLICA_MS = 1000
@@ -21,7 +22,7 @@ _DISK_MS = 3000  # an fsync is due each second, and may be late
 
 
 def probe_for(sync: str) -> ConfirmationProbe | None:
-    """How writes are confirmed under this setting; None: Redis' own reply will do."""
+    """How writes are confirmed with this setting; None: Redis' own reply is enough."""
     return _PROBES[sync]
 
 
@@ -38,8 +39,8 @@ def _on_disk(counts: list[int], answers: list[Any]) -> None:
 
 
 def _refused(answers: list[Any]) -> bool:
-    """Whether nothing was written that could be confirmed: the attempt is fenced, or its journal gone."""
-    return bool(answers) and answers[-1] in (0, -1)
+    """Whether nothing was written that could be confirmed: the attempt is fenced, or its journal is gone."""
+    return bool(answers) and answers[-1] in (WriteReply.FENCED, WriteReply.NO_JOURNAL)
 
 
 _REPLICATED = Confirmation(pack("WAIT", 1, _REPLICA_MS), _replicated)

@@ -1,6 +1,6 @@
-"""Leases of this process: one thread renews those of all its attempts, of all apps, whatever their steps are doing.
+"""The leases of this process. One thread renews those of all attempts, of all apps, whatever their steps do.
 
-A Redis that does not answer at once is waited for in a thread of its own, so that it keeps none of the others waiting.
+If a Redis does not answer at once, another thread waits for it, so that it does not hold up the others.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Lease:
         self._ownership = ownership
 
     def keep(self) -> None:
-        """Renew it from now on."""
+        """Renew the lease from now on."""
         self._keeper.keep(self._ownership)
 
     def drop(self) -> None:
@@ -64,7 +64,7 @@ class LeaseKeeper:
         self._held.discard(ownership)
 
     def give_back(self) -> None:
-        """The process ends amid these attempts: others are to go on at once."""
+        """Give the leases back, because the process ends: others can go on at once."""
         held, self._held = self._held, set()
         if held:
             handovers = [ownership.handover(orderly=True) for ownership in held]
@@ -78,7 +78,7 @@ class LeaseKeeper:
                 )
 
     def forget(self) -> None:
-        """In a forked child: the parent's attempts are not ours, and its threads are not here."""
+        """Forget all in a forked child: the attempts are the parent's, and its threads are not here."""
         self._held = set()
         self._aside = None
         self.due = inf
@@ -98,17 +98,17 @@ class LeaseKeeper:
         try:
             if held := list(self._held):
                 self._renew(held)
-            # That an outcome was delivered is said without waiting for the reply.
+            # An attempt says that its outcome was delivered, and does not wait for the reply.
             self._pool.flush_idle()
         except Exception:
-            # Whatever it was: unless rounds go on all leases lapse.
+            # Whatever it was: if rounds do not go on, all leases lapse.
             logger.exception("leases could not be renewed")
 
     def _renew(self, held: list[Ownership]) -> None:
         sent = time.monotonic()
         try:
-            # Not longer than until the next round, which leaves out who was dropped meanwhile: this one, sent again,
-            # would take the lease once more for an attempt that is over.
+            # It waits until the next round at most. An attempt may end meanwhile, and the next round leaves it out. If
+            # this renewal were sent again after that, it would take the lease for an attempt that is over.
             replies = self._pool.execute(*(ownership.renewal() for ownership in held), timeout=self._period)
             for ownership, renewed in zip(held, replies, strict=True):
                 ownership.renewed(renewed, sent)
@@ -118,7 +118,7 @@ class LeaseKeeper:
             if len(held) == 1:
                 logger.warning("cannot renew a lease: %s", error)
             else:
-                # One of them is damaged; the others are to live.
+                # One of them is damaged. The others are renewed.
                 for ownership in held:
                     self._renew([ownership])
 
@@ -137,11 +137,11 @@ class _Thread:
         self._sleeps_until = inf
 
     def expect(self, when: float) -> None:
-        """A round is due at this monotonic time."""
+        """Begin a round at this monotonic time."""
         if self._thread is None or not self._thread.is_alive():
             with self._starting:
                 if self._thread is None or not self._thread.is_alive():
-                    # A daemon: the lease of a process that exits is to lapse.
+                    # It is a daemon: when the process exits, its leases lapse.
                     self._thread = threading.Thread(target=self._run, name="celery-durable-leases", daemon=True)
                     self._thread.start()
         elif when < self._sleeps_until:
@@ -150,7 +150,7 @@ class _Thread:
     def _run(self) -> None:
         while True:
             self._bell.clear()
-            # Whoever expects something from now on rings: it may come too late for this look.
+            # From now on every call of `expect` rings: it may come too late for this look.
             self._sleeps_until = inf
             self._sleeps_until = until = min((keeper.due for keeper in list(_everywhere)), default=inf)
             self._bell.wait(None if until == inf else max(0.0, until - time.monotonic()))
@@ -178,7 +178,7 @@ def _forget_all() -> None:
 
 
 def give_all_back() -> None:
-    """The leases of all attempts that this process is amid of."""
+    """Give back the leases of all attempts of this process."""
     for keeper in _everywhere:
         keeper.give_back()
 

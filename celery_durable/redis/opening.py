@@ -1,4 +1,4 @@
-"""The opening of a run: what asks for the lease, and how its replies are read."""
+"""The opening of a run: the commands that ask for the lease, and what their replies say."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Opening(NamedTuple):
 
 
 def open_result(reply: list[Any], fields: Fields, keys: Keys) -> OpenResult:
-    """What the script's reply says.
+    """What the reply of the script says.
 
     Raises:
         JournalUnreadableError: the journal is of another layout.

@@ -11,13 +11,13 @@ from .replies import WriteReply
 
 
 class Ownership:
-    """That of one attempt; its lease is renewed over other connections, too."""
+    """What one attempt holds. Its lease is renewed over other connections, too."""
 
     def __init__(self, keys: Keys, lease: float) -> None:
         self._keys = keys
         self._lease = lease
         self.token = b""
-        """In whose name something is written: the attempt, or the one that has ended the run."""
+        """The token of the attempt in whose name we write: our own, or the one that has ended the run."""
         self.fence: Fence | None = None
         self.renewed_at = 0.0
         """When the renewal was sent that Redis has acknowledged last, by the monotonic clock."""
@@ -25,7 +25,7 @@ class Ownership:
         """Whether somebody has asked to cancel the run, as far as is known."""
 
     def take(self, token: bytes, *, cancel_requested: bool) -> Fence:
-        """An attempt has begun."""
+        """The attempt has begun: it has this token."""
         self.token, self.fence = token, Fence(token, self._keys.run)
         self.cancel_requested = cancel_requested
         return self.fence

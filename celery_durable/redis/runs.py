@@ -1,4 +1,4 @@
-"""Runs, seen from outside their attempts: looked at, found when nobody carries them on, ended, or asked to end."""
+"""Runs, as others than their attempts see them: they load, claim, cancel and terminate them."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Runs:
                 replies = pool.execute(*commands, timeout=SHORT_TIMEOUT)
                 found |= {shard.number: _claims(reply) for shard, reply in zip(shards, replies, strict=True)}
             except JournalUnavailableError as error:
-                # What the other nodes of a Cluster have claimed is to be sent.
+                # The runs that the other nodes of a Cluster have claimed are sent.
                 silent.append(error)
                 found |= {shard.number: Claims([], None, skips[shard.number]) for shard in shards}
         if len(silent) == len(groups):
@@ -141,12 +141,12 @@ class Runs:
         return [found[number] for number in range(SHARDS)]
 
     def _claiming(self, shard: Shard, skip: tuple[int, int], names: list[str]) -> Dated:
-        every = shard.keys("")  # the keys of all runs begin with that of none
+        every = shard.keys("")  # with no id it is what the keys of all runs begin with
         facts = (every.run, _MOST_AT_ONCE, *skip, ms(self._lease))
         return dated_call("claim", (every.leases, every.due), *facts, *names)
 
     def unclaim(self, claimed: Iterable[Claimed]) -> None:
-        """These could not be sent: they are to be found again."""
+        """Let these runs be found again: they could not be sent."""
         for run in claimed:
             self._ask(run.task_id, call("unclaim", self.keys(run.task_id).all, run.task_id, ms(_UNSENT_PAUSE)))
 

@@ -1,4 +1,4 @@
-"""The shards of the journal, and the connections that lead to each: of one Redis the same for all."""
+"""The shards of the journal, and the connections that lead to each. With one Redis they are the same for all."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class Shard(NamedTuple):
 
     number: int
     prefix: str
-    """What each of its keys begins with."""
+    """Each of its keys begins with this."""
     pool: JournalConnectionPool
 
     def keys(self, task_id: str) -> Keys:
-        """Of one of its runs."""
+        """The keys of one of its runs."""
         return Keys.under(self.prefix, task_id)
 
 
 class Shards:
-    """All of them."""
+    """All shards of an app."""
 
     def __init__(self, prefix: str, pool_for: Callable[[str], JournalConnectionPool]) -> None:
         prefixes = [shard_prefix(prefix, number) for number in range(SHARDS)]
@@ -37,7 +37,7 @@ class Shards:
         return iter(self._all)
 
     def by_pool(self) -> dict[JournalConnectionPool, list[Shard]]:
-        """Those that can be asked in one send, by the connections to ask them over."""
+        """The shards by their connections: those of one group can be asked together."""
         grouped: dict[JournalConnectionPool, list[Shard]] = {}
         for shard in self._all:
             grouped.setdefault(shard.pool, []).append(shard)

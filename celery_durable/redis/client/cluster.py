@@ -1,7 +1,7 @@
 """A Redis Cluster: which node has which slot, and connections that follow their slot from node to node.
 
-redis-py's own client of a Cluster sends one command at a time and reads its reply; ours sends ahead. So this asks
-the nodes itself, and leaves connections and protocol to redis-py.
+redis-py's own client of a Cluster sends one command and reads its reply; a connection of ours sends ahead. So this
+module asks the nodes itself, and leaves connections and protocol to redis-py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .pool import IdleConnections, JournalConnectionPool
 from .protocol import pack
 from .redis_py import bound_timeouts, point_at, redirected_to, slot_of
 
-# Not the one whose state is the user's.
+# It has no state that the user could have seeded.
 _SHUFFLED = random.SystemRandom()
 _ASKING = pack("ASKING")
 _LONGEST_QUESTION = 1.0
@@ -118,7 +118,7 @@ class Cluster:
     def _ask_around(self) -> list[_Range]:
         known = [node for one in self._ranges for node in (one.master, *one.replicas)]
         nodes = list({*known, *self._seeds})
-        # Not always the same first: its view may be that of a node which was cut off.
+        # The first is not always the same: a node that was cut off may have an old view.
         _SHUFFLED.shuffle(nodes)
         silence: Exception | None = None
         for node in nodes:
@@ -158,7 +158,7 @@ class Cluster:
                 connection = idle.take()
                 if connection.turn_to(slot):
                     return connection
-                # It is lost, with commands that are to be sent to its own slot.
+                # It is lost, and has commands that have to be sent to its own slot.
                 self._pools[connection.slot].keep(connection)
         return SlotConnection(self, slot, self._raw_connection(), self._timeout)
 
@@ -187,7 +187,7 @@ class SlotConnection(JournalConnection):
         self._tried = _NEVER
 
     def turn_to(self, slot: int) -> bool:
-        """Serve another slot of the same node; False if commands for the present one are unanswered."""
+        """Serve another slot of the same node. False if commands for the present one are not answered."""
         if slot != self.slot and self.pending:
             with suppress(DurableError):
                 self.replies_if_connected()
@@ -198,7 +198,7 @@ class SlotConnection(JournalConnection):
 
     def _reconnect(self) -> None:
         (self.node, self._asking), self._redirected = self._redirected or self._find(), None
-        # Should this fail, what was known until now is in doubt.
+        # If this fails, what was known until now is in doubt.
         self._tried = time.monotonic()
         point_at(self.transport.raw, *self.node)
         super()._reconnect()
@@ -224,7 +224,7 @@ class SlotConnection(JournalConnection):
 
 
 class SlotConnectionPool(JournalConnectionPool):
-    """The connections of this process to one slot; those of the slots of a node are shared."""
+    """The connections of this process to one slot. All slots of a node share their connections."""
 
     def __init__(self, cluster: Cluster, slot: int, make_connector: Callable[[], Connector], timeout: float) -> None:
         super().__init__(make_connector, timeout)
@@ -250,7 +250,7 @@ class SlotConnectionPool(JournalConnectionPool):
         self._cluster.flush_idle()
 
     def keep(self, connection: JournalConnection) -> None:
-        """For this slot alone."""
+        """Keep a connection for this slot alone."""
         self._idle.keep(connection)
 
     def forget(self) -> None:

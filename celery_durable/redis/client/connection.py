@@ -1,9 +1,9 @@
-"""A kept connection to Redis: commands are sent at once, replies are read when they are needed.
+"""A kept connection to Redis: commands are sent at once, and replies are read when they are needed.
 
-redis-py makes the connection and reads the protocol; what is ours is that a connection stays with its attempt (to
-check one out and in costs as much as the write itself), and that commands whose replies were lost are sent again. That
-is safe because every script of the journal may be applied twice, and because what the lost connection still delivers
-after that is refused: see :mod:`fence`, and :class:`Dated`.
+redis-py makes the connection and reads the protocol. Two things are ours. A connection stays with its attempt, because
+to take one out of a pool and to put it back costs as much as the write itself. And a command whose reply was lost is
+sent again. This is safe, because every script may be applied twice, and because the scripts refuse what the lost
+connection delivers after that: see :mod:`.fence` and :class:`~.scripts.Dated`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .transport import Transport
 logger = logging.getLogger("celery_durable")
 
 ConfirmationProbe = Callable[[Any], Confirmation | None]
-"""Asks the server at the other end of a new connection how its writes are confirmed; None: by its reply alone."""
+"""It asks the server at the other end of a new connection how writes are confirmed; None: by the reply alone."""
 
 _LONGEST_PAUSE = 1.0
 
 
 class JournalConnection:
-    """One connection, with the commands that are pending on it. It is not redis-py's, which it has in its transport."""
+    """One connection, with the commands that are pending on it. Its transport has the connection of redis-py."""
 
     def __init__(self, raw: Any, timeout: float) -> None:
         self.transport = Transport(raw)
@@ -44,13 +44,13 @@ class JournalConnection:
         self._probed_by: ConfirmationProbe | None = None
 
     def set_confirmation(self, probe: ConfirmationProbe) -> None:
-        """Until the connection is given back, *probe* is asked each time it is made how writes are confirmed."""
+        """Ask *probe* how writes are confirmed, each time that the connection is made, until it is given back."""
         self._probe = probe
         if self._probed_by is not probe:
             self.transport.close()
 
     def guard(self, fence: Fence, *, goes_on: bool = False) -> None:
-        """Until the connection is given back, what is sent belongs to the attempt that this is the fence of.
+        """Send in the name of the attempt that has this fence, until the connection is given back.
 
         *goes_on*: the attempt has written over another connection before.
         """
@@ -63,16 +63,15 @@ class JournalConnection:
     ) -> None:
         """Send packed commands; their replies are read by :meth:`replies`, or dropped there if not *wanted*.
 
-        Nobody learns of the loss of one that is not wanted: it stays pending until the server has answered it, whoever
-        gives up before.
+        A command whose reply is not wanted stays pending until the server has answered it, even if everybody gives up.
 
-        One that is to go *with the next* is handed to the kernel, which sends it together with the next command, or
-        after 0.2 s, or when this process dies, whichever comes first. What is to be *confirmed* counts as answered
-        when that has happened, too (see :meth:`set_confirmation`).
+        *with_next*: the kernel gets the command now. It sends it together with the next one, or after 0.2 s, or when
+        this process dies, whichever comes first.
+        *confirmed*: the command counts as answered when it is confirmed, too (see :meth:`set_confirmation`).
         """
         transport, pending = self.transport, self.pending
         with self._lock:
-            # A socket closed with unread replies is reset, and what the kernel still holds would be lost with it.
+            # A socket that is closed with unread replies is reset, and what the kernel still holds is lost.
             flags = transport.more_follows if with_next and not pending.commands else 0
             for command in commands:
                 pending.commands.append((command, wanted))
@@ -94,7 +93,7 @@ class JournalConnection:
                     raise
 
     def replies_if_connected(self) -> list[Any] | None:
-        """As :meth:`replies`, without ever waiting for a connection: None if it is lost."""
+        """As :meth:`replies`, but it does not wait for a connection: None if it is lost."""
         if self.transport.sendall is None:
             return None
         try:
@@ -108,7 +107,7 @@ class JournalConnection:
             raise refused(str(self.transport), error) from error
 
     def replies(self, timeout: float | None = None) -> list[Any]:
-        """Read what is pending, oldest first; reconnect and send again what was lost, within the *timeout*.
+        """Read the replies to what is pending, the oldest first. Within the *timeout*, reconnect and send again.
 
         Raises:
             JournalUnavailableError: Redis did not answer in that time, or refused the command for good.
@@ -131,18 +130,18 @@ class JournalConnection:
                 time.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
             except BaseException:
-                # A time limit's signal, say: the protocol is out of step, what was sent will be sent again.
+                # The signal of a time limit, say. The protocol is out of step, so everything is sent again later.
                 self.transport.close()
                 raise
 
     def try_again(self) -> None:
-        """Read what is pending, or send it again, once; nothing is forgotten where that fails."""
+        """Read the replies to what is pending, or send it again, once. If that fails, nothing is forgotten."""
         if not self.transport.has_reply(0):
             self.transport.close()  # the reply should be here by now
         try:
             self._read_or_reconnect()
         except (*TRANSIENT, ResponseError):
-            self.transport.close()  # who needs this connection is told why there is none
+            self.transport.close()  # the next user of the connection is told why there is none
 
     def abandon(self) -> None:
         """Forget what was sent, and the connection with it."""
@@ -150,7 +149,7 @@ class JournalConnection:
         self._forget()
 
     def discard_replies(self) -> None:
-        """What is still pending is to be read, and dropped: the connection is given back."""
+        """Drop the replies to what is still pending, when they come: the connection is given back."""
         self.pending.discard_replies()
         self._probe = None
 
@@ -160,8 +159,8 @@ class JournalConnection:
         return self._read()
 
     def _read(self) -> list[Any]:
-        # Nothing is forgotten before all is read: a connection lost half-way sends everything again. What a sibling
-        # sends meanwhile stays pending.
+        # Nothing is forgotten before all is read: if the connection is lost half-way, everything is sent again. What a
+        # sibling sends meanwhile stays pending.
         pending, receive = self.pending, self.transport.receive
         unread, answers = pending.commands[:], []
         again: list[PendingCommand] = []
@@ -171,7 +170,7 @@ class JournalConnection:
                 error = self._judged(reply)
                 if wanted:
                     raise error
-                # Whoever reads has not sent this, or does not wait for it: the others' replies are not held up.
+                # Nobody waits for this reply, so it does not hold up the others.
                 if isinstance(error, TRANSIENT):
                     again.append((command, wanted))
                 else:
@@ -186,7 +185,7 @@ class JournalConnection:
         return answers
 
     def _judged(self, error: Exception) -> Exception:
-        """An error that the server replied, as one that passes if it does."""
+        """An error that the server has replied: see :func:`~.errors.judged`."""
         return judged(error, self.transport.parse_error)
 
     def _reconnect(self) -> None:

@@ -1,7 +1,7 @@
-"""What makes connections by redis-py: to one server, or to the master that Sentinels name.
+"""A connector makes connections by redis-py: to one server, or to the master that Sentinels name.
 
-A connection tries nothing again by itself: who has sent something knows for how long that is worth it. Its reads and
-its attempts to connect end in seconds.
+Such a connection tries nothing again by itself: whoever has sent something knows for how long that is worth it. Its
+reads and its attempts to connect end in seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MANY = 2**31
 
 
 class Connector(Protocol):
-    """One that makes new connections."""
+    """It makes new connections."""
 
     def make_connection(self) -> Any:
         """A connection of redis-py, not connected yet."""

@@ -1,4 +1,4 @@
-"""What an error of Redis means: it passes and the command is sent again, or it is told."""
+"""What an error of Redis means: the command is sent again, or whoever waits for it is told."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_durable.exceptions import DurableError, JournalUnavailableError, JournalUnreadableError
 
-# What a server says while it restarts, fails over or is full, or what answers in its place: worth asking again.
+# A server says this while it restarts, fails over or is full, and so does what answers in its place: we ask again.
 TRANSIENT = (
     RedisConnectionError, RedisTimeoutError, OSError, BusyLoadingError, ReadOnlyError, OutOfMemoryError, NoScriptError,
     ClusterDownError, TryAgainError, InvalidResponse,
 )  # fmt: skip
-# The same, for which redis-py has no class; LATE is our own.
+# redis-py has no class for these. LATE is our own.
 _NOT_NOW = ("BUSY", "MISCONF", "NOREPLICAS", "LATE")
 # What Redis 6.2 puts before an error that a script has met.
 _MET_IN_SCRIPT = r"Error running script \(call to \w+\): .*@user_script: ?\d+: -?"
 
 
 class TransientError(RedisConnectionError):
-    """A refusal that passes."""
+    """The server refuses a command now, and may take it later."""
 
 
 class Refused(JournalUnavailableError):
-    """The server has refused a command, and would again."""
+    """The server has refused a command, and would refuse it again."""
 
 
 def judged(error: Exception, parse: Callable[[str], Exception]) -> Exception:
-    """An error that the server replied, as `TransientError` if it passes; *parse* makes an error of its text."""
+    """An error that the server has replied. It is a `TransientError` if it passes; *parse* makes an error of a text."""
     if isinstance(error, ResponseError) and (met := re.match(_MET_IN_SCRIPT, str(error))):
         error = parse(str(error)[met.end() :])
     return TransientError(str(error)) if str(error).startswith(_NOT_NOW) else error
 
 
 def unavailable(server: str, error: BaseException, timeout: float) -> JournalUnavailableError:
-    """What to raise where an error did not pass in time."""
+    """The error to raise if the server has not taken the command in time."""
     match error:
         case TransientError():
             why = str(error)
@@ -63,7 +63,7 @@ def unavailable(server: str, error: BaseException, timeout: float) -> JournalUna
 
 
 def refused(server: str, error: Exception) -> DurableError:
-    """What to raise where an error does not pass."""
+    """The error to raise if the server does not take the command at all."""
     if "WRONGTYPE" in str(error):
         return JournalUnreadableError(f"a key of the journal holds something else: {error}")
     if isinstance(error, AskError):

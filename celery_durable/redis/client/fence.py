@@ -1,8 +1,9 @@
-"""What the writes of an attempt are checked against, so that none of another attempt counts, or of a closed connection.
+"""A fence: the scripts check every write of an attempt against it.
 
-What was sent over a connection that was lost may arrive long after it was sent again over another one, and after what
-followed: the kernel goes on delivering what a closed socket had taken. So each connection of an attempt has a number.
-The first act over a new one raises the number in the journal; writes with an earlier one meet another fence.
+They refuse what another attempt writes, and what a closed connection still delivers. The kernel goes on delivering what
+a closed socket had taken. This may arrive long after it was sent again over another connection, and after what
+followed. So each connection of an attempt has a number. The first command over a new connection raises the number in
+the journal, and a write with an earlier number meets another fence.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from .scripts import call
 
 
 class Fence:
-    """That of one attempt, which is the only one to have its token, while it writes over one connection at a time."""
+    """The fence of one attempt. No other attempt has its token, and it writes over one connection at a time."""
 
     __slots__ = ("_own", "_packed", "_run", "_token", "number")
 
@@ -23,17 +24,17 @@ class Fence:
         self._run = run
         self._packed = self._own = pack_parts((token,))
         self.number = 1
-        """Of the connection."""
+        """The number of the connection."""
 
     def supersede(self) -> bytes:
-        """Go on over another connection; the command that is to travel first."""
+        """Go on over another connection, and return the command that has to be the first there."""
         self.number += 1
         self._own = pack_parts((b"%s:%d" % (self._token, self.number),))
         return call("supersede", (self._run,), self._token, self.number)
 
     def put_into(self, command: bytes) -> bytes:
-        """The command, which was packed with the token alone, as it is sent over this connection."""
-        # The first place: the token is random, and the keys before it were there before it was drawn.
+        """Return a command as it is sent over this connection. It was packed with the token alone."""
+        # The first match is the token: it is random, and the keys before it are older.
         return command.replace(self._packed, self._own, 1) if self.number > 1 else command
 
 

@@ -1,4 +1,4 @@
-"""The commands of a connection whose replies have not been read: they are sent again where it is lost."""
+"""The commands of a connection whose replies have not been read. If it is lost, they are sent again over the next."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .fence import Fence
 from .scripts import Dated
 
 PendingCommand = tuple[bytes | Dated, bool | Callable[[Any, list[Any]], None] | None]
-"""A command, and what becomes of its reply: it is returned (True), given to a check, or dropped, because nobody ever
-wanted it (False), or because who did is gone (None)."""
+"""A command, and what becomes of its reply: it is returned (True), or given to a function that checks it, or dropped.
+It is dropped because nobody has ever wanted it (False), or because nobody wants it any more (None)."""
 
 
 class Confirmation(NamedTuple):
@@ -19,23 +19,23 @@ class Confirmation(NamedTuple):
 
     command: bytes
     check: Callable[[Any, list[Any]], None]
-    """Is given its reply, and those before it; raises `TransientError` if the write is not there."""
+    """A function of its reply and of those before it. It raises `TransientError` if the write is not there."""
 
 
 class Pending:
-    """Those of one connection, oldest first."""
+    """The pending commands of one connection, the oldest first."""
 
     def __init__(self) -> None:
         self.commands: list[PendingCommand] = []
         self.fence: Fence | None = None
-        """That of the attempt which uses the connection."""
+        """The fence of the attempt that uses the connection."""
         self._superseding = b""
 
     def __len__(self) -> int:
         return len(self.commands)
 
     def packed(self, command: bytes | Dated, clock: float) -> bytes:
-        """A command as it is sent over the connection that there is now, with a server whose *clock* is so far on."""
+        """A command as it is sent now, to a server whose clock is *clock* milliseconds ahead."""
         if isinstance(command, Dated):
             return command.packed(time.monotonic() * 1000 + clock)
         return self._fenced(command)
@@ -44,7 +44,7 @@ class Pending:
         return command if self.fence is None or command is self._superseding else self.fence.put_into(command)
 
     def carry_over(self) -> None:
-        """Make what is pending fit for another connection."""
+        """Prepare the commands for another connection."""
         self.commands = [
             (command, wanted)
             for command, wanted in self.commands
@@ -52,22 +52,22 @@ class Pending:
         ]
         if self.fence is not None:
             self._superseding = self.fence.supersede()
-            # Where it is refused, what follows meets the number of an earlier connection: its replies are not read.
+            # If it is refused, what follows meets the number of an earlier connection. Those replies are not read.
             self.commands.insert(0, (self._superseding, _carried_out))
 
     def put_before_each(self, first: bytes) -> None:
-        """Let this command be sent before each of the others; nobody wants its reply."""
+        """Send this command before each of the others. Nobody wants its reply."""
         plain = [one for one in self.commands if one[0] != first]
         self.commands = [one for command in plain for one in ((first, None), command)]
 
     def forget(self) -> None:
-        """Who waits for replies gives up."""
-        # What was never wanted says that an outcome was delivered: were it forgotten, what hangs on that would be sent
-        # once more. It does not pile up: who comes to say so has read all that was pending before.
+        """Forget the commands that somebody waits for: they were given up."""
+        # A command whose reply was never wanted says that an outcome was delivered. If we forgot it, the outcome would
+        # be delivered again. Such commands do not pile up: an attempt that sends one has read all replies before.
         self.commands = [one for one in self.commands if one[1] is False]
 
     def discard_replies(self) -> None:
-        """The attempt is over: nobody waits for the replies any more, and its fence is not that of the next one."""
+        """Nobody waits for the replies any more: the attempt is over, and the next one has another fence."""
         self.commands = [
             (command if isinstance(command, Dated) else self._fenced(command), None if wanted else wanted)
             for command, wanted in self.commands
@@ -76,4 +76,4 @@ class Pending:
 
 
 def _carried_out(_reply: Any, _before: list[Any]) -> None:
-    """What is sent with it says whether the attempt is stale."""
+    """Do nothing: the replies to the commands that follow say whether the attempt is stale."""

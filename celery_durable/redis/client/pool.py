@@ -1,4 +1,4 @@
-"""The connections of this process to one Redis: those that nobody uses are kept for the next attempt."""
+"""The connections of this process to one Redis. Those that nobody uses are kept for the next attempt."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .transport import TIME
 C = TypeVar("C", bound=JournalConnection)
 
 SHORT_TIMEOUT = 1.0
-"""Seconds that a process with others to serve, or about to die, waits for Redis."""
+"""Seconds that a process waits for Redis if it has others to serve, or is about to die."""
 _LONG_IDLE = 1.0
 _LONGEST_IDLE = 60.0
-"""Seconds after which a connection is closed that nobody has needed."""
+"""A connection that nobody has used for so many seconds is closed."""
 
 
 class IdleConnections(Generic[C]):
-    """Connections to one server that nobody uses; any thread may take the last one, or give one back."""
+    """Connections to one server that nobody uses. Any thread may take the last one, or give one back."""
 
     def __init__(self) -> None:
         self._connections: list[C] = []
@@ -36,7 +36,7 @@ class IdleConnections(Generic[C]):
         return iter(list(self._connections))
 
     def take(self) -> C:
-        """One that nobody else uses.
+        """Take a connection that nobody else uses.
 
         Raises:
             IndexError: there is none.
@@ -44,19 +44,19 @@ class IdleConnections(Generic[C]):
         return self._connections.pop()
 
     def keep(self, connection: C) -> None:
-        """Keep one, as if it had not been used."""
+        """Keep a connection as if it had not been used."""
         self._connections.append(connection)
 
     def give_back(self, connection: C) -> None:
-        """Keep one that was used until now."""
+        """Keep a connection that was used until now."""
         connection.idle_since = time.monotonic()
         self._connections.append(connection)
         self._close_unneeded()
 
     def flush(self) -> None:
-        """Read what is pending, and send again what was lost, where nobody has used a connection for a while.
+        """Read the replies to what is pending on connections that have been idle for a while; send again what was lost.
 
-        Those that nobody needs any more are closed, and those that the server has closed.
+        Then close the connections that nobody needs any more, and those that the server has closed.
         """
         for connection in self:
             if time.monotonic() - connection.idle_since > _LONG_IDLE:
@@ -79,7 +79,7 @@ class IdleConnections(Generic[C]):
                 connection.transport.close()
 
     def _close_unneeded(self) -> bool:
-        """Close a connection that was not used for long, if another one is left; whether there was one."""
+        """Close a connection that was not used for long, if another one is left; return whether there was one."""
         oldest = self._connections[0] if len(self._connections) > 1 else None  # what is taken is the last
         if oldest is None or oldest.pending or time.monotonic() - oldest.idle_since < _LONGEST_IDLE:
             return False
@@ -90,7 +90,7 @@ class IdleConnections(Generic[C]):
 
 
 class JournalConnectionPool:
-    """The connections of this process to one Redis; an attempt has one of its own while it lasts."""
+    """The connections of this process to one Redis. An attempt has one of its own while it lasts."""
 
     def __init__(self, make_connector: Callable[[], Connector], timeout: float) -> None:
         self._make_connector = make_connector
@@ -100,7 +100,7 @@ class JournalConnectionPool:
         self.writes_results = True
         """Whether the server writes a result of Celery's together with a journal, as far as is known."""
         self.ahead: float | None = None
-        """Seconds that its clock is ahead of this machine's monotonic one; None as long as it has not told its time."""
+        """Seconds that the server's clock is ahead of the monotonic one here; None until the server has told it."""
         _everywhere.add(self)
 
     def take(self) -> JournalConnection:
@@ -113,12 +113,12 @@ class JournalConnectionPool:
             return JournalConnection(self._connector.make_connection(), self._timeout)
 
     def give_back(self, connection: JournalConnection) -> None:
-        """Keep a connection for the next attempt, which is not to see replies of this one."""
+        """Keep a connection for the next attempt. That one does not see the replies of this one."""
         connection.discard_replies()
         self._idle.give_back(connection)
 
     def execute(self, *commands: bytes | Dated, timeout: float | None = None) -> list[Any]:
-        """The replies to these commands, over a connection of their own.
+        """Send these commands over a connection of their own, and return the replies.
 
         Raises:
             JournalUnavailableError: as :meth:`JournalConnection.replies` does.
@@ -146,10 +146,10 @@ class JournalConnectionPool:
             return connection.transport.has_reply(seconds) and connection.replies_if_connected() is not None
         finally:
             self.give_back(connection)
-            connection.idle_since = idle_since  # this was no use of it
+            connection.idle_since = idle_since  # the question does not count as a use
 
     def flush_idle(self) -> None:
-        """Read what is pending on connections that nobody uses: what was lost on its way is sent again."""
+        """Read the replies to what is pending on idle connections; send again what was lost."""
         self._idle.flush()
 
     def forget(self) -> None:

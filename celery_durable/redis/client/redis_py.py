@@ -1,4 +1,4 @@
-"""What redis-py keeps to itself, or documents nowhere: each such name that is used is looked up here, at import."""
+"""What redis-py keeps to itself, or documents nowhere. Each such name that we use is looked up here, at import."""
 
 from __future__ import annotations
 

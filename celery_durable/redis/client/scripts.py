@@ -51,16 +51,16 @@ def all_scripts() -> tuple[Script, ...]:
 
 
 class Dated(NamedTuple):
-    """A command that no fence guards: Redis carries it out only while somebody may wait for its reply.
+    """A command that no fence guards. Redis carries it out only while somebody may wait for its reply.
 
-    A packet of it that comes later does nothing: see ``lua/parts/in_time.lua``.
+    If it arrives later, it does nothing: see ``lua/parts/in_time.lua``.
     """
 
     command: bytes
-    """Without its last argument, which says until when."""
+    """The command without its last argument, which says until when it holds."""
 
     def packed(self, now: float) -> bytes:
-        """As it is sent when it is *now*, in milliseconds of Redis' clock."""
+        """The command as it is sent *now*, in milliseconds of Redis' clock."""
         return self.command + pack_parts((int(now + _LONGEST_REPLY * 1000),))
 
 

@@ -1,7 +1,7 @@
 """A spin wait: looking for a reply for a moment, before sleeping until it comes.
 
-To be put to sleep and woken up takes longer, and more of the processor, than a Redis on the same machine needs for its
-answer. Where answers take longer than that, it is soon hardly ever tried.
+To put a thread to sleep and to wake it up takes more time, and more of the processor, than a Redis on the same machine
+needs for its answer. If answers take longer than that, a spin wait is soon tried only for one reply in a thousand.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MOST_SKIPPED = 1000
 
 
 class SpinWait:
-    """Of one connection; used by one thread at a time."""
+    """The spin waits of one connection. One thread at a time uses it."""
 
     __slots__ = ("_arrived", "_pause", "_to_skip")
 
@@ -30,7 +30,7 @@ class SpinWait:
 
     @classmethod
     def over(cls, sock: socket.socket) -> SpinWait | None:
-        """That of a socket; None where others in the same thread would have to wait (greenlets), and on Windows."""
+        """The spin waits of a socket. None on Windows, and with greenlets: others in the thread would have to wait."""
         if type(sock).__module__ != "socket" or not hasattr(select, "poll") or not hasattr(os, "sched_yield"):
             return None
         poll = select.poll()
@@ -38,7 +38,7 @@ class SpinWait:
         return cls(poll.poll)
 
     def spin(self) -> bool:
-        """Return when something has arrived, or the moment is over; whether something has."""
+        """Return whether something has arrived, when it has, or when the moment is over."""
         if self._to_skip:
             self._to_skip -= 1
             return False
@@ -47,7 +47,7 @@ class SpinWait:
             os.sched_yield()  # Redis may wait for this very core
             arrived = self._arrived(0)
             if perf_counter() > end:
-                # What has arrived by now would have woken this thread up at once, had it slept.
+                # If the thread had slept, what has arrived by now would have woken it up at once.
                 self._to_skip = self._pause = min(2 * self._pause + 1, _MOST_SKIPPED)
                 return bool(arrived)
             if arrived:

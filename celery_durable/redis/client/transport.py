@@ -1,4 +1,4 @@
-"""The socket of a connection that redis-py makes, and its parser, as they are used for each command."""
+"""The socket and the parser of a connection that redis-py makes. Each command uses them without redis-py's methods."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _MORE_FOLLOWS = getattr(socket, "MSG_MORE", 0)
 
 
 class Transport:
-    """One socket at a time: where it is lost, the next one takes its place."""
+    """One socket at a time. If it is lost, another one takes its place."""
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
         """The connection of redis-py."""
         self.sendall: Callable[[bytes, int], None] | None = None
-        """That of the socket; None while there is none."""
+        """The method of the socket; None while there is no socket."""
         self.receive: Any = None
-        """Reads a reply, as the parser does."""
+        """The method of the parser that reads a reply."""
         self.more_follows = 0
-        """The flag of a sending that the kernel may put off until the next one."""
+        """The flag of ``send``: the kernel may wait for the next command."""
         self.clock = 0.0
         """Milliseconds that Redis' clock is ahead of this machine's monotonic one."""
         self._spin_wait: SpinWait | None = None
 
     def connect(self) -> None:
-        """Make a new connection and load the scripts; it is used from :meth:`open` on."""
+        """Make a new connection, load the scripts, and read Redis' clock. It is used after :meth:`open`."""
         raw, scripts = self.raw, all_scripts()
         raw.disconnect()
         raw.connect()
@@ -54,9 +54,9 @@ class Transport:
         self.raw.send_packed_command((command,))
 
     def open(self) -> None:
-        """Use the connection that was made."""
+        """Begin to use the connection that was made."""
         sock: Any = socket_of(self.raw)
-        # The connection's own methods check at each call what is checked here once, and cost a tenth of a step.
+        # redis-py's own methods check at each call what is checked here once. They cost a tenth of a step.
         self.receive = self._parser.read_response
         self.more_follows = 0 if isinstance(sock, ssl.SSLSocket) else _MORE_FOLLOWS
         self._spin_wait = SpinWait.over(sock)
@@ -67,16 +67,16 @@ class Transport:
         return parser_of(self.raw)
 
     def fileno(self) -> int:
-        """The socket's file descriptor; -1 while there is none."""
+        """The file descriptor of the socket; -1 while there is no socket."""
         sendall: Any = self.sendall
         return -1 if sendall is None else int(sendall.__self__.fileno())
 
     def spin_wait(self) -> bool:
-        """Give a reply that will be quick a moment to arrive; whether it has."""
+        """Wait for a moment, without sleeping, and return whether a reply has arrived."""
         return self.sendall is not None and self._spin_wait is not None and self._spin_wait.spin()
 
     def has_reply(self, seconds: float) -> bool:
-        """Whether there is a connection, and something arrives within so many seconds."""
+        """Whether there is a connection and something arrives over it within so many seconds."""
         if self.sendall is None:
             return False
         try:
@@ -90,13 +90,13 @@ class Transport:
         return self._parser.parse_error(text)
 
     def lose(self) -> None:
-        """The connection is out of step; who waits for it on the event loop is woken up."""
+        """Give up the socket, because it is out of step. This wakes up whoever waits for it on the event loop."""
         sock, self.sendall = socket_of(self.raw), None
         with suppress(OSError, AttributeError):
             sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
 
     def close(self) -> None:
-        """End the connection; the next use makes another."""
+        """End the connection. The next use makes another one."""
         self.sendall = None
         self.raw.disconnect()
 
