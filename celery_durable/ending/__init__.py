@@ -1,1 +1,1 @@
-"""The end of an attempt, carried out: what the journal, the result backend and Celery are told."""
+"""Carries out the end of an attempt: tells the journal, the result backend and Celery."""

@@ -1,6 +1,7 @@
-"""Carries the end of an attempt out: tells the journal, the result backend and Celery, and lets the run go.
+"""Carries out the end of an attempt, as :func:`ends.decide` has decided it.
 
-The one place that does. What it raises is Celery's to handle. A good end is :mod:`execution`'s own.
+Only this module does so. It tells the journal, the result backend and Celery, and gives the run back. The exceptions
+that it raises are for Celery. A success is recorded by :mod:`~celery_durable.task.runner`.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from celery_durable.invocation.ends import (
     Facts,
     Failed,
     Ignored,
-    JournalAway,
+    JournalUnavailable,
     Kind,
     LeftToAutoretry,
     NotBegun,
-    Passed,
     PolicyAnswer,
     ProcessEnds,
     Requeued,
+    Reraised,
     Retried,
     RetrySent,
     Stalled,
@@ -48,42 +49,52 @@ from celery_durable.steps.attempt import Attempt
 from celery_durable.steps.failures import NOT_A_FAILURE
 from celery_durable.values.failure import shown
 
-from .redelivery import Value, reject_delivery
-from .suspension import asleep, await_retry, journal_away, retried, stall_left, stalled, suspend_as_retried
+from .redelivery import ReturnValue, reject_delivery
+from .suspension import (
+    await_retry,
+    report_and_suspend,
+    retry_without_journal,
+    stall_left,
+    suspend_for_retry,
+    suspend_for_sleep,
+    suspend_stalled,
+)
 
 logger = logging.getLogger("celery_durable")
 
 
 def complete(invocation: Invocation, error: BaseException, interrupt: Interrupt | None = None) -> Any:
-    """Turn what ended a body into what Celery is to do: the value of the task, or an exception.
+    """End an attempt whose body has ended by *error*. Returns the value of the task, or raises what Celery handles.
 
-    *interrupt*: by which the attempt has ended, even if user code has swallowed it.
+    *interrupt* is the interrupt that has ended the attempt, even if user code has swallowed it.
     """
     try:
-        told = _carried_out(invocation, error, interrupt)
+        told = _decide_and_carry_out(invocation, error, interrupt)
     except BaseException as met:
         told = met
-    if isinstance(told, Value):
+    if isinstance(told, ReturnValue):
         return told.value
     if not isinstance(invocation.end, LeftToAutoretry):
         invocation.raised = told
-    # Where it was raised, if it was not here; how we came to pass it on says nothing.
+    # The traceback begins where the error was raised. The lines of this module say nothing about it.
     place = told.__traceback__
     while place is not None and place.tb_frame.f_globals is globals():
         place = place.tb_next
     raise told.with_traceback(place or told.__traceback__)
 
 
-def _carried_out(invocation: Invocation, error: BaseException, interrupt: Interrupt | None) -> BaseException | Value:
+def _decide_and_carry_out(
+    invocation: Invocation, error: BaseException, interrupt: Interrupt | None
+) -> BaseException | ReturnValue:
     try:
         return carry_out(invocation, decide(facts_of(invocation, error, interrupt)))
     except Interrupt as met:
-        # The end itself met a fence, a lost journal, or steps that were left over.
+        # While the end was carried out, a fence, a lost journal, or a step that was not reached has stopped it.
         late = met
     try:
         return carry_out(invocation, decide(facts_of(invocation, late, late)))
     except (Fenced, JournalLost) as again:
-        # Neither the journal nor the broker takes a word of it: whoever comes next goes on from what they have.
+        # Neither the journal nor the broker accepts the end. The next attempt goes on from what they have.
         _session(invocation).close_attempt()
         logger.error("task %s: its end cannot be recorded, another attempt goes on: %s", invocation.request.id, again)
         end = Reject(str(again), requeue=True) if invocation.task.acks_late else Ignore(str(again))
@@ -91,15 +102,15 @@ def _carried_out(invocation: Invocation, error: BaseException, interrupt: Interr
         return end
 
 
-def carry_out(invocation: Invocation, end: End) -> BaseException | Value:
-    """Tell the journal, the result backend and Celery; what Celery is to be given."""
+def carry_out(invocation: Invocation, end: End) -> BaseException | ReturnValue:
+    """Tell the journal and the result backend. Returns what Celery gets: an exception, or the value of the task."""
     invocation.end = end
-    carried_out: BaseException | Value = _CARRY_OUT[type(end)](invocation, end)
+    carried_out: BaseException | ReturnValue = _CARRY_OUT[type(end)](invocation, end)
     return carried_out
 
 
 def _session(invocation: Invocation) -> RunSession:
-    assert invocation.session is not None  # noqa: S101  of a body that has not used its context nothing is ours
+    assert invocation.session is not None  # noqa: S101  without a session, nothing here is called
     return invocation.session
 
 
@@ -107,7 +118,7 @@ def _session(invocation: Invocation) -> RunSession:
 
 
 def facts_of(invocation: Invocation, error: BaseException, interrupt: Interrupt | None) -> Facts:
-    """What :func:`ends.decide` decides by."""
+    """The facts by which :func:`ends.decide` decides."""
     attempt, task = invocation.attempt, invocation.task
     interrupted_by = attempt.pulse.interrupted_by if attempt is not None else None
     why = interrupt or invocation.retry.raised or ends.reason_of(error, interrupted_by)
@@ -120,7 +131,7 @@ def facts_of(invocation: Invocation, error: BaseException, interrupt: Interrupt 
         is_time_limit=isinstance(why, SoftTimeLimitExceeded),
         hit_by_time_limit=_is_hit_by_time_limit(why),
         has_entered=invocation.entered,
-        spent=invocation.retry.exhausted,
+        exhausted=invocation.retry.exhausted,
         retry_due=invocation.retry.due,
         is_autoretried=partial(_is_autoretried, task),
     )
@@ -149,7 +160,7 @@ def _kind(error: BaseException) -> Kind:
 
 
 def _is_shutdown(error: BaseException) -> bool:
-    """Whether the worker ends the process, and not the task itself."""
+    """Whether the worker ends the process. The alternative is that the task itself does."""
     by_signal = isinstance(error, SystemExit) and error.code == EXIT_BY_SIGTERM
     return by_signal or isinstance(error, (WorkerShutdown, WorkerTerminate))
 
@@ -171,11 +182,11 @@ def _left_over(attempt: Attempt) -> Interrupt | None:
 
 
 def _policy(invocation: Invocation, attempt: Attempt, error: BaseException) -> PolicyAnswer:
-    """What the task retry policy says."""
+    """What the task retry policy says about this *error*."""
     rules = invocation.task.retry_rules
     failures = attempt.state.failures_now()
     if not rules.resets_on_progress:
-        # Celery's max_retries: all retries but those of steps share it.
+        # The limit is Celery's max_retries: it counts all retries except those of steps.
         failures += message.own_retries(invocation.request)
     since = attempt.state.failing_since(failures)
     delay = rules.next(failures, (attempt.now() - since) / 1000, error)
@@ -186,65 +197,65 @@ def _policy(invocation: Invocation, attempt: Attempt, error: BaseException) -> P
 # -- the run is over ---------------------------------------------------------------------------------------------------
 
 
-def _failed(invocation: Invocation, end: Failed) -> BaseException:
-    if end.spent is not None:
-        # Celery logs the error itself, as one; here is only why it is final.
+def _record_failure(invocation: Invocation, end: Failed) -> BaseException:
+    if end.exhausted is not None:
+        # Celery logs the error itself. This line says only why it is final.
         level = logging.INFO if isinstance(end.error, invocation.task.throws) else logging.WARNING
         logger.log(
             level, "task %s: attempt %d failed for good: %s",
-            invocation.request.id, end.spent.failures, shown(end.error),
+            invocation.request.id, end.exhausted.failures, shown(end.error),
         )  # fmt: skip
     _session(invocation).finish(Status.FAILED, outcome.encode_error(end.error))
     eager_journals.forget(invocation)
     return end.error
 
 
-def _cancelled(invocation: Invocation, end: Cancelled) -> BaseException:
+def _record_cancellation(invocation: Invocation, end: Cancelled) -> BaseException:
     session, request = _session(invocation), invocation.request
     session.finish(Status.REVOKED, outcome.encode_error(end.error))
     logger.info("task %s: cancelled", request.id)
     if backend.store_revoked(invocation.task, request, end.error):
         return Announcement.of_cancellation(end.error)
-    session.outcome.failed()
-    return Ignore("the run was cancelled, which could not be delivered")
+    session.outcome.mark_failed()
+    return Ignore("the run was cancelled, but this could not be delivered")
 
 
-def _ignored(invocation: Invocation, end: Ignored) -> BaseException:
+def _record_ignored(invocation: Invocation, end: Ignored) -> BaseException:
     _session(invocation).finish(Status.IGNORED, None)
-    return end.said
+    return end.raised
 
 
 # -- the run goes on ---------------------------------------------------------------------------------------------------
 
 
-def _requeued(invocation: Invocation, end: Requeued) -> BaseException:
-    # The message goes back to the broker, which brings it again.
+def _requeue(invocation: Invocation, end: Requeued) -> BaseException:
+    # The message goes back to the broker, and the broker delivers it again.
     session = _session(invocation)
     session.suspend(0.0, message.resume_as_is(invocation.request), slack=session.settings.lease)
-    return end.said
+    return end.raised
 
 
-def _asked_to_retry(invocation: Invocation, end: AskedToRetry) -> BaseException:
-    said: Any = end.said
+def _suspend_until_users_retry(invocation: Invocation, end: AskedToRetry) -> BaseException:
+    said: Any = end.raised
     due = invocation.retry.due
     if due is None:
         due = time.monotonic() + message.seconds_until(invocation.task, said.when)
     if not _session(invocation).has_ended:
-        suspend_as_retried(invocation, said.exc, partial(await_retry, invocation, due))
-    return end.said
+        report_and_suspend(invocation, said.exc, partial(await_retry, invocation, due))
+    return end.raised
 
 
-def _retry_sent(invocation: Invocation, end: RetrySent) -> BaseException:
+def _await_sent_retry(invocation: Invocation, end: RetrySent) -> BaseException:
     await_retry(invocation, end.due)
     return end.error
 
 
-def _process_ends(invocation: Invocation, end: ProcessEnds) -> BaseException:
+def _give_run_up(invocation: Invocation, end: ProcessEnds) -> BaseException:
     _session(invocation).give_up(orderly=end.orderly)
     return end.error
 
 
-def _taken_over(invocation: Invocation, end: TakenOver) -> BaseException:
+def _leave_run(invocation: Invocation, end: TakenOver) -> BaseException:
     logger.warning(
         "task %s: another attempt has taken over, or the run was revoked; this attempt ends", invocation.request.id
     )
@@ -254,29 +265,29 @@ def _taken_over(invocation: Invocation, end: TakenOver) -> BaseException:
     return ignored
 
 
-def _not_begun(invocation: Invocation, end: NotBegun) -> BaseException | Value:
+def _answer_delivery(invocation: Invocation, end: NotBegun) -> BaseException | ReturnValue:
     fresh = invocation.delivery is not None and invocation.delivery.fresh
     return reject_delivery(end.refusal, invocation.task, invocation.request, _session(invocation), fresh=fresh)
 
 
-def _as_it_is(_invocation: Invocation, end: Passed | LeftToAutoretry) -> BaseException:
+def _raise_as_is(_invocation: Invocation, end: Reraised | LeftToAutoretry) -> BaseException:
     return end.error
 
 
-_CARRY_OUT: dict[type, Callable[[Invocation, Any], BaseException | Value]] = {
-    Failed: _failed,
-    Cancelled: _cancelled,
-    Ignored: _ignored,
-    Retried: retried,
-    Asleep: asleep,
-    Stalled: stalled,
-    JournalAway: journal_away,
-    Requeued: _requeued,
-    AskedToRetry: _asked_to_retry,
-    RetrySent: _retry_sent,
-    ProcessEnds: _process_ends,
-    TakenOver: _taken_over,
-    NotBegun: _not_begun,
-    LeftToAutoretry: _as_it_is,
-    Passed: _as_it_is,
+_CARRY_OUT: dict[type, Callable[[Invocation, Any], BaseException | ReturnValue]] = {
+    Failed: _record_failure,
+    Cancelled: _record_cancellation,
+    Ignored: _record_ignored,
+    Retried: suspend_for_retry,
+    Asleep: suspend_for_sleep,
+    Stalled: suspend_stalled,
+    JournalUnavailable: retry_without_journal,
+    Requeued: _requeue,
+    AskedToRetry: _suspend_until_users_retry,
+    RetrySent: _await_sent_retry,
+    ProcessEnds: _give_run_up,
+    TakenOver: _leave_run,
+    NotBegun: _answer_delivery,
+    LeftToAutoretry: _raise_as_is,
+    Reraised: _raise_as_is,
 }

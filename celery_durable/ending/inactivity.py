@@ -1,4 +1,4 @@
-"""An attempt that is inactive, as operators see it: a line in the log, an event of Celery's, a metric."""
+"""Reports an inactive attempt to operators: by a line in the log, an event, and a metric."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from celery_durable.steps.attempt import Attempt
 logger = logging.getLogger("celery_durable")
 
 EVENT = "durable-inactive"
-"""Not of the group ``task``: monitors take those for states of the task."""
+"""It does not begin with ``task-``: monitors would take it for a state of the task."""
 
 
 def report(task: Any, attempt: Attempt, seconds: float, hostname: str | None) -> None:
-    """Say that an attempt has made no progress for so long. A broker that is slow holds up its caller."""
+    """Report that an attempt has made no progress for *seconds*. This waits for the broker, which may be slow."""
     info = attempt.info
     steps = [step.name for step in tuple(attempt.pulse.running)]
     where, advice = f"step {', '.join(map(repr, steps))}", "call current_step().heartbeat() now and then"

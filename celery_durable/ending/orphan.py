@@ -1,4 +1,4 @@
-"""An attempt whose code does not end: its run goes on without it. Asked by the thread that watches the attempt."""
+"""An attempt whose code does not end: its run goes on without it. The watchdog's thread calls this."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ logger = logging.getLogger("celery_durable")
 
 
 class OrphanedAttempt:
-    """What becomes of an attempt without its own doing."""
+    """Acts for an attempt whose own thread cannot, because its code takes too long."""
 
     def __init__(self, invocation: Invocation, session: RunSession) -> None:
         self._invocation = invocation
         self._session = session
 
     def inactive(self, seconds: float) -> None:
-        """It has made no progress for so long."""
+        """Report that the attempt has made no progress for *seconds*."""
         attempt, request = self._invocation.attempt, self._invocation.request
         assert attempt is not None  # noqa: S101
-        _aside(inactivity.report, request.id, self._invocation.task, attempt, seconds, request.hostname)
+        _in_thread(inactivity.report, request.id, self._invocation.task, attempt, seconds, request.hostname)
 
     def go_on_without(self, overrun: Overrun) -> None:
-        """The code of this attempt cannot be interrupted: the run goes on, whenever that ends."""
+        """Let the run go on: the code of this attempt cannot be interrupted, and nobody knows when it ends."""
         if self._invocation.mode is Mode.WORKER:
             in_a_step = overrun.step is not None and not self._invocation.task.is_async
-            _aside(self._abandon if in_a_step else self._leave, self._invocation.request.id, overrun)
+            _in_thread(self._fail_step if in_a_step else self._let_lease_lapse, self._invocation.request.id, overrun)
 
-    def _leave(self, overrun: Overrun) -> None:
-        """Nobody knows what the body does next: its run is taken over as that of a dead process is."""
+    def _let_lease_lapse(self, overrun: Overrun) -> None:
+        """Let the lease lapse, as after the death of a process: nobody knows what the body does next."""
         attempt = self._invocation.attempt
         assert attempt is not None  # noqa: S101
         logger.error("task %s: %s, and its code does not end; its lease lapses", attempt.info.task_id, overrun.error)
         attempt.pulse.stop(overrun)
         self._session.lapse()
 
-    def _abandon(self, overrun: Overrun) -> None:
-        """Fail the execution of a step in the place of its thread, which does nothing else until its action ends."""
+    def _fail_step(self, overrun: Overrun) -> None:
+        """Record that the execution of a step has failed. Its own thread is busy until the action ends."""
         attempt, step = self._invocation.attempt, overrun.step
         assert attempt is not None  # noqa: S101
         assert isinstance(step, Step)  # noqa: S101
@@ -74,54 +74,54 @@ class OrphanedAttempt:
                 logger.error(
                     "task %s: its abandoned step could not be journaled: %s", self._invocation.request.id, error
                 )
-            except BaseException as said:
-                self._hand_on(step, said)
+            except BaseException as raised:
+                self._release_to_others(step, raised)
             attempt.detach()
 
-    def _hand_on(self, step: Step, said: BaseException) -> None:
-        """Let others go on from the end that the attempt was given, which Celery here does not learn of."""
+    def _release_to_others(self, step: Step, raised: BaseException) -> None:
+        """Let other workers carry out the end of the attempt. Celery in this process does not learn of it."""
         if isinstance(self._invocation.end, LeftToAutoretry):
-            said = self._as_autoretry_decides(said)
+            raised = self._as_autoretry_decides(raised)
         if not self._session.has_ended:
-            # Neither over nor to be tried again: somebody's mistake, which nobody else is to hear of.
+            # The end could not be recorded, because of an error in the code here. The caller must not get that error.
             logger.error(
                 "task %s: its abandoned step %r could not be settled; its lease lapses",
-                self._invocation.request.id, step.name, exc_info=said,
+                self._invocation.request.id, step.name, exc_info=raised,
             )  # fmt: skip
             self._session.lapse()
-        elif not isinstance(said, (Retry, Ignore, Reject)):
+        elif not isinstance(raised, (Retry, Ignore, Reject)):
             self._session.release_for_delivery()
 
     @staticmethod
     def _failure(step: Step, error: BaseException) -> Interrupt:
-        """How the attempt ends by this failure of a step."""
+        """The interrupt by which this failure of a step ends the attempt."""
         try:
             delay = run_to_end(fail(step, error, InThread(step.pulse)))
         except TerminalError:
-            # Recorded: the next attempt finds it at once.
+            # The failure is recorded. The next attempt replays it at once.
             return RetryStep(step.name, error, 0.0)
         except Interrupt as ended:
             return ended
         return RetryStep(step.name, error, delay)
 
     def _as_autoretry_decides(self, error: BaseException) -> BaseException:
-        """What Celery's ``autoretry_for`` makes of what the body raises."""
+        """What Celery's ``autoretry_for`` raises for this *error* of the body."""
         invocation = self._invocation
         task = invocation.task
         task.request_stack.push(invocation.request)
         try:
             task.retry(exc=error, **getattr(task, "retry_kwargs", {}))
-        except BaseException as said:
-            if not isinstance(said, (Retry, Ignore, Reject)):
-                carry_out(invocation, over(said, is_direct=False, is_eager=False))
-            return said
+        except BaseException as raised:
+            if not isinstance(raised, (Retry, Ignore, Reject)):
+                carry_out(invocation, over(raised, is_direct=False, is_eager=False))
+            return raised
         finally:
             task.request_stack.pop()
         return error
 
 
-def _aside(work: Callable[..., None], task_id: str, *args: Any) -> None:
-    """Do what may take a while in a thread of its own."""
+def _in_thread(work: Callable[..., None], task_id: str, *args: Any) -> None:
+    """Call *work* in a thread of its own, because it may take a while."""
     name = f"celery-durable-{work.__name__.strip('_')}"
 
     def worked() -> None:

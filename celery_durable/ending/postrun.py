@@ -1,4 +1,4 @@
-"""What is done when Celery is done with a body: the run's outcome has been delivered, or has not."""
+"""The work after Celery has finished a task: the journal learns whether the outcome was delivered."""
 
 from __future__ import annotations
 
@@ -20,52 +20,56 @@ from celery_durable.invocation.session import RunSession
 from celery_durable.journal.layout import Status
 
 from .completion import carry_out
-from .result_text import recordable
+from .result_text import encode_result
 
 logger = logging.getLogger("celery_durable")
 
 
 def finish(invocation: Invocation, state: str | None, result: Any, *, delivered: bool) -> None:
-    """Celery is done with this body: say so in the journal.
+    """Close the session of this invocation.
 
-    *delivered*: no exception kept Celery from storing the result and sending what hangs on it.
+    Args:
+        invocation: the invocation that Celery has finished.
+        state: the state that Celery gives it; None: it let an exception propagate.
+        result: the value or the exception that Celery has.
+        delivered: whether Celery could store the result and send callbacks: no exception of its own stopped it.
     """
     session = invocation.session
     if session is None:
         return
     try:
-        _catch_up(invocation, session, state, result)
+        _adopt_celerys_end(invocation, session, state, result)
     except Interrupt as error:
         logger.error("task %s: its end could not be journaled: %s", invocation.request.id, error)
     finally:
-        _note_delivery(session, state, result, delivered=delivered)
+        _mark_delivery(session, state, result, delivered=delivered)
         session.close()
-        # They hold each other: unless they are parted, all of the run waits for the garbage collector.
+        # The request and the invocation refer to each other. Else the garbage collector would have to free them.
         forget_opened(invocation.request)
-        # Celery says no state where it lets the exception propagate (``task_eager_propagates``).
+        # There is no state if Celery lets the exception propagate (``task_eager_propagates``).
         if not (state == states.RETRY or isinstance(sys.exc_info()[1], Retry)):
             eager_journals.forget(invocation)
 
 
-def _catch_up(invocation: Invocation, session: RunSession, state: str | None, result: Any) -> None:
-    """Tell the journal what Celery has made of the body, where that is another end than ours."""
+def _adopt_celerys_end(invocation: Invocation, session: RunSession, state: str | None, result: Any) -> None:
+    """Tell the journal how Celery has ended the task, if that is another end than ours."""
     if state == states.FAILURE:
-        # Where Celery's autoretry gave up, the journal does not know yet.
+        # If Celery's autoretry has given up, the journal does not know this yet.
         carry_out(invocation, over(result, is_direct=invocation.direct, is_eager=invocation.eager))
-    elif state == states.SUCCESS and session.lacks_success:
-        # A ``__call__`` of the user's, which is around the body, has made a result of its exception.
+    elif state == states.SUCCESS and session.contradicts_success:
+        # A ``__call__`` of the user has caught the exception of the body, and has returned a result.
         assert session.attempt is not None  # noqa: S101
-        session.finish_after_all(Status.SUCCEEDED, recordable(invocation, session.attempt, result))
+        session.finish_instead(Status.SUCCEEDED, encode_result(invocation, session.attempt, result))
     elif isinstance(result, Announcement):
         result.call_hooks(invocation.task, invocation.request)
 
 
-def _note_delivery(session: RunSession, state: str | None, result: Any, *, delivered: bool) -> None:
-    # RETRY after an outcome: a time limit struck in between, and Celery has stored nothing of it.
+def _mark_delivery(session: RunSession, state: str | None, result: Any, *, delivered: bool) -> None:
+    # If the state is RETRY and there is an outcome, a time limit was raised in between: Celery has stored no outcome.
     if not delivered or state in (None, states.RETRY):
-        session.outcome.failed()
+        session.outcome.mark_failed()
     elif session.outcome.contradicts(state):
         if isinstance(result, message.BROKER_ERRORS):
-            session.outcome.failed()
+            session.outcome.mark_failed()
         else:
-            session.outcome.impossible()
+            session.outcome.mark_impossible()

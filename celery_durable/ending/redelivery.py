@@ -1,4 +1,4 @@
-"""Deliveries that begin no attempt: of a run that is alive, that has ended, or that is not theirs."""
+"""Deliveries that begin no attempt: the run is alive, or has ended, or the id belongs to another run."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from celery_durable.journal.port import Busy, Finished, IdConflict, OpenResult, 
 logger = logging.getLogger("celery_durable")
 
 
-class Value(NamedTuple):
-    """What a task has returned, for Celery."""
+class ReturnValue(NamedTuple):
+    """The value that a task has returned, for Celery."""
 
     value: Any
 
 
 def reject_delivery(
     refusal: OpenResult, task: Any, request: Any, session: RunSession, *, fresh: bool
-) -> BaseException | Value:
-    """What Celery gets instead of an attempt: the value of an outcome to be delivered, or an exception.
+) -> BaseException | ReturnValue:
+    """What Celery gets in place of an attempt: the value of an outcome that is not delivered yet, or an exception.
 
-    *fresh*: the message is no copy of an earlier one, so somebody expects the task to run.
+    *fresh* says that the message is no copy of an earlier one: somebody expects the task to run.
     """
     match refusal:
         case Busy(reason=reason) | Outdated(reason=reason):
-            # The journal keeps the run; whatever becomes of it, a worker will send it again.
+            # The journal keeps the run: if this run needs another message, a worker sends it.
             logger.info("task %s: %s; this message is forgotten", request.id, reason)
-            # It has not begun to go on.
+            # Monitors have STARTED for this message. If the run waits on, an event sets its state back.
             if not (isinstance(refusal, Busy) and refusal.early):
                 return Ignore(reason)
             return Announcement.of_wait(backend.STALLED if refusal.stalled else backend.SUSPENDED)
         case IdConflict():
-            return _refused(refusal, task, request)
+            return _refuse_conflict(refusal, task, request)
         case Finished(fields=fields) if not fields:
-            # The message was sent on behalf of another one, when there was a journal.
+            # A worker has sent this message, so there was a journal then.
             lost_journal.report_lost_journal(task.app, request.id)
             return Ignore("the journal is gone")
         case Finished(fields=fields):
@@ -57,27 +57,27 @@ def reject_delivery(
     raise AssertionError(refusal)  # pragma: no cover
 
 
-def _deliver(ended: outcome.Outcome, task: Any, request: Any, session: RunSession) -> BaseException | Value:
-    """The worker that had the outcome died before it was delivered, with what hangs on it."""
-    session.outcome.pending(ended.status)
+def _deliver(ended: outcome.Outcome, task: Any, request: Any, session: RunSession) -> BaseException | ReturnValue:
+    """Deliver the outcome and send its callbacks: the worker that had the outcome has died before."""
+    session.outcome.mark_pending(ended.status)
     if ended.status == Status.REVOKED and ended.error is not None:
         if backend.store_revoked(task, request, ended.error):
             return Announcement.of_cancellation(ended.error)
-        session.outcome.failed()
+        session.outcome.mark_failed()
     elif ended.error is not None:
         return ended.error
     elif ended.status == Status.SUCCEEDED:
-        return Value(ended.value)
+        return ReturnValue(ended.value)
     return Ignore(f"the run is over: {ended.status}")
 
 
-def _refused(refusal: IdConflict, task: Any, request: Any) -> Ignore:
+def _refuse_conflict(refusal: IdConflict, task: Any, request: Any) -> Ignore:
     logger.error(
         "task %s refused: the id belongs to a run of %s%s; send it under a new task_id",
         request.id, refusal.task, " with other arguments" if refusal.task == task.name else "",
     )  # fmt: skip
     recorded = outcome.read(refusal.fields, task.durable_attempt_settings.accept)
     if task.track_started:
-        # Celery has written STARTED over it.
+        # Celery has replaced the state by STARTED.
         backend.restore_outcome(task, request, recorded)
     return Announcement.of_outcome("the id belongs to another run", recorded)

@@ -1,4 +1,4 @@
-"""The result of a task as text, for its journal."""
+"""The result of a task, as text for its journal."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from celery_durable.seams.celery import ignores_result
 from celery_durable.steps.attempt import Attempt
 
 
-def recordable(invocation: Invocation, attempt: Attempt, value: Any) -> str:
-    """The result as text; where it goes nowhere, none is needed.
+def encode_result(invocation: Invocation, attempt: Attempt, value: Any) -> str:
+    """The result as text. If nobody gets the result and it cannot be written, it is recorded as None.
 
     Raises:
-        Interrupt: Celery's result serializer does not take it.
+        Interrupt: Celery's result serializer cannot write it, and the run has failed.
     """
     serializer = invocation.task.result_serializer
     try:

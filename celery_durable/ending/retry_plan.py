@@ -1,4 +1,4 @@
-"""When a run is tried again, and who keeps that wait: decided once, and logged when it is final."""
+"""When a run is retried, and who keeps the wait until then. It is decided once, and logged when it is final."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ logger = logging.getLogger("celery_durable")
 
 
 class Carrier(Enum):
-    """Who keeps a wait."""
+    """Who keeps the wait until a retry."""
 
     BROKER = "the broker"
     JOURNAL = "the journal"
     CALLER = "nobody"
-    """An eager run does not wait: its caller executes it again at once."""
+    """An eager run does not wait: its caller runs it again at once."""
 
 
 class RetryPlan(NamedTuple):
-    """When a run is tried again."""
+    """When a run is retried, and who keeps the wait until then."""
 
     delay: float
-    """Seconds."""
+    """Seconds until the retry."""
     carrier: Carrier
     slack: float
-    """Seconds after that, until a worker sends a run that no message has brought back."""
+    """Seconds after that: if no message has brought the run back by then, a worker sends it."""
     reason: str
 
     def log(self, task_id: str) -> None:
-        """Say when the run goes on; of a delay by a policy that was said with the failure."""
+        """Log when the next attempt follows, why, and who keeps the wait."""
         logger.info(
             "task %s: %s: the next attempt follows in %g s, kept by %s",
             task_id, self.reason, self.delay, self.carrier.value,
@@ -40,7 +40,7 @@ class RetryPlan(NamedTuple):
 
 
 def plan(invocation: Invocation, delay: float, reason: str) -> RetryPlan:
-    """What becomes of a delay: the broker keeps a short one, the journal a long one."""
+    """Plan a retry in *delay* seconds: the broker keeps a short wait, and the journal a long one."""
     assert invocation.session is not None  # noqa: S101
     settings = invocation.session.settings
     if invocation.eager:

@@ -1,7 +1,8 @@
-"""Arguments that are Pydantic models: validated by the first attempt of a run, given back as accepted by later ones.
+"""Arguments that are Pydantic models. The first attempt of a run validates them; later attempts get the same values.
 
-Celery validates them each time that it calls the body (``pydantic=True``), and the verdict may be another one by then:
-a date that was to come has passed, a file is gone. What was accepted is kept in the journal, with its first entry.
+Celery validates them each time that it calls the body (``pydantic=True``). A later validation may refuse what the first
+one has accepted: a future date has passed, a file is gone. So the journal keeps the accepted values, with its first
+entry.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Accepted = list[Any]
 
 
 class Arguments:
-    """The models among the arguments of one attempt, in their order."""
+    """The models among the arguments of one attempt, in the order of the arguments."""
 
     def __init__(self) -> None:
         self._attempt: Any = None
@@ -27,7 +28,7 @@ class Arguments:
         self._next = 0
 
     def begin(self, attempt: Any) -> None:
-        """The run is open; in plain tasks not before the body, when these have been validated."""
+        """The run is open. With ``base=DurableTask`` this may come later than the validation."""
         self._attempt = attempt
         recorded = attempt.state.arguments
         if recorded is not None:
@@ -36,17 +37,19 @@ class Arguments:
             self._keep()
 
     def next(self, validate: Callable[[Any, Any], Any], model: Any, value: Any) -> Any:
+        """The next argument: as the first attempt accepted it, else as *validate* gives it."""
         number, self._next = self._next, self._next + 1
         if number < len(self._accepted) and self._accepted[number] is not None:
             metadata, text = self._accepted[number]  # type: ignore[misc]
-            with suppress(Exception):  # the model has changed, and does not know how to read the old one
+            with suppress(Exception):  # the model has changed, and cannot read the old value
                 return codec.decode(text, metadata, model)
         try:
             accepted = validate(model, value)
         except Exception:
             if self._attempt is None or not self._attempt.state.has_begun:
                 raise
-            # Begun by version 0.1, or it cannot be recorded: what is refused now was accepted then.
+            # The run has begun, so an earlier attempt has accepted this value. It is not recorded, because version 0.1
+            # has begun the run, or because it cannot be recorded.
             return validate(_Lenient(model), value)
         if number >= len(self._accepted):
             self._accepted.append(_recorded(accepted, model))
@@ -61,13 +64,13 @@ class Arguments:
 def _recorded(argument: Any, model: Any) -> Accepted | None:
     try:
         encoded = codec.encode(argument, model)
-    except Exception:  # a secret in it, say
+    except Exception:  # it may contain a secret, which cannot be recorded
         return None
     return [encoded.metadata, encoded.text]
 
 
 class _Lenient:
-    """Stands for a model whose validators' refusals are not heeded."""
+    """Stands for a model. Its validators run, but what they refuse is accepted."""
 
     def __init__(self, model: Any) -> None:
         self._model = model

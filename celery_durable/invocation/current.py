@@ -1,4 +1,4 @@
-"""The invocation that this code is in; and what Celery takes for its current task where async tasks run."""
+"""The invocation that this code belongs to, and Celery's current task on the thread of async tasks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .invocation import Invocation
 current: ContextVar[Invocation | None] = ContextVar("celery_durable_invocation", default=None)
 
 _OPENED = "durable_invocation"
-"""Where Celery's request keeps the invocation that opened a run, for what happens outside of the body."""
+"""The attribute in which Celery's request keeps the invocation that opened a run, for code outside of the body."""
 
 
 def invocation_of(task: Any) -> Invocation:
-    """The invocation of *task* that this code is in.
+    """The invocation of *task* that this code belongs to.
 
     Raises:
-        NoContextError: outside of a running task.
+        NoContextError: this code is not in the body of *task*.
     """
     invocation = current.get()
     if invocation is None or invocation.task is not task:
@@ -32,33 +32,34 @@ def invocation_of(task: Any) -> Invocation:
 
 
 def is_executing(task: Any) -> bool:
-    """Whether this code is in an invocation of *task* under its present request, and no other one is to begin."""
+    """Whether this code is in the body of *task* already, under the same request: then no new invocation begins."""
     invocation = current.get()
     return invocation is not None and invocation.task is task and invocation.request is task.request
 
 
 def keep_opened(invocation: Invocation) -> None:
-    """The invocation has opened a run: see :func:`opened_by`."""
+    """Note in the request that this invocation has opened a run: see :func:`opened_by`."""
     invocation.request.__dict__[_OPENED] = invocation
 
 
 def forget_opened(request: Any) -> None:
-    """The request and what it has opened are not needed any more."""
+    """Remove the note of :func:`keep_opened` from the request."""
     request.__dict__.pop(_OPENED, None)
 
 
 def opened_by(request: Any) -> Invocation | None:
-    """The invocation that opened a run under *request*; None if its context was not used."""
+    """The invocation that has opened a run under *request*; None if the context was not used."""
     invocation: Invocation | None = request.__dict__.get(_OPENED)
-    # A direct call of a task copies the request that it finds.
+    # A direct call of a task copies the present request, with this note.
     return invocation if invocation is not None and invocation.request is request else None
 
 
-# -- Celery's current task: it keeps a stack by thread, and one of async tasks serves many, each in a context of its own
+# -- Celery's current task ---------------------------------------------------------------------------------------------
+# Celery keeps a stack of tasks per thread. But one thread serves many async tasks, each in a context of its own.
 
 
 class _NoTask:
-    """The current task where none is."""
+    """Stands for the current task while there is none."""
 
     request = Context()
 
@@ -72,7 +73,7 @@ def _current_task() -> Any:
 
 
 def _workers_task() -> Any:
-    """The task that a worker executes, and not one that it has called as a function."""
+    """The task that a worker executes. A task that it calls as a function does not count."""
     invocation = current.get()
     while invocation is not None and invocation.direct:
         invocation = invocation.outer

@@ -1,4 +1,4 @@
-"""The journals of eager runs. Celery's eager retries are calls within the call: one journal over all of them."""
+"""The journals of eager runs. An eager retry is a call inside the first call, and has the same journal."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _journals: dict[str, MemoryJournal] = {}
 
 
 def journal_of(task_id: str) -> MemoryJournal:
-    """That of an eager run, which begins with this call if it has not."""
+    """The journal of an eager run. The first call makes it."""
     return _journals.setdefault(task_id, MemoryJournal())
 
 
 def has(task_id: str) -> bool:
-    """Whether an eager run goes on."""
+    """Whether the eager run *task_id* has begun, and has not ended."""
     return task_id in _journals
 
 
 def forget(invocation: Invocation) -> None:
-    """The run has ended; if it was eager its journal is not needed any more."""
+    """Drop the journal of a run that has ended, if it was eager."""
     if invocation.eager:
         _journals.pop(invocation.request.id, None)

@@ -1,7 +1,7 @@
-"""How an attempt ends: one value, decided by one function from facts. :mod:`completion` carries it out.
+"""How an attempt ends is one value. One function decides it from facts, and :mod:`completion` carries it out.
 
-The table in docs/design.md shows each end with what the journal, the result backend and Celery are told.
-Imports neither Celery nor Redis.
+The table in docs/design.md shows for each end what the journal, the result backend and Celery are told. This module
+imports neither Celery nor Redis.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from celery_durable.values.failure import leading, located, portable
 
 
 class Kind(Enum):
-    """What kind of exception has ended a body."""
+    """The kind of exception that has ended a body, by what it means to Celery."""
 
     FAILURE = "failure"
     RETRY = "retry"
@@ -54,15 +54,16 @@ class Kind(Enum):
 
 
 class PolicyAnswer(NamedTuple):
-    """What the task retry policy says of a failed attempt."""
+    """What the task retry policy says about a failed attempt."""
 
     delay: float | None
-    """Seconds until the next attempt; None: there is none."""
+    """Seconds until the next attempt; None: no attempt is left."""
     failures: int
     """How many attempts have failed by now."""
-    most: int | None
+    limit: int | None
+    """How many attempts may fail; None: any number."""
     counts: dict[str, str]
-    """What the journal is to know of that, if there is another attempt."""
+    """Fields of the journal, if another attempt follows."""
 
 
 def _nothing_left() -> Interrupt | None:
@@ -73,7 +74,7 @@ class Facts(NamedTuple):
     """What is known when a body has ended by an exception."""
 
     why: BaseException
-    """The attempt's own interrupt; else what ``self.retry()`` raised; else what the body raised."""
+    """The interrupt of the attempt; else what ``self.retry()`` has raised; else what the body has raised."""
     kind: Kind = Kind.FAILURE
     is_direct: bool = False
     """The task was called as a function."""
@@ -81,27 +82,27 @@ class Facts(NamedTuple):
     is_open: bool = True
     """The run was opened."""
     is_its_own: bool = True
-    """Of an overrun: it is one of this attempt, and not of a step that called this task as a function."""
+    """Of an overrun: this attempt took too long, and not the attempt whose step called this task as a function."""
     is_time_limit: bool = False
-    """It is Celery's soft time limit."""
+    """The exception is Celery's soft time limit."""
     hit_by_time_limit: bool = False
-    """That struck: also where the code that it struck failed by another error."""
+    """The soft time limit was raised, even if the code that got it has failed by another error."""
     refuse_arguments: Callable[[BaseException], Interrupt] | None = None
-    """Given where the arguments did not fit, and another build has begun the run."""
+    """Turns an error of the arguments into a stall; given if another build has begun the run."""
     has_entered: bool = True
-    """The arguments fitted, and the function was entered."""
+    """The arguments fitted, and the function has begun."""
     left_over: Callable[[], Interrupt | None] = _nothing_left
-    """What steps mean that the journal has, and the code did not reach."""
-    spent: BaseException | None = None
-    """What ``self.retry()`` raised because its limit is spent."""
+    """The interrupt, if the journal has steps that the code did not reach."""
+    exhausted: BaseException | None = None
+    """The error that ``self.retry()`` has raised because ``max_retries`` was reached."""
     retry_due: float | None = None
-    """When the retry is due that ``self.retry(throw=False)`` has sent."""
+    """When the retry of ``self.retry(throw=False)`` is due, by the monotonic clock (s); None: none was sent."""
     policy: Callable[[BaseException], PolicyAnswer] | None = None
-    """Of ``@durable_task``; None: Celery's rules hold."""
+    """The policy of a ``@durable_task``; None: Celery's rules hold."""
     is_autoretried: Callable[[BaseException], bool] = lambda _error: False
     """Whether Celery's ``autoretry_for`` names an error."""
     stall_left: float = 0.0
-    """Seconds for which a run that fits no code may still wait."""
+    """Seconds for which the run may still wait for a worker whose code fits."""
 
 
 # -- how it ends -------------------------------------------------------------------------------------------------------
@@ -111,12 +112,12 @@ class Failed(NamedTuple):
     """The run has failed."""
 
     error: BaseException
-    spent: PolicyAnswer | None = None
-    """Given where the task retry policy has no further attempt."""
+    exhausted: PolicyAnswer | None = None
+    """The answer of the task retry policy, if it allows no further attempt."""
 
 
 class Cancelled(NamedTuple):
-    """The run was cancelled, and its code has ended by that."""
+    """The run was cancelled, and ``TaskCancelled`` has left its body."""
 
     error: BaseException
 
@@ -127,7 +128,7 @@ class Retried(NamedTuple):
     error: BaseException
     delay: float
     answer: PolicyAnswer | None = None
-    """That of the task retry policy; None: a step asks for the retry."""
+    """The answer of the task retry policy; None: a step asks for the retry."""
 
 
 class Asleep(NamedTuple):
@@ -141,16 +142,17 @@ class Stalled(NamedTuple):
 
     stall: Stall
     left: float
+    """Seconds for which it may still wait."""
 
 
 class AskedToRetry(NamedTuple):
     """User code has used ``self.retry()``: the retry is sent, or kept by the journal."""
 
-    said: BaseException
+    raised: BaseException
 
 
 class RetrySent(NamedTuple):
-    """The body has failed after ``self.retry(throw=False)``: the retry is on its way."""
+    """The body has failed after ``self.retry(throw=False)``: the retry was sent already."""
 
     error: BaseException
     due: float
@@ -159,23 +161,23 @@ class RetrySent(NamedTuple):
 class Ignored(NamedTuple):
     """User code raised ``Ignore``: the run is over, and nothing is stored."""
 
-    said: BaseException
+    raised: BaseException
 
 
 class Requeued(NamedTuple):
-    """User code raised ``Reject(requeue=True)``: the broker brings the message again."""
+    """User code raised ``Reject(requeue=True)``: the broker delivers the message again."""
 
-    said: BaseException
+    raised: BaseException
 
 
 class LeftToAutoretry(NamedTuple):
-    """Celery's autoretry, which is around the body, decides."""
+    """Celery's autoretry decides: it gets the error of the body."""
 
     error: BaseException
 
 
 class NotBegun(NamedTuple):
-    """The message begins no attempt."""
+    """The message begins no attempt: :mod:`redelivery` answers it."""
 
     refusal: OpenResult
 
@@ -186,28 +188,28 @@ class TakenOver(NamedTuple):
     by: Interrupt
 
 
-class JournalAway(NamedTuple):
-    """The journal cannot be reached: Celery is to try the whole attempt again."""
+class JournalUnavailable(NamedTuple):
+    """The journal does not answer: Celery retries the whole attempt."""
 
     error: DurableError
 
 
 class ProcessEnds(NamedTuple):
-    """The process, or the coroutine, is told to end: another process goes on at once."""
+    """The process or the coroutine has to end: another process goes on at once."""
 
     error: BaseException
     orderly: bool
 
 
-class Passed(NamedTuple):
-    """It is nothing of this run: it is raised as it is."""
+class Reraised(NamedTuple):
+    """The exception is no end of this run: it is raised as it is."""
 
     error: BaseException
 
 
 End = (
     Failed | Cancelled | Retried | Asleep | Stalled | AskedToRetry | RetrySent | Ignored | Requeued | LeftToAutoretry
-    | NotBegun | TakenOver | JournalAway | ProcessEnds | Passed
+    | NotBegun | TakenOver | JournalUnavailable | ProcessEnds | Reraised
 )  # fmt: skip
 
 
@@ -215,7 +217,7 @@ End = (
 
 
 def reason_of(raised: BaseException, interrupted_by: BaseException | None) -> BaseException:
-    """Why a body has raised this: of an async one that we cancelled, what that was for."""
+    """The reason for *raised*: if the library has cancelled an async body, the overrun for which it did so."""
     error = leading(raised)
     return interrupted_by if isinstance(error, CancelledError) and isinstance(interrupted_by, Overrun) else error
 
@@ -226,7 +228,7 @@ def decide(facts: Facts) -> End:
         return _by_interrupt(facts, facts.why)
     if facts.kind is Kind.FAILURE:
         return _failed_attempt(facts, facts.why)
-    return _by_word(facts, facts.why)
+    return _by_celerys_exception(facts, facts.why)
 
 
 def _by_interrupt(facts: Facts, why: Interrupt) -> End:  # noqa: PLR0911  a row per interrupt
@@ -236,7 +238,7 @@ def _by_interrupt(facts: Facts, why: Interrupt) -> End:  # noqa: PLR0911  a row 
         case RetryStep():
             return Retried(located(why.error, why), why.delay)
         case Overrun() if not facts.is_its_own:
-            return Passed(why)
+            return Reraised(why)
         case Sleep():
             return Asleep(why)
         case Stall() if facts.stall_left > 0:
@@ -246,39 +248,39 @@ def _by_interrupt(facts: Facts, why: Interrupt) -> End:  # noqa: PLR0911  a row 
         case EndRun() | Stall():
             return _over(facts, located(why.error, why))
         case JournalLost():
-            return JournalAway(why.error)
+            return JournalUnavailable(why.error)
     assert isinstance(why, Fenced)  # noqa: S101
     return TakenOver(why)
 
 
-def _by_word(facts: Facts, said: BaseException) -> End:
-    """User code used Celery's own means, or the process ends."""
+def _by_celerys_exception(facts: Facts, raised: BaseException) -> End:
+    """The end after one of Celery's own exceptions, or after one that ends the process."""
     if facts.kind in (Kind.SHUTDOWN, Kind.EXIT):
-        return ProcessEnds(said, orderly=facts.kind is Kind.SHUTDOWN)
+        return ProcessEnds(raised, orderly=facts.kind is Kind.SHUTDOWN)
     if facts.is_direct:
-        return Passed(said)
+        return Reraised(raised)
     match facts.kind:
         case Kind.IGNORE:
-            return Ignored(said)
+            return Ignored(raised)
         case Kind.REQUEUE:
-            return Requeued(said)
+            return Requeued(raised)
         case Kind.REJECT:
-            return _over(facts, said)
-    return AskedToRetry(said)
+            return _over(facts, raised)
+    return AskedToRetry(raised)
 
 
 def _failed_attempt(facts: Facts, error: BaseException) -> End:  # noqa: PLR0911  a row per case
-    """An exception of the body, or of a step without retry options."""
+    """The end after an exception of the body, or of a step without retry options."""
     if facts.is_direct:
-        return Passed(error)
+        return Reraised(error)
     if not facts.is_open:
-        late = JournalUnavailableError("a time limit struck before the journal was open")
-        return JournalAway(late) if facts.is_time_limit else Passed(error)
+        late = JournalUnavailableError("a time limit was reached before the journal was open")
+        return JournalUnavailable(late) if facts.is_time_limit else Reraised(error)
     if facts.policy is not None and not (facts.has_entered or facts.hit_by_time_limit):
-        return _misfit(facts, as_read_elsewhere(error))
+        return _misfit(facts, as_readable_elsewhere(error))
     if isinstance(error, TerminalError) and (left := facts.left_over()) is not None:
         return decide(facts._replace(why=left))
-    if _is_final(error) or error is facts.spent:
+    if _is_final(error) or error is facts.exhausted:
         return _over(facts, error)
     if facts.policy is not None:
         answer = facts.policy(error)
@@ -289,32 +291,32 @@ def _failed_attempt(facts: Facts, error: BaseException) -> End:  # noqa: PLR0911
 
 
 def _misfit(facts: Facts, misfit: BaseException) -> End:
-    """The arguments did not fit: those of another build may, whose code a worker has somewhere."""
+    """The end if the arguments did not fit. If another build has begun the run, a worker may have its code."""
     if facts.refuse_arguments is None:
         return _over(facts, misfit)
     return decide(facts._replace(why=facts.refuse_arguments(misfit)))
 
 
 def _is_final(error: BaseException) -> bool:
-    """Whether no retry could change it."""
+    """Whether no retry could help."""
     return isinstance(error, DurableError) and not isinstance(error, (RetryableError, DurableTimeoutError))
 
 
-def _over(facts: Facts, error: BaseException, spent: PolicyAnswer | None = None) -> End:
-    return over(error, spent, is_direct=facts.is_direct, is_eager=facts.is_eager)
+def _over(facts: Facts, error: BaseException, exhausted: PolicyAnswer | None = None) -> End:
+    return over(error, exhausted, is_direct=facts.is_direct, is_eager=facts.is_eager)
 
 
-def over(error: BaseException, spent: PolicyAnswer | None = None, *, is_direct: bool, is_eager: bool) -> End:
+def over(error: BaseException, exhausted: PolicyAnswer | None = None, *, is_direct: bool, is_eager: bool) -> End:
     """The end of a run that does not go on after this error."""
     error = portable(error)
     if is_direct:
-        return Passed(error)
-    # Nobody cancels an eager run: its code has raised that itself.
-    return Cancelled(error) if isinstance(error, TaskCancelled) and not is_eager else Failed(error, spent)
+        return Reraised(error)
+    # Nobody can cancel an eager run. So its own code has raised the error.
+    return Cancelled(error) if isinstance(error, TaskCancelled) and not is_eager else Failed(error, exhausted)
 
 
-def as_read_elsewhere(error: BaseException) -> BaseException:
-    """Arguments that do not fit the task, as an error that a caller in another process can read."""
+def as_readable_elsewhere(error: BaseException) -> BaseException:
+    """An error of the arguments, in a form that a caller in another process can read."""
     if type(error).__name__ != "ValidationError":
         return error
     refused = TerminalError(str(error), 400)

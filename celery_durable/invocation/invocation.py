@@ -1,4 +1,4 @@
-"""One call of a task's body, as all know it that have to do with it: which task, by which message, how it is called."""
+"""One call of a task's body: which task, by which message, and how it is called."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .session import RunSession
 
 
 class Mode(Enum):
-    """Who has called the body."""
+    """How the body was called."""
 
     WORKER = "worker"
     EAGER = "eager"
-    """``apply()``, ``task_always_eager``: the journal is in memory, and nothing waits."""
+    """By ``apply()``, or with ``task_always_eager``: the journal is in memory, and nothing waits."""
     DIRECT = "direct"
-    """Called as a function: no retries, errors as they are."""
+    """As a function: nothing is retried, and errors are raised as they are."""
 
 
 class UserRetry:
@@ -35,13 +35,13 @@ class UserRetry:
 
     def __init__(self) -> None:
         self.raised: Retry | None = None
-        """It is sent, or kept by the journal, whatever user code makes of the exception."""
+        """The exception of a retry that was sent, or that the journal keeps: it holds even if user code swallows it."""
         self.due: float | None = None
-        """When the retry is due, by the monotonic clock, that ``throw=False`` has sent; the body goes on."""
+        """When the retry of ``self.retry(throw=False)`` is due, by the monotonic clock (s). The body goes on."""
         self.exhausted: BaseException | None = None
-        """What it raised because its limit is spent: no policy retries that."""
+        """The error that it raised because ``max_retries`` was reached. No policy retries this error."""
         self.changes: Mapping[str, str] = {}
-        """What the journal is to know of the arguments that it has changed."""
+        """Fields of the journal that it has changed: new arguments and options."""
 
 
 class Invocation:
@@ -66,7 +66,7 @@ class Invocation:
     )  # fmt: skip
 
     open: Callable[[], Any]
-    """Gives the durable context; the run is opened at first use."""
+    """Gives the durable context. The first call opens the run."""
 
     def __init__(self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outer: Invocation | None) -> None:
         self.task = task
@@ -74,21 +74,21 @@ class Invocation:
         self.kwargs = kwargs
         self.request = task.request
         self.outer = outer
-        """That of the task which has called this one as a function."""
+        """The invocation of the task that has called this one as a function; None if there is none."""
         self.mode = _mode(self.request, outer)
         self.arguments = Arguments()
         self.retry = UserRetry()
         self.session: RunSession | None = None
-        """None as long as no run was opened."""
+        """The session with the run; None until a run is opened."""
         self.delivery: Delivery | None = None
         self.entered = False
-        """Whether the arguments fitted and the function was entered."""
+        """Whether the arguments fitted, and the function has begun."""
         self.end: End | None = None
-        """How it has ended, once that is decided."""
+        """How the attempt ends; None until that is decided."""
         self.outer_exception = sys.exc_info()[1]
-        """An exception that passed before: the pool forks a process while it handles the end of another, say."""
+        """An exception that was being handled when this began: the pool may fork a process in an except block."""
         self.raised: BaseException | None = None
-        """What Celery was given to handle as it is: no autoretry of Celery's changes it."""
+        """The exception that Celery was given at the end. Celery's autoretry must not replace it."""
 
     @property
     def direct(self) -> bool:
@@ -103,9 +103,9 @@ class Invocation:
         return None if self.session is None else self.session.attempt
 
     def restore_arguments(self) -> None:
-        """Let the request have the arguments that the run was opened with: what is sent again is made of them.
+        """Give the request the arguments with which the run was opened: the next message is made from the request.
 
-        The body may have changed its own in place, and with those the run would not be known again.
+        The body may have changed its arguments in place. With these, the journal would refuse the message.
         """
         if self.delivery is not None and self.mode is Mode.WORKER:
             opened_with = Call.load(self.delivery.call, self.task.durable_attempt_settings.accept)

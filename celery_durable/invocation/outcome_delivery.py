@@ -1,4 +1,4 @@
-"""The delivery of an outcome: Celery stores it, and sends what hangs on it; then the journal is told so."""
+"""The delivery of an outcome: Celery stores it and sends callbacks, and then the journal is told so."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from celery_durable.journal.layout import Status
 from celery_durable.journal.port import Journal
 
 _BACK_AGAIN = 60.0
-"""Seconds in which Celery tries a task again, at the latest, that has lost its journal for as long as a lease."""
+"""If an attempt loses its journal for as long as a lease, Celery retries the task within this many seconds."""
 
 
 class Lease(Protocol):
     """The lease of a run in Redis: see :mod:`celery_durable.redis.lease`."""
 
     def keep(self) -> None:
-        """Renew it from now on."""
+        """Renew the lease from now on."""
 
     def drop(self) -> None:
-        """Renew it no more."""
+        """Renew the lease no more."""
 
 
 class State(Enum):
-    """What becomes of an outcome that Celery is to store, and of what hangs on it."""
+    """How far an outcome and its callbacks have come."""
 
     NONE = "none"
-    """There is none, or it is stored already."""
+    """There is no outcome, or it is delivered already."""
     PENDING = "pending"
-    """It is done when this delivery is over; until then nobody else is to do it."""
+    """Celery stores it and sends the callbacks. No other worker may do so meanwhile."""
     FAILED = "failed"
-    """A worker tries again, after pauses that grow."""
+    """Celery could not deliver it. A worker tries again, after pauses that grow."""
     IMPOSSIBLE = "impossible"
-    """It can never be sent; a Retry tries it all the same."""
+    """A callback can never be sent. A Retry tries it all the same."""
 
 
 class OutcomeDelivery:
-    """That of one session's outcome."""
+    """The delivery of the outcome of one session."""
 
     def __init__(self, journal: Journal, settings: Settings, lease: Lease | None) -> None:
         self._journal = journal
@@ -47,45 +47,45 @@ class OutcomeDelivery:
         self._lease = lease
         self._state = State.NONE
         self.status = ""
-        """That of the outcome."""
+        """The status of the outcome; empty until there is one."""
 
     @property
     def may_be_written_with_outcome(self) -> bool:
-        """Whether a result may go with the outcome, in one act.
+        """Whether one script may write the outcome and the result.
 
-        Nobody is to read it before that is where it is to be. And where Redis is lost before its reply arrives, the
-        journal is to be there still when the task is tried again.
+        It may not if a write needs a confirmation: nobody may read the result before that. It may not if the retention
+        is very short: if Redis is lost before its reply arrives, the retried task must still find its journal.
         """
         settings = self._settings
         long_enough = settings.retention >= settings.lease + _BACK_AGAIN
         return settings.journal_sync == "memory" and long_enough
 
     def retention(self, status: str) -> float:
-        """Seconds for which a run is kept that has ended so."""
+        """Seconds for which the journal of a run with this status is kept."""
         settings = self._settings
         return settings.failure_retention if status in (Status.FAILED, Status.REVOKED) else settings.retention
 
     def contradicts(self, state: str | None) -> bool:
-        """Whether Celery has made a failure of a success: because a callback could not be sent, say."""
+        """Whether Celery has turned a success into a failure, because it could not send a callback, for example."""
         return self.status == Status.SUCCEEDED and state == states.FAILURE
 
-    def pending(self, status: str) -> None:
-        """When this delivery is over, the outcome has been delivered; until then nobody else is to do it."""
+    def mark_pending(self, status: str) -> None:
+        """The outcome is recorded, and Celery delivers it now. The lease keeps other workers from doing so, too."""
         self.status, self._state = status, State.PENDING
         if self._lease is not None:
             self._lease.keep()
 
-    def failed(self) -> None:
-        """The outcome did not arrive: a worker tries again, after pauses that grow."""
+    def mark_failed(self) -> None:
+        """The outcome could not be delivered: a worker tries again, after pauses that grow."""
         self._state = State.FAILED
 
-    def impossible(self) -> None:
-        """What hangs on the outcome can never be sent; a Retry tries it all the same."""
+    def mark_impossible(self) -> None:
+        """A callback can never be sent. A Retry tries it all the same."""
         if self._state is State.PENDING:
             self._journal.deliver(self._settings.failure_retention, arrived=False)
             self._state = State.IMPOSSIBLE
 
     def confirm(self) -> None:
-        """The delivery is over: if nothing went wrong, the outcome has arrived."""
+        """Celery has finished. If no failure was marked, tell the journal that the outcome is delivered."""
         if self._state is State.PENDING:
             self._journal.deliver(self.retention(self.status))

@@ -1,6 +1,6 @@
-"""This process's session with a run: from the opening of an attempt to the delivery of its outcome.
+"""The session of this process with a run: from the opening of an attempt to the delivery of its outcome.
 
-The journal is told here how an attempt ends, once and in one piece. :mod:`ends` decides how.
+It tells the journal how an attempt ends, once and by one script. :mod:`ends` decides how.
 """
 
 from __future__ import annotations
@@ -30,28 +30,30 @@ T = TypeVar("T")
 logger = logging.getLogger("celery_durable")
 
 _WAIT_HERE = 1.0
-"""A run that is due sooner than this is waited for, not sent around; a lease that is not renewed any more, too."""
+"""Seconds. If a run is due sooner than this, or a lease that nobody renews lapses sooner, this process waits for it."""
 
 
-class Told(Enum):
-    """What the journal has been told of the end of an attempt."""
+class EndState(Enum):
+    """What the journal knows of the end of an attempt."""
 
-    NOTHING = "nothing"
+    OPEN = "open"
+    """The attempt has not ended."""
     SUSPENDED = "suspended"
-    """That the run goes on, and when."""
+    """It knows that the run goes on, and when."""
     FINISHED = "finished"
-    LET_GO = "let go"
-    """Nothing, and it will not be."""
+    """It has the outcome of the run."""
+    UNRECORDED = "unrecorded"
+    """The attempt has ended, but the journal knows nothing of it, and will not be told."""
 
 
 class RunSession:
-    """What one delivery has of a run."""
+    """What one delivery has of a run: its journal, its attempt, its lease, and the delivery of its outcome."""
 
     def __init__(self, journal: Journal, settings: Settings, lease: Lease | None = None) -> None:
         self.journal = journal
         self.settings = settings
         self.attempt: Attempt | None = None
-        self.told = Told.NOTHING
+        self.end_state = EndState.OPEN
         self.outcome = OutcomeDelivery(journal, settings, lease)
         self._lease = lease
 
@@ -59,15 +61,15 @@ class RunSession:
         """Begin an attempt.
 
         Raises:
-            NotNow: this delivery is not to begin one.
+            NotNow: this delivery must not begin one.
             JournalLost: Redis does not answer.
         """
-        self.attempt = Attempt(self.journal, self._opened(delivery), info, settings)
+        self.attempt = Attempt(self.journal, self._open_journal(delivery), info, settings)
         if self._lease is not None:
             self._lease.keep()
         return self.attempt
 
-    def _opened(self, delivery: Delivery) -> Opened:
+    def _open_journal(self, delivery: Delivery) -> Opened:
         while True:
             try:
                 opening = self.journal.open(delivery)
@@ -85,42 +87,51 @@ class RunSession:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the journal was told how the attempt ended, or is not to be told."""
-        return self.told is not Told.NOTHING
+        """Whether the attempt has ended, with the knowledge of the journal or without it."""
+        return self.end_state is not EndState.OPEN
 
     @property
     def is_suspended(self) -> bool:
-        """Whether the journal knows that and when the run goes on."""
-        return self.told is Told.SUSPENDED
+        """Whether the journal knows when the run goes on."""
+        return self.end_state is EndState.SUSPENDED
 
     def suspend(
         self, delay: float, fields: Mapping[str, str], slack: float = 0.0, *, though_cancelled: bool = False
     ) -> None:
-        """The run goes on in *delay* seconds, in another attempt.
+        """Record that the run goes on with another attempt.
 
-        *slack*: seconds more until a worker sends it, where a message of the broker is to bring it back.
+        Args:
+            delay: seconds until then.
+            fields: further fields of the journal.
+            slack: seconds after that. If no message of the broker has brought the run back by then, a worker sends it.
+            though_cancelled: suspend it even if somebody has cancelled it. Else it is due at once.
         """
         if self.attempt is not None and not self.has_ended:
             words = {**self.attempt.outbox.drain_staged(), **fields}
             suspend = partial(self.journal.suspend, delay, words, slack, though_cancelled=though_cancelled)
             self._tell(self.attempt, suspend)
-            self.told = Told.SUSPENDED
+            self.end_state = EndState.SUSPENDED
             self.close_attempt()
 
     def prove_lease(self) -> None:
-        """Before something is said elsewhere: the run is still ours."""
+        """Check that this attempt still has the run, before others are told something about it.
+
+        Raises:
+            Fenced: another attempt has the run, or it has ended.
+            JournalLost: Redis does not answer.
+        """
         if self.attempt is not None and not self.has_ended:
             self._tell(self.attempt, self.journal.prove_lease)
 
     def give_up(self, *, orderly: bool) -> None:
-        """This process is about to die: the run is another's at once."""
+        """Give the lease back at once, because this process is about to end. Another worker goes on with the run."""
         if self.attempt is not None and not self.has_ended:
             self.close_attempt()
             self._release(self.attempt, orderly=orderly)
 
     def release_for_delivery(self) -> None:
-        """The outcome is written, and another process is to deliver it."""
-        self.outcome.failed()
+        """Give the lease back: the outcome is recorded, and another worker delivers it."""
+        self.outcome.mark_failed()
         self.close_attempt()
         if self.attempt is not None:
             self._release(self.attempt, orderly=True)
@@ -130,15 +141,15 @@ class RunSession:
             self.journal.release(orderly=orderly)
         except (JournalUnavailableError, JournalUnreadableError) as error:
             logger.warning(
-                "task %s: its lease cannot be given back, others go on when it has lapsed: %s",
+                "task %s: its lease cannot be given back, other workers go on when it has lapsed: %s",
                 attempt.info.task_id,
                 error,
             )
 
     def finish(self, status: str, outcome: str | None, result: Result | None = None) -> bool:
-        """The run has ended; its outcome is to be delivered.
+        """Record that the run has ended, with this *outcome*.
 
-        Whether it is already, with the *result* that was written beside it: then nothing that follows contradicts it.
+        Returns whether the outcome is delivered already, because the *result* was written together with it.
         """
         delivered = False
         if self.attempt is not None and not self.has_ended:
@@ -150,18 +161,18 @@ class RunSession:
             except JournalLost as lost:
                 if not isinstance(lost.error, JournalGone):
                     raise
-                # All is done: to begin anew would do it twice.
+                # The work is done. If the task were retried, it would do it twice.
                 logger.error("the outcome of task %s is not journaled: %s", self.attempt.info.task_id, lost)
                 self.attempt.pulse.interrupt = None
-            self.told = Told.FINISHED
+            self.end_state = EndState.FINISHED
             self.attempt.pulse.closed = True
             if not delivered:
-                self.outcome.pending(status)
+                self.outcome.mark_pending(status)
         return delivered
 
-    def finish_after_all(self, status: str, outcome: str) -> None:
-        """As :meth:`finish`, though the journal was told of another end: that one did not come to be."""
-        self.told = Told.NOTHING
+    def finish_instead(self, status: str, outcome: str) -> None:
+        """Like :meth:`finish`, in place of another end that the journal was told before."""
+        self.end_state = EndState.OPEN
         self.finish(status, outcome)
 
     def _write_end(self, status: str, words: Mapping[str, str], result: Result | None) -> bool:
@@ -171,14 +182,14 @@ class RunSession:
         return False
 
     @property
-    def lacks_success(self) -> bool:
-        """Whether the journal would be wrong to say of this attempt what it says now, were the run a success."""
+    def contradicts_success(self) -> bool:
+        """Whether the journal does not know yet that the run is a success, or says that it has failed."""
         return self.attempt is not None and (not self.has_ended or self.outcome.status == Status.FAILED)
 
     def close_attempt(self) -> None:
-        """End the attempt; nothing more is said of it."""
+        """End the attempt. The journal is told nothing more about it."""
         if not self.has_ended:
-            self.told = Told.LET_GO
+            self.end_state = EndState.UNRECORDED
         if self.attempt is not None:
             self.attempt.pulse.closed = True
             watchdog.forget(self.attempt.pulse)
@@ -186,12 +197,12 @@ class RunSession:
             self._lease.drop()
 
     def lapse(self) -> None:
-        """Let the lease lapse, as if this process had died: nobody knows when its code ends."""
+        """Stop renewing the lease, as if this process had died: nobody knows when its code ends."""
         if self._lease is not None:
             self._lease.drop()
 
     def close(self) -> None:
-        """The delivery is over: give back what it used."""
+        """End the session: tell the journal of the delivery, and give its connection back."""
         try:
             self.outcome.confirm()
         except (JournalUnavailableError, Interrupt) as error:
@@ -205,5 +216,5 @@ class RunSession:
         try:
             return attempt.pulse.ask(write)
         except SoftTimeLimitExceeded:
-            # It strikes once, and what it was to stop has ended.
+            # A soft time limit is raised once, and the body, which it was to stop, has ended.
             return attempt.pulse.ask(write)

@@ -24,7 +24,7 @@ from celery_durable.drivers.threads import actions
 from celery_durable.drivers.watchdog import Watch, watchdog
 from celery_durable.ending.completion import complete
 from celery_durable.ending.orphan import OrphanedAttempt
-from celery_durable.ending.result_text import recordable
+from celery_durable.ending.result_text import encode_result
 from celery_durable.ending.suspension import await_retry
 from celery_durable.exceptions import RecoveryLimitExceeded
 from celery_durable.interrupts import Interrupt
@@ -277,7 +277,10 @@ class Runner:
         result = None
         if self._store is not None and session.outcome.may_be_written_with_outcome:
             result = self._store.result_of(invocation.task, request, value)
-        if session.finish(Status.SUCCEEDED, recordable(invocation, attempt, value), result) and result is not NO_RESULT:
+        if (
+            session.finish(Status.SUCCEEDED, encode_result(invocation, attempt, value), result)
+            and result is not NO_RESULT
+        ):
             backend.suppressed_run.set(request.id)
 
 

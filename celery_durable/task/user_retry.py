@@ -26,7 +26,7 @@ from celery_durable.delivery.message import (
     step_retries,
 )
 from celery_durable.ending.retry_plan import Carrier, plan
-from celery_durable.ending.suspension import fail_after_all, suspend_as_retried
+from celery_durable.ending.suspension import fail_unsendable_retry, report_and_suspend
 from celery_durable.interrupts import Fenced, JournalLost
 from celery_durable.invocation.invocation import Invocation
 
@@ -144,7 +144,7 @@ def _suspend_first(invocation: Invocation, delay: float, limit: int | None, erro
     planned = plan(invocation, delay, "self.retry()")
     try:
         suspend = partial(session.suspend, planned.delay, invocation.retry.changes, slack=planned.slack)
-        suspend_as_retried(invocation, error, suspend)
+        report_and_suspend(invocation, error, suspend)
     except Fenced:
         raise Ignore("another attempt has taken over") from None
     except JournalLost as lost:
@@ -198,7 +198,7 @@ def _after_failed_send(
     try:
         check_encodable(task, signature())
     except Exception:
-        fail_after_all(invocation, rejected)
+        fail_unsendable_retry(invocation, rejected)
         return rejected
     # The message can be encoded, so the error passes by itself (the broker is away, for example).
     if task.acks_late:
@@ -207,5 +207,5 @@ def _after_failed_send(
         log_left_to_journal(invocation.request, reason)
         invocation.retry.raised = Retry(exc=reason, when=delay)  # type: ignore[arg-type]
         return invocation.retry.raised
-    fail_after_all(invocation, rejected)
+    fail_unsendable_retry(invocation, rejected)
     return rejected

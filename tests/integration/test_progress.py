@@ -156,7 +156,7 @@ def test_an_execution_that_has_ended_is_not_given_up(app: Celery, redis_client: 
         late = Overrun(attempt.pulse, DurableTimeoutError("too late"), *steps)
         invocation = invocation_of(task)
         assert invocation.session is not None
-        OrphanedAttempt(invocation, invocation.session)._abandon(late)  # noqa: SLF001
+        OrphanedAttempt(invocation, invocation.session)._fail_step(late)  # noqa: SLF001
         return ctx.run("second", lambda: "done")
 
     task = task_in(app, body)

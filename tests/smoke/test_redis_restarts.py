@@ -204,7 +204,7 @@ def test_a_soft_time_limit_while_the_journal_is_opened_is_no_failure(
     effects.release("limited")
     journal_server.freeze()
     result = crashes.soft_limited.delay()
-    wait_until_logged(worker, f"task {result.id}", "a time limit struck before the journal was open")
+    wait_until_logged(worker, f"task {result.id}", "a time limit was reached before the journal was open")
     journal_server.thaw()
 
     assert value_of(result) == 1

@@ -26,14 +26,14 @@ from celery_durable.invocation.ends import (
     Facts,
     Failed,
     Ignored,
-    JournalAway,
+    JournalUnavailable,
     Kind,
     LeftToAutoretry,
     NotBegun,
-    Passed,
     PolicyAnswer,
     ProcessEnds,
     Requeued,
+    Reraised,
     Retried,
     RetrySent,
     Stalled,
@@ -82,7 +82,7 @@ ROWS: list[tuple[str, Facts, ends.End]] = [
     ("it took too long", Facts(overrun(), policy=again), Retried(LATE, 3.0, AGAIN)),
     ("it took too long, in plain Celery", Facts(overrun()), Failed(LATE)),
     ("the run cannot go on", Facts(EndRun(REFUSED), policy=again), Failed(REFUSED)),
-    ("the journal is away", Facts(JournalLost(AWAY)), JournalAway(AWAY)),
+    ("the journal is away", Facts(JournalLost(AWAY)), JournalUnavailable(AWAY)),
     ("another attempt has the run", Facts(FENCED), TakenOver(FENCED)),
     # -- what user code said in Celery's words
     ("self.retry()", Facts(SAID, Kind.RETRY), AskedToRetry(SAID)),
@@ -92,24 +92,24 @@ ROWS: list[tuple[str, Facts, ends.End]] = [
     ("the worker ends the process", Facts(SAID, Kind.SHUTDOWN), ProcessEnds(SAID, orderly=True)),
     ("the task ends the process", Facts(SAID, Kind.EXIT), ProcessEnds(SAID, orderly=False)),
     ("the same, called as a function", Facts(SAID, Kind.EXIT, is_direct=True), ProcessEnds(SAID, orderly=False)),
-    ("Ignore, called as a function", Facts(SAID, Kind.IGNORE, is_direct=True), Passed(SAID)),
+    ("Ignore, called as a function", Facts(SAID, Kind.IGNORE, is_direct=True), Reraised(SAID)),
     # -- an exception of the body
     ("plain Celery", Facts(ERROR), Failed(ERROR)),
     ("autoretry_for", Facts(ERROR, is_autoretried=lambda error: error is ERROR), LeftToAutoretry(ERROR)),
     ("after retry(throw=False)", Facts(ERROR, retry_due=7.0), RetrySent(ERROR, 7.0)),
     ("a policy", Facts(ERROR, policy=again), Retried(ERROR, 3.0, AGAIN)),
     ("a policy that is spent", Facts(ERROR, policy=no_more), Failed(ERROR, NO_MORE)),
-    ("self.retry() that is spent, under a policy", Facts(ERROR, spent=ERROR, policy=again), Failed(ERROR)),
+    ("self.retry() that is spent, under a policy", Facts(ERROR, exhausted=ERROR, policy=again), Failed(ERROR)),
     ("a terminal error", Facts(REFUSED, policy=again, is_autoretried=lambda _: True), Failed(REFUSED)),
     ("a retryable error", Facts(later := RetryableError("later"), policy=again), Retried(later, 3.0, AGAIN)),
     ("a time limit of a step", Facts(LATE, policy=again), Retried(LATE, 3.0, AGAIN)),
     ("spent retries of a step", Facts(spent := RetriesExhausted("spent"), policy=again), Failed(spent)),
     ("a cancellation", Facts(CANCELLED, policy=again), Cancelled(CANCELLED)),
     ("a cancellation that eager code raised", Facts(CANCELLED, is_eager=True), Failed(CANCELLED)),
-    ("called as a function", Facts(ERROR, is_direct=True, policy=again), Passed(ERROR)),
-    ("terminal, called as a function", Facts(EndRun(REFUSED), is_direct=True), Passed(REFUSED)),
+    ("called as a function", Facts(ERROR, is_direct=True, policy=again), Reraised(ERROR)),
+    ("terminal, called as a function", Facts(EndRun(REFUSED), is_direct=True), Reraised(REFUSED)),
     # -- before the run was open, or the function entered
-    ("no run is open", Facts(ERROR, is_open=False), Passed(ERROR)),
+    ("no run is open", Facts(ERROR, is_open=False), Reraised(ERROR)),
     ("arguments that do not fit", Facts(ERROR, has_entered=False, policy=again), Failed(ERROR)),
     (
         "a time limit before the function was entered",
@@ -142,14 +142,14 @@ def test_each_end_has_a_row() -> None:
 def test_an_overrun_of_another_attempt_is_passed_on() -> None:
     late = overrun()
 
-    assert decide(Facts(late, is_its_own=False, policy=again)) == Passed(late)
+    assert decide(Facts(late, is_its_own=False, policy=again)) == Reraised(late)
 
 
 def test_a_time_limit_before_the_journal_was_open_is_a_journal_that_is_away() -> None:
     end = decide(Facts(ERROR, is_open=False, is_time_limit=True, hit_by_time_limit=True))
 
-    assert isinstance(end, JournalAway)
-    assert "a time limit struck before the journal was open" in str(end.error)
+    assert isinstance(end, JournalUnavailable)
+    assert "a time limit was reached before the journal was open" in str(end.error)
 
 
 def test_refused_arguments_are_read_in_another_process() -> None:
