@@ -15,9 +15,9 @@ from celery.result import AsyncResult
 from celery_durable import RunNotRetryableError
 from tests.smoke import effects
 from tests.smoke.apps import recovery
+from tests.smoke.flower import LOGIN, Flower
 from tests.smoke.nodes import BACKEND_DB, BROKER_DB, DurableSetup, Worker
 from tests.smoke.runs import end_waits, journals, lose_messages, wait_for_messages, wait_until_suspended, waiting
-from tests.smoke.test_flower import LOGIN, Flower
 from tests.smoke.watching import deliver_again, journal, wait_until_idle, wait_until_logged, waiting_message
 from tests.waiting import eventually
 

@@ -143,6 +143,25 @@ def test_the_settings_page_has_every_setting_with_its_mark() -> None:
     assert {name: mark == "✓" for name, mark in rows.items()} == {name: name in of_tasks for name in Settings._fields}
 
 
+# -- tests by promise --------------------------------------------------------------------------------------------------
+
+TESTS = PROJECT / "docs" / "tests.md"
+
+
+def test_each_test_file_stands_in_the_table_of_promises_once() -> None:
+    listed = re.findall(r"\]\(\.\./(tests/\w+/test_\w+\.py)\)", TESTS.read_text())
+    files = (PROJECT / "tests").glob("**/test_*.py")
+    assert sorted(listed) == sorted(str(file.relative_to(PROJECT)) for file in files)
+
+
+def test_a_promise_has_one_name_in_every_ring() -> None:
+    rows = re.findall(r"^\|[^|]+\| `(test_\w+)` \|(.+)\|$", TESTS.read_text(), re.MULTILINE)
+    names = [name for name, _ in rows]
+    assert len(names) == len(set(names)) > 50
+    for name, links in rows:
+        assert {Path(link).stem for link in _links(links)} == {name}
+
+
 # -- what the examples do ----------------------------------------------------------------------------------------------
 
 
