@@ -69,7 +69,7 @@ def store_revoked(task: Any, request: Any, error: BaseException) -> bool:
         if request.chord:
             task.backend.on_chord_part_return(request, states.REVOKED, error)
     except Exception:
-        logger.exception("task %s: its cancellation could not be delivered, and will be again", request.id)
+        logger.exception("task %s: its cancellation could not be delivered; a worker tries again", request.id)
         return False
     return True
 

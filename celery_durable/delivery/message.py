@@ -26,7 +26,7 @@ HEADER = "celery_durable"
 
 - ``"retries"``: how many retries of the run the library has sent;
 - ``"by_policy"``: how many of these the task retry policy asked for;
-- ``"hint"``: a worker sent the message in place of an earlier one;
+- ``"hint"``: the message is a wake-up: a worker has sent it in place of another one;
 - ``"changed"``: how often ``self.retry(args=...)`` has changed the arguments;
 - ``"reopen"``: the name of a request to reopen a failed run;
 - ``"asked"``: the message repeats one that found no Redis and may have been sent to reopen a run. The value is the time
@@ -192,13 +192,13 @@ def check_encodable(task: Any, signature: Any) -> None:
     kombu_json.dumps([options.get("headers"), [options.get(name) for name in options.get("stamped_headers") or ()]])
 
 
-def publish(task: Any, request: Any, signature: Any, *, journaled: bool) -> None:
+def publish(task: Any, request: Any, signature: Any, *, is_in_journal: bool) -> None:
     """Send a retry. It can be encoded, so any error here passes by itself (the broker is away, for example).
 
     With ``acks_late``, an error gives the present message back to the broker. Without it, the journal sends the retry
     if it knows when it is due; else this function tries again until it succeeds.
 
-    *journaled*: whether the journal knows when the retry is due.
+    *is_in_journal*: whether the journal knows when the retry is due.
 
     Raises:
         Reject: the present message goes back to the broker.
@@ -214,7 +214,7 @@ def publish(task: Any, request: Any, signature: Any, *, journaled: bool) -> None
             if task.acks_late:
                 raise reject_unsent(request, error) from error
             # The message was acknowledged before the task began.
-            if journaled:
+            if is_in_journal:
                 log_left_to_journal(request, error)
                 return
             logger.error("task %s: its retry cannot be published, next try in %g s: %r", request.id, pause, error)
@@ -292,14 +292,18 @@ def seconds_until(task: Any, when: Any) -> float:
 def reject_unsent(request: Any, error: Exception) -> Reject:
     """Log that a retry could not be published. Returns the error to raise: the broker delivers the message again."""
     logger.error(
-        "task %s: its retry could not be published, the message goes back to the broker: %r", request.id, error
+        "task %s: its retry could not be published; the message goes back to the broker: %r", request.id, error
     )
     return Reject(error, requeue=True)
 
 
 def log_left_to_journal(request: Any, error: Exception) -> None:
     """Log that a retry could not be published: a worker sends it from the journal when it is due."""
-    logger.error("task %s: its retry could not be published, the journal has its due time: %r", request.id, error)
+    logger.error(
+        "task %s: its retry could not be published; a worker sends it from the journal when it is due: %r",
+        request.id,
+        error,
+    )
 
 
 def sendable_delay(app: Any, delay: float) -> float:

@@ -39,7 +39,9 @@ def colocated_result(task: Any, request: Any, value: Any, url: str) -> Result | 
         return Result(*stored_success(backend, request, value))
     except Exception as error:
         # If Celery cannot write it either, the task fails there. If it can, only round trips are lost.
-        logger.warning("task %s: its result cannot be written with its outcome, but by Celery: %r", request.id, error)
+        logger.warning(
+            "task %s: its result cannot be written together with its outcome; Celery writes it: %r", request.id, error
+        )
         return None
 
 

@@ -72,7 +72,7 @@ class OrphanedAttempt:
                 complete(self._invocation, failure := self._failure(step, overrun.error), failure)
             except Interrupt as error:
                 logger.error(
-                    "task %s: its abandoned step could not be journaled: %s", self._invocation.request.id, error
+                    "task %s: the failure of its step could not be recorded: %s", self._invocation.request.id, error
                 )
             except BaseException as raised:
                 self._release_to_others(step, raised)
@@ -85,7 +85,7 @@ class OrphanedAttempt:
         if not self._session.has_ended:
             # The end could not be recorded, because of an error in the code here. The caller must not get that error.
             logger.error(
-                "task %s: its abandoned step %r could not be settled; its lease lapses",
+                "task %s: the failure of its step %r could not be carried out; its lease lapses",
                 self._invocation.request.id, step.name, exc_info=raised,
             )  # fmt: skip
             self._session.lapse()

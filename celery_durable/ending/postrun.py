@@ -40,7 +40,7 @@ def finish(invocation: Invocation, state: str | None, result: Any, *, delivered:
     try:
         _adopt_celerys_end(invocation, session, state, result)
     except Interrupt as error:
-        logger.error("task %s: its end could not be journaled: %s", invocation.request.id, error)
+        logger.error("task %s: its end could not be recorded: %s", invocation.request.id, error)
     finally:
         _mark_delivery(session, state, result, delivered=delivered)
         session.close()

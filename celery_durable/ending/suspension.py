@@ -192,7 +192,7 @@ def _publish(
             message.check_encodable(task, signature)
         except Exception as unencodable:
             return fail_unsendable_retry(invocation, unencodable)
-        message.publish(task, request, signature, journaled=session.is_suspended)
+        message.publish(task, request, signature, is_in_journal=session.is_suspended)
     return _shown_as_retry(error, delay, is_eager=invocation.eager, sig=signature)
 
 

@@ -162,7 +162,11 @@ class RunSession:
                 if not isinstance(lost.error, JournalGone):
                     raise
                 # The work is done. If the task were retried, it would do it twice.
-                logger.error("the outcome of task %s is not journaled: %s", self.attempt.info.task_id, lost)
+                logger.error(
+                    "task %s: its outcome is not recorded: %s",
+                    self.attempt.info.task_id,
+                    lost,
+                )
                 self.attempt.pulse.interrupt = None
             self.end_state = EndState.FINISHED
             self.attempt.pulse.closed = True
@@ -206,7 +210,7 @@ class RunSession:
         try:
             self.outcome.confirm()
         except (JournalUnavailableError, Interrupt) as error:
-            logger.error("the delivery of an outcome could not be journaled: %r", error)
+            logger.error("the delivery of an outcome could not be recorded: %r", error)
         finally:
             self.close_attempt()
             self.journal.close()

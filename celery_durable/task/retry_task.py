@@ -68,7 +68,7 @@ def _describe_replay(fields: Fields) -> str:
         return "it had succeeded, but its callbacks were not sent: they are sent now"
     if failed := replayed_failures(fields):
         return (
-            f"the failure of step {failed[0]!r} is replayed, since other steps followed it (compensations, say); "
+            f"the failure of step {failed[0]!r} is replayed, because other steps followed it (such as compensations); "
             f"to run it again a restart is needed: send the task under a new id"
         )
     return "finished steps are replayed, the rest runs again"

@@ -149,7 +149,7 @@ def _suspend_first(invocation: Invocation, delay: float, limit: int | None, erro
         raise Ignore("another attempt has taken over") from None
     except JournalLost as lost:
         # Celery's message brings the run back. The journal accepts it when the lease has lapsed.
-        logger.error("task %s: self.retry() could not be journaled: %s", invocation.request.id, lost)
+        logger.error("task %s: self.retry() could not be recorded: %s", invocation.request.id, lost)
         attempt.pulse.interrupt = None
         session.close_attempt()
         return False

@@ -105,7 +105,7 @@ class Recovery:
             raise
         except Exception:
             # A run that cannot be sent does not hold up the others.
-            logger.exception("task %s: cannot be sent again; tried after pauses that grow", run.task_id)
+            logger.exception("task %s: cannot be sent again; it is tried again, after pauses that grow", run.task_id)
             return False
         logger.info("task %s: sent again, %s", run.task_id, _REASONS[run.status])
         return True

@@ -122,7 +122,7 @@ class DurableRequest(OpenRequest):
         try:
             super().cancel(pool, signal, emit_retry)
         except NotImplementedError:
-            logger.warning("task %s: its pool cannot stop it, it ends by itself", self.id)
+            logger.warning("task %s: its pool cannot stop it; it runs to its end", self.id)
 
     def announce_cancelled(self, *, emit_retry: bool) -> None:
         # A durable run goes on, and that is no retry. The journal is not asked: this would wait, and gevent forbids it.
@@ -169,7 +169,7 @@ class DurableRequest(OpenRequest):
             owner = "" if pid is None else owner_name(pid)
             return runs.terminate(self.id, status, keep, outcome.encode_error(error), owner=owner)
 
-        return self._ask_journal(end, "its end could not be journaled")
+        return self._ask_journal(end, "its end could not be recorded")
 
     def _ask_journal(self, question: Callable[[Runs], T], otherwise: str) -> T | None:
         try:

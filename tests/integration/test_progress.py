@@ -202,7 +202,7 @@ def test_what_goes_wrong_with_an_abandoned_step_is_told_and_its_run_goes_on(
     task_id = new_id()
     run = threading.Thread(target=execute, args=[task], kwargs={"task_id": task_id})
     run.start()
-    eventually(lambda: "its abandoned step 'held' could not be settled" in caplog.text)
+    eventually(lambda: "the failure of its step 'held' could not be carried out" in caplog.text)
     store = store_of(app)
     before = state(redis_client, store, task_id)["lease"]
     gate.set()

@@ -451,7 +451,7 @@ def test_a_result_that_cannot_be_written_beside_the_outcome_is_told_and_stored_b
         assert execute(task, task_id=task_id) == "SUCCESS"
         assert app.backend.store_result.call_count == 1
 
-    assert f"task {task_id}: its result cannot be written with its outcome, but by Celery" in caplog.text
+    assert f"task {task_id}: its result cannot be written together with its outcome; Celery writes it" in caplog.text
     assert store_of(app).runs.load(task_id)[b"status"] == b"succeeded"
 
 
