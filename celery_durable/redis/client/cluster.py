@@ -1,21 +1,17 @@
-"""A Redis Cluster: which node has which slot, and connections that follow their slot from node to node.
+"""A Redis Cluster: connections that follow their slot from node to node.
 
 redis-py's own client of a Cluster sends one command and reads its reply; a connection of ours sends ahead. So this
-module asks the nodes itself, and leaves connections and protocol to redis-py.
+package asks the nodes itself, and leaves connections and protocol to redis-py.
 """
 
 from __future__ import annotations
 
-import random
-import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-from redis.exceptions import AskError, InvalidResponse, MovedError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 
 from celery_durable.exceptions import DurableError, JournalUnavailableError
 
@@ -24,29 +20,10 @@ from .connector import Connector
 from .errors import Refused, TransientError
 from .pool import IdleConnections, JournalConnectionPool
 from .protocol import pack
-from .redis_py import bound_timeouts, point_at, redirected_to, slot_of
+from .redis_py import point_at, redirected_to, slot_of
+from .slots import NEVER, Node, Slots
 
-# It has no state that the user could have seeded.
-_SHUFFLED = random.SystemRandom()
 _ASKING = pack("ASKING")
-_LONGEST_QUESTION = 1.0
-_NEVER = float("-inf")
-
-
-class Node(NamedTuple):
-    """The address of a server of the Cluster."""
-
-    host: str
-    port: int
-
-
-class _Range(NamedTuple):
-    """Neighbouring slots that are on the same servers."""
-
-    first: int
-    last: int
-    master: Node
-    replicas: tuple[Node, ...]
 
 
 class Cluster:
@@ -55,19 +32,16 @@ class Cluster:
     def __init__(
         self, make_connector: Callable[[], Connector], seeds: Iterable[tuple[str, int]], timeout: float
     ) -> None:
+        self.slots = Slots(self._raw_connection, seeds)
         self._make_connector = make_connector
-        self._seeds = [Node(*seed) for seed in seeds]
         self._timeout = timeout
-        self._ranges: list[_Range] = []
-        self._moved: dict[int, Node] = {}
-        self._asked = _NEVER
         self._pools: dict[int, SlotConnectionPool] = {}
         self.forget()
 
     def forget(self) -> None:
         """In a forked child: the parent's sockets are not ours, nor is what its threads hold."""
         self._connector: Connector | None = None
-        self._asking = threading.Lock()
+        self.slots.forget()
         self._idle: dict[Node, IdleConnections[SlotConnection]] = {}
 
     def pool_for(self, key: str) -> JournalConnectionPool:
@@ -85,64 +59,12 @@ class Cluster:
         found: dict[Node, JournalConnectionPool] = {}
         for slot, pool in self._pools.items():
             try:
-                found.setdefault(self.master(slot, since=_NEVER), pool)
+                found.setdefault(self.slots.master(slot, since=NEVER), pool)
             except ResponseError as error:
                 raise Refused(str(error)) from error
             except RedisError as error:
                 raise JournalUnavailableError(str(error)) from error
         return list(found.values())
-
-    # -- who has which slot
-
-    def known_master(self, slot: int) -> Node | None:
-        """The node that had a slot when this process last heard of it."""
-        if node := self._moved.get(slot):
-            return node
-        return next((one.master for one in self._ranges if one.first <= slot <= one.last), None)
-
-    def moved(self, slot: int, node: Node) -> None:
-        """A node has said that this one has the slot."""
-        self._moved[slot] = node
-
-    def master(self, slot: int, since: float) -> Node:
-        """The node that has a slot, by an answer that is newer than monotonic time *since*."""
-        with self._asking:
-            if self._asked <= since:
-                asked = time.monotonic()
-                self._ranges, self._moved = self._ask_around(), {}
-                self._asked = asked
-        if node := self.known_master(slot):
-            return node
-        raise TransientError(f"no node of the Cluster has slot {slot}")
-
-    def _ask_around(self) -> list[_Range]:
-        known = [node for one in self._ranges for node in (one.master, *one.replicas)]
-        nodes = list({*known, *self._seeds})
-        # The first is not always the same: a node that was cut off may have an old view.
-        _SHUFFLED.shuffle(nodes)
-        silence: Exception | None = None
-        for node in nodes:
-            try:
-                return self._ask(node)
-            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-                silence = error
-            except InvalidResponse as error:
-                silence = TransientError(f"what answers at {node.host}:{node.port} is no Redis: {error}")
-        raise TransientError(f"no node of the Cluster answers: {silence}") from silence
-
-    def _ask(self, node: Node) -> list[_Range]:
-        connection = self._raw_connection()
-        point_at(connection, *node)
-        bound_timeouts(connection, _LONGEST_QUESTION)
-        try:
-            connection.connect()
-            connection.send_command("CLUSTER", "SLOTS")
-            answer = connection.read_response(disable_decoding=True)
-        finally:
-            connection.disconnect()
-        return [_range(*one, asked=node) for one in answer]
-
-    # -- connections
 
     def _raw_connection(self) -> Any:
         if self._connector is None:
@@ -151,7 +73,7 @@ class Cluster:
 
     def take(self, slot: int) -> SlotConnection:
         """A connection that nobody else uses; one to the right node if there is any."""
-        node = self.known_master(slot)
+        node = self.slots.known_master(slot)
         idle = self._idle.get(node) if node else None
         while idle:
             with suppress(IndexError):
@@ -184,7 +106,7 @@ class SlotConnection(JournalConnection):
         self._cluster = cluster
         self._redirected: tuple[Node, bool] | None = None
         self._asking = False
-        self._tried = _NEVER
+        self._tried = NEVER
 
     def turn_to(self, slot: int) -> bool:
         """Serve another slot of the same node. False if commands for the present one are not answered."""
@@ -209,7 +131,7 @@ class SlotConnection(JournalConnection):
             self.pending.put_before_each(_ASKING)
 
     def _find(self) -> tuple[Node, bool]:
-        return self._cluster.master(self.slot, since=self._tried), False
+        return self._cluster.slots.master(self.slot, since=self._tried), False
 
     def _judged(self, error: Exception) -> Exception:
         if isinstance(error, AskError):  # MovedError is one
@@ -218,7 +140,7 @@ class SlotConnection(JournalConnection):
             node, moved = Node(host or self.node.host, port), isinstance(error, MovedError)
             self._redirected = node, not moved
             if moved:
-                self._cluster.moved(slot, node)
+                self._cluster.slots.moved(slot, node)
             return TransientError(f"slot {slot} is at {node.host}:{node.port}")
         return super()._judged(error)
 
@@ -256,14 +178,3 @@ class SlotConnectionPool(JournalConnectionPool):
     def forget(self) -> None:
         super().forget()
         self._cluster.forget()
-
-
-def _range(first: int, last: int, *servers: list[Any], asked: Node) -> _Range:
-    master, *replicas = (_node(server, asked) for server in servers)
-    return _Range(first, last, master, tuple(replicas))
-
-
-def _node(server: list[Any], asked: Node) -> Node:
-    # A node may not know its own address, or be told not to say it: it is where it was found.
-    host = (server[0] or b"").decode()
-    return Node(host if host not in ("", "?") else asked.host, server[1])
