@@ -376,6 +376,20 @@ def test_celery_calls_what_is_overridden_of_its_task(app: Celery) -> None:
     assert "request" in Overridden.calls
 
 
+def test_celery_retries_by_the_request_that_a_task_says_it_has(app: Celery) -> None:
+    """Where async tasks run, no stack of a thread has it."""
+    own = Context(id="7", retries=2, is_eager=True, called_directly=False, args=(), kwargs={})
+    base = type("Own", (Task,), {"abstract": True, "request": property(lambda _: own)})
+    task = made(app, shelve, base=base, bind=True)
+    assert task.request_stack.top is None
+
+    with pytest.raises(celery.exceptions.Retry) as retried:
+        task.retry(countdown=1)
+
+    options = retried.value.sig.options  # type: ignore[attr-defined]
+    assert (options["task_id"], options["retries"]) == ("7", 3)
+
+
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [
