@@ -13,7 +13,7 @@ _LONGEST = 2.0
 """The longest time for which a fork waits, in seconds."""
 
 
-class _Undisturbed:
+class _NoFork:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held_by_fork = False
@@ -36,5 +36,5 @@ class _Undisturbed:
         self._lock = threading.Lock()
 
 
-undisturbed = _Undisturbed()
-"""``with undisturbed:`` the process does not fork inside this block."""
+no_fork = _NoFork()
+"""``with no_fork:`` the process does not fork inside this block."""

@@ -13,7 +13,7 @@ def _sdk() -> Any:
     return sdk if sdk is not None and hasattr(sdk, "get_client") and sdk.get_client().is_active() else None
 
 
-def end_well() -> None:
+def mark_ok() -> None:
     """Mark the attempt as ``ok``. It ends by an exception of Celery's, which Sentry would count as an abort."""
     if (sdk := _sdk()) is not None and (span := sdk.get_current_scope().span) is not None:
         span.set_status("ok")
@@ -34,7 +34,7 @@ def end_check_in(request: Any) -> None:
         )
 
 
-def readable(headers: dict[str, Any]) -> dict[str, Any]:
+def readable_headers(headers: dict[str, Any]) -> dict[str, Any]:
     """*headers* of a message so that its trace goes on: Sentry reads only those inside the header ``headers``."""
     return {**headers, "headers": headers} if "sentry-trace" in headers else headers
 

@@ -34,14 +34,14 @@ def span(name: str, task_id: str, execution: int) -> AbstractContextManager[Any]
     return trace.get_tracer("celery_durable").start_as_current_span(name, attributes=attributes)
 
 
-def continued(headers: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
+def continue_trace(headers: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
     """A block: the messages that are sent in it belong to the trace in *headers*."""
     if "opentelemetry.trace" not in sys.modules or not headers:
         return _NOTHING
     return _Attached(headers)
 
 
-def traced(headers: Mapping[str, Any]) -> dict[str, Any]:
+def with_trace(headers: Mapping[str, Any]) -> dict[str, Any]:
     """*headers*; if they have no trace, the trace of this code is added."""
     own: dict[str, Any] = {}
     if "opentelemetry.trace" in sys.modules:

@@ -93,7 +93,7 @@ class Announcement(Ignore):
         """Call the hooks of a task that was cancelled, as Celery does after a failure: they may release a lock."""
         error = self.error
         if error is None:
-            sentry.end_well()
+            sentry.mark_ok()
             return
         call = request.id, request.args, request.kwargs
         einfo = _exception_info(error)

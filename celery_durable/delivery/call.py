@@ -79,7 +79,7 @@ class Call(NamedTuple):
         if changed := (header or header_of(request)).get("changed"):
             headers[HEADER] = {"changed": changed}
         # If the sender had no trace, the next attempts go on with the trace of this one.
-        options["headers"] = tracing.traced(headers)
+        options["headers"] = tracing.with_trace(headers)
         return cls(args, kwargs, options)
 
     @classmethod
@@ -130,11 +130,11 @@ class Call(NamedTuple):
             headers |= seed_header(self.options["task_id"], self.options.get("replaced_task_nesting"), seed)
         headers[HEADER] = {**headers.get(HEADER, {}), **header}
         # ``expires`` holds until the first attempt begins, and that has begun.
-        options = {**self.options, **options, "headers": sentry.readable(headers), "expires": None}
+        options = {**self.options, **options, "headers": sentry.readable_headers(headers), "expires": None}
         if (task := app.tasks.get(name)) is not None:
             # The task has options of its own, such as its serializer.
             options = {**sending_options(task), **options, "task_type": task}
-        with tracing.continued(headers):
+        with tracing.continue_trace(headers):
             app.send_task(name, tuple(self.args), self.kwargs, **options)
 
 

@@ -224,7 +224,7 @@ def publish(task: Any, request: Any, signature: Any, *, is_in_journal: bool) -> 
             return
 
 
-# -- what the next message of a suspended run must say ---------------------------------------------------------
+# -- what the next message of a suspended run must say -----------------------------------------------------------------
 
 
 def resume_of_retry(request: Any, *, by_policy: bool = False) -> dict[str, str]:

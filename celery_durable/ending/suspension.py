@@ -35,10 +35,10 @@ T = TypeVar("T")
 logger = logging.getLogger("celery_durable")
 
 JOURNAL_LOST_DELAY = 5.0
-"""Seconds until Celery tries an attempt again that could not reach its journal."""
+"""Seconds until Celery retries an attempt that could not reach its journal."""
 
 _STALL_PAUSE, _LONGEST_STALL_PAUSE = 1.0, 30.0
-"""Seconds until a run is sent again that does not fit a worker's code, at most: doubling, in a rolling deploy."""
+"""Seconds until a stalled run is sent again, at most. The pause doubles from the first value to the second."""
 _MISFIT = ("position", "found", "found_build", "expected_build", "expected")
 
 

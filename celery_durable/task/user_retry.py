@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -59,11 +59,10 @@ def retry(
     if limit is not None and (ours := _uncounted_retries(task, request)):
         limit = arguments["max_retries"] = limit + ours
     header = _header(request, invocation, changes=not (arguments["args"] is None and arguments["kwargs"] is None))
-    changed: Mapping[str, str] = {}
     if invocation is not None:
         invocation.restore_arguments()
-        changed = fields_of_user_retry(task, request, arguments["args"], arguments["kwargs"], options, header)
-        invocation.retry.changes = changed
+        given = arguments["args"], arguments["kwargs"]
+        invocation.retry.changes = fields_of_user_retry(task, request, *given, options, header)
     if header:
         options = _with_header(request, options, header)
     if invocation is None:

@@ -18,7 +18,7 @@ from celery_durable.delivery import lost_journal
 from celery_durable.delivery.call import Call
 from celery_durable.delivery.message import BROKER_ERRORS
 from celery_durable.exceptions import DurableError
-from celery_durable.forks import undisturbed
+from celery_durable.forks import no_fork
 from celery_durable.journal.layout import Status
 from celery_durable.redis.runs import Claimed, Claims
 from celery_durable.task.base import DurableTask
@@ -53,10 +53,10 @@ class Recovery:
 
     def recover(self) -> tuple[int, int]:
         """Look once, and send the runs that are found. Returns how many were sent, and how many could not be."""
-        with undisturbed:
+        with no_fork:
             self._found = self.store.runs.claim(self._tasks, self._found)
         for task_id in [task_id for each in self._found for task_id in each.lost]:
-            with undisturbed:
+            with no_fork:
                 lost_journal.report_lost_journal(self.app, task_id)
         claimed = [run for each in self._found for run in each.runs]
         sent = self._send(claimed)
@@ -81,17 +81,17 @@ class Recovery:
         sent, waiting = 0, deque(claimed)
         connection = self.app.connection_for_write()
         try:
-            with undisturbed:
+            with no_fork:
                 producer = self.app.amqp.Producer(connection)
             while waiting:
-                with undisturbed:
+                with no_fork:
                     sent += self._send_one(waiting[0], producer)
                 waiting.popleft()
         except BROKER_ERRORS as error:
             logger.warning("%d runs cannot be sent now, the broker is away; tried again soon: %r", len(waiting), error)
             self.store.runs.unclaim(waiting)
         finally:
-            with undisturbed:
+            with no_fork:
                 connection.release()
         return sent
 
@@ -142,7 +142,7 @@ class RecoveryThread:
         """Recover and revoke once. Returns the seconds until the next look."""
         try:
             self._recovery.recover()
-            self._revocations.carry_out()
+            self._revocations.end_revoked_runs()
         except DurableError as error:
             self._log_failure(error)
         except Exception:

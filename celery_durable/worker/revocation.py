@@ -14,7 +14,7 @@ from celery_durable.app.store import store_of
 from celery_durable.delivery import backend, outcome
 from celery_durable.delivery.announcement import REVOKED_EVENT_FIELDS, REVOKED_SIGNAL_FIELDS
 from celery_durable.delivery.call import Call
-from celery_durable.forks import undisturbed
+from celery_durable.forks import no_fork
 from celery_durable.journal.layout import Fields, Status
 from celery_durable.redis.client.fence import new_fence
 from celery_durable.seams.requests import all_of
@@ -38,14 +38,14 @@ class Revocations:
         self._fence = new_fence()
         """Marks the runs that were ended here. If something fails after that, the next call finds them by it."""
 
-    def carry_out(self) -> None:
+    def end_revoked_runs(self) -> None:
         """End the runs that were revoked before the last call.
 
         They wait for one call, because Celery may be terminating a request of the same run, and that goes first.
         """
         for task_id in (self._revoked | self._stamped) - self._ended:
             try:
-                with undisturbed:
+                with no_fork:
                     request = self._end(task_id)
                 if request is not None:
                     self._tell_listeners(request)
@@ -68,7 +68,7 @@ class Revocations:
         """
         stamps = {header: all_of(values) for header, values in worker_state.revoked_stamps.items()}
         if stamps != self._stamps:
-            with undisturbed:
+            with no_fork:
                 for task_id, call in self._store.runs.waiting():
                     if self._has_stamp(call, stamps):
                         self._stamped.add(task_id)

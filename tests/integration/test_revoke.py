@@ -60,7 +60,7 @@ def revoke(monkeypatch: pytest.MonkeyPatch) -> Any:
     def told(revocations: Revocations, *ids: str) -> None:
         monkeypatch.setattr(worker_state, "revoked", set(ids))
         for _ in range(2):
-            revocations.carry_out()
+            revocations.end_revoked_runs()
 
     return told
 
@@ -130,7 +130,7 @@ def test_runs_that_wait_end_by_a_stamp_that_is_revoked_and_no_others(
     for stamps in ({"order": "o-1"}, {"order": ["o-1", "o-2"], "customer": "c-1"}):
         monkeypatch.setattr(worker_state, "revoked_stamps", stamps)
         for _ in range(2):
-            revocations.carry_out()
+            revocations.end_revoked_runs()
 
     assert {name: app.AsyncResult(task_id).state for name, task_id in ids.items()} == {
         "first": "REVOKED", "second": "REVOKED", "other": "SUSPENDED", "none": "SUSPENDED",
