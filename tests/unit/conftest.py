@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakSet
 
@@ -95,6 +96,17 @@ class Action:
         if isinstance(ending, BaseException):
             raise ending
         return ending
+
+
+VERBS: dict[str, Callable[[DurableContext], Any]] = {
+    "uuid": lambda ctx: ctx.uuid(),
+    "time": lambda ctx: ctx.time(),
+    "now": lambda ctx: ctx.now(),
+    "random": lambda ctx: ctx.random().random(),
+    "named random": lambda ctx: ctx.random("stream").getrandbits(64),
+    "step": lambda ctx: ctx.run("step", random.random),
+}
+"""One use of each verb that `def` tasks have, except for sleeping."""
 
 
 @pytest.fixture

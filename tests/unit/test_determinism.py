@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from celery_durable import (
+    AsyncDurableContext,
+    ContextClosedError,
+    ContextInStepError,
+    DurableContext,
+    InvalidStepError,
+    JournalMismatchError,
+    JournalUnreadableError,
+    TerminalError,
+    durable_task,
+)
 from celery_durable.config.settings import AttemptSettings, Settings
 from celery_durable.drivers.info import TaskInfo
 from celery_durable.drivers.pulse import Pulse, running_step
-from celery_durable.exceptions import ContextClosedError, ContextInStepError, JournalUnreadableError
 from celery_durable.interrupts import EndRun, Sleep
 from celery_durable.journal.entries import Entry
 from celery_durable.journal.memory import MemoryJournal
@@ -23,7 +34,8 @@ from celery_durable.steps.determinism import (
     same_kind,
     same_name,
 )
-from tests.unit.conftest import Run
+from tests.unit.conftest import Action, Run
+from tests.unit.tasks import applied, failure_of
 
 
 @pytest.fixture
@@ -118,3 +130,118 @@ def test_every_operation_is_awaited(run: Run) -> None:
         return every_step_awaited(run.last.siblings.in_flight)
 
     assert asyncio.run(body()) == "second"
+
+
+# -- whole tasks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("app")
+def test_a_mismatch_fails_the_task_and_runs_no_later_step() -> None:
+    first, later = Action(1), Action(2)
+
+    def body(ctx: DurableContext) -> None:
+        with suppress(Exception):
+            ctx.run(f"step of attempt {ctx.attempt}", first)
+            if ctx.attempt > 1:
+                later()
+        raise ValueError("once more")
+
+    error = failure_of(applied(body), JournalMismatchError)
+    assert "recorded: step 'step of attempt 1'" in str(error)
+    assert "asked for: step 'step of attempt 2'" in str(error)
+    assert (first.executions, later.executions) == (1, 0)
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize("ending", ["done", TerminalError("no")], ids=["returns", "raises TerminalError"])
+def test_steps_left_over_at_a_good_or_terminal_end_are_a_mismatch(ending: Any) -> None:
+    endings = Action(ValueError("first"), ending)
+
+    def body(ctx: DurableContext) -> Any:
+        if ctx.attempt == 1:
+            ctx.run("once", lambda: 1)
+        return endings()
+
+    assert "asked for: the end of the task" in str(failure_of(applied(body), JournalMismatchError))
+    assert endings.executions == 2
+
+
+@pytest.mark.usefixtures("app")
+def test_steps_left_over_when_the_body_fails_are_none() -> None:
+    step, bodies = Action(1), []
+
+    def body(ctx: DurableContext) -> str:
+        bodies.append(ctx.attempt)
+        if ctx.attempt == 2:
+            raise ValueError("before the step")
+        ctx.run("step", step)
+        if ctx.attempt == 1:
+            raise ValueError("after the step")
+        return "done"
+
+    assert applied(body).result == "done"
+    assert (bodies, step.executions) == ([1, 2, 3], 1)
+
+
+@pytest.mark.usefixtures("app")
+def test_a_step_that_is_not_awaited_is_an_error() -> None:
+    """Nothing of it has happened, and the task would succeed."""
+    action = Action(1)
+
+    @durable_task
+    async def forgets(ctx: AsyncDurableContext) -> str:
+        await ctx.run("first", action)
+        ctx.run("charge", action)  # type: ignore[unused-coroutine]
+        return "charged"
+
+    error = failure_of(forgets.apply(), InvalidStepError)
+    assert "did not wait for 'charge': write await ctx.run(...)" in str(error)
+    assert action.executions == 1
+
+
+@pytest.mark.usefixtures("app")
+def test_a_step_that_is_returned_and_not_awaited_is_an_error() -> None:
+    action = Action(1)
+
+    @durable_task
+    async def returns_it(ctx: AsyncDurableContext) -> Any:
+        return ctx.run("charge", action)
+
+    failure_of(returns_it.apply(), InvalidStepError)
+    assert action.executions == 0
+
+
+@pytest.mark.usefixtures("app")
+def test_a_step_that_was_cancelled_before_it_began_was_waited_for() -> None:
+    @durable_task
+    async def gives_up(ctx: AsyncDurableContext) -> int:
+        step = asyncio.ensure_future(ctx.run("charge", Action(1)))
+        step.cancel()
+        await asyncio.gather(step, return_exceptions=True)
+        return await ctx.run("second", Action(2))
+
+    assert gives_up.apply().result == 2
+
+
+@pytest.mark.usefixtures("app")
+def test_a_step_that_a_terminal_failure_kept_from_being_awaited_changes_nothing() -> None:
+    @durable_task
+    async def fails_before(ctx: AsyncDurableContext) -> Any:
+        later = ctx.run("charge", Action(1))
+        try:
+            await ctx.run("check", Action(TerminalError("declined")))
+        finally:
+            later.close()
+        return await later
+
+    @durable_task
+    async def fails_without_a_word(ctx: AsyncDurableContext) -> Any:
+        later = ctx.run("charge", Action(1))
+        kept.append(later)
+        await ctx.run("check", Action(TerminalError("declined")))
+        return await later
+
+    kept: list[Any] = []
+    for task in (fails_before, fails_without_a_word):
+        assert str(failure_of(task.apply(), TerminalError)) == "declined"
+    kept.pop().close()

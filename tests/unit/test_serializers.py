@@ -8,11 +8,18 @@ import pickle
 from typing import Any
 
 import pytest
+from celery import Celery
 
-from celery_durable import ConfigurationError
+from celery_durable import (
+    ConfigurationError,
+    DurableContext,
+    durable_task,
+)
 from celery_durable.delivery import outcome
 from celery_durable.delivery.call import Call
 from celery_durable.values import codec
+from tests.unit.conftest import Action
+from tests.unit.tasks import applied, failure_of
 
 PICKLE = "application/x-python-serialize"
 executed: list[str] = []
@@ -65,3 +72,40 @@ def test_pickle_in_the_journal_runs_only_where_the_app_accepts_it(read: Any, nam
 def test_what_json_says_of_a_run_needs_no_permission() -> None:
     assert Call.load('{"args": [1], "kwargs": {}, "options": {}}', frozenset()).args == [1]
     assert outcome.read({b"outcome": b'{"value": [1]}'}, frozenset()).value == [1]
+
+
+# -- whole tasks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given_to", ["task", "app"])
+@pytest.mark.parametrize("directly", [False, True])
+def test_a_serializer_that_the_app_does_not_accept_is_refused_before_an_action_runs(
+    app: Celery, given_to: str, directly: bool
+) -> None:
+    def work(ctx: DurableContext) -> Any:
+        return ctx.run("work", action)
+
+    action = Action(1)
+    if given_to == "app":
+        app.conf.durable_serializer = "pickle"
+    task = durable_task(name="shop.work", **({"durable_serializer": "pickle"} if given_to == "task" else {}))(work)
+
+    if directly:
+        with pytest.raises(ConfigurationError) as refused:
+            task()
+        error = refused.value
+    else:
+        error = failure_of(task.apply(), ConfigurationError)
+
+    assert "shop.work: durable_serializer 'pickle' runs code" in str(error)
+    assert "accept_content" in str(error)
+    assert action.executions == 0
+
+
+def test_a_serializer_that_the_app_accepts_is_used(app: Celery) -> None:
+    def work(ctx: DurableContext) -> Any:
+        return ctx.run("work", lambda: (1, 2)) == (1, 2)
+
+    app.conf.accept_content = ["json", "pickle"]
+
+    assert applied(work, durable_serializer="pickle").result is True

@@ -20,6 +20,7 @@ from celery_durable import (
     DurableContext,
     DurableTimeoutError,
     RetriesExhausted,
+    RetryPolicy,
     RunOptions,
     durable_task,
 )
@@ -28,6 +29,7 @@ from celery_durable.drivers.threads import actions, hanging, in_each_thread
 from celery_durable.interrupts import FailAttempt, Fenced, RetryStep
 from tests.processes import PROJECT
 from tests.unit.conftest import Run
+from tests.unit.tasks import applied, failure_of
 from tests.waiting import eventually
 
 ONCE = RunOptions(timeout=0.05, max_attempts=1)
@@ -335,3 +337,16 @@ def test_the_number_of_threads_is_a_setting() -> None:
     for wrong in (0, -1, 1.5, "8"):
         with pytest.raises(ConfigurationError, match="durable_step_threads must be"):
             read_settings({"durable_step_threads": wrong})
+
+
+# -- whole tasks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.timeout(20)
+def test_a_sync_step_of_an_async_task_may_raise_stop_iteration() -> None:
+    async def body(ctx: AsyncDurableContext) -> Any:
+        return await ctx.run("first row", lambda: next(iter([])))
+
+    failed = applied(body, task_retry_policy=RetryPolicy(max_attempts=1))
+    assert "StopIteration" in str(failure_of(failed, RuntimeError))
