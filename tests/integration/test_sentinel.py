@@ -79,7 +79,7 @@ def test_an_attempt_goes_on_across_the_death_of_the_master(make: str, name: str)
         assert sum(name.startswith("step:") for name in fields) == 4
 
 
-def test_a_wire_that_still_reaches_a_demoted_master_finds_the_new_one(watched: Watched, app: Celery) -> None:
+def test_a_connection_that_still_reaches_a_demoted_master_finds_the_new_one(watched: Watched, app: Celery) -> None:
     """The old master lives, and refuses to be written to."""
     task_id, old = new_id(), watched.master
 

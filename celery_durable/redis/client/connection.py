@@ -117,7 +117,9 @@ class JournalConnection:
         pause = 0.02
         while True:
             try:
-                return self._read_or_reconnect()
+                if self.transport.sendall is None:
+                    self._reconnect()
+                return self._read()
             except (*TRANSIENT, ResponseError) as raised:
                 error = self._judged(raised)
                 self.transport.close()
@@ -139,7 +141,9 @@ class JournalConnection:
         if not self.transport.has_reply(0):
             self.transport.close()  # the reply should be here by now
         try:
-            self._read_or_reconnect()
+            if self.transport.sendall is None:
+                self._reconnect()
+            self._read()
         except (*TRANSIENT, ResponseError):
             self.transport.close()  # the next user of the connection is told why there is none
 
@@ -152,11 +156,6 @@ class JournalConnection:
         """Drop the replies to what is still pending, when they come: the connection is given back."""
         self.pending.discard_replies()
         self._probe = None
-
-    def _read_or_reconnect(self) -> list[Any]:
-        if self.transport.sendall is None:
-            self._reconnect()
-        return self._read()
 
     def _read(self) -> list[Any]:
         # Nothing is forgotten before all is read: if the connection is lost half-way, everything is sent again. What a
