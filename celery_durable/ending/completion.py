@@ -80,7 +80,10 @@ def complete(invocation: Invocation, error: BaseException, interrupt: Interrupt 
     place = told.__traceback__
     while place is not None and place.tb_frame.f_globals is globals():
         place = place.tb_next
-    raise told.with_traceback(place or told.__traceback__)
+    try:
+        raise told.with_traceback(place or told.__traceback__)
+    finally:
+        del told, error, interrupt  # they refer to this frame, and the frame to them: see Runner
 
 
 def _decide_and_carry_out(
@@ -128,6 +131,7 @@ def facts_of(invocation: Invocation, error: BaseException, interrupt: Interrupt 
         is_direct=invocation.direct,
         is_eager=invocation.eager,
         is_open=attempt is not None,
+        is_its_own=not isinstance(why, Overrun) or (attempt is not None and why.pulse is attempt.pulse),
         is_time_limit=isinstance(why, SoftTimeLimitExceeded),
         hit_by_time_limit=_is_hit_by_time_limit(why),
         has_entered=invocation.entered,
@@ -138,7 +142,6 @@ def facts_of(invocation: Invocation, error: BaseException, interrupt: Interrupt 
     if attempt is None:
         return facts
     return facts._replace(
-        is_its_own=not isinstance(why, Overrun) or why.pulse is attempt.pulse,
         refuse_arguments=attempt.refuse_arguments if attempt.outbox.names_build else None,
         left_over=partial(_left_over, attempt),
         policy=partial(_policy, invocation, attempt) if task.auto_retry else None,

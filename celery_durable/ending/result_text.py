@@ -17,7 +17,7 @@ def encode_result(invocation: Invocation, attempt: Attempt, value: Any) -> str:
     Raises:
         Interrupt: Celery's result serializer cannot write it, and the run has failed.
     """
-    serializer = invocation.task.result_serializer
+    serializer = invocation.task.durable_result_serializer
     try:
         return outcome.encode_value(value, serializer)
     except Exception as error:

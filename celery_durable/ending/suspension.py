@@ -56,18 +56,21 @@ def suspend_for_sleep(invocation: Invocation, end: Asleep) -> BaseException:
 
 def stall_left(session: RunSession, attempt: Attempt) -> float:
     """Seconds for which the run may still stall: after that it fails."""
-    return session.settings.stall_timeout - (attempt.now() - _stalled_since(attempt)) / 1000
+    now = attempt.now()
+    return session.settings.stall_timeout - (now - _stalled_since(attempt, now)) / 1000
 
 
-def _stalled_since(attempt: Attempt) -> int:
-    return int(attempt.state.stalled.get("since", attempt.now()))
+def _stalled_since(attempt: Attempt, now: int) -> int:
+    # The caller reads the clock once: of a run that stalls for the first time, no time has passed.
+    return int(attempt.state.stalled.get("since", now))
 
 
 def suspend_stalled(invocation: Invocation, end: Stalled) -> BaseException:
     """Suspend the run for a moment: another worker may have code that fits its journal."""
     _, attempt = _opened(invocation)
     misfit, left = end.stall.misfit, end.left
-    since, times = _stalled_since(attempt), int(attempt.state.stalled.get("times", 0))
+    now = attempt.now()
+    since, times = _stalled_since(attempt, now), int(attempt.state.stalled.get("times", 0))
     pause = min(_STALL_PAUSE * 2.0 ** min(times, 16), _LONGEST_STALL_PAUSE)
     # The delay is no whole number of seconds. Workers ask Redis for messages once a second, each at its own moment:
     # with whole seconds, the same worker would get the run again and again.
@@ -78,7 +81,7 @@ def suspend_stalled(invocation: Invocation, end: Stalled) -> BaseException:
         "in %.3g s, for a worker whose code fits, and fails if none comes within %.0f s",
         invocation.request.id, *(misfit[fact] for fact in _MISFIT), delay, left,
     )  # fmt: skip
-    fails_at = text_of_time(attempt.now() + round(left * 1000))
+    fails_at = text_of_time(now + round(left * 1000))
     info = {**misfit, "since": text_of_time(since), "fails_at": fails_at}
     fields = {"stalled": json.dumps({"since": since, "times": times + 1, **misfit})}
     # If somebody has cancelled the run, this worker cannot tell its code. The run stalls all the same.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
 from celery.exceptions import Retry
 
 from celery_durable.delivery.call import Call
+from celery_durable.interrupts import Interrupt
 from celery_durable.journal.port import Delivery
 from celery_durable.steps.attempt import Attempt
+from celery_durable.steps.context import AsyncDurableContext, DurableContext
 
 from .arguments import Arguments
 from .ends import End
@@ -50,23 +52,21 @@ class Invocation:
     __slots__ = (
         "args",
         "arguments",
+        "context",
         "delivery",
         "end",
         "entered",
         "kwargs",
         "mode",
-        "open",
         "outer",
         "outer_exception",
         "raised",
+        "refused",
         "request",
         "retry",
         "session",
         "task",
     )  # fmt: skip
-
-    open: Callable[[], Any]
-    """Gives the durable context. The first call opens the run."""
 
     def __init__(self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outer: Invocation | None) -> None:
         self.task = task
@@ -80,6 +80,10 @@ class Invocation:
         self.retry = UserRetry()
         self.session: RunSession | None = None
         """The session with the run; None until a run is opened."""
+        self.context: DurableContext | AsyncDurableContext | None = None
+        """The durable context; None until the run is open."""
+        self.refused: Interrupt | None = None
+        """Why the run was not opened; None if it was, or was not tried."""
         self.delivery: Delivery | None = None
         self.entered = False
         """Whether the arguments fitted, and the function has begun."""
@@ -101,6 +105,12 @@ class Invocation:
     @property
     def attempt(self) -> Attempt | None:
         return None if self.session is None else self.session.attempt
+
+    @property
+    def interrupt(self) -> Interrupt | None:
+        """The interrupt that ended the attempt, even if user code has swallowed it; None if there was none."""
+        attempt = self.attempt
+        return self.refused or (attempt.pulse.interrupt if attempt is not None else None)
 
     def restore_arguments(self) -> None:
         """Give the request the arguments with which the run was opened: the next message is made from the request.

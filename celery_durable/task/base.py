@@ -36,6 +36,7 @@ from . import (
     user_retry,
 )
 from .body import is_wrapped, wrap_run
+from .opening import open_context
 from .run_lookup import has_journal
 
 P = ParamSpec("P")
@@ -125,7 +126,7 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
             NoContextError: the task is not running.
             ConfigurationError: no Redis is configured.
         """
-        return invocation_of(self).open()  # type: ignore[no-any-return]
+        return open_context(invocation_of(self))
 
     @property
     def durable_settings(self) -> Settings:
@@ -161,7 +162,7 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
             return own
 
     @cached_property
-    def result_serializer(self) -> str:
+    def durable_result_serializer(self) -> str:
         """The name of Celery's result serializer. It is read once, too."""
         return str(self.app.conf.result_serializer)
 

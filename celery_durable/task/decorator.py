@@ -25,6 +25,7 @@ from celery_durable.values.tagged import is_model
 
 from .apps import resolve_app
 from .base import DurableTask
+from .opening import open_context
 from .retry_rules import CELERY_RETRY_OPTIONS, rules_from_celery, set_by_classes
 
 P = ParamSpec("P")
@@ -190,7 +191,8 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
     @user_code_boundary
     def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
         invocation = invocation_of(self)
-        head = (self, invocation.open()) if bind else (invocation.open(),)
+        context = open_context(invocation)
+        head = (self, context) if bind else (context,)
         if not (as_written and args_fit_fast(fun, (*head, *args), kwargs)):
             own.bind(*args, **kwargs)
         invocation.entered = True

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from celery_durable.app.store import store_of
 from celery_durable.commands import cancel
 from celery_durable.config import build
 from celery_durable.journal.port import Busy, Opened
+from celery_durable.steps.attempt import Attempt
 from tests.integration.runs import app_at, delivery, execute, lapse, new_id
 
 LONG_AGO = 1
@@ -244,6 +246,17 @@ def test_without_a_stall_timeout_it_fails_at_once(redis_url: str, redis_client: 
     with deploy_at(redis_url, redis_client, **conf) as deploy:
         deploy.run(old)
         assert deploy.run(renamed, **({"stall_timeout": 0} if option == "task" else {})) == "FAILURE"
+
+
+def test_without_a_stall_timeout_it_fails_however_the_clock_ticks(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two readings of the clock may be in two milliseconds."""
+    ticks, now = count(), Attempt.now
+    monkeypatch.setattr(Attempt, "now", lambda attempt: now(attempt) + next(ticks))
+    with deploy_at(redis_url, redis_client, durable_stall_timeout=0) as deploy:
+        deploy.run(old)
+        assert deploy.run(renamed) == "FAILURE"
 
 
 def test_a_retry_of_a_run_that_failed_so_goes_on_with_a_build_that_fits(deploy: Deploy) -> None:

@@ -1,5 +1,7 @@
 """An attempt whose journal, or lease, is lost just when it says how it ends."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -14,7 +16,7 @@ from kombu.exceptions import OperationalError
 from celery_durable import DurableTask, RunOptions
 from celery_durable.app.store import store_of
 from celery_durable.config.settings import AttemptSettings
-from celery_durable.delivery import outcome
+from celery_durable.delivery import call, outcome
 from celery_durable.delivery.call import fingerprint
 from celery_durable.delivery.message import HEADER, SEED
 from celery_durable.drivers.info import TaskInfo
@@ -88,6 +90,42 @@ def fails_unsendably(self: Any) -> None:
     self.ctx.uuid()
     self.request.headers = {"colour": object()}
     fails_for_a_second(self)
+
+
+def test_an_attempt_that_succeeds_is_freed_without_the_garbage_collector(redis_url: str) -> None:
+    """A worker may keep large values in an attempt, and the collector comes late."""
+    attempts: list[weakref.ref[Any]] = []
+
+    def body(self: Any) -> str:
+        attempts.append(weakref.ref(self.ctx._attempt))  # noqa: SLF001
+        return succeeds(self)
+
+    with app_at(redis_url) as app:
+        task = task_of(app, body)
+        gc.disable()
+        try:
+            assert execute(task, task_id=new_id()) == "SUCCESS"
+            assert [attempt() for attempt in attempts] == [None]
+        finally:
+            gc.enable()
+
+
+def test_the_arguments_of_a_task_without_a_context_are_freed_without_the_garbage_collector(redis_url: str) -> None:
+    class Large:
+        """What the body gets."""
+
+    def body(_: Any, large: Large) -> None:
+        freed.append(weakref.ref(large))
+
+    freed: list[weakref.ref[Large]] = []
+    with app_at(redis_url) as app:
+        task = task_of(app, body)
+        gc.disable()
+        try:
+            task(Large())
+            assert [large() for large in freed] == [None]
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize("body", [fails, sleeps])
@@ -650,6 +688,20 @@ def test_a_message_that_finds_no_redis_is_repeated_as_what_it_was(
 
     [repeated] = published.call_args.args
     assert repeated.options["headers"][HEADER] == {"retries": 1, "by_policy": 0, **kept}
+
+
+def test_a_time_limit_while_a_run_is_opened_fails_nothing(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, published: Mock
+) -> None:
+    """It may come at any moment of that, also before the journal is asked."""
+    monkeypatch.setattr(call, "delivery_of", Mock(side_effect=SoftTimeLimitExceeded()))
+    task_id = new_id()
+
+    with app_at(redis_url) as app:
+        assert execute(task_of(app, succeeds), task_id=task_id) in ("RETRY", "IGNORED")
+        assert not redis_client.exists(store_of(app).keys(task_id).run)
+
+    assert published.call_count == 1
 
 
 def test_a_first_message_that_finds_no_redis_keeps_its_expiry(published: Mock) -> None:
