@@ -1,11 +1,13 @@
-"""What integration tests add: a client of the database that a test has for itself, and nobody who listens."""
+"""What integration tests add: a database that a test has for itself, with an app, and nobody who listens."""
 
 from collections.abc import Iterator
 
 import pytest
 import redis
-from celery import signals
+from celery import Celery, signals
 
+from celery_durable.app.store import Store, store_of
+from tests.integration.runs import app_at, sent
 from tests.servers import RedisServer
 
 
@@ -14,6 +16,33 @@ def redis_client(redis_server: RedisServer, redis_url: str) -> Iterator[redis.Re
     """A client, reading text, of the database behind `redis_url`."""
     with redis_server.client() as client:
         yield client
+
+
+@pytest.fixture
+def app(redis_url: str) -> Iterator[Celery]:
+    """An app whose journals are in that database."""
+    with app_at(redis_url) as app:
+        yield app
+
+
+@pytest.fixture
+def store(app: Celery) -> Store:
+    """The journals of that app."""
+    return store_of(app)
+
+
+@pytest.fixture
+def acts() -> list[str]:
+    """What steps have done."""
+    return []
+
+
+@pytest.fixture
+def empty_broker(app: Celery) -> Iterator[None]:
+    """The broker of this process, which is one for all its apps, without messages before and after the test."""
+    sent(app)
+    yield
+    sent(app)
 
 
 @pytest.fixture(autouse=True)

@@ -19,9 +19,13 @@ from celery_durable.delivery.call import Call
 from celery_durable.journal.layout import Fields
 from celery_durable.journal.port import Delivery, Opened
 from celery_durable.redis.journal import RedisJournal
+from celery_durable.redis.runs import Claimed, Claims
 from celery_durable.worker.request import DurableRequest
 
 TASK = "shop.order"
+
+HINT = {"headers": {"celery_durable": {"hint": 1, "retries": 0}}}
+"""What a worker sends when the time of a run has come."""
 
 
 def app_for(url: str, **conf: Any) -> Celery:
@@ -152,3 +156,56 @@ def deliver(task: Any, message: Any, **facts: Any) -> Any:
     request = DurableRequest(message, app=task.app, task=task).request_dict
     known = {name: request.pop(name) for name in ("task", "args", "kwargs", "id")}
     return execute(task, *known["args"], task_id=known["id"], kwargs=known["kwargs"], **{**request, **facts})
+
+
+def look(store: Store, *tasks: str) -> list[Claims]:
+    """Look once at all shards."""
+    return store.runs.claim(tasks or (TASK,))
+
+
+def claimed(store: Store, *tasks: str) -> list[Claimed]:
+    """Look once at all shards; return the runs that were found."""
+    return [run for claims in look(store, *tasks) for run in claims.runs]
+
+
+def ids(store: Store, *tasks: str) -> list[str]:
+    """Look once at all shards; return the ids of the runs that were found."""
+    return [run.task_id for run in claimed(store, *tasks)]
+
+
+def died(client: "redis.Redis", store: Store, task_id: str, **facts: Any) -> RedisJournal:
+    """Begin an attempt whose lease has lapsed."""
+    journal = opened(store, task_id, **facts)
+    lapse(client, store, task_id)
+    return journal
+
+
+def overdue(client: "redis.Redis", store: Store, task_id: str) -> None:
+    """Let the time of a run among those that wait come now."""
+    assert client.zadd(store.keys(task_id).due, {task_id: 0}, xx=True, ch=True) == 1
+
+
+def server_ms(client: "redis.Redis") -> int:
+    """Return the time of the server."""
+    seconds, microseconds = client.time()
+    return seconds * 1000 + microseconds // 1000
+
+
+def ended(store: Store, status: str = "succeeded", *, delivered: bool) -> RedisJournal:
+    """Begin an attempt, and end its run."""
+    journal = opened(store, new_id())
+    journal.finish(status, {"outcome": '{"value":1}'})
+    if delivered:
+        journal.deliver(24 * 3600.0)
+        journal.prove_lease()  # reads the replies
+    return journal
+
+
+def id_of(journal: RedisJournal) -> str:
+    """Return the id of the run that an attempt is of."""
+    return journal._keys.task_id  # noqa: SLF001
+
+
+def entry(client: "redis.Redis", store: Store, task_id: str, position: int) -> Any:
+    """Return what the journal holds at a place of the body."""
+    return json.loads(client.hget(store.keys(task_id).run, f"step:{position}"))

@@ -27,6 +27,7 @@ from tests.integration.runs import (
     lapse,
     new_id,
     opened,
+    server_ms,
     state,
     store_at,
     task_of,
@@ -36,12 +37,6 @@ from tests.servers import RedisServer
 from tests.waiting import eventually
 
 DAY = 24 * 3600.0
-
-
-@pytest.fixture
-def store(redis_url: str) -> Iterator[Store]:
-    with store_at(redis_url) as store:
-        yield store
 
 
 @pytest.fixture
@@ -55,11 +50,6 @@ def far_store(proxy: Proxy) -> Iterator[Store]:
     """A store behind the proxy."""
     with store_at(proxy.url) as store:
         yield store
-
-
-def server_ms(client: redis.Redis) -> int:
-    seconds, microseconds = client.time()
-    return seconds * 1000 + microseconds // 1000
 
 
 def written(journal: RedisJournal, **fields: str) -> None:

@@ -13,14 +13,8 @@ from celery.exceptions import WorkerLostError
 
 from celery_durable.app.store import store_of
 from celery_durable.worker.request import DurableRequest
-from tests.integration.runs import app_at, execute, new_id, task_of
+from tests.integration.runs import execute, new_id, task_of
 from tests.receivers import receiver
-
-
-@pytest.fixture
-def app(redis_url: str) -> Iterator[Celery]:
-    with app_at(redis_url) as app:
-        yield app
 
 
 @pytest.fixture

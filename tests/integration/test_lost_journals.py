@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 from unittest.mock import Mock
 
@@ -17,12 +16,6 @@ from celery_durable.delivery.message import HEADER
 from celery_durable.worker.recovery import Recovery, RecoveryThread
 from tests.integration.runs import app_at, execute, lapse, new_id, opened, task_of
 from tests.servers import RedisServer
-
-
-@pytest.fixture
-def app(redis_url: str) -> Iterator[Celery]:
-    with app_at(redis_url) as app:
-        yield app
 
 
 def sleeps(self: Any) -> None:

@@ -1,7 +1,6 @@
 """Replies are read by hiredis, which comes with the package, or by redis-py's own parser, where there is no hiredis."""
 
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,12 +27,6 @@ def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> A
     use = AbstractConnection.set_parser
     monkeypatch.setattr(AbstractConnection, "set_parser", lambda connection, _: use(connection, request.param))
     return request.param
-
-
-@pytest.fixture
-def store(redis_url: str) -> Iterator[Store]:
-    with store_at(redis_url) as store:
-        yield store
 
 
 def written(journal: RedisJournal, **fields: str) -> None:
@@ -139,6 +132,7 @@ def test_a_signal_amid_a_reply_leaves_the_connection_usable() -> None:
         server.thaw()
 
         written(journal, **{"step:2": "{}"})
+        journal.prove_lease()
 
         with server.client() as client:
             assert client.hmget(store.keys(task_id).run, "step:1", "step:2") == ["{}", "{}"]

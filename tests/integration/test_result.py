@@ -23,7 +23,7 @@ from celery_durable.interrupts import Fenced
 from celery_durable.journal.port import NO_RESULT, Result
 from celery_durable.redis.journal import RedisJournal
 from tests.integration.network import Waits
-from tests.integration.runs import app_at, execute, lapse, new_id, opened, state, store_at, task_of
+from tests.integration.runs import app_at, execute, lapse, new_id, opened, server_ms, state, store_at, task_of
 from tests.servers import RedisServer, free_port
 from tests.waiting import eventually
 
@@ -61,11 +61,6 @@ def app(redis_url: str) -> Iterator[Celery]:
 
 def scripts_called(client: redis.Redis) -> int:
     return int(client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])
-
-
-def server_ms(client: redis.Redis) -> int:
-    seconds, microseconds = client.time()
-    return int(seconds * 1000 + microseconds // 1000)
 
 
 def key_of(task_id: str) -> str:

@@ -10,19 +10,27 @@ from celery import Celery, signals
 from celery.worker import state as worker_state
 
 from celery_durable import DurableTask, TaskCancelled, cancel
-from celery_durable.app.store import store_of
+from celery_durable.app.store import Store, store_of
 from celery_durable.delivery.message import HEADER
+from celery_durable.interrupts import Fenced
+from celery_durable.journal.port import Finished
 from celery_durable.worker.revocation import Revocations
-from tests.integration.runs import app_at, execute, lapse, new_id, task_of
+from tests.integration.runs import (
+    delivery,
+    ended,
+    execute,
+    id_of,
+    ids,
+    lapse,
+    new_id,
+    opened,
+    server_ms,
+    state,
+    task_of,
+)
 from tests.receivers import receiver
 
 DAY = 24 * 3600.0
-
-
-@pytest.fixture
-def app(redis_url: str) -> Iterator[Celery]:
-    with app_at(redis_url) as app:
-        yield app
 
 
 def sleeps(self: Any, *_: Any) -> None:
@@ -225,3 +233,65 @@ def test_the_hooks_of_a_cancelled_run_are_called_when_its_end_is_delivered(
         ("after_return", "REVOKED", TaskCancelled, task_id, ("bed",), {}),
     ]
     assert f"task {task_id}: it was cancelled, and its on_failure failed" in caplog.text
+
+
+# -- in the journal ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("was", ["running", "suspended", "dead"])
+def test_a_live_run_is_ended_from_outside_whatever_it_does(store: Store, redis_client: redis.Redis, was: str) -> None:
+    journal = opened(store, task_id := new_id())
+    if was == "suspended":
+        journal.suspend(0, {})
+    elif was == "dead":
+        lapse(redis_client, store, task_id)
+    before = server_ms(redis_client)
+
+    assert store.runs.terminate(task_id, "revoked", DAY, '{"error":{}}')
+
+    after = state(redis_client, store, task_id)
+    fields = after["fields"]
+    assert (fields["status"], fields["outcome"], fields["delivered"]) == ("revoked", '{"error":{}}', "1")
+    assert before <= int(fields["ended"]) <= server_ms(redis_client)
+    assert (after["lease"], after["due"]) == (None, None)
+    assert 0 < redis_client.ttl(store.keys(task_id).run) <= DAY
+    assert ids(store) == []
+    assert isinstance(store.journal(task_id).open(delivery(task_id)), Finished)
+
+
+def test_an_attempt_of_a_run_that_was_ended_from_outside_writes_nothing_more(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    journal = opened(store, task_id := new_id())
+    store.runs.terminate(task_id, "revoked", DAY, "{}")
+    before = state(redis_client, store, task_id)
+
+    for write in (
+        lambda: journal.suspend(0, {}),
+        lambda: journal.finish("succeeded", {"outcome": "late"}),
+        journal.prove_lease,
+        lambda: (journal.send({"step:1": "late"}), journal.flush()),
+    ):
+        with pytest.raises(Fenced):
+            write()
+    journal.release(orderly=True)
+    journal.deliver(DAY)
+    with pytest.raises(Fenced):
+        journal.prove_lease()
+
+    assert state(redis_client, store, task_id) == before
+
+
+@pytest.mark.parametrize("delivered", [True, False])
+def test_a_run_that_has_ended_is_not_ended_again(store: Store, redis_client: redis.Redis, delivered: bool) -> None:
+    task_id = id_of(ended(store, delivered=delivered))
+    before = state(redis_client, store, task_id)
+
+    assert not store.runs.terminate(task_id, "revoked", DAY, "{}")
+    assert state(redis_client, store, task_id) == before
+
+
+def test_a_run_that_has_not_begun_cannot_be_ended(store: Store, redis_client: redis.Redis) -> None:
+    assert not store.runs.terminate(new_id(), "revoked", DAY, "{}")
+    assert not store.runs.is_known(new_id())
+    assert redis_client.dbsize() == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +17,8 @@ from celery_durable.delivery.message import HEADER, SEED
 from celery_durable.task.retry_task import NAME
 from tests.integration.runs import app_at, deliver, execute, new_id, saved_call, sent, task_of
 from tests.servers import free_port
+
+pytestmark = pytest.mark.usefixtures("empty_broker")
 
 RETRIED = RunOptions(initial_retry_interval=0.01)
 
@@ -55,14 +57,6 @@ def retries_itself(self: Any) -> list[str]:
     if len(self.drawn) == 1:
         raise self.retry(countdown=0, **self.options)
     return drawn
-
-
-@pytest.fixture
-def app(redis_url: str) -> Iterator[Celery]:
-    with app_at(redis_url) as app:
-        sent(app)  # the broker is one for all apps of this process
-        yield app
-        sent(app)
 
 
 def seeds(app: Celery) -> list[str]:

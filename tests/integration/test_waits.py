@@ -1,48 +1,26 @@
-"""Sleeps and cancellations of tasks that run in this process, with their journals in Redis."""
+"""Sleeps of tasks that run in this process, with their journals in Redis."""
 
 import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 import pytest
 import redis
-from celery import Celery, _state
+from celery import Celery
 
 from celery_durable import (
     InvalidStepError,
     JournalMismatchError,
-    RunNotCancellableError,
-    RunOptions,
-    TaskCancelled,
     TerminalError,
-    cancel,
 )
-from celery_durable.app.store import Store, store_of
-from celery_durable.journal.port import Busy
-from tests.integration.runs import app_at, delivery, execute, lapse, new_id, opened, state, task_of
+from celery_durable.app.store import Store
+from tests.integration.runs import HINT, entry, execute, new_id, state, task_of
 
 HOUR = 3600
-
-
-@pytest.fixture
-def app(redis_url: str) -> Iterator[Celery]:
-    with app_at(redis_url) as app:
-        yield app
-
-
-@pytest.fixture
-def store(app: Celery) -> Store:
-    return store_of(app)
-
-
-@pytest.fixture
-def acts() -> list[str]:
-    """What steps have done."""
-    return []
 
 
 def elapse(client: redis.Redis, store: Store, task_id: str) -> None:
@@ -53,14 +31,6 @@ def elapse(client: redis.Redis, store: Store, task_id: str) -> None:
             client.hset(keys.run, field, json.dumps({**json.loads(text), "until": 1}))
     client.hset(keys.run, "due", 1)
     client.zadd(keys.due, {task_id: 1}, xx=True)
-
-
-def entry(client: redis.Redis, store: Store, task_id: str, position: int) -> Any:
-    return json.loads(client.hget(store.keys(task_id).run, f"step:{position}"))
-
-
-HINT = {"headers": {"celery_durable": {"hint": 1, "retries": 0}}}
-"""What a worker sends when the time of a run has come."""
 
 
 def naps(acts: list[str], duration: Any = HOUR) -> Callable[[Any], list[Any]]:
@@ -219,152 +189,3 @@ async def returns_before_its_sleep(self: Any) -> str:
 )
 def test_a_sleep_does_not_outlive_the_body(app: Celery, body: Any, ending: str) -> None:
     assert execute(task_of(app, body), task_id=new_id()) == ending
-
-
-# -- cancelled ---------------------------------------------------------------------------------------------------------
-
-
-FAR = RunOptions(initial_retry_interval=HOUR, max_retry_interval=HOUR)
-
-
-def fail_once(acts: list[str]) -> None:
-    if "flaky" not in acts:
-        acts.append("flaky")
-        raise ConnectionError("away")
-
-
-def compensates(acts: list[str]) -> Callable[[Any], str]:
-    def body(self: Any) -> str:
-        self.ctx.run("reserve", acts.append, "reserve")
-        try:
-            self.ctx.sleep(HOUR, "pause")
-        except TaskCancelled as error:
-            acts.append(f"told: {error}")
-            self.ctx.run("release", acts.append, "release")
-            self.ctx.run("flaky", fail_once, FAR, acts)
-            raise
-        return "done"
-
-    return body
-
-
-def test_a_cancelled_run_is_told_again_at_the_same_place_until_it_has_ended(
-    app: Celery, store: Store, redis_client: redis.Redis, acts: list[str]
-) -> None:
-    task, task_id = task_of(app, compensates(acts)), new_id()
-    execute(task, task_id=task_id)
-    until = entry(redis_client, store, task_id, 2)["until"]
-
-    cancel(task_id, app=app)
-
-    due = redis_client.zscore(store.keys(task_id).due, task_id)
-    assert due is not None
-    assert abs(due / 1000 - time.time()) < 5
-    assert execute(task, task_id=task_id, **HINT) == "RETRY"
-    told = "told: the run was cancelled before 'pause'"
-    assert acts == ["reserve", told, "release", "flaky"]
-    cancelled = entry(redis_client, store, task_id, 2)
-    assert (cancelled["name"], cancelled["state"], cancelled["until"]) == ("pause", "cancelled", until)
-    assert redis_client.hget(store.keys(task_id).run, "cancel") == "raised"
-    # To ask again is to ask in vain: the run waits for its retry, and is told nothing new.
-    cancel(task_id, app=app)
-    assert execute(task, task_id=task_id, **HINT) == "IGNORED"
-    redis_client.hset(store.keys(task_id).run, "due", 1)
-    assert execute(task, task_id=task_id, **HINT) == "IGNORED"
-    assert acts == ["reserve", told, "release", "flaky", told]
-    assert app.AsyncResult(task_id).state == "REVOKED"
-    result = app.AsyncResult(task_id).result
-    assert (type(result), result.status_code) == (TaskCancelled, 409)
-    run = state(redis_client, store, task_id)
-    assert (run["fields"]["status"], run["expires"], run["lease"], run["due"]) == ("revoked", True, None, None)
-
-
-def test_a_cancelled_attempt_that_dies_is_told_again_by_the_next(
-    app: Celery, store: Store, redis_client: redis.Redis
-) -> None:
-    task_id = new_id()
-    opened(store, task_id)
-    lapse(redis_client, store, task_id)
-    cancel(task_id, app=app)
-
-    for _ in range(2):
-        journal = opened(store, task_id)
-        assert journal.cancel_requested
-        lapse(redis_client, store, task_id)
-
-    journal.close()
-
-
-@pytest.mark.parametrize("write", ["send", "renewal"])
-def test_a_running_attempt_learns_of_its_cancellation_by_its_next_word(app: Celery, store: Store, write: str) -> None:
-    journal = opened(store, task_id := new_id())
-    cancel(task_id, app=app)
-    assert not journal.cancel_requested
-
-    if write == "send":
-        journal.send({"uuid:1": "x"})
-        journal.flush()
-    else:
-        journal.prove_lease()
-
-    assert journal.cancel_requested
-    journal.close()
-
-
-def test_a_run_that_is_suspended_after_it_was_cancelled_goes_on_at_once(
-    app: Celery, store: Store, redis_client: redis.Redis
-) -> None:
-    journal = opened(store, task_id := new_id())
-    cancel(task_id, app=app)
-    journal.suspend(HOUR, {}, slack=30)
-    journal.close()
-    assert redis_client.zscore(store.keys(task_id).due, task_id) / 1000 <= time.time() + 1
-    opened(store, task_id).close()
-
-
-def test_a_run_that_was_told_waits_as_any_other(app: Celery, store: Store) -> None:
-    journal = opened(store, task_id := new_id())
-    cancel(task_id, app=app)
-    journal.send({"cancel": "raised"})
-    journal.suspend(HOUR, {})
-    journal.close()
-    cancel(task_id, app=app)
-    assert isinstance(store.journal(task_id).open(delivery(task_id)), Busy)
-
-
-def test_a_run_without_a_journal_cannot_be_cancelled(app: Celery) -> None:
-    with pytest.raises(RunNotCancellableError) as raised:
-        cancel("unknown", app=app)
-    for part in ("task unknown has no journal", "it has not begun", "app.control.revoke"):
-        assert part in str(raised.value)
-
-
-@pytest.mark.parametrize("status", ["succeeded", "failed", "revoked", "ignored"])
-def test_a_run_that_has_ended_cannot_be_cancelled(
-    app: Celery, store: Store, redis_client: redis.Redis, status: str
-) -> None:
-    journal = opened(store, task_id := new_id())
-    journal.finish(status, {"outcome": "{}"})
-    before = state(redis_client, store, task_id)
-
-    with pytest.raises(RunNotCancellableError, match=rf"task {task_id} has ended already, at 2\S+: {status}"):
-        cancel(task_id, app=app)
-
-    assert state(redis_client, store, task_id) == before
-    journal.deliver(HOUR)
-    journal.close()
-
-
-@pytest.mark.parametrize("task_id", ["", None, 7, b"task"], ids=repr)
-def test_what_is_no_task_id_is_refused(app: Celery, task_id: Any) -> None:
-    with pytest.raises((RunNotCancellableError, TypeError)):
-        cancel(task_id, app=app)
-
-
-def test_the_current_app_is_the_default(
-    app: Celery, store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened(store, task_id := new_id()).close()
-    monkeypatch.setattr(_state._tls, "current_app", app)  # noqa: SLF001  what app.set_current() sets for ever
-    cancel(task_id)
-    assert redis_client.hget(store.keys(task_id).run, "cancel") == "requested"

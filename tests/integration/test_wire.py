@@ -594,37 +594,6 @@ def test_an_attempt_whose_connection_falls_silent_goes_on_over_another(
     assert [(step["name"], step["attempts"]) for step in steps] == [("charge", 1), ("ship", 1)]
 
 
-class Struck(Exception):
-    """What a time limit's signal raises."""
-
-
-def test_a_signal_amid_a_reply_leaves_the_connection_usable(monkeypatch: pytest.MonkeyPatch) -> None:
-    def strike(*_: Any) -> None:
-        raise Struck
-
-    with RedisServer() as server, store_at(server.url()) as store:
-        journal = opened(store, task_id := new_id())
-        server.freeze()
-        journal.send({"step:1": "{}"})
-        usual = signal.signal(signal.SIGALRM, strike)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0.3)
-            with pytest.raises(Struck):
-                journal.flush()
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, usual)
-        server.thaw()
-
-        journal.send({"step:2": "{}"})
-        journal.flush()
-        journal.prove_lease()
-
-        with server.client() as client:
-            fields = client.hgetall(store.keys(task_id).run)
-    assert (fields["step:1"], fields["step:2"]) == ("{}", "{}")
-
-
 def test_the_replies_to_steps_are_looked_out_for_and_no_others(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An opening and an ending take Redis longer, and there is one of each only."""
     looks: list[SpinWait] = []
@@ -708,6 +677,10 @@ def test_a_write_that_goes_with_the_next_survives_a_cut(redis_server: RedisServe
         journal.flush()
 
         assert redis_client.hget(store.keys(task_id).run, "step:1") == "done"
+
+
+class Struck(Exception):
+    """What a time limit's signal raises."""
 
 
 def test_an_opening_that_was_interrupted_is_not_sent_again_by_the_next_attempt() -> None:

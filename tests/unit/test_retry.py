@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery
 
+from celery_durable import JournalUnreadableError
+from celery_durable.app import store
+from celery_durable.delivery.call import Call
 from celery_durable.journal.entries import done_entry, open_entry, started_entry
 from celery_durable.journal.port import Delivery
 from celery_durable.journal.reopening import decided, replayed_failures, taken_back
+from celery_durable.task.retry_task import retry
 
 Begun = dict[str, list[Any]]
 
@@ -159,3 +165,33 @@ def test_a_message_that_came_after_the_failure_reopens_it(message: dict[str, Any
 )
 def test_a_copy_and_a_message_that_came_before_reopen_nothing(message: dict[str, Any]) -> None:
     assert not decide(**message).fresh
+
+
+# -- what `celery_durable.retry` looks at ------------------------------------------------------------------------------
+
+
+STARTED = b'{"name":"pay","state":"started","attempts":1}'
+
+
+@pytest.mark.parametrize(
+    ("field", "entry", "said"),
+    [
+        (b"step:1", b"rubbish", "entry step:1 is damaged: b'rubbish'"),
+        (b"step:x", STARTED, "entry step:x is at no place"),
+    ],
+    ids=["an entry", "a place"],
+)
+def test_nothing_is_sent_when_the_journal_cannot_be_read(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, field: bytes, entry: bytes, said: str
+) -> None:
+    call = b'{"args":[],"kwargs":{},"options":{}}'
+    fields = {b"status": b"failed", b"task": b"shop.checkout", b"call": call, field: entry, b"step:2": STARTED}
+    runs = SimpleNamespace(load=lambda _: fields)
+    sent: list[Any] = []
+    monkeypatch.setattr(store, "store_of", lambda _: SimpleNamespace(runs=runs))
+    monkeypatch.setattr(Call, "send", lambda *call: sent.append(call))
+
+    with pytest.raises(JournalUnreadableError, match=said):
+        retry("task-1")
+
+    assert sent == []
