@@ -100,7 +100,8 @@ class Invocation:
 
     @property
     def eager(self) -> bool:
-        return self.mode is Mode.EAGER
+        """Whether nothing waits and nothing is stored; also in a task that calls itself as a function in an eager run."""
+        return bool(self.request.is_eager)
 
     @property
     def attempt(self) -> Attempt | None:

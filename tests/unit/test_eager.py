@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -53,6 +54,36 @@ def test_no_ending_leaves_a_journal_in_eager_mode(ending: Any, throw: bool) -> N
             end.apply(task_id="same", throw=throw)
         assert action.executions == executions
         assert _eager_journals == {}
+
+
+def test_a_task_that_calls_itself_as_a_function_waits_for_nothing_in_eager_mode() -> None:
+    @durable_task(name="eager.countdown", bind=True)
+    def count_down(self: Any, ctx: DurableContext, number: int) -> float:
+        began = time.monotonic()
+        ctx.sleep(5)
+        return time.monotonic() - began + (self.run(number - 1) if number else 0.0)
+
+    assert count_down.apply((2,)).get() < 4
+
+
+def test_a_task_that_calls_itself_as_a_function_stores_no_retry_in_eager_mode(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: list[str] = []
+    monkeypatch.setattr(app.backend, "store_result", lambda _id, _result, state, **_: stored.append(state))
+    action = Action(1)
+
+    @durable_task(name="eager.again", bind=True, max_retries=3)
+    def again(self: Any, ctx: DurableContext, number: int) -> Any:
+        if number:
+            return self.run(number - 1)
+        ctx.run("count", action)
+        raise self.retry(countdown=1) if action.executions < 3 else TerminalError("enough")
+
+    assert isinstance(again.apply((1,)).result, TerminalError)
+    assert action.executions == 3
+    assert stored == []
+    assert _eager_journals == {}
 
 
 @pytest.mark.parametrize("by_setting", [False, True], ids=["throw=True", "task_eager_propagates"])
