@@ -100,7 +100,7 @@ class Invocation:
 
     @property
     def eager(self) -> bool:
-        """Whether nothing waits and nothing is stored; also in a task that calls itself as a function in an eager run."""
+        """Whether nothing waits and nothing is stored. A call that an eager task makes of itself is eager, too."""
         return bool(self.request.is_eager)
 
     @property
