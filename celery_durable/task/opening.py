@@ -19,7 +19,7 @@ from celery_durable.ending.orphan import OrphanedAttempt
 from celery_durable.exceptions import RecoveryLimitExceeded
 from celery_durable.interrupts import Interrupt
 from celery_durable.invocation import eager_journals
-from celery_durable.invocation.current import keep_opened
+from celery_durable.invocation.current import keep_opened, opened_by
 from celery_durable.invocation.invocation import Invocation, Mode
 from celery_durable.invocation.session import RunSession
 from celery_durable.journal.memory import MemoryJournal
@@ -63,7 +63,9 @@ def _begin(invocation: Invocation) -> Attempt:
         # In a worker, Celery calls the body outside of any atomic block. So every block was entered by the task.
         atomic_blocks={} if mode is Mode.WORKER else django.atomic_blocks(),
     )  # fmt: skip
-    keep_opened(invocation)
+    if mode is not Mode.DIRECT or opened_by(request) is None:
+        # A task that calls its own run() has one request for both calls. It belongs to the run.
+        keep_opened(invocation)
     backend.opened_run.set(delivery.task_id)
     attempt = session.open(delivery, info, task.durable_attempt_settings)
     message.apply_newest(request, attempt.state.resume)

@@ -110,6 +110,28 @@ def test_an_attempt_that_succeeds_is_freed_without_the_garbage_collector(redis_u
             gc.enable()
 
 
+@pytest.mark.parametrize("ends", ["value", "error"])
+def test_the_outcome_of_a_task_that_calls_its_own_run_is_delivered(
+    redis_url: str, redis_client: redis.Redis, ends: str
+) -> None:
+    """Both calls have the same request, and only the outer one has a run in Redis."""
+
+    def body(self: Any, number: int) -> Any:
+        self.ctx.uuid()
+        if number:
+            return self.run(number - 1)
+        return ends if ends == "value" else int(ends)
+
+    task_id = new_id()
+    with app_at(redis_url) as app:
+        assert execute(task_of(app, body), 2, task_id=task_id) == ("SUCCESS" if ends == "value" else "FAILURE")
+        journal = redis_client.hgetall(store_of(app).keys(task_id).run)
+        lease = redis_client.zscore(store_of(app).keys(task_id).leases, task_id)
+
+    assert "delivered" in journal
+    assert lease is None
+
+
 def test_the_arguments_of_a_task_without_a_context_are_freed_without_the_garbage_collector(redis_url: str) -> None:
     class Large:
         """What the body gets."""
