@@ -16,11 +16,14 @@ from celery_durable import DurableTask
 from celery_durable.app.address import Address
 from celery_durable.app.store import Store, _stores, store_of
 from celery_durable.delivery.call import Call
+from celery_durable.journal.entries import done_entry
 from celery_durable.journal.layout import Fields
 from celery_durable.journal.port import Delivery, Opened
+from celery_durable.redis.client.connection import JournalConnection
 from celery_durable.redis.journal import RedisJournal
 from celery_durable.redis.runs import Claimed, Claims
 from celery_durable.worker.request import DurableRequest
+from tests.servers import RedisServer
 
 TASK = "shop.order"
 
@@ -209,3 +212,33 @@ def id_of(journal: RedisJournal) -> str:
 def entry(client: "redis.Redis", store: Store, task_id: str, position: int) -> Any:
     """Return what the journal holds at a place of the body."""
     return json.loads(client.hget(store.keys(task_id).run, f"step:{position}"))
+
+
+def run_to_its_end(store: Store, task_id: str) -> None:
+    """Do what an attempt does: open, record, end, deliver."""
+    journal = opened(store, task_id)
+    journal.send({"step:1": done_entry("charge", 1, 1, 1, {}, "1"), "progress": "1"})
+    journal.flush()
+    journal.finish("succeeded", {"outcome": '{"value":1}'})
+    journal.deliver(60)
+    journal.prove_lease()
+    journal.close()
+
+
+def assert_ended(client: "redis.Redis", store: Store, task_id: str) -> None:
+    """Check that one attempt has done that."""
+    fields = client.hgetall(store.keys(task_id).run)
+    assert (fields["status"], fields["delivered"], fields["attempt"]) == ("succeeded", "1", "1")
+    assert "step:1" in fields
+
+
+def delivered_in_an_outage(server: RedisServer, store: Store, task_id: str) -> JournalConnection:
+    """End a run whose delivery does not reach the server; return the connection that it is pending on, now idle."""
+    journal = opened(store, task_id)
+    journal.finish("succeeded", {"outcome": "{}"})
+    connection = journal.connection
+    server.kill()
+    journal.deliver(60)
+    journal.close()
+    assert len(connection.pending) == 1
+    return connection

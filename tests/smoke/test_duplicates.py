@@ -12,6 +12,7 @@ from tests.smoke.nodes import DurableSetup, Worker
 from tests.smoke.watching import deliver_again, journal, wait_until_idle, wait_until_logged, waiting_message
 from tests.waiting import eventually
 
+FORGOTTEN = "another attempt holds the lease; this message is forgotten"
 FINISHED = "already finished at"
 
 
@@ -207,3 +208,50 @@ def test_a_duplicate_of_a_task_that_was_replaced_is_refused(durable: DurableSetu
     assert effects.count("step", result.id) == 1
     assert effects.count("step of the replacement", result.id) == 2
     assert result.get() == value
+
+
+# -- the broker delivers a message again -------------------------------------------------------------------------------
+
+
+def test_a_step_longer_than_the_visibility_timeout_is_executed_once(durable: DurableSetup) -> None:
+    worker = durable.start_worker(visibility_timeout=1)
+    result = crashes.three_steps.delay(held_at="second")
+    pid = effects.wait_until_blocked("second").pid
+    wait_until_logged(worker, FORGOTTEN)
+    wait_until_idle(durable)
+    assert result.state == "PENDING"
+    effects.release("second")
+
+    assert result.get(timeout=10) == [pid] * 3
+    wait_until_idle(durable)
+    assert [effects.count(name, result.id) for name in ("first", "second", "third")] == [1, 1, 1]
+    assert journal(durable.redis, result.id)["attempt"] == "1"
+    assert result.state == "SUCCESS"
+
+
+@pytest.mark.parametrize("victim", ["child", "worker"])
+def test_two_messages_of_one_run_after_a_retry_was_published_and_not_acknowledged(
+    durable: DurableSetup, victim: str
+) -> None:
+    worker = durable.start_worker(visibility_timeout=2)
+    result = crashes.published_twice.delay()
+    publisher = effects.wait_until_blocked("published").pid
+    # Its message is unacknowledged, and the retry begins at once in the other process.
+    effects.wait_until_blocked("third")
+    if victim == "child":
+        worker.kill_child(publisher)
+    else:
+        worker.kill()
+        worker.restart()
+        effects.wait_until_blocked("third", times=2)
+    wait_until_logged(worker, FORGOTTEN)
+    effects.release("third")
+
+    first, number, _ = result.get(timeout=20)
+
+    assert (first, number) == (publisher, 2)
+    wait_until_idle(durable)
+    assert effects.count("first", result.id) == 1
+    assert effects.count("planned", result.id) == 2
+    assert effects.count("third", result.id) == (1 if victim == "child" else 2)
+    assert result.state == "SUCCESS"

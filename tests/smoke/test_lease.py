@@ -1,4 +1,4 @@
-"""The broker delivers a message again while its run lives, or in two copies: no step is executed for it."""
+"""An attempt that stood still beyond its lease records nothing, and starts no other step."""
 
 import os
 import signal
@@ -11,57 +11,12 @@ from tests.smoke.nodes import DurableSetup
 from tests.smoke.watching import countdowns, journal, steps, wait_until_idle, wait_until_logged
 from tests.waiting import eventually
 
-FORGOTTEN = "another attempt holds the lease; this message is forgotten"
 TAKEN_OVER = "another attempt has taken over, or the run was revoked; this attempt ends"
 
 
 @pytest.fixture
 def worker_app() -> str:
     return "tests.smoke.apps.crashes"
-
-
-def test_a_step_longer_than_the_visibility_timeout_is_executed_once(durable: DurableSetup) -> None:
-    worker = durable.start_worker(visibility_timeout=1)
-    result = crashes.three_steps.delay(held_at="second")
-    pid = effects.wait_until_blocked("second").pid
-    wait_until_logged(worker, FORGOTTEN)
-    wait_until_idle(durable)
-    assert result.state == "PENDING"
-    effects.release("second")
-
-    assert result.get(timeout=10) == [pid] * 3
-    wait_until_idle(durable)
-    assert [effects.count(name, result.id) for name in ("first", "second", "third")] == [1, 1, 1]
-    assert journal(durable.redis, result.id)["attempt"] == "1"
-    assert result.state == "SUCCESS"
-
-
-@pytest.mark.parametrize("victim", ["child", "worker"])
-def test_two_messages_of_one_run_after_a_retry_was_published_and_not_acknowledged(
-    durable: DurableSetup, victim: str
-) -> None:
-    worker = durable.start_worker(visibility_timeout=2)
-    result = crashes.published_twice.delay()
-    publisher = effects.wait_until_blocked("published").pid
-    # Its message is unacknowledged, and the retry begins at once in the other process.
-    effects.wait_until_blocked("third")
-    if victim == "child":
-        worker.kill_child(publisher)
-    else:
-        worker.kill()
-        worker.restart()
-        effects.wait_until_blocked("third", times=2)
-    wait_until_logged(worker, FORGOTTEN)
-    effects.release("third")
-
-    first, number, _ = result.get(timeout=20)
-
-    assert (first, number) == (publisher, 2)
-    wait_until_idle(durable)
-    assert effects.count("first", result.id) == 1
-    assert effects.count("planned", result.id) == 2
-    assert effects.count("third", result.id) == (1 if victim == "child" else 2)
-    assert result.state == "SUCCESS"
 
 
 @pytest.mark.local_nodes(reason="stops a process by a signal")
