@@ -1,5 +1,6 @@
 # Needs Python >= 3.10, make and git; everything else goes into .venv, which `make clean` removes.
 # PYTHON=/path/to/python chooses the interpreter, ARGS="..." is passed on to the program that the target runs.
+# WORKERS=0 runs the tests one by one in one process, for example with ARGS="--pdb tests/unit/test_step.py".
 
 PYTHON ?= python3
 ARGS ?=

@@ -11,6 +11,9 @@ from xdist.scheduler import LoadScopeScheduling
 WORKERS_PER_CORE = 2
 """More than one, since most tests wait most of the time."""
 
+MOST_WORKERS = 8
+"""A container may see more cores than it is allowed to keep busy."""
+
 ORDER = (
     "tests/chaos/test_chaos.py",
     "tests/smoke/test_rabbitmq.py",
@@ -29,7 +32,12 @@ TOGETHER = "tests/smoke/test_rabbitmq.py"
 
 
 def number_of_workers() -> int:
-    return WORKERS_PER_CORE * (os.cpu_count() or 1)
+    return min(WORKERS_PER_CORE * number_of_cores(), MOST_WORKERS)
+
+
+def number_of_cores() -> int:
+    """Count the cores that this process may use, where the system tells them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sort(items: list[pytest.Item]) -> None:
