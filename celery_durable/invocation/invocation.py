@@ -5,19 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any
-
-from celery.exceptions import Retry
+from typing import TYPE_CHECKING, Any
 
 from celery_durable.delivery.call import Call
-from celery_durable.interrupts import Interrupt
-from celery_durable.journal.port import Delivery
-from celery_durable.steps.attempt import Attempt
-from celery_durable.steps.context import AsyncDurableContext, DurableContext
 
 from .arguments import Arguments
-from .ends import End
-from .session import RunSession
+
+if TYPE_CHECKING:
+    from celery.exceptions import Retry
+
+    from celery_durable.interrupts import Interrupt
+    from celery_durable.journal.port import Delivery
+    from celery_durable.steps.attempt import Attempt
+    from celery_durable.steps.context import AsyncDurableContext, DurableContext
+
+    from .ends import End
+    from .session import RunSession
 
 
 class Mode(Enum):

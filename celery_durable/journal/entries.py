@@ -7,29 +7,54 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from json.encoder import encode_basestring_ascii as quoted
-from typing import Any, NamedTuple
+from typing import Any
 
 from celery_durable.exceptions import JournalUnreadableError
 
 from .layout import Kind, State
 
 
-class Entry(NamedTuple):
+class Entry:
     """One operation in the journal; a value stays text until someone asks for it."""
 
-    name: str
-    state: str
-    attempts: int = 1
-    first: int | None = None
-    until: int | None = None
-    error: dict[str, Any] | None = None
-    metadata: dict[str, str] = {}  # noqa: RUF012  nobody changes it
-    value: bytes = b""
-    build: str = ""
-    """The build that has recorded it. Empty: the run's."""
-    patches: tuple[str, ...] = ()
-    """Changes that the code had already, just before this entry (``ctx.patched``)."""
-    kind: str = Kind.STEP
+    # Written out: each replayed step makes one, and it is read more quickly than a named tuple. A dataclass would be as
+    # quick, but making the class is a part of what it takes to import this package.
+    __slots__ = (
+        "attempts", "build", "error", "first", "kind", "metadata", "name", "patches", "state", "until", "value",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        state: str,
+        attempts: int = 1,
+        first: int | None = None,
+        until: int | None = None,
+        error: dict[str, Any] | None = None,
+        metadata: dict[str, str] | None = None,
+        value: bytes = b"",
+        build: str = "",
+        patches: tuple[str, ...] = (),
+        kind: str = Kind.STEP,
+    ) -> None:
+        self.name = name
+        self.state = state
+        self.attempts = attempts
+        self.first = first
+        self.until = until
+        self.error = error
+        self.metadata = {} if metadata is None else metadata
+        self.value = value
+        self.build = build
+        """The build that has recorded it. Empty: the run's."""
+        self.patches = patches
+        """Changes that the code had already, just before this entry (``ctx.patched``)."""
+        self.kind = kind
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Entry) and all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    __hash__ = None  # type: ignore[assignment] # it has a dict in it
 
     @property
     def settled(self) -> bool:
@@ -106,14 +131,14 @@ def read_entry(field_name: str, raw: bytes) -> Entry:
     if not raw.endswith(b"}"):
         raise damaged(field_name, raw)
     if plain := _plain_done().match(raw):
+        name, attempts, encoding, read, build = plain.groups(b"")
         metadata = {}
-        if plain[3]:
-            metadata["encoding"] = plain[3].decode()
-            if plain[4]:
-                metadata["read"] = plain[4].decode()
-        build = plain[5].decode() if plain[5] else ""
-        name, value = plain[1].decode(), raw[plain.end() : -1]
-        return Entry(name, State.DONE, int(plain[2]), None, None, None, metadata, value, build)
+        if encoding:
+            metadata["encoding"] = encoding.decode()
+            if read:
+                metadata["read"] = read.decode()
+        value = raw[plain.end() : -1]
+        return Entry(name.decode(), State.DONE, int(attempts), None, None, None, metadata, value, build.decode())
     # Inside a JSON string a quote is escaped, so the first of these in a step that is done is the key.
     head, found, value = raw.partition(_VALUE) if re.match(_HEAD_OF_DONE.encode(), raw) else (raw, b"", b"")
     try:

@@ -18,7 +18,6 @@ from celery_durable.config.retry import TaskRetryRules
 from celery_durable.config.settings import TASK_OPTIONS, AttemptSettings, Settings
 from celery_durable.delivery import backend
 from celery_durable.delivery.seed import draw_for
-from celery_durable.ending import postrun
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.invocation import eager_journals
 from celery_durable.invocation.current import current, invocation_of, opened_by
@@ -31,12 +30,8 @@ from celery_durable.seams.celery import (
 )
 from celery_durable.steps.context import AsyncDurableContext, DurableContext
 
-from . import (
-    retry_task,  # noqa: F401  registers celery_durable.retry with every app
-    user_retry,
-)
+from . import retry_task  # noqa: F401  registers celery_durable.retry with every app
 from .body import is_wrapped, wrap_run
-from .opening import open_context
 from .run_lookup import has_journal
 
 P = ParamSpec("P")
@@ -126,7 +121,12 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
             NoContextError: the task is not running.
             ConfigurationError: no Redis is configured.
         """
-        return open_context(invocation_of(self))
+        invocation = invocation_of(self)
+        if invocation.context is not None:
+            return invocation.context
+        from .opening import open_context  # a process that only sends tasks does without it
+
+        return open_context(invocation)
 
     @property
     def durable_settings(self) -> Settings:
@@ -240,6 +240,8 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
         """
         arguments = {"args": args, "kwargs": kwargs, "exc": exc, "eta": eta, "countdown": countdown}
         arguments |= {"max_retries": max_retries, "throw": None if throw else False}
+        from . import user_retry  # a process that only sends tasks does without it
+
         return user_retry.retry(self, opened_by(self.request), super().retry, arguments, options)
 
 
@@ -253,6 +255,8 @@ def _task_class_of_app(cls: type) -> type | None:
 def _finish(task: Any = None, retval: Any = None, state: str | None = None, **_: Any) -> None:
     invocation = opened_by(task.request)
     if invocation is not None:
+        from celery_durable.ending import postrun  # a process that only sends tasks does without it
+
         # If an exception of Celery itself is on its way while this signal is sent, the result may not be stored.
         postrun.finish(invocation, state, retval, delivered=sys.exc_info()[1] is invocation.outer_exception)
 

@@ -13,8 +13,6 @@ from celery_durable.exceptions import ConfigurationError
 from celery_durable.invocation.current import current, is_executing
 from celery_durable.seams.celery import validating_otherwise
 
-from .runner import Runner
-
 _OWN_RUN = "celery_durable_run"
 """The attribute in which a ``run`` of ours keeps itself. If a decorator has copied it, it is another function's."""
 
@@ -38,6 +36,8 @@ def wrap_run(cls: Any, declared: Any) -> None:
         if type(self).run is not run and is_executing(self):
             # The run() of a subclass calls this one.
             return body(self, *args, **kwargs)
+        from .runner import Runner  # a process that only sends tasks does without it
+
         return Runner(self, args, kwargs).run(body)
 
     # Python finds the signature of the body. A signature here would be copied by Celery's autoretry, which wraps the

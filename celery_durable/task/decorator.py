@@ -25,7 +25,6 @@ from celery_durable.values.tagged import is_model
 
 from .apps import resolve_app
 from .base import DurableTask
-from .opening import open_context
 from .retry_rules import CELERY_RETRY_OPTIONS, rules_from_celery, set_by_classes
 
 P = ParamSpec("P")
@@ -191,6 +190,8 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
     @user_code_boundary
     def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
         invocation = invocation_of(self)
+        from .opening import open_context  # a process that only sends tasks does without it
+
         context = open_context(invocation)
         head = (self, context) if bind else (context,)
         if not (as_written and args_fit_fast(fun, (*head, *args), kwargs)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery import signals
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("celery_durable")
 
 OLDEST_REDIS = (6, 2)
+_FOR_BODIES = ("celery_durable.task.runner", "celery_durable.task.user_retry", "celery_durable.ending.postrun")
+"""What runs the bodies of tasks. Processes that only send tasks do without it."""
 _LONGEST_CHECK = 1.0
 """Seconds that the check may take: a worker must start even if its Redis does not answer."""
 
@@ -28,6 +31,9 @@ _LONGEST_CHECK = 1.0
 def _check(instance: Any = None, **_: Any) -> None:
     tasks = [task for task in instance.app.tasks.values() if isinstance(task, DurableTask)]
     if tasks:
+        # Before the pool forks its processes, and before a time limit of a task could interrupt an import.
+        for module in _FOR_BODIES:
+            import_module(module)
         if getattr(instance, "task_events", False):
             # The worker was started with -E. The processes of its pool see only the configuration.
             instance.app.conf.worker_send_task_events = True

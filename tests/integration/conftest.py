@@ -7,7 +7,8 @@ import redis
 from celery import Celery, signals
 
 from celery_durable.app.store import Store, store_of
-from tests.integration.runs import app_at, sent
+from tests.integration.network import Proxy
+from tests.integration.runs import app_at, sent, store_at
 from tests.servers import RedisServer
 
 
@@ -16,6 +17,20 @@ def redis_client(redis_server: RedisServer, redis_url: str) -> Iterator[redis.Re
     """A client, reading text, of the database behind `redis_url`."""
     with redis_server.client() as client:
         yield client
+
+
+@pytest.fixture
+def proxy(redis_server: RedisServer, redis_url: str) -> Iterator[Proxy]:
+    """A proxy before the server of that database."""
+    with Proxy(redis_server) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def far_store(proxy: Proxy) -> Iterator[Store]:
+    """A store behind the proxy."""
+    with store_at(proxy.url) as store:
+        yield store
 
 
 @pytest.fixture

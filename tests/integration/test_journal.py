@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -37,19 +37,6 @@ from tests.servers import RedisServer
 from tests.waiting import eventually
 
 DAY = 24 * 3600.0
-
-
-@pytest.fixture
-def proxy(redis_server: RedisServer, redis_url: str) -> Iterator[Proxy]:
-    with Proxy(redis_server) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def far_store(proxy: Proxy) -> Iterator[Store]:
-    """A store behind the proxy."""
-    with store_at(proxy.url) as store:
-        yield store
 
 
 def written(journal: RedisJournal, **fields: str) -> None:

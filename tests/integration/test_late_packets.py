@@ -1,7 +1,7 @@
 """What a closed connection had sent arrives when it has been sent again over another one, and after what followed."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,16 +26,9 @@ STALE, DONE_BY_SCRIPT = b":0\r\n", b":1\r\n"
 
 
 @pytest.fixture
-def proxy(redis_server: RedisServer, redis_url: str) -> Iterator[Proxy]:
-    with Proxy(redis_server) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def store(proxy: Proxy) -> Iterator[Store]:
-    """A store behind the proxy."""
-    with store_at(proxy.url) as store:
-        yield store
+def store(far_store: Store) -> Store:
+    """Here each store is behind the proxy."""
+    return far_store
 
 
 def written(journal: RedisJournal, fields: dict[str, str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from importlib.resources import files
 
 import pytest
@@ -58,3 +60,35 @@ def test_the_lower_half_knows_neither_celery_nor_redis(room: str) -> None:
     }
     assert len(imported) > 5
     assert not imported & {"celery", "redis", "billiard"}
+
+
+SENDER = """
+import sys
+from types import SimpleNamespace
+from celery import Celery, signals
+from celery_durable import DurableContext, durable_task
+
+app = Celery("shop", broker="memory://")
+
+@durable_task(app=app)
+def order(ctx: DurableContext) -> None: ...
+
+order.delay()
+print(sorted(name for name in sys.modules if name.startswith(("celery_durable.ending.", "celery_durable.task.r"))))
+signals.celeryd_after_setup.send("worker", instance=SimpleNamespace(app=app))
+loaded = set(sys.modules)
+print("celery_durable.task.runner" in loaded, "celery_durable.ending.postrun" in loaded)
+order.apply()
+print(sorted(name for name in set(sys.modules) - loaded if name.startswith("celery_durable.")))
+"""
+
+
+def test_what_runs_bodies_is_loaded_by_workers_and_by_no_sender() -> None:
+    """In a worker before its pool has forked: a child that must import it at its first task would be late."""
+    done = subprocess.run([sys.executable, "-c", SENDER], check=True, capture_output=True, text=True)
+
+    assert done.stdout.splitlines() == [
+        "['celery_durable.task.retry_rules', 'celery_durable.task.retry_task', 'celery_durable.task.run_lookup']",
+        "True True",
+        "[]",
+    ]
