@@ -63,13 +63,10 @@ from .suspension import (
 logger = logging.getLogger("celery_durable")
 
 
-def complete(invocation: Invocation, error: BaseException, interrupt: Interrupt | None = None) -> Any:
-    """End an attempt whose body has ended by *error*. Returns the value of the task, or raises what Celery handles.
-
-    *interrupt* is the interrupt that has ended the attempt, even if user code has swallowed it.
-    """
+def complete(invocation: Invocation, error: BaseException) -> Any:
+    """End an attempt whose body has ended by *error*. Returns the value of the task, or raises what Celery handles."""
     try:
-        told = _decide_and_carry_out(invocation, error, interrupt)
+        told = _decide_and_carry_out(invocation, error)
     except BaseException as met:
         told = met
     if isinstance(told, ReturnValue):
@@ -83,14 +80,13 @@ def complete(invocation: Invocation, error: BaseException, interrupt: Interrupt 
     try:
         raise told.with_traceback(place or told.__traceback__)
     finally:
-        del told, error, interrupt  # they refer to this frame, and the frame to them: see Runner
+        del told, error  # they refer to this frame, and the frame to them: see Runner
 
 
-def _decide_and_carry_out(
-    invocation: Invocation, error: BaseException, interrupt: Interrupt | None
-) -> BaseException | ReturnValue:
+def _decide_and_carry_out(invocation: Invocation, error: BaseException) -> BaseException | ReturnValue:
     try:
-        return carry_out(invocation, decide(facts_of(invocation, error, interrupt)))
+        # The attempt's own interrupt counts, even if user code has swallowed it.
+        return carry_out(invocation, decide(facts_of(invocation, error, invocation.interrupt)))
     except Interrupt as met:
         # While the end was carried out, a fence, a lost journal, or a step that was not reached has stopped it.
         late = met

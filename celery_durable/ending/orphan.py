@@ -69,7 +69,7 @@ class OrphanedAttempt:
                 attempt.info.task_id, step.name,
             )  # fmt: skip
             try:
-                complete(self._invocation, self._failure(step, overrun.error), self._invocation.interrupt)
+                complete(self._invocation, self._failure(step, overrun.error))
             except Interrupt as error:
                 logger.error(
                     "task %s: the failure of its step could not be recorded: %s", self._invocation.request.id, error

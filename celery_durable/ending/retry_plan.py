@@ -17,7 +17,7 @@ class Carrier(Enum):
 
     BROKER = "the broker"
     JOURNAL = "the journal"
-    CALLER = "nobody"
+    CALLER = "its caller"
     """An eager run does not wait: its caller runs it again at once."""
 
 

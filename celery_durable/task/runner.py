@@ -65,7 +65,7 @@ class Runner:
             ended = error
         # This is outside of the except block, so that a new exception does not have this one as its context.
         try:
-            return complete(invocation, ended, invocation.interrupt)
+            return complete(invocation, ended)
         finally:
             del ended  # it refers to this frame, and the frame to it: the attempt would wait for the garbage collector
 
@@ -111,7 +111,7 @@ class Runner:
                 if invocation.session is None:
                     raise
                 ended = error
-            return complete(invocation, ended, invocation.interrupt)
+            return complete(invocation, ended)
         finally:
             current.reset(token)
             self._close_if_direct()
