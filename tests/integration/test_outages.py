@@ -2,7 +2,6 @@
 
 import json
 import selectors
-import signal
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ import redis
 from celery_durable import JournalUnavailableError
 from celery_durable.app.store import Store, store_of
 from celery_durable.drivers import on_loop
+from tests.alarms import Struck, alarms
 from tests.groups import MAKES, program_or_skip
 from tests.integration.network import Proxy
 from tests.integration.runs import (
@@ -351,14 +351,7 @@ def test_a_write_that_goes_with_the_next_survives_a_cut(redis_server: RedisServe
         assert redis_client.hget(store.keys(task_id).run, "step:1") == "done"
 
 
-class Struck(Exception):
-    """What a time limit's signal raises."""
-
-
 def test_an_opening_that_was_interrupted_is_not_sent_again_by_the_next_attempt() -> None:
-    def strike(*_: Any) -> None:
-        raise Struck
-
     with RedisServer() as server, store_at(server.url()) as store, server.client() as client:
         failed = opened(store, task_id := new_id())
         failed.finish("failed", {"outcome": "{}"})
@@ -367,14 +360,8 @@ def test_an_opening_that_was_interrupted_is_not_sent_again_by_the_next_attempt()
         failed.close()
         victim = store.journal(task_id)
         server.freeze()
-        usual = signal.signal(signal.SIGALRM, strike)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0.3)
-            with pytest.raises(Struck):
-                victim.open(delivery(task_id, reopen="again", over="1"))
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, usual)
+        with alarms([0.3]), pytest.raises(Struck):
+            victim.open(delivery(task_id, reopen="again", over="1"))
         assert not victim.connection.pending
         victim.close()
         server.thaw()

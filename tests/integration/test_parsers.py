@@ -1,6 +1,5 @@
 """Replies are read by hiredis, which comes with the package, or by redis-py's own parser, where there is no hiredis."""
 
-import signal
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from celery_durable.interrupts import Fenced
 from celery_durable.journal.entries import done_entry
 from celery_durable.journal.port import Opened
 from celery_durable.redis.journal import RedisJournal
+from tests.alarms import Struck, alarms
 from tests.integration.network import Proxy
 from tests.integration.runs import app_at, delivery, execute, lapse, new_id, opened, store_at, task_of
 from tests.servers import RedisServer
@@ -109,26 +109,13 @@ def test_a_task_whose_replies_are_lost_and_whose_requests_are_late(
     assert (fields["status"], fields["attempt"]) == ("succeeded", "1")
 
 
-class Struck(Exception):
-    """What a time limit's signal raises."""
-
-
 def test_a_signal_amid_a_reply_leaves_the_connection_usable() -> None:
-    def strike(*_: Any) -> None:
-        raise Struck
-
     with RedisServer() as server, store_at(server.url()) as store:
         journal = opened(store, task_id := new_id())
         server.freeze()
         journal.send({"step:1": "{}"})
-        usual = signal.signal(signal.SIGALRM, strike)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0.3)
-            with pytest.raises(Struck):
-                journal.flush()
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, usual)
+        with alarms([0.3]), pytest.raises(Struck):
+            journal.flush()
         server.thaw()
 
         written(journal, **{"step:2": "{}"})

@@ -2,12 +2,12 @@
 
 import json
 import random
-import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from celery_durable.drivers.pulse import Overrun, Pulse
 from celery_durable.drivers.watchdog import watchdog
 from celery_durable.ending.orphan import OrphanedAttempt
 from celery_durable.invocation.current import invocation_of
+from tests.alarms import alarms
 from tests.integration.runs import app_at, execute, new_id, state
 from tests.waiting import eventually
 
@@ -79,10 +80,9 @@ def test_strikes_at_any_moment_hit_actions_only(app: Celery, redis_client: redis
         return number - 1000
 
     def body(ctx: DurableContext) -> int:
-        def strike(_: int, frame: Any) -> None:
+        def strike(frame: Any) -> None:
             nonlocal sent
             sent += 1
-            signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0001, 0.001))
             blow = Blow(ctx._attempt.pulse, landed)  # noqa: SLF001
             if in_user_code(frame) and blow.arrives():
                 raise blow.overrun
@@ -90,15 +90,10 @@ def test_strikes_at_any_moment_hit_actions_only(app: Celery, redis_client: redis
         options = RunOptions(initial_retry_interval=0.00001, max_retry_interval=0.00001)
         number = 0
         # A timer hits any line of this thread; a thread would hit those where this one waits.
-        before = signal.signal(signal.SIGALRM, strike)
-        signal.setitimer(signal.ITIMER_REAL, 0.001)
-        try:
+        with alarms((dice.uniform(0.0001, 0.001) for _ in count()), strike):
             while len(landed) < STRIKES:
                 number += 1
                 assert ctx.run(f"step {number}", act, options, number) == number
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
         return number
 
     task = task_in(app, body, inline_retry_limit=1)

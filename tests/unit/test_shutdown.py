@@ -13,6 +13,7 @@ from celery_durable import (
 )
 from celery_durable.invocation.eager_journals import _journals as _eager_journals
 from celery_durable.journal.memory import MemoryJournal
+from tests.alarms import alarms
 from tests.unit.conftest import Action
 from tests.unit.tasks import SLOW, applied
 
@@ -26,7 +27,7 @@ def test_a_process_that_is_stopped_in_an_async_step_records_no_failure(kind: Any
     seen: list[str] = []
     journals: list[MemoryJournal] = []
 
-    def strike(*_: Any) -> None:
+    def strike(_: Any) -> None:
         raise kind(-241)
 
     async def be_struck() -> None:
@@ -42,13 +43,8 @@ def test_a_process_that_is_stopped_in_an_async_step_records_no_failure(kind: Any
         await ctx.run("first", Action(1))
         await ctx.run("struck", be_struck, *options)
 
-    usual = signal.signal(signal.SIGALRM, strike)
-    try:
-        with pytest.raises(kind, match="-241"):
-            applied(body)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, usual)
+    with alarms([], strike), pytest.raises(kind, match="-241"):
+        applied(body)
     assert seen == ["CancelledError"]
     (journal,) = journals
     recorded = [value for name, value in journal.fields.items() if name.startswith(b"step:")]
