@@ -60,9 +60,9 @@ def _serializer(name: str, value: Any) -> Any:
 
 
 def _journal_sync(name: str, value: Any) -> str:
-    places = ("memory", "replicas", "disk")
-    if value not in places:
-        raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, places))}, got {value!r}")
+    known = ("memory", "replicas", "disk")
+    if value not in known:
+        raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
     return str(value)
 
 

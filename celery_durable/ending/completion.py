@@ -74,11 +74,11 @@ def complete(invocation: Invocation, error: BaseException) -> Any:
     if not isinstance(invocation.end, LeftToAutoretry):
         invocation.raised = told
     # The traceback begins where the error was raised. The lines of this module say nothing about it.
-    place = told.__traceback__
-    while place is not None and place.tb_frame.f_globals is globals():
-        place = place.tb_next
+    level = told.__traceback__
+    while level is not None and level.tb_frame.f_globals is globals():
+        level = level.tb_next
     try:
-        raise told.with_traceback(place or told.__traceback__)
+        raise told.with_traceback(level or told.__traceback__)
     finally:
         del told, error  # they refer to this frame, and the frame to them: see Runner
 

@@ -35,5 +35,5 @@ def in_order(position: str) -> tuple[tuple[int, int, str], ...]:
         return tuple((1, 0, part) if part[:1] == NAMED else (0, int(part), "") for part in position.split("."))
     except ValueError:
         raise JournalUnreadableError(
-            f"entry step:{position} is at no place in program order; delete it, or send the task under a new id"
+            f"entry step:{position} has no position in program order; delete it, or send the task under a new id"
         ) from None

@@ -81,7 +81,7 @@ class Runs:
         """
         keys = self.keys(task_id)
         fence = fence or new_fence()
-        # The journal is kept for a lease at least: the attempt is to meet another fence, and not an empty place.
+        # The journal is kept for a lease at least: the attempt must find another fence in it, and not find it gone.
         keep = max(keep, self._lease)
         terminated = dated_call("terminate", keys.all, task_id, fence, status, ms(keep), owner, "outcome", outcome)
         return self._ask(task_id, terminated, timeout=SHORT_TIMEOUT) == [WriteReply.DONE]

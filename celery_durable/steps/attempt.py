@@ -24,7 +24,7 @@ from celery_durable.values.failure import text_of
 from .determinism import check_usable, every_step_awaited
 from .draws import Draws
 from .outbox import Outbox
-from .places import Patches, Places
+from .program_order import Patches, ProgramOrder
 from .replay import Replay
 from .run_state import RunState
 
@@ -40,12 +40,12 @@ class Attempt:
         self.settings = settings
         self.pulse = pulse = Pulse(journal, info, settings)
         self.state = state = RunState(opened, progress_forgives=settings.progress_forgives)
-        self._places = places = Places(partial(_by_use, fields, direct=info.direct))
-        self.siblings = Siblings(pulse, places.strands)
+        self._order = order = ProgramOrder(partial(_by_use, fields, direct=info.direct))
+        self.siblings = Siblings(pulse, order.strands)
         self._patches = patches = Patches()
-        self.outbox = outbox = Outbox(pulse, fields, state, places, patches)
-        self.replay = Replay(pulse, fields, state.build, places, patches, outbox)
-        self.draws = Draws(pulse, state.seed, fields, places, outbox)
+        self.outbox = outbox = Outbox(pulse, fields, state, order, patches)
+        self.replay = Replay(pulse, fields, state.build, order, patches, outbox)
+        self.draws = Draws(pulse, state.seed, fields, order, outbox)
         self._clock_zero = time.monotonic() - opened.now / 1000
 
     # -- its beginning and its end
@@ -71,7 +71,7 @@ class Attempt:
     def begin_here(self) -> None:
         """The body is this asyncio task, in this thread."""
         self.pulse.home = threading.get_ident()
-        self._places.begin_in_task()
+        self._order.begin_in_task()
         if not self.info.direct:
             # Called as a function it may be on a loop that is not ours.
             self.siblings.begin()
@@ -128,7 +128,7 @@ class Attempt:
             text = f'the id of ctx.patched is a text, got {patch!r}: write ctx.patched("check address")'
             raise self.pulse.invalid(text)
         try:
-            here = self._places.here()
+            here = self._order.here()
         except InvalidStepError as error:
             raise self.pulse.invalid(error) from None
         recorded = self.replay.patches_behind(here)
@@ -142,7 +142,7 @@ class Attempt:
         """A branch with a name, for what is called inside."""
         check_usable(self.pulse, draws=True)
         try:
-            leave = self._places.name(key)
+            leave = self._order.name(key)
         except InvalidStepError as error:
             raise self.pulse.invalid(error) from None
         try:

@@ -84,9 +84,10 @@ class _Context:
     def patched(self, patch: str) -> bool:
         """Whether this run takes a change of the code, so that runs under way keep the path that they began with.
 
-        True in a run that reaches this place for the first time with this code, False in one whose journal goes on
-        behind it without; the same on every attempt. It is recorded with the operation that comes next. Not awaited, in
-        async tasks either; each place in program order (each turn of a loop, each branch) decides for itself.
+        It is True in a run that reaches this call for the first time with this code. It is False in a run whose journal
+        has gone past this call without it. The answer is the same on every attempt: it is recorded with the operation
+        that comes next. Each call decides for itself: each turn of a loop, and each branch. It is not awaited, in async
+        tasks either.
 
         A change is brought in, and its traces are removed, in three deploys:
 
@@ -221,7 +222,7 @@ class AsyncDurableContext(_Context):
     def run(self, name: str, action: Callable[..., Any] = MISSING, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
         """As :meth:`DurableContext.run`, awaited. A sync action runs in a thread.
 
-        The step's place in the journal is taken when ``run`` is called, not when it is awaited.
+        The step gets its position in program order when ``run`` is called, and not when it is awaited.
         """
         try:
             step = claim_step(self._attempt, name, action, args, kwargs)

@@ -17,7 +17,7 @@ from celery_durable.journal.layout import Fields
 
 from .determinism import check_usable
 from .outbox import Outbox
-from .places import Places
+from .program_order import ProgramOrder
 
 T = TypeVar("T")
 
@@ -25,11 +25,11 @@ T = TypeVar("T")
 class Draws:
     """The draws of one attempt."""
 
-    def __init__(self, pulse: Pulse, seed: str, fields: Fields, places: Places, outbox: Outbox) -> None:
+    def __init__(self, pulse: Pulse, seed: str, fields: Fields, order: ProgramOrder, outbox: Outbox) -> None:
         self._pulse = pulse
         self._seed = seed
         self._fields = fields
-        self._places = places
+        self._order = order
         self._outbox = outbox
         self._numbers: dict[str, int] = {}
         self._randoms: dict[tuple[str, str | None], random.Random] = {}
@@ -44,7 +44,7 @@ class Draws:
         return stream
 
     def uuid(self) -> UUID:
-        return self._drawn("uuid", lambda place: str(derived_uuid(self._seed, "uuid", place)), UUID)
+        return self._drawn("uuid", lambda position: str(derived_uuid(self._seed, "uuid", position)), UUID)
 
     def time(self) -> int:
         return self._drawn("time", lambda _: str(time.time_ns() // 1_000_000), int)
@@ -53,7 +53,7 @@ class Draws:
         return self._drawn("now", lambda _: datetime.now(timezone.utc).isoformat(), datetime.fromisoformat)
 
     def _drawn(self, kind: str, draw: Callable[[str], str], read: Callable[[str], T]) -> T:
-        """The next value of its kind: as recorded, or drawn now, at its place, and recorded with the next write."""
+        """The next value of its kind: as it is recorded, or drawn now, and recorded with the next write."""
         check_usable(self._pulse, draws=True)
         branch = f"{kind}:{self._path}"
         self._numbers[branch] = number = self._numbers.get(branch, 0) + 1
@@ -71,7 +71,7 @@ class Draws:
     def _path(self) -> str:
         """Of the branch that draws."""
         try:
-            return self._places.path
+            return self._order.path
         except InvalidStepError as error:
             raise self._pulse.invalid(error) from None
 

@@ -10,7 +10,7 @@ from celery_durable.drivers.pulse import Pulse
 from celery_durable.journal.entries import annotated
 from celery_durable.journal.layout import LAYOUT, Fields, step_field
 
-from .places import Patches, Places
+from .program_order import Patches, ProgramOrder
 from .run_state import RunState
 
 logger = logging.getLogger("celery_durable")
@@ -23,11 +23,11 @@ _PAIRS_AT_AN_END = 500
 class Outbox:
     """The fields that one attempt has still to write."""
 
-    def __init__(self, pulse: Pulse, fields: Fields, state: RunState, places: Places, patches: Patches) -> None:
+    def __init__(self, pulse: Pulse, fields: Fields, state: RunState, order: ProgramOrder, patches: Patches) -> None:
         self._pulse = pulse
         self._journal = pulse.journal
         self._state = state
-        self._places = places
+        self._order = order
         self._patches = patches
         # The first write, if there is one, says that the run has got past its stall.
         self.staged: dict[str, str] = {"stalled": ""} if state.stalled else {}
@@ -89,7 +89,7 @@ class Outbox:
         *with_next*: it may travel with the next write.
         """
         if self.staged and not self.keeps_back:
-            if self._places.branched:
+            if self._order.branched:
                 self._stage_layout()
             self._journal.send(self.staged, with_next=with_next)
             self.staged = {}
@@ -99,7 +99,7 @@ class Outbox:
 
         What is staged meanwhile is kept back, too, until :meth:`sent_large`.
         """
-        if self._places.branched:
+        if self._order.branched:
             self._stage_layout()
         fields, self.staged = self.staged, {}
 
@@ -118,7 +118,7 @@ class Outbox:
         """What is staged, to travel with the script that ends the attempt."""
         if len(self.staged) > _PAIRS_AT_AN_END:
             self.send_staged()
-        if self.staged and self._places.branched:
+        if self.staged and self._order.branched:
             self._stage_layout()
         fields, self.staged = self.staged, {}
         return fields
@@ -129,7 +129,7 @@ class Outbox:
 
     def _stage_layout(self) -> None:
         """Say how the branches are numbered, together with the first entry of one."""
-        self._places.branched = False
+        self._order.branched = False
         if self._says_layout:
             self.staged["v"] = LAYOUT
 

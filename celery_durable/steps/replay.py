@@ -12,7 +12,7 @@ from celery_durable.values.failure import failure_of
 
 from .determinism import nothing_left_over, same_kind, same_name
 from .outbox import Outbox
-from .places import Here, Patches, Places
+from .program_order import Here, Patches, ProgramOrder
 
 UNKNOWN_BUILD = "unknown"
 """Stands for the build of what version 0.1.0 recorded."""
@@ -22,12 +22,12 @@ class Replay:
     """The recorded operations of a run, as the code of one attempt reaches them."""
 
     def __init__(
-        self, pulse: Pulse, fields: Fields, build: str, places: Places, patches: Patches, outbox: Outbox
+        self, pulse: Pulse, fields: Fields, build: str, order: ProgramOrder, patches: Patches, outbox: Outbox
     ) -> None:
         self._pulse = pulse
         self._fields = fields
         self._build = build
-        self._places = places
+        self._order = order
         self._patches = patches
         self._outbox = outbox
         self.ahead = sum(name.startswith(b"step:") for name in fields)
@@ -38,7 +38,7 @@ class Replay:
     def claim(self, name: str, kind: str = Kind.STEP) -> tuple[str, Entry | None]:
         """The next position in program order, with what the journal holds for it."""
         try:
-            position = self._places.next()
+            position = self._order.next()
         except InvalidStepError as error:
             raise self._pulse.invalid(error) from None
         if self._patches.pending:
@@ -64,7 +64,7 @@ class Replay:
         return position, entry
 
     def patches_behind(self, here: Here) -> tuple[str, ...] | None:
-        """The changes of the code that are recorded behind this place; None where nothing is recorded there."""
+        """The changes of the code that are recorded behind this position; None where nothing is recorded there."""
         if not self.ahead:
             return None
         following = self._fields.get(step_field(here.next).encode())
@@ -82,7 +82,7 @@ class Replay:
 
     def begun(self, position: str) -> dict[str, list[int | str]]:
         """What the code around a step has begun: by that a Retry tells what has followed the step's failure."""
-        return self._places.begun(position)
+        return self._order.begun(position)
 
     def recorded_failure(self, position: str, entry: Entry) -> BaseException:
         """What to raise where the journal has a failure."""

@@ -1,4 +1,4 @@
-"""One step of an attempt: its call, its place in the journal, and what is recorded there."""
+"""One step of an attempt: its call, its position in program order, and what is recorded there."""
 
 from __future__ import annotations
 

@@ -82,8 +82,8 @@ def located(error: BaseException, brought_by: BaseException) -> BaseException:
         path.append(outer)
         outer = outer.tb_next
     if outer is not None:
-        for place in reversed(path):
-            inner = TracebackType(inner, place.tb_frame, place.tb_lasti, place.tb_lineno)
+        for level in reversed(path):
+            inner = TracebackType(inner, level.tb_frame, level.tb_lasti, level.tb_lineno)
     return error.with_traceback(inner)
 
 

@@ -24,7 +24,7 @@ from .tagged import NotEncodable, dumps, is_model, loads
 Note = list[Any]
 """``[path, what, content]``: the part at *path* is to get *content* as its *what* (``"zone"``, for example).
 
-A path has names of fields, and numbers for places in lists and dicts."""
+A path has names of fields, and numbers of items in lists and dicts."""
 
 _NOTHING: list[Note] = []
 _MISSING = object()
@@ -126,7 +126,7 @@ def _of_set(value: Any, decoded: Any) -> list[Note] | None:
     if value != decoded or not _same_attributes(value, decoded):
         return None
     itself = {item: item for item in decoded}
-    # A set has no places, so nothing can be put back into it.
+    # The items of a set have no numbers, so nothing can be put back into it.
     return _if(all(same(item, itself[item]) for item in value))
 
 

@@ -210,7 +210,7 @@ def id_of(journal: RedisJournal) -> str:
 
 
 def entry(client: "redis.Redis", store: Store, task_id: str, position: int) -> Any:
-    """Return what the journal holds at a place of the body."""
+    """Return what the journal holds at a position of the body."""
     return json.loads(client.hget(store.keys(task_id).run, f"step:{position}"))
 
 

@@ -261,7 +261,7 @@ def test_async_actions_of_a_sync_task_share_one_loop(run: Run) -> None:
 # -- steps side by side ------------------------------------------------------------------------------------------------
 
 
-def test_steps_side_by_side_take_their_places_in_program_order(run: Run) -> None:
+def test_steps_side_by_side_take_their_positions_in_program_order(run: Run) -> None:
     counts: list[str] = []
 
     async def work(name: str, turns: int) -> str:

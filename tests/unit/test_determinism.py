@@ -66,7 +66,7 @@ def test_an_operation_has_the_name_and_the_kind_that_are_recorded() -> None:
 def test_what_is_left_over_is_named_by_its_first_position() -> None:
     assert nothing_left_over([]) is None
     assert nothing_left_over(["10", "9", "9.2", "@b.1"]) == "9"
-    with pytest.raises(JournalUnreadableError, match="at no place in program order"):
+    with pytest.raises(JournalUnreadableError, match="has no position in program order"):
         nothing_left_over(["1", "nowhere"])
 
 

@@ -19,9 +19,9 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from celery_durable.redis.client import redis_py
 from celery_durable.redis.client.redis_py import (
+    address_of,
     bound_timeouts,
     parser_of,
-    place_of,
     point_at,
     redirected_to,
     slot_of,
@@ -129,9 +129,9 @@ def test_a_connection_connects_to_where_it_was_pointed_at() -> None:
 def test_where_a_connection_leads_to_is_known() -> None:
     sentinel = SentinelConnectionPool("master", Sentinel([]), host="")  # type: ignore[no-untyped-call]
 
-    assert place_of(Connection(host="10.0.0.2", port=7001)) == "10.0.0.2:7001"
-    assert place_of(UnixDomainSocketConnection(path="/run/redis.sock")) == "/run/redis.sock"
-    assert place_of(sentinel.make_connection()) == ""
+    assert address_of(Connection(host="10.0.0.2", port=7001)) == "10.0.0.2:7001"
+    assert address_of(UnixDomainSocketConnection(path="/run/redis.sock")) == "/run/redis.sock"
+    assert address_of(sentinel.make_connection()) == ""
 
 
 def test_a_key_has_the_slot_of_its_tag() -> None:

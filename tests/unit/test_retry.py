@@ -177,7 +177,7 @@ STARTED = b'{"name":"pay","state":"started","attempts":1}'
     ("field", "entry", "said"),
     [
         (b"step:1", b"rubbish", "entry step:1 is damaged: b'rubbish'"),
-        (b"step:x", STARTED, "entry step:x is at no place"),
+        (b"step:x", STARTED, "entry step:x has no position"),
     ],
     ids=["an entry", "a place"],
 )

@@ -488,7 +488,7 @@ def test_an_entry_at_no_place_ends_the_run_by_name(run: Run, field: bytes) -> No
     run.attempt().run("count", Action(5))
     with pytest.raises(EndRun) as ended:
         run.reach_the_end()
-    assert "is at no place in program order; delete it" in ends_run(ended, JournalUnreadableError)
+    assert "has no position in program order; delete it" in ends_run(ended, JournalUnreadableError)
 
 
 def test_a_damaged_entry_that_the_body_does_not_reach_ends_the_run_by_name(run: Run) -> None:

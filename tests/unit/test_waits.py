@@ -671,7 +671,7 @@ def test_a_bad_duration_beside_a_sleep_ends_the_run(run: Run) -> None:
     assert isinstance(interrupted(run, body, later=HOUR), EndRun)
 
 
-def test_sleeps_and_steps_side_by_side_take_their_places_in_program_order(run: Run) -> None:
+def test_sleeps_and_steps_side_by_side_take_their_positions_in_program_order(run: Run) -> None:
     async def body(ctx: AsyncDurableContext) -> None:
         waits = [ctx.sleep(HOUR, "a"), ctx.run("b", slow_success), ctx.sleep(60, "c"), ctx.run("d", Action(1))]
         await asyncio.gather(*reversed(waits))

@@ -56,7 +56,7 @@ def parser_of(connection: Any) -> Parser:
     return connection._parser  # type: ignore[no-any-return]  # noqa: SLF001
 
 
-def place_of(connection: Any) -> str:
+def address_of(connection: Any) -> str:
     """Where a connection leads to; empty if that is not known yet."""
     if path := getattr(connection, "path", None):
         return str(path)

@@ -12,7 +12,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from .protocol import pack
-from .redis_py import Parser, parser_of, place_of, socket_of
+from .redis_py import Parser, address_of, parser_of, socket_of
 from .scripts import all_scripts
 from .spin_wait import SpinWait
 
@@ -102,5 +102,5 @@ class Transport:
 
     def __str__(self) -> str:
         # No more of the URL: it may have a password.
-        place = place_of(self.raw)
-        return f"Redis at {place}" if place else "Redis"
+        address = address_of(self.raw)
+        return f"Redis at {address}" if address else "Redis"

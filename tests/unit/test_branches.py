@@ -111,12 +111,12 @@ def test_branches_of_branches_count_for_themselves(run: Run) -> None:
         return await asyncio.gather(branch(ctx, "a"), branch(ctx, "b"))
 
     assert attempt(run, body) == [["a1", "a2"], ["b1", "b2"]]
-    assert [run.entry(f"step:{place}")["value"] for place in ("1.1", "1.1.1", "1.2.1", "2.1.1", "2.2.1")] == [
+    assert [run.entry(f"step:{position}")["value"] for position in ("1.1", "1.1.1", "1.2.1", "2.1.1", "2.2.1")] == [
         "a", "a1", "a2", "b1", "b2",
     ]  # fmt: skip
 
 
-def test_what_the_body_itself_calls_for_a_gather_has_the_places_of_the_body(run: Run) -> None:
+def test_what_the_body_itself_calls_for_a_gather_has_the_positions_of_the_body(run: Run) -> None:
     async def body(ctx: AsyncDurableContext) -> list[str]:
         return await asyncio.gather(ctx.run("a", Action("a")), ctx.run("b", Action("b")))
 
@@ -233,7 +233,7 @@ def test_nested_coroutines_are_numbered_as_their_parents_make_them(run: Run) -> 
 
     first, again = twice(run, lambda ctx: asyncio.gather(branch(ctx, "a"), branch(ctx, "b")))
     assert first == again == [["a", "a1", "a2"], ["b", "b1", "b2"]]
-    assert [run.entry(f"step:{place}")["value"] for place in ("1.1", "1.1.1", "1.2.1", "2.1", "2.2.1")] == [
+    assert [run.entry(f"step:{position}")["value"] for position in ("1.1", "1.1.1", "1.2.1", "2.1", "2.2.1")] == [
         "a", "a1", "a2", "b", "b2",
     ]  # fmt: skip
 
@@ -257,7 +257,7 @@ def test_what_wait_for_awaits_is_in_the_branch_of_its_parent(run: Run, seconds: 
         await asyncio.gather(leaf(ctx))
 
     assert attempt(run, body) is None
-    names = {place: run.entry(place)["name"] for place in run.names()}
+    names = {position: run.entry(position)["name"] for position in run.names()}
     if seconds == 0:
         assert names == {"step:1": "before", "step:2": "after", "step:1.1": "leaf"}
     else:
@@ -400,7 +400,7 @@ def test_a_named_branch_has_branches_and_names_of_its_own(run: Run) -> None:
             return [named, *await numbered, await leaf(ctx, "own")]
 
     assert twice(run, body) == [["named", "numbered", "own"]] * 2
-    assert [run.entry(f"step:@outer.{place}")["value"] for place in ("@inner.1", "1.1", "1")] == [
+    assert [run.entry(f"step:@outer.{position}")["value"] for position in ("@inner.1", "1.1", "1")] == [
         "named", "numbered", "own",
     ]  # fmt: skip
 
@@ -498,4 +498,4 @@ def test_a_journal_of_0_1_0_is_read_by_its_own_rule_to_its_end(run: Run) -> None
 
     assert attempt(run, longer) == ["a", "b", "a", "b"]
     assert fields[b"v"] == b"1"
-    assert [run.entry(f"step:{place}.1")["value"] for place in (1, 2, 3, 4)] == ["b", "a", "b", "a"]
+    assert [run.entry(f"step:{position}.1")["value"] for position in (1, 2, 3, 4)] == ["b", "a", "b", "a"]

@@ -1,4 +1,4 @@
-"""Places in program order, by which the operations of an attempt are known again.
+"""The program order of an attempt: each operation has a position in it, and a replay knows it again by that.
 
 The operations of a body are numbered as it calls them. Coroutines that run beside it, as asyncio tasks of their own,
 are branches, and each counts for itself. A branch is numbered when its asyncio task is made, in the order in which its
@@ -130,8 +130,8 @@ class Strands:
         return None if strand is None else strand.branch or strand.own
 
 
-class Places:
-    """The places of one attempt: ``3``, or ``2.3`` for the third operation of the second branch.
+class ProgramOrder:
+    """The positions of one attempt: ``3``, or ``2.3`` for the third operation of the second branch.
 
     Args:
         by_use: see :class:`Strands`.
@@ -142,7 +142,7 @@ class Places:
         self._trunk = Strand(None, self._root)
         self._trunk.branch = self._root
         self._used: dict[str, _Branch] = {"": self._root}
-        """Branches that have taken a place, by their paths."""
+        """Branches that have taken a position, by their paths."""
         self.strands = Strands(self._root, by_use)
         self._in_task = False
         """The body is an asyncio task."""
@@ -155,7 +155,7 @@ class Places:
         self.strands.enter(current_task(), self._trunk)
 
     def next(self) -> str:
-        """The place of the operation that is being called.
+        """The position of the operation that is being called.
 
         Raises:
             InvalidStepError: nothing orders it.
@@ -169,14 +169,14 @@ class Places:
         branch = self._branch()
         return Here(branch.path, branch.operations, branch.branches, frozenset(branch.names))
 
-    def begun(self, place: str) -> dict[str, list[int | str]]:
-        """Of the branches that a place is in, by path: operations and branches that have begun, and names."""
-        around = [branch for path, branch in self._used.items() if place.startswith(path)]
+    def begun(self, position: str) -> dict[str, list[int | str]]:
+        """For each branch around a position: how many operations and branches it has begun, and their names."""
+        around = [branch for path, branch in self._used.items() if position.startswith(path)]
         return {each.path: [each.operations, each.branches, *sorted(each.names)] for each in around}
 
     @property
     def path(self) -> str:
-        """What the places of this branch begin with; empty in the body.
+        """What the positions of this branch begin with; empty in the body.
 
         Raises:
             InvalidStepError: nothing orders it.
@@ -259,24 +259,24 @@ class Here(NamedTuple):
 
     @property
     def next(self) -> str:
-        """The place of the operation that comes next."""
+        """The position of the operation that comes next."""
         return f"{self.path}{self.operations + 1}"
 
-    def is_before(self, place: str) -> bool:
-        """Whether *place* is that of an operation of this branch, or of one that it began, and comes later."""
-        if not place.startswith(self.path):
+    def is_before(self, position: str) -> bool:
+        """Whether this position comes later, in this branch or in a branch that begins in it."""
+        if not position.startswith(self.path):
             return False
-        part, *deeper = place[len(self.path) :].split(".")
+        part, *deeper = position[len(self.path) :].split(".")
         if part.startswith(NAMED):
             return part not in self.names
         return int(part) > (self.branches if deeper else self.operations)
 
 
-# -- changes of the code, by places -----------------------------------------------------------------------------------
+# -- changes of the code ----------------------------------------------------------------------------------------------
 
 
 class _Patched(NamedTuple):
-    """A change that a run takes on at a place, and that is not recorded yet."""
+    """A change that a run has taken on, and that is not recorded yet."""
 
     here: Here
     patch: str
