@@ -16,8 +16,8 @@ LARGE = 2**16
 """Characters; what is larger is encoded, sent and read in a thread: a socket takes as much only as it is read from."""
 
 
-class Outbox(Protocol):
-    """What the journal has still to be told by an attempt."""
+class LargeWrites(Protocol):
+    """The outbox of an attempt, as a driver sees it that sends what is large in a thread."""
 
     keeps_back: bool
     """What is staged waits for a thread to send it."""
@@ -58,7 +58,7 @@ class Driver(Protocol):
             Stale: the action was not started, because what its attempt may do is to be asked once more.
         """
 
-    async def settle(self) -> None:
+    async def flush(self) -> None:
         """Until the journal has acknowledged all that was sent."""
 
     async def ask(self, question: Callable[[], None]) -> None:

@@ -49,7 +49,7 @@ class InThread:
             return _wait_lending_this_thread(step, result)
         return wait_for(result, around=upkeep.on_loop(step))
 
-    async def settle(self) -> None:
+    async def flush(self) -> None:
         self._pulse.ask(self._pulse.journal.flush)
 
     async def ask(self, question: Callable[[], None]) -> None:
@@ -94,12 +94,12 @@ def _in_a_thread_of_its_own(step: Running) -> Any:
         return wait_for(limited(step, step.action(*step.args, **step.kwargs)), around=upkeep.on_loop(step))
     thread = timed.take(maxsize)
     assert thread is not None  # noqa: S101
-    errand = begin_action(step, thread)
+    item = begin_action(step, thread)
     try:
-        wait([errand.outcome], step.options.longest_execution)
+        wait([item.outcome], step.options.longest_execution)
     except BaseException as stop:  # a soft time limit
-        errand.give_up(step, stop)
+        item.give_up(step, stop)
         raise
-    errand.give_up(step, timed_out(step))
-    result = errand.outcome.result()
+    item.give_up(step, timed_out(step))
+    result = item.outcome.result()
     return wait_for(limited(step, result), around=upkeep.on_loop(step)) if isinstance(result, Awaitable) else result

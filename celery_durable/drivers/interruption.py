@@ -154,6 +154,6 @@ class AsyncBody:
             overrun.pulse.interrupted_by = overrun
             for step in tuple(overrun.pulse.running):
                 # What runs in a thread does not end by that.
-                if step.errand is not None:
-                    step.errand.give_up(step, overrun)
+                if step.work is not None:
+                    step.work.give_up(step, overrun)
             self._body.cancel()

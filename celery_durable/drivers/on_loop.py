@@ -11,7 +11,7 @@ from celery_durable.interrupts import OUT_OF_TOUCH, PATIENT, Interrupt
 from celery_durable.journal.port import LONGEST_READ
 
 from . import upkeep
-from .driver import LARGE, Outbox, off_loop
+from .driver import LARGE, LargeWrites, off_loop
 from .loop import is_async, is_to_be_lent, limited
 from .pulse import Pulse, Running
 from .siblings import Siblings
@@ -28,7 +28,7 @@ class OnLoop:
     most_at_once: float = LARGE
     on_loop = True
 
-    def __init__(self, pulse: Pulse, outbox: Outbox, siblings: Siblings) -> None:
+    def __init__(self, pulse: Pulse, outbox: LargeWrites, siblings: Siblings) -> None:
         self._pulse = pulse
         self._outbox = outbox
         self._siblings = siblings
@@ -85,7 +85,7 @@ class OnLoop:
 
     # -- the journal
 
-    async def settle(self) -> None:
+    async def flush(self) -> None:
         # Siblings share one connection: whoever reads first reads for all.
         async with self._reading:
             pulse, journal = self._pulse, self._pulse.journal
@@ -147,13 +147,13 @@ async def _in_lent_thread(step: Running) -> Any:
 
 
 async def _in_its_thread(step: Running, thread: Thread) -> Any:
-    errand = begin_action(step, thread)
+    item = begin_action(step, thread)
     if step.options.timeout is None:
-        return await to_its_end(errand.outcome)
+        return await to_its_end(item.outcome)
     loop = asyncio.get_running_loop()
-    timer = loop.call_later(step.options.longest_execution, lambda: errand.give_up(step, timed_out(step)))
+    timer = loop.call_later(step.options.longest_execution, lambda: item.give_up(step, timed_out(step)))
     try:
-        return await to_its_end(errand.outcome)
+        return await to_its_end(item.outcome)
     finally:
         timer.cancel()
 

@@ -29,7 +29,7 @@ ASK_AFTER = 1.0
 """Seconds since Redis was last heard of, after which it is asked before an action starts."""
 
 
-class Errand(Protocol):
+class StepWork(Protocol):
     """What a thread does for a step, and may go on with when the step has failed."""
 
     @property
@@ -40,7 +40,7 @@ class Errand(Protocol):
         ...
 
     def decided(self) -> None:
-        """It is known what the step comes to: what the errand returns from now on is late."""
+        """It is known what the step comes to: what the work returns from now on is late."""
         ...
 
 
@@ -57,7 +57,7 @@ class Running(Protocol):
     """The number of this execution; the first is 1."""
     deadline: float
     """When an execution in a thread has run too long, by the monotonic clock."""
-    errand: Errand | None
+    work: StepWork | None
     """What a thread of ours does for it."""
     handover: Lock
     """Of an execution that is given up: held while the run is made to go on without it."""

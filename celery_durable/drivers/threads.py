@@ -52,11 +52,11 @@ def act(step: Running) -> Any:
         return step.action(*step.args, **step.kwargs)
 
 
-def begin_action(step: Running, thread: Thread) -> Errand[Any]:
+def begin_action(step: Running, thread: Thread) -> WorkItem[Any]:
     """Let a thread call the action of a step, in the context of the code that calls this."""
     context = copy_context()
-    step.errand = errand = thread.begin(lambda: context.run(act, step), partial(step.record_late, step.executions))
-    return errand
+    step.work = item = thread.begin(lambda: context.run(act, step), partial(step.record_late, step.executions))
+    return item
 
 
 def act_in_lent_thread(step: Running) -> Future[Any]:
@@ -75,7 +75,7 @@ def act_in_lent_thread(step: Running) -> Future[Any]:
     return outcome
 
 
-class Errand(Generic[T]):
+class WorkItem(Generic[T]):
     """One piece of work that a thread does."""
 
     def __init__(self, thread: Thread, work: Callable[[], T], late: Callable[[T], object] | None) -> None:
@@ -114,7 +114,7 @@ class Errand(Generic[T]):
             self._given_up.set()
 
     def run(self) -> bool:
-        """Do the work; whether the thread is there for another errand."""
+        """Do the work; whether the thread is there for another item."""
         value, error = _done(self.work)
         thread = self._thread
         with thread.pool.lock:
@@ -136,11 +136,11 @@ class Errand(Generic[T]):
 
 
 class Thread:
-    """A thread that is taken for one errand at a time."""
+    """A thread that is taken for one item at a time."""
 
     def __init__(self, pool: Threads, name: str) -> None:
         self.pool = pool
-        self._errand: Errand[Any] | None = None
+        self._item: WorkItem[Any] | None = None
         self._name = name
         self._may_go_on = threading.Lock()
         self._may_go_on.acquire()
@@ -148,14 +148,14 @@ class Thread:
     def start(self) -> None:
         threading.Thread(target=self._live, name=self._name, daemon=True).start()
 
-    def begin(self, work: Callable[[], T], late: Callable[[T], object] | None = None) -> Errand[T]:
+    def begin(self, work: Callable[[], T], late: Callable[[T], object] | None = None) -> WorkItem[T]:
         """Do the work; the thread is free again as soon as that is done.
 
         *late* is given, in this thread, what the work returns after it was given up.
         """
-        self._errand = errand = Errand(self, work, late)
+        self._item = item = WorkItem(self, work, late)
         self._may_go_on.release()
-        return errand
+        return item
 
     def leave(self) -> None:
         """Give the thread back without any work."""
@@ -169,9 +169,9 @@ class Thread:
 
     def _do_next(self) -> bool:
         self._may_go_on.acquire()
-        errand, self._errand = self._errand, None
-        assert errand is not None  # noqa: S101
-        return errand.run()
+        item, self._item = self._item, None
+        assert item is not None  # noqa: S101
+        return item.run()
 
 
 def _done(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:

@@ -24,11 +24,11 @@ from celery_durable.invocation.ends import (
     Asleep,
     Cancelled,
     End,
+    EndedBy,
     Facts,
     Failed,
     Ignored,
     JournalUnavailable,
-    Kind,
     LeftToAutoretry,
     NotBegun,
     PolicyAnswer,
@@ -123,7 +123,7 @@ def facts_of(invocation: Invocation, error: BaseException, interrupt: Interrupt 
     why = interrupt or invocation.retry.raised or ends.reason_of(error, interrupted_by)
     facts = Facts(
         why,
-        _kind(why),
+        _ended_by(why),
         is_direct=invocation.direct,
         is_eager=invocation.eager,
         is_open=attempt is not None,
@@ -145,17 +145,17 @@ def facts_of(invocation: Invocation, error: BaseException, interrupt: Interrupt 
     )
 
 
-def _kind(error: BaseException) -> Kind:
+def _ended_by(error: BaseException) -> EndedBy:
     match error:
         case Retry():
-            return Kind.RETRY
+            return EndedBy.RETRY
         case Ignore():
-            return Kind.IGNORE
+            return EndedBy.IGNORE
         case Reject():
-            return Kind.REQUEUE if error.requeue else Kind.REJECT  # type: ignore[attr-defined]
+            return EndedBy.REQUEUE if error.requeue else EndedBy.REJECT  # type: ignore[attr-defined]
         case _ if isinstance(error, NOT_A_FAILURE):
-            return Kind.SHUTDOWN if _is_shutdown(error) else Kind.EXIT
-    return Kind.FAILURE
+            return EndedBy.SHUTDOWN if _is_shutdown(error) else EndedBy.EXIT
+    return EndedBy.FAILURE
 
 
 def _is_shutdown(error: BaseException) -> bool:

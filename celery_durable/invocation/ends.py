@@ -37,8 +37,8 @@ from celery_durable.values.failure import leading, located, portable
 # -- what is known -----------------------------------------------------------------------------------------------------
 
 
-class Kind(Enum):
-    """The kind of exception that has ended a body, by what it means to Celery."""
+class EndedBy(Enum):
+    """The exception that has ended a body, by what it means to Celery."""
 
     FAILURE = "failure"
     RETRY = "retry"
@@ -75,7 +75,7 @@ class Facts(NamedTuple):
 
     why: BaseException
     """The interrupt of the attempt; else what ``self.retry()`` has raised; else what the body has raised."""
-    kind: Kind = Kind.FAILURE
+    ended_by: EndedBy = EndedBy.FAILURE
     is_direct: bool = False
     """The task was called as a function."""
     is_eager: bool = False
@@ -226,7 +226,7 @@ def decide(facts: Facts) -> End:
     """How the attempt ends."""
     if isinstance(facts.why, Interrupt):
         return _by_interrupt(facts, facts.why)
-    if facts.kind is Kind.FAILURE:
+    if facts.ended_by is EndedBy.FAILURE:
         return _failed_attempt(facts, facts.why)
     return _by_celerys_exception(facts, facts.why)
 
@@ -255,16 +255,16 @@ def _by_interrupt(facts: Facts, why: Interrupt) -> End:  # noqa: PLR0911  a row 
 
 def _by_celerys_exception(facts: Facts, raised: BaseException) -> End:
     """The end after one of Celery's own exceptions, or after one that ends the process."""
-    if facts.kind in (Kind.SHUTDOWN, Kind.EXIT):
-        return ProcessEnds(raised, orderly=facts.kind is Kind.SHUTDOWN)
+    if facts.ended_by in (EndedBy.SHUTDOWN, EndedBy.EXIT):
+        return ProcessEnds(raised, orderly=facts.ended_by is EndedBy.SHUTDOWN)
     if facts.is_direct:
         return Reraised(raised)
-    match facts.kind:
-        case Kind.IGNORE:
+    match facts.ended_by:
+        case EndedBy.IGNORE:
             return Ignored(raised)
-        case Kind.REQUEUE:
+        case EndedBy.REQUEUE:
             return Requeued(raised)
-        case Kind.REJECT:
+        case EndedBy.REJECT:
             return _over(facts, raised)
     return AskedToRetry(raised)
 

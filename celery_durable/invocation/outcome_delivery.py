@@ -15,8 +15,8 @@ _BACK_AGAIN = 60.0
 """If an attempt loses its journal for as long as a lease, Celery retries the task within this many seconds."""
 
 
-class Lease(Protocol):
-    """The lease of a run in Redis: see :mod:`celery_durable.redis.lease`."""
+class LeaseRenewal(Protocol):
+    """What renews the lease of a run: see :mod:`celery_durable.redis.lease`."""
 
     def keep(self) -> None:
         """Renew the lease from now on."""
@@ -25,7 +25,7 @@ class Lease(Protocol):
         """Renew the lease no more."""
 
 
-class State(Enum):
+class DeliveryState(Enum):
     """How far an outcome and its callbacks have come."""
 
     NONE = "none"
@@ -41,11 +41,11 @@ class State(Enum):
 class OutcomeDelivery:
     """The delivery of the outcome of one session."""
 
-    def __init__(self, journal: Journal, settings: Settings, lease: Lease | None) -> None:
+    def __init__(self, journal: Journal, settings: Settings, lease: LeaseRenewal | None) -> None:
         self._journal = journal
         self._settings = settings
         self._lease = lease
-        self._state = State.NONE
+        self._state = DeliveryState.NONE
         self.status = ""
         """The status of the outcome; empty until there is one."""
 
@@ -71,21 +71,21 @@ class OutcomeDelivery:
 
     def mark_pending(self, status: str) -> None:
         """The outcome is recorded, and Celery delivers it now. The lease keeps other workers from doing so, too."""
-        self.status, self._state = status, State.PENDING
+        self.status, self._state = status, DeliveryState.PENDING
         if self._lease is not None:
             self._lease.keep()
 
     def mark_failed(self) -> None:
         """The outcome could not be delivered: a worker tries again, after pauses that grow."""
-        self._state = State.FAILED
+        self._state = DeliveryState.FAILED
 
     def mark_impossible(self) -> None:
         """A callback can never be sent. A Retry tries it all the same."""
-        if self._state is State.PENDING:
+        if self._state is DeliveryState.PENDING:
             self._journal.deliver(self._settings.failure_retention, arrived=False)
-            self._state = State.IMPOSSIBLE
+            self._state = DeliveryState.IMPOSSIBLE
 
     def confirm(self) -> None:
         """Celery has finished. If no failure was marked, tell the journal that the outcome is delivered."""
-        if self._state is State.PENDING:
+        if self._state is DeliveryState.PENDING:
             self._journal.deliver(self.retention(self.status))

@@ -23,7 +23,7 @@ from celery_durable.journal.layout import Status
 from celery_durable.journal.port import Busy, Delivery, Journal, JournalGone, Opened, Result
 from celery_durable.steps.attempt import Attempt
 
-from .outcome_delivery import Lease, OutcomeDelivery
+from .outcome_delivery import LeaseRenewal, OutcomeDelivery
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class EndState(Enum):
 class RunSession:
     """What one delivery has of a run: its journal, its attempt, its lease, and the delivery of its outcome."""
 
-    def __init__(self, journal: Journal, settings: Settings, lease: Lease | None = None) -> None:
+    def __init__(self, journal: Journal, settings: Settings, lease: LeaseRenewal | None = None) -> None:
         self.journal = journal
         self.settings = settings
         self.attempt: Attempt | None = None

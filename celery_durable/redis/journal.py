@@ -30,7 +30,7 @@ from .client.protocol import pack, pack_pairs, pack_parts
 from .client.scripts import call, script
 from .confirmation import probe_for
 from .keys import Keys, ms, not_a_journal
-from .opening import Opening, open_result
+from .open_command import OpenCommand, open_result
 from .ownership import Ownership
 from .replies import OpenReply, WriteReply
 
@@ -71,17 +71,17 @@ class RedisJournal:
     # -- begin and end of an attempt
 
     def open(self, delivery: Delivery) -> OpenResult:
-        opening, sent = Opening.of(delivery), time.monotonic()
+        command, sent = OpenCommand.of(delivery), time.monotonic()
         if self._probe is not None:
             self.connection.set_confirmation(self._probe)
-        self.connection.send(*opening.commands(self._keys, self._owner, self._lease))
+        self.connection.send(*command.commands(self._keys, self._owner, self._lease))
         try:
             replies = self._replies()
         except BaseException:
             # Unlike what follows, this begins something: nobody else is to send it again.
             self.connection.abandon()
             raise
-        reply, fields = opening.read(replies)
+        reply, fields = command.read(replies)
         if reply[0] == _FAILED:
             return self.open(decided(delivery, fields, sent, reply[1]))
         # Of our writes only an opening and a renewal put the end of the lease off.
@@ -90,7 +90,7 @@ class RedisJournal:
         self.ownership.token = fields.get(b"fence", b"")
         result = open_result(reply, fields, self._keys)
         if isinstance(result, Opened):
-            self._own(result, opening.fence.encode())
+            self._own(result, command.fence.encode())
         return result
 
     def _own(self, opened: Opened, token: bytes) -> None:

@@ -23,7 +23,7 @@ from celery_durable.exceptions import ContextClosedError
 from celery_durable.interrupts import Interrupt
 
 from .attempt import Attempt
-from .call import MISSING
+from .call_check import MISSING
 from .draws import derived_uuid
 from .execution import perform
 from .sleep import claim_wait, sleep

@@ -12,7 +12,7 @@ from typing import Any
 from celery_durable import django, tracing
 from celery_durable.drivers.driver import Driver
 from celery_durable.drivers.loop import needs_thread
-from celery_durable.drivers.pulse import Errand, running_step
+from celery_durable.drivers.pulse import StepWork, running_step
 from celery_durable.drivers.threads import Stale, Thread
 from celery_durable.interrupts import Interrupt
 from celery_durable.journal.entries import started_entry
@@ -37,7 +37,7 @@ async def perform(step: Step, driver: Driver) -> Any:
             if pulse.is_in_doubt:
                 await _ask(step, driver)
             if _announce(step):
-                await driver.settle()
+                await driver.flush()
         except BaseException:
             if thread is not None:
                 thread.leave()
@@ -51,10 +51,10 @@ async def perform(step: Step, driver: Driver) -> Any:
         except BaseException as raised:
             # Cleaning up after what was interrupted is not to be interrupted for it, too.
             pulse.progressed_at = time.monotonic()
-            if step.errand is None or not step.errand.is_given_up:
+            if step.work is None or not step.work.is_given_up:
                 await _wait_after(step, raised, driver)
             else:
-                await _wait_without(step, step.errand, raised, driver)
+                await _wait_without(step, step.work, raised, driver)
         else:
             return await record(step, value, began, driver)
 
@@ -114,19 +114,19 @@ async def _wait_after(step: Step, raised: BaseException, driver: Driver) -> None
     delay = await fail(step, error, driver)
     # What has failed is to count, though Redis should go away meanwhile.
     step.attempt.outbox.send_staged()
-    await driver.settle()
+    await driver.flush()
     step.pulse.progressed_at = time.monotonic() + delay
     await driver.pause(delay)
 
 
-async def _wait_without(step: Step, errand: Errand, raised: BaseException, driver: Driver) -> None:
+async def _wait_without(step: Step, work: StepWork, raised: BaseException, driver: Driver) -> None:
     """The same where the execution goes on, though it has failed."""
     try:
         await _wait_after(step, raised, driver)
     except Interrupt:
         # Said before what it may still return, which is recorded over it.
         step.attempt.outbox.send_staged()
-        await driver.settle()
+        await driver.flush()
         raise
     finally:
-        errand.decided()
+        work.decided()

@@ -153,6 +153,6 @@ async def cancel(
     attempt.pulse.cancellation_told = True
     attempt.outbox.staged["cancel"] = Cancellation.RAISED
     attempt.outbox.record(position, entry)
-    await driver.settle()
+    await driver.flush()
     logger.info("task %s: cancelled at %r", attempt.info.task_id, name)
     raise error

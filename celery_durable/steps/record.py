@@ -48,10 +48,10 @@ async def commit(step: Step, entry: str, driver: Driver) -> None:
     outbox.keeps_back |= len(entry) > driver.most_at_once
     outbox.record(step.position, entry)
     try:
-        await driver.settle()
+        await driver.flush()
     except Interrupt:
         logger.error("%s ran but could not be recorded; it will run again", step.where)
         raise
     except BaseException:  # a time limit came between the action and its record: the record comes first
-        await driver.settle()
+        await driver.flush()
         raise

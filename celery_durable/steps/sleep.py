@@ -72,7 +72,7 @@ async def sleep(wait: Wait, driver: Driver) -> None:
         return
     if attempt.info.direct or left <= attempt.settings.inline_retry_limit:
         outbox.send_staged()
-        await driver.settle()
+        await driver.flush()
         pulse.progressed_at = time.monotonic() + left
         await driver.pause(left)
     else:

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any
 
 from celery_durable.config.retry import RunOptions
-from celery_durable.drivers.pulse import Errand
+from celery_durable.drivers.pulse import StepWork
 from celery_durable.exceptions import (
     ConfigurationError,
     EntryNotRecordableError,
@@ -23,7 +23,7 @@ from celery_durable.values import codec, declared_types
 from celery_durable.values.failure import shown
 
 from .attempt import Attempt
-from .call import check_call, type_matters
+from .call_check import check_call, type_matters
 from .determinism import check_usable
 
 logger = logging.getLogger("celery_durable")
@@ -53,8 +53,8 @@ class Step:
     """
 
     __slots__ = (
-        "action", "args", "attempt", "deadline", "entry", "errand", "executions", "first", "handover", "hint",
-        "kwargs", "name", "options", "position", "pulse", "unfinished", "violation",
+        "action", "args", "attempt", "deadline", "entry", "executions", "first", "handover", "hint", "kwargs", "name",
+        "options", "position", "pulse", "unfinished", "violation", "work",
     )  # fmt: skip
 
     handover: Lock
@@ -90,7 +90,7 @@ class Step:
         """When an execution in a thread has run too long, by the monotonic clock."""
         self.unfinished = False
         """It has no result, and this attempt does not execute it any more."""
-        self.errand: Errand | None = None
+        self.work: StepWork | None = None
         """What a thread of ours does for it."""
         self.violation: Interrupt | None = None
         """The context was used inside the action, which may have swallowed the error."""

@@ -18,7 +18,7 @@ from celery_durable.drivers.interruption import user_code_boundary
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.invocation.current import invocation_of
 from celery_durable.seams.celery import Proxy, give_to_all_apps, made_when_complete, task_from, unproxied
-from celery_durable.steps.call import args_fit_fast
+from celery_durable.steps.call_check import args_fit_fast
 from celery_durable.steps.context import AsyncDurableContext, DurableContext
 from celery_durable.values.declared_types import hints_of
 from celery_durable.values.tagged import is_model

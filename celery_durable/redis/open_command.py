@@ -1,4 +1,4 @@
-"""The opening of a run: the commands that ask for the lease, and what their replies say."""
+"""The command that opens a run: it asks for the lease, and its reply says whether an attempt begins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REASONS = {
 }
 
 
-class Opening(NamedTuple):
+class OpenCommand(NamedTuple):
     """One try to begin an attempt."""
 
     delivery: Delivery
@@ -35,7 +35,7 @@ class Opening(NamedTuple):
     """
 
     @classmethod
-    def of(cls, delivery: Delivery) -> Opening:
+    def of(cls, delivery: Delivery) -> OpenCommand:
         is_expected = not delivery.fresh or delivery.reopen != ""
         return cls(delivery, new_fence(), delivery.seed or new_seed(), is_expected)
 
