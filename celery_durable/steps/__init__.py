@@ -1,1 +1,1 @@
-"""How the body of a task is executed and replayed. Knows neither Celery nor Redis."""
+"""How the body of a task is executed and replayed. It knows neither Celery nor Redis."""

@@ -1,4 +1,4 @@
-"""One attempt: what its parts know, put together. Imports neither Celery nor Redis."""
+"""One attempt, put together from its parts. Neither Celery nor Redis is imported here."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Attempt:
     # -- its beginning and its end
 
     def check_whole(self) -> None:
-        """End the run, if something is missing, or not allowed, without which it cannot go on."""
+        """End the run if it can never go on: for its layout, for a lost seed, or for its settings."""
         pulse, layout = self.pulse, self.state.layout
         if int(layout) > int(LAYOUT):
             raise self.replay.written_by_newer("its layout", f"layout {layout}", f"layout {LAYOUT} or older", "")
@@ -65,7 +65,7 @@ class Attempt:
         try:
             self.settings.check()
         except ConfigurationError as error:
-            # Before an action runs whose value could not be recorded.
+            # No action runs before this check: its value could not be recorded.
             raise pulse.end_run(ConfigurationError(f"task {self.info.task_id}, {self.info.task}: {error}")) from None
 
     def begin_here(self) -> None:
@@ -73,54 +73,54 @@ class Attempt:
         self.pulse.home = threading.get_ident()
         self._order.begin_in_task()
         if not self.info.direct:
-            # Called as a function it may be on a loop that is not ours.
+            # A task that is called as a function may be on a loop of the user's.
             self.siblings.begin()
 
     def refuse_arguments(self, error: BaseException) -> Interrupt:
-        """Another build has begun the run, whose parameters were others."""
+        """The arguments do not fit this code: the build that began the run had other parameters, perhaps."""
         found, expected = "those of its first message", text_of(error)
         return self.replay.refuse(error, "its arguments", found, expected, self.state.build)
 
     def keep_arguments(self, text: str) -> None:
-        """Keep the models that were accepted, with the next write."""
+        """Record the models that were accepted, with the next write."""
         self.outbox.staged[self.state.arguments_field] = text
 
     def check_all_awaited(self) -> None:
-        """After a good end of the body."""
+        """Refuse a good end of the body if it has not awaited all that it has called."""
         name = every_step_awaited(self.siblings.in_flight)
         if name is not None:
             text = f"task {self.info.task_id} did not wait for {name!r}"
             raise self.pulse.end_run(InvalidStepError(f"{text}: write await ctx.run(...), await ctx.sleep(...)"))
 
     def detach(self) -> None:
-        """The run goes on without this code; what its step still returns is progress after the failure."""
+        """The run goes on without this code. What its step still returns is progress after the failure."""
         self.pulse.interrupt = Fenced()
         self.state.fails_without()
 
     # -- time
 
     def now(self) -> int:
-        """Milliseconds since the epoch by Redis' clock, as it was when the attempt opened."""
+        """The time by Redis' clock, in milliseconds since the epoch. The clock was read when the attempt was opened."""
         return self.at(time.monotonic())
 
     def at(self, moment: float) -> int:
-        """The same of a moment of the monotonic clock."""
+        """The time by Redis' clock at a *moment* of the monotonic clock."""
         return int((moment - self._clock_zero) * 1000)
 
     # -- what its code asks for
 
     @cached_property
     def logger(self) -> logging.Logger:
-        """The task's logger, silent about what was logged before; of this attempt alone."""
+        """A logger of this attempt alone. It drops what an earlier attempt has logged."""
         own = logging.Logger(self.info.logger.name)  # noqa: LOG001  getLogger() would keep it for ever
         own.parent = self.info.logger
         own.addFilter(lambda _record: not self.replay.ahead)
         return own
 
     def patched(self, patch: str) -> bool:
-        """Whether this run is to take the path of a change, here.
+        """Whether this run takes the path of a change here.
 
-        That it does is recorded with the operation that comes next, and not before: until then old code may take the
+        The answer is recorded with the operation that comes next, and not before: until then old code may take the
         run over.
         """
         check_usable(self.pulse)
@@ -139,7 +139,7 @@ class Attempt:
 
     @contextmanager
     def branch(self, key: str) -> Iterator[None]:
-        """A branch with a name, for what is called inside."""
+        """What is called inside belongs to a branch with this name."""
         check_usable(self.pulse, draws=True)
         try:
             leave = self._order.name(key)
@@ -162,12 +162,15 @@ class Attempt:
         )
         if not self.settings.allow_atomic:
             raise self.pulse.end_run(InvalidStepError(f"{text} (durable_allow_atomic=True makes this a warning)"))
-        if entry is None:  # else it was said
+        if entry is None:  # if there is an entry, an earlier attempt has logged it
             logger.warning("%s", text)
 
 
 def _by_use(fields: Fields, *, direct: bool) -> bool:
-    """Whether branches are numbered by first use: in journals of 0.1.0; and where nothing is replayed, on any loop."""
+    """Whether branches are numbered when they first use the context.
+
+    Journals of version 0.1.0 have such numbers. So has a direct call: it may be on any loop, and replays nothing.
+    """
     if direct:
         return True
     of_branch = (b"." in name and name.startswith((b"step:", b"uuid:", b"time:", b"now:")) for name in fields)

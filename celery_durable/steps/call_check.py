@@ -1,4 +1,4 @@
-"""Whether a call of ``ctx.run`` makes sense: checked before a position is taken and before the action runs."""
+"""The checks of a call of ``ctx.run``. They are made before it takes a position and before the action runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from celery_durable.values import declared_types
 from celery_durable.values.serializers import check_serializer
 
 MISSING: Any = object()
-"""In place of an action that was not given."""
+"""It stands for an action that was not given."""
 
 _signatures: WeakKeyDictionary[Any, inspect.Signature] = WeakKeyDictionary()
 
@@ -24,7 +24,7 @@ _signatures: WeakKeyDictionary[Any, inspect.Signature] = WeakKeyDictionary()
 def check_call(
     pulse: Pulse, name: Any, action: Any, options: RunOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """End the run, if this is no call that a step can be made of."""
+    """End the run if no step can be made of this call."""
     if not isinstance(name, str):
         raise _without_name(pulse, name)
     if action is MISSING:
@@ -35,13 +35,13 @@ def check_call(
         _check_arguments(pulse, name, action, args, kwargs)
     if options.serializer is not None:
         _check_serializer(pulse, options)
-    # Not when the options are built: that is when a module is imported, and Pydantic is half of the import time.
+    # RunOptions does not check it: modules make their options at import, and half of the import time would be Pydantic.
     if options.type_hint is not None and not declared_types.usable(options.type_hint):
         _refuse_type_hint(pulse, name, options)
 
 
 def _without_name(pulse: Pulse, name: Any) -> Interrupt:
-    called = str(getattr(name, "__name__", ""))  # of a lambda it is no name that code could use
+    called = str(getattr(name, "__name__", ""))  # code cannot use the name of a lambda
     corrected = f'write ctx.run("{called}", {called}, ...)' if called.isidentifier() else ""
     hint = f": {corrected}" if corrected else ', as in ctx.run("charge", charge)'
     return pulse.invalid(f"the first argument of ctx.run is the step's name, a string, got {name!r}{hint}")
@@ -82,7 +82,7 @@ def type_matters(pulse: Pulse, options: RunOptions) -> bool:
 
 
 def args_fit_fast(action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether positional arguments plainly fit a plain function: binding a signature costs as much as the write."""
+    """Whether positional arguments fit a plain function. To bind them to its signature costs as much as the write."""
     if kwargs or type(action) is not FunctionType:
         return False
     code = action.__code__
@@ -123,7 +123,7 @@ def _signature_of(action: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def _is_taken_by_a_decorator(action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a decorator takes them: it shows the signature of what it decorates, and may pass more."""
+    """Whether a decorator takes them: it shows the signature of the function inside, but may take more itself."""
     try:
         inspect.signature(action, follow_wrapped=False).bind(*args, **kwargs)
     except (TypeError, ValueError):

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class _Context:
-    """What both have in common: nothing here waits."""
+    """What both contexts have in common. Nothing here waits."""
 
     __slots__ = ("_attempt",)
 
@@ -63,7 +63,7 @@ class _Context:
 
     @property
     def logger(self) -> logging.Logger:
-        """A logger for the task; what it is given while steps are replayed has been logged before, and is dropped."""
+        """A logger for the task. It drops what is logged while steps are replayed: an earlier attempt has logged it."""
         return self._attempt.logger
 
     def uuid(self) -> UUID:
@@ -93,9 +93,9 @@ class _Context:
 
         1. ``if ctx.patched("check address"): ctx.run("check", ...)``, with the former code in an ``else`` if there was
            any. Runs that are past it go on without the step.
-        2. When no run is left that began before: ``ctx.patched("check address")`` alone, its answer unused, and the new
-           code without condition.
-        3. When all workers have that: remove the call. Code without it does not look at what it recorded.
+        2. When no run is left that began before: call ``ctx.patched("check address")`` on a line of its own, do not use
+           its answer, and always run the new code.
+        3. When all workers have that code: remove the call. What is recorded of it is then ignored.
 
         Mirrors ``patched`` and ``deprecate_patch`` of Temporal's Python SDK.
 
@@ -165,9 +165,9 @@ class DurableContext(_Context):
     def sleep(self, duration: Duration, name: str | None = None) -> None:
         """Wait without a worker: the task goes on in a later attempt; mirrors ``ctx.sleep``.
 
-        The time at which the wait is over is journaled (by Redis' clock): whatever dies meanwhile delays nothing beyond
-        its restart. The message is acknowledged, the state is SUSPENDED. Waits up to ``inline_retry_limit`` happen
-        inside the worker.
+        The journal says when the wait is over, by Redis' clock. If something dies meanwhile, the task goes on as soon
+        as that is back. The message is acknowledged, and the state is SUSPENDED. Waits up to
+        ``inline_retry_limit`` happen inside the worker.
 
         Args:
             duration: ``timedelta`` or seconds, from 0 to 10 years.
@@ -188,7 +188,7 @@ class DurableContext(_Context):
 
 
 class AsyncDurableContext(_Context):
-    """That of an ``async def`` task: :meth:`run`, :meth:`sleep`, :meth:`time` and :meth:`now` are awaited."""
+    """The context of an ``async def`` task: :meth:`run`, :meth:`sleep`, :meth:`time` and :meth:`now` are awaited."""
 
     __slots__ = ("_driver",)
 
@@ -220,7 +220,7 @@ class AsyncDurableContext(_Context):
     ) -> Coroutine[Any, Any, T]: ...
 
     def run(self, name: str, action: Callable[..., Any] = MISSING, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
-        """As :meth:`DurableContext.run`, awaited. A sync action runs in a thread.
+        """Like :meth:`DurableContext.run`, but awaited. A sync action runs in a thread.
 
         The step gets its position in program order when ``run`` is called, and not when it is awaited.
         """
@@ -235,9 +235,9 @@ class AsyncDurableContext(_Context):
     run_typed = run
 
     def sleep(self, duration: Duration, name: str | None = None) -> Coroutine[Any, Any, None]:
-        """As :meth:`DurableContext.sleep`, awaited.
+        """Like :meth:`DurableContext.sleep`, but awaited.
 
-        Beside others (``asyncio.gather``) the first wait to be over wakes the task.
+        If several waits are side by side (``asyncio.gather``), the first one that is over wakes the task.
         """
         try:
             wait = claim_wait(self._attempt, duration, name)
@@ -246,7 +246,7 @@ class AsyncDurableContext(_Context):
         return self._attempt.siblings.in_flight.operation(partial(sleep, wait, self._driver), wait.name)
 
     def _ended(self, interrupt: Interrupt) -> Coroutine[Any, Any, NoReturn]:
-        """The attempt is about to end: that is raised where the call is awaited, when the others wait, too."""
+        """The attempt ends. Where the call is awaited, raise that when the other coroutines wait, too."""
         if running_step.get() is not None:
             raise interrupt
         return self._attempt.siblings.in_flight.operation(partial(self._driver.end_by, interrupt), "the end")
@@ -254,15 +254,15 @@ class AsyncDurableContext(_Context):
     def branch(self, key: str) -> AbstractContextManager[None]:
         """Name the branch that this coroutine is, for coroutines that are not begun in a fixed order.
 
-        ``with ctx.branch(f"order {number}"):`` What this coroutine does inside is known again by the name, and not by
-        the number that a coroutine beside the body has: in an ``asyncio.as_completed``, in workers that take what they
-        do from a queue. In the body, and in a coroutine that has used its context before, it is a branch within.
+        In ``with ctx.branch(f"order {number}"):`` a replay knows the operations of this coroutine again by the name,
+        and not by the number of the coroutine. Use it with ``asyncio.as_completed``, or in coroutines that take their
+        work from a queue. In the body, and in a coroutine that has used its context before, it begins a branch inside.
 
         Args:
-            key: any text; of one parent, each may be used once.
+            key: any text. Two branches of one parent have different keys.
 
         Raises:
-            InvalidStepError: the key is none, or is used twice. The run ends by it; no ``except Exception`` sees it.
+            InvalidStepError: the key is not valid, or is used twice. It ends the run; no ``except Exception`` sees it.
         """
         return self._attempt.branch(key)
 
@@ -334,7 +334,7 @@ class StepInfo:
     def heartbeat(self) -> None:
         """Say that the step makes progress. This is for the attempt's ``inactivity_timeout`` only.
 
-        It costs nothing and tells nobody; ``RunOptions(timeout=...)`` goes on counting.
+        It costs nothing, and nothing is sent. ``RunOptions(timeout=...)`` goes on counting.
         """
         self._step.pulse.progressed_at = time.monotonic()
 

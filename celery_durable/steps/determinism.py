@@ -1,4 +1,4 @@
-"""The rules by which each attempt takes the path that the journal has recorded, and what refuses to follow one."""
+"""The rules that let each attempt take the path that the journal has recorded, and the refusal of what breaks one."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def same_kind(recorded: Entry, kind: str) -> bool:
 
 
 def nothing_left_over(positions: Iterable[str]) -> str | None:
-    """The body reaches all that is recorded; the first position that it has not reached.
+    """The body reaches all that is recorded. Returns the first position that it has not reached.
 
     Raises:
-        JournalUnreadableError: one of them is none.
+        JournalUnreadableError: one of them is not a position.
     """
     return min(positions, key=in_order, default=None)
 
 
 def every_step_awaited(in_flight: InFlight) -> str | None:
-    """The body awaits each operation that it calls; the name of one that it has not awaited: nothing has happened."""
+    """The body awaits each operation that it calls. Returns the name of one that has not begun for that reason."""
     return in_flight.never_awaited()
 
 
 def no_context_in_a_step(pulse: Pulse, inside: Any) -> None:
-    """The context is used between steps only: inside one it would get the positions of others.
+    """The context is used between steps only: inside a step it would take the positions of other operations.
 
-    *inside*: the step whose action this code belongs to. A thread that the action has begun does not know it.
+    *inside*: the step whose action this code belongs to. It is None in a thread that the action has started.
     """
     if inside is None and not (pulse.running and threading.get_ident() != pulse.home):
         return
@@ -63,7 +63,7 @@ def no_context_in_a_step(pulse: Pulse, inside: Any) -> None:
 def check_usable(pulse: Pulse, *, draws: bool = False) -> None:
     """Refuse a verb after the attempt, after an interrupt was swallowed, and inside a step.
 
-    *draws*: what asks for nothing but a value goes on as long as the attempt lets finish what has begun.
+    *draws*: the verb only draws a value. It may do so while the attempt, which is about to end, lets its steps finish.
     """
     inside = running_step.get()
     if inside is None and pulse.interrupt is None and not (pulse.running or pulse.closed):

@@ -69,7 +69,7 @@ class Draws:
 
     @property
     def _path(self) -> str:
-        """Of the branch that draws."""
+        """The path of the branch that draws."""
         try:
             return self._order.path
         except InvalidStepError as error:

@@ -1,7 +1,7 @@
-"""The first execution of a step, until it is recorded, or another attempt must go on.
+"""The executions of a step in one attempt, until it is recorded or another attempt must go on.
 
-Written once, as coroutines: in a sync task a driver that waits in its thread runs them to their end at once, in an
-async one they wait on the loop.
+The code is written once, as coroutines. In a sync task they are never suspended: its driver blocks the thread. In an
+async task they wait on the event loop.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .step import Step
 
 
 async def perform(step: Step, driver: Driver) -> Any:
-    """Execute the action until it is recorded; raise when another attempt must go on."""
+    """Execute the action until its result is recorded. Raises an interrupt if another attempt must go on."""
     attempt, pulse = step.attempt, step.pulse
     if django.is_imported():
         attempt.check_not_atomic("step", step.name, step.entry)
@@ -31,7 +31,7 @@ async def perform(step: Step, driver: Driver) -> Any:
         await count_the_dead(step, step.entry, driver)
     step.check_type()
     while True:
-        # What follows is judged, and said, when nothing but the action itself is still to come.
+        # The thread comes first: between these checks and the action, the step must wait for nothing else.
         thread = await driver.thread_for(step) if driver.on_loop and needs_thread(step) else None
         try:
             if pulse.is_in_doubt:
@@ -49,7 +49,7 @@ async def perform(step: Step, driver: Driver) -> Any:
             pulse.check_goes_on()
             step.executions -= 1
         except BaseException as raised:
-            # Cleaning up after what was interrupted is not to be interrupted for it, too.
+            # If the action was interrupted, what cleans up after it must not be interrupted for the same reason.
             pulse.progressed_at = time.monotonic()
             if step.work is None or not step.work.is_given_up:
                 await _wait_after(step, raised, driver)
@@ -60,9 +60,9 @@ async def perform(step: Step, driver: Driver) -> Any:
 
 
 async def _ask(step: Step, driver: Driver) -> None:
-    """Have it said whether an execution may begin, by Redis if need be."""
+    """Check that an execution may begin. Redis is asked if it was not heard of for too long."""
     attempt, pulse = step.attempt, step.pulse
-    pulse.check_goes_on()  # others may have ended it meanwhile
+    pulse.check_goes_on()  # siblings may have ended the attempt
     if pulse.is_out_of_touch:
         await driver.ask(pulse.journal.prove_lease)
         pulse.heard_at = time.monotonic()
@@ -71,7 +71,7 @@ async def _ask(step: Step, driver: Driver) -> None:
 
 
 def _announce(step: Step) -> bool:
-    """Send what must be known if the process dies inside the action; whether to wait until Redis has it."""
+    """Send what must be known if the process dies inside the action. Returns whether to wait until Redis has it."""
     outbox, backoff = step.attempt.outbox, step.options.backoff
     step.executions += 1
     if backoff is None or not backoff.limited:
@@ -99,20 +99,20 @@ async def _act(step: Step, driver: Driver, thread: Thread | None) -> Any:
         try:
             pulse.running.remove(step)
         except KeyError:
-            # The run goes on without it: what is being said of it comes first.
+            # Another thread lets the run go on without this execution. What that thread records comes first.
             with step.handover:
                 pass
 
 
 async def _wait_after(step: Step, raised: BaseException, driver: Driver) -> None:
-    """Wait until the next execution of this attempt; raises where there is none."""
+    """Wait until the next execution in this attempt. Raises if there is none."""
     error = meaning(step, raised)
     if not is_failure(step, error, driver):
         if error is raised:
             raise raised
         raise error from None
     delay = await fail(step, error, driver)
-    # What has failed is to count, though Redis should go away meanwhile.
+    # The failure must count, even if Redis goes away during the wait.
     step.attempt.outbox.send_staged()
     await driver.flush()
     step.pulse.progressed_at = time.monotonic() + delay
@@ -120,11 +120,11 @@ async def _wait_after(step: Step, raised: BaseException, driver: Driver) -> None
 
 
 async def _wait_without(step: Step, work: StepWork, raised: BaseException, driver: Driver) -> None:
-    """The same where the execution goes on, though it has failed."""
+    """Do the same for an execution that has failed, but whose action still runs in its thread."""
     try:
         await _wait_after(step, raised, driver)
     except Interrupt:
-        # Said before what it may still return, which is recorded over it.
+        # The failure is written first: a value that the action still returns replaces it.
         step.attempt.outbox.send_staged()
         await driver.flush()
         raise

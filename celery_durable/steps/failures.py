@@ -22,7 +22,7 @@ from .step import Step
 
 logger = logging.getLogger("celery_durable")
 
-# What asks the process, or this coroutine, to stop says nothing about the step.
+# These ask the process, or this coroutine, to stop. They say nothing about the step.
 NOT_A_FAILURE: tuple[type[BaseException], ...] = (KeyboardInterrupt, SystemExit, GeneratorExit, Interrupt)
 try:
     from greenlet import GreenletExit  # type: ignore[import-untyped, unused-ignore]
@@ -33,7 +33,7 @@ except ImportError:
 
 
 def meaning(step: Step, raised: BaseException) -> BaseException:
-    """The failure behind what ended the action."""
+    """The error behind the exception that has ended the action."""
     pulse = step.pulse
     if pulse.closed and pulse.interrupt is not None:
         return pulse.interrupt
@@ -41,18 +41,18 @@ def meaning(step: Step, raised: BaseException) -> BaseException:
     if isinstance(raised, asyncio.CancelledError) and pulse.interrupted_by is not None:
         cause = pulse.interrupted_by
     if isinstance(cause, Overrun) and cause.pulse is pulse:
-        # Which line it was at when its time was over.
+        # The traceback says at which line the time was over.
         return cause.error.with_traceback(raised.__traceback__)
     return cause
 
 
 def is_failure(step: Step, error: BaseException, driver: Driver) -> bool:
-    """Whether the action has failed by it; else it says what becomes of the task, or the process is going down."""
+    """Whether the action has failed by this error. Other errors say what becomes of the task, or end the process."""
     return not (isinstance(error, (*NOT_A_FAILURE, *step.pulse.info.control_flow)) or driver.is_cancelled(error))
 
 
 async def fail(step: Step, error: BaseException, driver: Driver) -> float:
-    """Seconds to wait inside this attempt before the next execution; raises in every other case."""
+    """Returns the seconds to wait inside this attempt before the next execution. Raises in every other case."""
     attempt, options = step.attempt, step.options
     step.check_violation()
     if attempt.info.direct:
@@ -88,7 +88,7 @@ async def fail(step: Step, error: BaseException, driver: Driver) -> float:
 
 
 async def count_the_dead(step: Step, entry: Entry, driver: Driver) -> None:
-    """An execution that never reported back died with its process: it counts, and may have been the last."""
+    """Count an execution that has died with its process. If it was the last one, the step has failed."""
     backoff = step.options.backoff
     if entry.state != State.STARTED or backoff is None:
         return
@@ -102,7 +102,7 @@ async def count_the_dead(step: Step, entry: Entry, driver: Driver) -> None:
 
 
 async def _give_up(step: Step, error: TerminalError, driver: Driver) -> None:
-    """Journal a terminal failure, then raise it as every replay will."""
+    """Record a terminal failure, then raise it as every replay will."""
     try:
         described = describe(error)
     except NotEncodable as reason:
@@ -147,7 +147,7 @@ async def cancel(
     kind: str = Kind.STEP,
     **facts: Any,
 ) -> NoReturn:
-    """Raise ``TaskCancelled`` in place of an operation that is not recorded yet, once: it is recorded instead."""
+    """Raise ``TaskCancelled`` instead of executing an operation. The error is recorded in its entry, once in a run."""
     error = TaskCancelled(f"the run was cancelled before {name!r}")
     entry = open_entry(name, State.CANCELLED, executions, kind, at=attempt.now(), error=describe(error), **facts)
     attempt.pulse.cancellation_told = True

@@ -1,4 +1,4 @@
-"""What the journal has still to be told by an attempt: staged first, then sent together."""
+"""What an attempt has still to tell its journal. It is staged first, and then sent together."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Outbox:
         self._state = state
         self._order = order
         self._patches = patches
-        # The first write, if there is one, says that the run has got past its stall.
+        # The first write of this attempt says that the run has got past its stall.
         self.staged: dict[str, str] = {"stalled": ""} if state.stalled else {}
         """Fields that are not sent yet."""
         self.keeps_back = False
-        """What is staged waits for a thread: it is large, or a thread sends something large just now."""
+        """What is staged waits for a thread: it is large, or a thread is sending something large."""
         self.names_build = state.build != pulse.settings.build
-        """Whether entries name their build: another build has begun the run."""
+        """Whether entries name their build. They do if another build has begun the run."""
         self._says_layout = fields.get(b"v") != LAYOUT.encode()
         self._size = _Size(fields)
 
@@ -46,7 +46,7 @@ class Outbox:
         self.staged[step_field(position)] = entry
 
     def record(self, position: str, entry: str) -> None:
-        """Send the final entry of a step, with all that is staged; it counts when its reply has been read."""
+        """Send the final entry of an operation, with all that is staged. It counts when its reply has been read."""
         if self.names_build or self._patches.taken:
             entry = self._annotated(position, entry)
             self._patches.are_recorded(position)
@@ -86,7 +86,7 @@ class Outbox:
     def send_staged(self, *, with_next: bool = False) -> None:
         """Send what is staged, without waiting.
 
-        *with_next*: it may travel with the next write.
+        *with_next*: the next write may take it along.
         """
         if self.staged and not self.keeps_back:
             if self._order.branched:
@@ -95,9 +95,9 @@ class Outbox:
             self.staged = {}
 
     def send_large(self) -> Callable[[], None]:
-        """What sends all that was kept back, in any thread, and waits until it is acknowledged.
+        """A function that sends all that was kept back, and waits for the reply. Any thread may call it.
 
-        What is staged meanwhile is kept back, too, until :meth:`sent_large`.
+        What is staged until :meth:`sent_large` is kept back, too.
         """
         if self._order.branched:
             self._stage_layout()
@@ -110,12 +110,12 @@ class Outbox:
         return send
 
     def sent_large(self, most: float) -> None:
-        """That is over; what was staged meanwhile follows, if nothing in it has more than so many characters."""
+        """That is over. Send what was staged meanwhile, unless a text of it has more than *most* characters."""
         self.keeps_back = any(len(text) > most for text in self.staged.values())
         self.send_staged()
 
     def drain_staged(self) -> dict[str, str]:
-        """What is staged, to travel with the script that ends the attempt."""
+        """Take out what is staged: the script that ends the attempt writes it."""
         if len(self.staged) > _PAIRS_AT_AN_END:
             self.send_staged()
         if self.staged and self._order.branched:
@@ -124,7 +124,7 @@ class Outbox:
         return fields
 
     def drop_all_but_steps(self) -> None:
-        """The journal is to stay as it is, but for what siblings have done."""
+        """Leave the journal as it is, except for what siblings have done."""
         self.staged = {name: text for name, text in self.staged.items() if name.startswith("step:")}
 
     def _stage_layout(self) -> None:
@@ -143,4 +143,4 @@ class _Size:
         self.entries = len(fields)
         self.bytes = sum(map(len, fields.values()))
         self.said = self.entries > MANY_ENTRIES or self.bytes > MANY_BYTES
-        """A warning of it."""
+        """A warning of it was logged."""

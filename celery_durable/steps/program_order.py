@@ -1,9 +1,9 @@
 """The program order of an attempt: each operation has a position in it, and a replay knows it again by that.
 
 The operations of a body are numbered as it calls them. Coroutines that run beside it, as asyncio tasks of their own,
-are branches, and each counts for itself. A branch is numbered when its asyncio task is made, in the order in which its
-parent makes them: what a coroutine awaits first, and which of them is quicker, must not matter on replay. Where no such
-order is given, ``ctx.branch`` gives it a name.
+are branches, and each branch counts for itself. Branches are numbered in the order in which their parent makes their
+asyncio tasks: what a coroutine awaits first, and which of them is quicker, must not matter on replay. If a parent makes
+tasks in no fixed order, ``ctx.branch`` gives each branch a name.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class _Branch:
     def __init__(self, path: str, trunk: _Branch | None = None) -> None:
         self.path = path
         self.trunk = trunk
-        """None in a trunk itself: a cycle would keep the attempt until the garbage collector runs."""
+        """None in the trunk itself: a cycle would keep the attempt until the garbage collector runs."""
         self.operations = 0
         self.branches = 0
         self.names: set[str] = set()
         self.rivals: list[tuple[Any, Strand | None]] = []
-        """The tasks that it has asked ``as_completed()`` about, and their strands; a task that is a step has none."""
+        """The tasks that it has given to ``as_completed()``, and their strands. A task that is a step has none."""
 
     def named(self, key: str) -> _Branch:
         part = named_part(key)
@@ -54,13 +54,13 @@ class _Branch:
         return _Branch(f"{self.path}{part}.", self.trunk or self)
 
     def check_race(self) -> None:
-        """Refuse an operation whose turn has come because one of several things was quicker than the others."""
+        """Refuse an operation that is called because one of several tasks was quicker than the others."""
         self.rivals = [rival for rival in self.rivals if not rival[0].done()]
         if any(strand is None or strand.used for _, strand in self.rivals):
             raise InvalidStepError(_RACE)
 
 
-# In journals whose branches are numbered by first use: the branch of the asyncio task, or of the task that made it.
+# The branch of this asyncio task, or of the task that made it. Only a numbering by first use needs it.
 _present: ContextVar[_Branch | None] = ContextVar("celery_durable_branch", default=None)
 
 
@@ -83,8 +83,8 @@ class Strands:
 
     Args:
         root: the branch of the body.
-        by_use: whether its branches are numbered in the order in which they use the context first, as 0.1.0 did; asked
-            once, when there is a branch.
+        by_use: whether branches are numbered in the order in which they first use the context, as version 0.1.0 did.
+            It is called once, when there is a branch.
     """
 
     def __init__(self, root: _Branch, by_use: Callable[[], bool]) -> None:
@@ -100,7 +100,7 @@ class Strands:
         return self._by_use
 
     def branch_off(self, maker: Any, *, in_order: bool) -> Strand:
-        """The strand of an asyncio task that the task *maker* is about to make, *in_order* of its other ones or not."""
+        """The strand of an asyncio task that *maker* is about to make; *in_order*: it does so in a fixed order."""
         parent = self._branch_of(maker)
         if parent is None or not in_order:
             return Strand(parent or self._root)
@@ -120,7 +120,7 @@ class Strands:
         self.by_task.pop(task, None)
 
     def race(self, maker: Any, task: Any, strand: Strand | None) -> None:
-        """*maker* is about to ask which of its tasks ends first, this one among them."""
+        """*maker* gives this task to ``as_completed()``, to learn which of several ends first."""
         branch = self._branch_of(maker)
         if branch is not None:
             branch.rivals.append((task, strand))
@@ -158,14 +158,14 @@ class ProgramOrder:
         """The position of the operation that is being called.
 
         Raises:
-            InvalidStepError: nothing orders it.
+            InvalidStepError: it is called in no fixed order.
         """
         branch = self._branch()
         branch.operations += 1
         return f"{branch.path}{branch.operations}"
 
     def here(self) -> Here:
-        """Where the code is that asks."""
+        """The point that the calling code has reached."""
         branch = self._branch()
         return Here(branch.path, branch.operations, branch.branches, frozenset(branch.names))
 
@@ -179,15 +179,15 @@ class ProgramOrder:
         """What the positions of this branch begin with; empty in the body.
 
         Raises:
-            InvalidStepError: nothing orders it.
+            InvalidStepError: the branch has no fixed order.
         """
         return self._branch().path
 
     def name(self, key: str) -> Callable[[], None]:
-        """What this coroutine does from now on belongs to the branch of this name, until what this gives is called.
+        """What this coroutine does from now on belongs to the branch with this name. Returns a function that ends this.
 
         Raises:
-            InvalidStepError: the key is none, or has been used in the same parent.
+            InvalidStepError: the key is not valid, or its parent has used it before.
         """
         _check_key(key)
         strand = self._strand()
@@ -250,7 +250,7 @@ class ProgramOrder:
 
 
 class Here(NamedTuple):
-    """Where a body, or a branch, is: between two of its operations."""
+    """A point in program order: between two operations of the body, or of a branch."""
 
     path: str
     operations: int
@@ -290,19 +290,19 @@ class Patches:
     def __init__(self) -> None:
         self.pending: list[_Patched] = []
         self.taken: dict[str, tuple[str, ...]] = {}
-        """Of positions that were taken: which changes stand before them."""
+        """The changes that stand before a position; only positions that have some."""
 
     def add(self, here: Here, patch: str) -> None:
         self.pending.append(_Patched(here, patch))
 
     def take(self, position: str) -> None:
-        """Note those that stand before a position, which is being taken."""
+        """Note which changes stand before a position that an operation takes."""
         before = tuple(dict.fromkeys(one.patch for one in self.pending if one.here.is_before(position)))
         if before:
             self.taken[position] = before
 
     def are_recorded(self, position: str) -> None:
-        """With the operation at this position; whoever finds what comes behind it finds that, too."""
+        """The entry at this position has them. Who finds a later entry of its branch finds this one, too."""
         if self.taken.pop(position, None):
             path = path_of(position)
             self.pending = [one for one in self.pending if one.here.path != path or not one.here.is_before(position)]

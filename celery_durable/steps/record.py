@@ -1,4 +1,4 @@
-"""The end of a step: what its action has returned is recorded, and counts when Redis has it."""
+"""The end of a step: what its action has returned is recorded. It counts when Redis has it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("celery_durable")
 
 
 async def record(step: Step, value: Any, began: float, driver: Driver) -> Any:
-    """Record what the action has returned; the value as a replay will give it."""
+    """Record what the action has returned. Returns the value as a replay will give it."""
     attempt, pulse = step.attempt, step.pulse
     if step.violation is not None or pulse.violation is not None:
         step.check_violation()

@@ -64,13 +64,13 @@ class Replay:
         return position, entry
 
     def patches_behind(self, here: Here) -> tuple[str, ...] | None:
-        """The changes of the code that are recorded behind this position; None where nothing is recorded there."""
+        """The changes of the code that are recorded behind this point; None if nothing is recorded there."""
         if not self.ahead:
             return None
         following = self._fields.get(step_field(here.next).encode())
         if following is not None:
             return self._entry_of(here.next, following).patches
-        # Of operations side by side a later one may be recorded first; so may those of branches that begin here.
+        # Of operations side by side, a later one may be recorded first. So may one of a branch that begins here.
         steps = {name[5:].decode(errors="replace"): raw for name, raw in self._fields.items() if name[:5] == b"step:"}
         try:
             behind = [position for position in sorted(steps, key=in_order) if here.is_before(position)]
@@ -81,18 +81,18 @@ class Replay:
         return tuple(patch for position in behind for patch in self._entry_of(position, steps[position]).patches)
 
     def begun(self, position: str) -> dict[str, list[int | str]]:
-        """What the code around a step has begun: by that a Retry tells what has followed the step's failure."""
+        """What the code around a step has begun. By that, a Retry knows what has followed the step's failure."""
         return self._order.begun(position)
 
     def recorded_failure(self, position: str, entry: Entry) -> BaseException:
-        """What to raise where the journal has a failure."""
+        """The error to raise for a recorded failure."""
         try:
             return failure_of(entry.error or {})
         except Exception:
             return self._pulse.unreadable(damaged(step_field(position), str(entry.error)))
 
     def check_nothing_left(self) -> None:
-        """After the body: steps of the journal that the code did not reach mean that it took another path."""
+        """After the body: if the journal has steps that the code did not reach, it took another path."""
         if not self.ahead or self._pulse.interrupt is not None:
             return
         left = [name.decode(errors="replace")[5:] for name in self._fields if name.startswith(b"step:")]
@@ -136,7 +136,7 @@ class Replay:
         return self.refuse(error, position, found, expected, build)
 
     def written_by_newer(self, position: str, found: str, expected: str, build: str) -> Interrupt:
-        """This version cannot read what is recorded. A worker of a newer one can, whatever its build."""
+        """This version cannot read what is recorded. A worker with a newer version can, whatever its build."""
         error = JournalMismatchError(
             f"task {self._pulse.info.task_id}: its journal was written by a newer version of celery-durable.\n"
             f"{self._compared(position, found, expected, build)}"
@@ -150,9 +150,9 @@ class Replay:
         return compared if build == here else f"{compared}  by build: {build or UNKNOWN_BUILD}, here: {here}\n"
 
     def refuse(self, error: BaseException, position: str, found: str, expected: str, build: str) -> Interrupt:
-        """This code cannot go on with what *build* recorded: the run ends by *error* if that is its own.
+        """This code cannot go on with what *build* has recorded.
 
-        Else a worker that has that build may, or another one whose code fits.
+        If it is the build of this code, the run ends by *error*. Else it stalls, until a worker has it whose code fits.
         """
         if build != self._pulse.settings.build:
             return self._stall(error, position, found, expected, build)

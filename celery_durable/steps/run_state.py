@@ -1,4 +1,4 @@
-"""What the journal says of a run beside its entries, and the counts that outlive the attempt."""
+"""What the journal says of a run beside its entries, and the counts that go from attempt to attempt."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunState:
         self.layout = fields.get(b"v", b"").decode() or LAYOUT
         self.seed = fields.get(b"seed", b"").decode()
         self.build = fields.get(b"build", b"").decode()
-        """The build of the entries that name none; empty where it is not known."""
+        """The build of the entries that name none; empty if it is not known."""
         self.stalled: dict[str, Any] = json.loads(fields.get(b"stalled") or b"{}")
         """What kept the attempt before this one from going on."""
         self.progressed = False
@@ -32,7 +32,7 @@ class RunState:
 
     @property
     def resume(self) -> bytes | None:
-        """What a message is to say that brings the run back."""
+        """What a message says that resumes the run."""
         return self._fields.get(b"resume")
 
     @property
@@ -48,7 +48,7 @@ class RunState:
         return int(self._fields.get(b"failures", 0))
 
     def failures_now(self) -> int:
-        """The count with the failure that is being handled."""
+        """The count with the failure that is handled now."""
         return 1 + (0 if self.progressed and self._forgives else self.failures)
 
     def failing_since(self, failures: int) -> int:
@@ -70,7 +70,7 @@ class RunState:
         return counts
 
     def fails_without(self) -> None:
-        """The run goes on without the code of this attempt: what that still records is progress after the failure."""
+        """The run goes on without the code of this attempt. What that still records is progress after the failure."""
         self.progressed = False
         self._fields[b"failures"] = b"1"
 
@@ -83,7 +83,7 @@ class RunState:
 
     @property
     def arguments_field(self) -> str:
-        """Where the models among the arguments are kept, as an earlier attempt accepted them."""
+        """The field that holds the models among the arguments, as an earlier attempt accepted them."""
         return f"arguments:{self.changes}"
 
     @property

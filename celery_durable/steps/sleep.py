@@ -1,4 +1,4 @@
-"""A durable wait: recorded with the time at which it is over, and kept by the journal alone."""
+"""A durable wait. Its entry says when it is over, and only the journal keeps it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .determinism import check_usable
 from .failures import cancel
 
 LONGEST = timedelta(days=3653)
-"""About ten years: what is longer is a mistake in units."""
+"""About ten years. A longer wait is a mistake in units."""
 
 
 class Wait(NamedTuple):
@@ -56,7 +56,7 @@ def _checked(pulse: Pulse, duration: Duration, name: str) -> float:
 
 
 async def sleep(wait: Wait, driver: Driver) -> None:
-    """Return when the time has come; else suspend the run until then."""
+    """Return when the time has come. If that is far away, suspend the run until then."""
     attempt, name, duration, position, entry = wait
     pulse, outbox = attempt.pulse, attempt.outbox
     if entry is not None and entry.settled:

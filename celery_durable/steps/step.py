@@ -49,7 +49,7 @@ def claim_step(
 class Step:
     """A step of one attempt.
 
-    One flat object with many attributes: each call of ``ctx.run`` makes one, and a part of it would cost a call more.
+    It is one flat object with many attributes: each call of ``ctx.run`` makes one, and parts would cost more calls.
     """
 
     __slots__ = (
@@ -58,7 +58,7 @@ class Step:
     )  # fmt: skip
 
     handover: Lock
-    """Of an execution that is given up: held while the run is made to go on without it."""
+    """A thread that gives the execution up holds it, until the run goes on without it."""
     hint: Any
     """The type that its value is recorded by."""
 
@@ -82,16 +82,16 @@ class Step:
         self.kwargs = kwargs
         self.position = position
         self.entry = entry
-        """What is recorded of it by an earlier attempt."""
+        """What an earlier attempt has recorded of it."""
         self.executions = entry.attempts if entry else 0
         self.first = entry.first if entry else None
         """When its first execution began, by Redis' clock."""
         self.deadline = inf
-        """When an execution in a thread has run too long, by the monotonic clock."""
+        """When its execution has run too long, by the monotonic clock."""
         self.unfinished = False
         """It has no result, and this attempt does not execute it any more."""
         self.work: StepWork | None = None
-        """What a thread of ours does for it."""
+        """What a thread of the library does for it."""
         self.violation: Interrupt | None = None
         """The context was used inside the action, which may have swallowed the error."""
 
@@ -101,7 +101,7 @@ class Step:
         return f"task {self.pulse.info.task_id}: step {self.name!r}"
 
     def check_violation(self) -> None:
-        """Refuse an execution that has used the context, whatever it has made of the error."""
+        """Refuse an execution that has used the context, even if its action has swallowed the error."""
         violation = self.violation or self.pulse.violation
         if violation is not None:
             raise violation
@@ -139,7 +139,7 @@ class Step:
         return declared_types.declared_type(self.action) if hint is None else hint
 
     def check_type(self) -> None:
-        """End the run before the action has an effect, if its result could not be recorded whatever it were."""
+        """End the run before the action has an effect, if no value of its declared type can be recorded."""
         options = self.options
         self.hint = declared_types.declared_type(self.action) if options.type_hint is None else options.type_hint
         if options.type_hint is None and declared_types.never_recorded.is_empty:
@@ -154,7 +154,7 @@ class Step:
             )
 
     def encode(self, value: Any) -> codec.Encoded:
-        """What is recorded of the value; the run ends where it cannot be."""
+        """The value as text. The run ends if it cannot be recorded."""
         options, pulse = self.options, self.pulse
         settings = pulse.settings
         try:
@@ -167,7 +167,7 @@ class Step:
         except pulse.info.limits:
             raise
         except Exception as error:
-            cause = None if isinstance(error, codec.NotEncodable) else error  # that says it all
+            cause = None if isinstance(error, codec.NotEncodable) else error  # its text is in the message
             raise self.refuse(f"a {type(value).__name__} cannot be recorded: {error}") from cause
         size = len(encoded.text) if encoded.text.isascii() else len(encoded.text.encode())
         if encoded.metadata:
