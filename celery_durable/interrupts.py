@@ -7,9 +7,12 @@ caught at the edge of the task, nowhere else.
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from typing import TYPE_CHECKING
 
 from .exceptions import DurableError
-from .journal.port import OpenResult
+
+if TYPE_CHECKING:
+    from .journal.port import OpenResult
 
 
 class Interrupt(BaseException):

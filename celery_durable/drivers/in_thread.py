@@ -10,10 +10,11 @@ from sys import maxsize
 from typing import Any, TypeVar
 
 from celery_durable.interrupts import Interrupt
+from celery_durable.user_code import user_code_boundary
 from celery_durable.values.tagged import KINDS
 
 from . import upkeep
-from .interruption import current_target, user_code_boundary
+from .interruption import current_target
 from .loop import is_async, is_to_be_lent, limited, wait_for
 from .pulse import Pulse, Running
 from .threads import Thread, begin_action, timed

@@ -10,15 +10,12 @@ import asyncio
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from types import CodeType, FrameType
-from typing import Any, Protocol, TypeVar
+from types import FrameType
+from typing import Any, Protocol
+
+from celery_durable.user_code import in_user_code
 
 from .pulse import Overrun
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-_PACKAGE = __name__.partition(".")[0] + "."
 
 # Ignored where nobody handles it, and used by nobody in Python.
 _SIGNAL = getattr(signal, "SIGURG", None)
@@ -40,28 +37,6 @@ class Target(Protocol):
     def send(self, interruption: Interruption) -> None:
         """Raise it there, unless the library is at work there just now."""
         ...
-
-
-# -- user code, or ours ------------------------------------------------------------------------------------------------
-
-_boundaries: set[CodeType] = set()
-
-
-def user_code_boundary(function: F) -> F:
-    """Mark a function of this package that does nothing but call user code, or wait for it."""
-    _boundaries.add(function.__code__)
-    return function
-
-
-def in_user_code(frame: FrameType | None) -> bool:
-    """Whether the innermost function of this package on a stack is such a boundary."""
-    while frame is not None:
-        if frame.f_code in _boundaries:
-            return True
-        if frame.f_globals.get("__name__", "").startswith(_PACKAGE):
-            return False
-        frame = frame.f_back
-    return False
 
 
 # -- targets -----------------------------------------------------------------------------------------------------------

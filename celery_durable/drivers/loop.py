@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from celery_durable import django
 from celery_durable.exceptions import InvalidStepError
+from celery_durable.user_code import user_code_boundary
 
-from .interruption import user_code_boundary
 from .pulse import Running
 from .tasks import look_after
 from .threads import begin_thread

@@ -1,17 +1,14 @@
-"""The invocation that this code belongs to, and Celery's current task on the thread of async tasks."""
+"""The invocation that this code belongs to."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from celery.app.task import Context
-
-from celery_durable.drivers.threads import in_each_thread
 from celery_durable.exceptions import NoContextError
-from celery_durable.seams.celery import Proxy, push_current_task
 
-from .invocation import Invocation
+if TYPE_CHECKING:
+    from .invocation import Invocation
 
 current: ContextVar[Invocation | None] = ContextVar("celery_durable_invocation", default=None)
 
@@ -52,37 +49,3 @@ def opened_by(request: Any) -> Invocation | None:
     invocation: Invocation | None = request.__dict__.get(_OPENED)
     # A direct call of a task copies the present request, with this note.
     return invocation if invocation is not None and invocation.request is request else None
-
-
-# -- Celery's current task ---------------------------------------------------------------------------------------------
-# Celery keeps a stack of tasks per thread. But one thread serves many async tasks, each in a context of its own.
-
-
-class _NoTask:
-    """Stands for the current task while there is none."""
-
-    request = Context()
-
-    def __bool__(self) -> bool:
-        return False
-
-
-def _current_task() -> Any:
-    invocation = current.get()
-    return _NoTask() if invocation is None else invocation.task
-
-
-def _workers_task() -> Any:
-    """The task that a worker executes. A task that it calls as a function does not count."""
-    invocation = current.get()
-    while invocation is not None and invocation.direct:
-        invocation = invocation.outer
-    return _NoTask() if invocation is None else invocation.task
-
-
-def _stand_for_current_tasks() -> None:
-    for task in (_workers_task, _current_task):
-        push_current_task(Proxy(task))
-
-
-in_each_thread.append(_stand_for_current_tasks)

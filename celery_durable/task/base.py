@@ -19,7 +19,6 @@ from celery_durable.config.settings import TASK_OPTIONS, AttemptSettings, Settin
 from celery_durable.delivery import backend
 from celery_durable.delivery.seed import draw_for
 from celery_durable.exceptions import ConfigurationError
-from celery_durable.invocation import eager_journals
 from celery_durable.invocation.current import current, invocation_of, opened_by
 from celery_durable.seams.celery import (
     RequestsOwnLimit,
@@ -28,11 +27,13 @@ from celery_durable.seams.celery import (
     symbol_by_name,
     task_class_of_django,
 )
-from celery_durable.steps.context import AsyncDurableContext, DurableContext
 
 from . import retry_task  # noqa: F401  registers celery_durable.retry with every app
 from .body import is_wrapped, wrap_run
 from .run_lookup import has_journal
+
+if TYPE_CHECKING:
+    from celery_durable.steps.context import AsyncDurableContext, DurableContext
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -217,6 +218,8 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
             try:
                 return super().apply(args, kwargs, link, link_error, task_id, retries, throw, **options)
             except Retry as retry:
+                from celery_durable.invocation import eager_journals
+
                 again = retry.sig  # type: ignore[attr-defined]
                 if again is None or not eager_journals.has(task_id):
                     raise

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from celery_durable.drivers.interruption import user_code_boundary
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.invocation.current import current, is_executing
 from celery_durable.seams.celery import validating_otherwise
+from celery_durable.user_code import user_code_boundary
 
 _OWN_RUN = "celery_durable_run"
 """The attribute in which a ``run`` of ours keeps itself. If a decorator has copied it, it is another function's."""

@@ -7,25 +7,26 @@ import inspect
 import typing
 from collections.abc import Callable, Coroutine
 from functools import cached_property
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from celery import Celery, Task
 
 from celery_durable.config.checks import suggestion
 from celery_durable.config.retry import RetryPolicy, TaskRetryRules
 from celery_durable.config.settings import PREFIX, TASK_OPTIONS, Settings
-from celery_durable.drivers.interruption import user_code_boundary
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.invocation.current import invocation_of
 from celery_durable.seams.celery import Proxy, give_to_all_apps, made_when_complete, task_from, unproxied
-from celery_durable.steps.call_check import args_fit_fast
-from celery_durable.steps.context import AsyncDurableContext, DurableContext
+from celery_durable.user_code import user_code_boundary
 from celery_durable.values.declared_types import hints_of
 from celery_durable.values.tagged import is_model
 
 from .apps import resolve_app
 from .base import DurableTask
 from .retry_rules import CELERY_RETRY_OPTIONS, rules_from_celery, set_by_classes
+
+if TYPE_CHECKING:
+    from celery_durable.steps.context import AsyncDurableContext, DurableContext
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -190,7 +191,10 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
     @user_code_boundary
     def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
         invocation = invocation_of(self)
-        from .opening import open_context  # a process that only sends tasks does without it
+        # A process that only sends tasks does without these.
+        from celery_durable.steps.call_check import args_fit_fast
+
+        from .opening import open_context
 
         context = open_context(invocation)
         head = (self, context) if bind else (context,)

@@ -8,20 +8,24 @@ from typing import Any
 
 from celery_durable.delivery import backend, message
 from celery_durable.drivers import upkeep
-from celery_durable.drivers.interruption import AsyncBody, user_code_boundary
+from celery_durable.drivers.interruption import AsyncBody
 from celery_durable.drivers.loop import in_coroutine, wait_apart, wait_for
 from celery_durable.drivers.pulse import running_step
 from celery_durable.drivers.threads import actions
 from celery_durable.ending.completion import complete
 from celery_durable.ending.result_text import encode_result
 from celery_durable.ending.suspension import await_retry
-from celery_durable.invocation import eager_journals
+from celery_durable.invocation import (
+    current_task,  # noqa: F401  prepares the threads in which bodies and actions run
+    eager_journals,
+)
 from celery_durable.invocation.current import current
 from celery_durable.invocation.invocation import Invocation, Mode
 from celery_durable.invocation.session import RunSession
 from celery_durable.journal.layout import Status
 from celery_durable.journal.port import NO_RESULT
 from celery_durable.steps.attempt import Attempt
+from celery_durable.user_code import user_code_boundary
 
 from .opening import open_context, watch
 from .run_lookup import has_journal

@@ -18,11 +18,11 @@ from pydantic import BaseModel, field_validator
 
 from celery_durable import DurableContext, DurableTimeoutError, RetryPolicy, RunOptions, durable_task
 from celery_durable.app.store import store_of
-from celery_durable.drivers.interruption import in_user_code
 from celery_durable.drivers.pulse import Overrun, Pulse
 from celery_durable.drivers.watchdog import watchdog
 from celery_durable.ending.orphan import OrphanedAttempt
 from celery_durable.invocation.current import invocation_of
+from celery_durable.user_code import in_user_code
 from tests.alarms import alarms
 from tests.integration.runs import app_at, execute, new_id, state
 from tests.waiting import eventually

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from celery_durable.drivers.interruption import current_target, user_code_boundary
+from celery_durable.drivers.interruption import current_target
+from celery_durable.user_code import user_code_boundary
 
 gevent = pytest.importorskip("gevent")
 event = pytest.importorskip("gevent.event")

@@ -12,7 +12,8 @@ from celery import Celery
 
 from celery_durable import DurableContext, RunOptions, durable_task
 from celery_durable.drivers import interruption
-from celery_durable.drivers.interruption import current_target, in_user_code
+from celery_durable.drivers.interruption import current_target
+from celery_durable.user_code import in_user_code
 
 
 def look(seen: dict[str, bool], where: str) -> None:

@@ -10,6 +10,7 @@ from importlib.resources import files
 import pytest
 
 import celery_durable
+from celery_durable.steps import context
 
 PROMISED = {
     "durable_task", "DurableTask", "DurableContext", "AsyncDurableContext", "RunOptions", "RetryPolicy", "current_step",
@@ -66,15 +67,16 @@ SENDER = """
 import sys
 from types import SimpleNamespace
 from celery import Celery, signals
-from celery_durable import DurableContext, durable_task
+from celery_durable import durable_task
 
 app = Celery("shop", broker="memory://")
 
 @durable_task(app=app)
-def order(ctx: DurableContext) -> None: ...
+def order(ctx) -> None: ...
 
 order.delay()
-print(sorted(name for name in sys.modules if name.startswith(("celery_durable.ending.", "celery_durable.task.r"))))
+rooms = {name.split(".")[1] for name in sys.modules if name.startswith("celery_durable.")}
+print(sorted(rooms & {"task", "steps", "drivers", "ending", "redis"}))
 signals.celeryd_after_setup.send("worker", instance=SimpleNamespace(app=app))
 loaded = set(sys.modules)
 print("celery_durable.task.runner" in loaded, "celery_durable.ending.postrun" in loaded)
@@ -88,7 +90,14 @@ def test_what_runs_bodies_is_loaded_by_workers_and_by_no_sender() -> None:
     done = subprocess.run([sys.executable, "-c", SENDER], check=True, capture_output=True, text=True)
 
     assert done.stdout.splitlines() == [
-        "['celery_durable.task.retry_rules', 'celery_durable.task.retry_task', 'celery_durable.task.run_lookup']",
+        "['task']",
         "True True",
         "[]",
     ]
+
+
+def test_what_only_bodies_use_is_loaded_when_it_is_named() -> None:
+    assert {"AsyncDurableContext", "DurableContext", "current_step"} <= {*dir(celery_durable)}
+    assert celery_durable.DurableContext is context.DurableContext
+    with pytest.raises(AttributeError, match="has no attribute 'Durable'"):
+        celery_durable.Durable  # noqa: B018

@@ -10,11 +10,11 @@ import pytest
 from celery import Celery
 
 from celery_durable import JournalUnreadableError
-from celery_durable.app import store
 from celery_durable.delivery.call import Call
 from celery_durable.journal.entries import done_entry, open_entry, started_entry
 from celery_durable.journal.port import Delivery
 from celery_durable.journal.reopening import decided, replayed_failures, taken_back
+from celery_durable.task import resend
 from celery_durable.task.retry_task import retry
 
 Begun = dict[str, list[Any]]
@@ -188,7 +188,7 @@ def test_nothing_is_sent_when_the_journal_cannot_be_read(
     fields = {b"status": b"failed", b"task": b"shop.checkout", b"call": call, field: entry, b"step:2": STARTED}
     runs = SimpleNamespace(load=lambda _: fields)
     sent: list[Any] = []
-    monkeypatch.setattr(store, "store_of", lambda _: SimpleNamespace(runs=runs))
+    monkeypatch.setattr(resend, "store_of", lambda _: SimpleNamespace(runs=runs))
     monkeypatch.setattr(Call, "send", lambda *call: sent.append(call))
 
     with pytest.raises(JournalUnreadableError, match=said):
