@@ -1,7 +1,7 @@
 """How an attempt ends before its body returns.
 
-``BaseException``, so that no ``except Exception`` of user code can swallow one; they are raised by the context and
-caught at the edge of the task, nowhere else.
+An interrupt is a ``BaseException``, so that no ``except Exception`` of user code swallows it. The context raises it,
+and only the edge of the task catches it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Interrupt(BaseException):
 
 
 class RetryStep(Interrupt):
-    """A step failed and is to be executed again by a later attempt."""
+    """A step has failed, and a later attempt executes it again."""
 
     def __init__(self, step: str, error: BaseException, delay: float) -> None:
         super().__init__(f"step {step!r} is to be retried in {delay:g} s")
@@ -63,18 +63,18 @@ class EndRun(Interrupt):
 
 
 class Stall(Interrupt):
-    """The journal does not fit this code, and another build recorded it: a worker that has that one is to go on."""
+    """The journal does not fit this code, and another build has recorded it. A worker with that build can go on."""
 
     def __init__(self, error: BaseException, misfit: dict[str, str]) -> None:
         super().__init__(str(error))
         self.error = error
-        """What the run fails with when none does."""
+        """The run fails with this error if no such worker takes it."""
         self.misfit = misfit
-        """``position``, what is ``found`` there and what was ``expected``, ``found_build``, ``expected_build``."""
+        """``position``, what was ``found`` there and what was ``expected``, ``found_build``, ``expected_build``."""
 
 
 class JournalLost(Interrupt):
-    """The journal cannot be reached: Celery is to try the whole attempt again."""
+    """The journal cannot be reached. Celery tries the whole attempt again."""
 
     def __init__(self, error: DurableError) -> None:
         super().__init__(str(error))
@@ -82,7 +82,7 @@ class JournalLost(Interrupt):
 
 
 class Fenced(Interrupt):
-    """Another attempt of this run has taken over: this one ends quietly and changes nothing more."""
+    """Another attempt of this run has taken over. This one ends quietly, and changes nothing more."""
 
 
 class NotNow(Interrupt):
@@ -94,18 +94,18 @@ class NotNow(Interrupt):
 
 
 PATIENT = (Sleep, RetryStep, FailAttempt, EndRun, Stall)
-"""By these an attempt ends when its coroutines have ended what they have begun."""
+"""An attempt ends by one of these only when its coroutines have ended what they have begun."""
 OUT_OF_TOUCH = (Fenced, JournalLost)
-"""After these nothing more is said to the journal."""
+"""After one of these, nothing more is written into the journal."""
 
 
 def prevailing(held: Interrupt, new: Interrupt) -> Interrupt:
-    """Which of two interrupts ends the attempt: the one that it was to end by, or another one that it has met."""
+    """Which of two interrupts ends the attempt: the *held* one, or a *new* one."""
     if isinstance(new, OUT_OF_TOUCH) and not isinstance(held, Fenced):
-        # Without its journal an attempt cannot end as it was about to.
+        # Without its journal, an attempt cannot end as it was about to end.
         return new
     if isinstance(held, (Sleep, RetryStep, FailAttempt)) and isinstance(new, EndRun):
-        # What cannot go on is not to be tried again.
+        # A run that cannot go on is not tried again.
         return new
     if isinstance(held, Sleep) and isinstance(new, (Sleep, RetryStep, FailAttempt)):
         # Siblings wait: the first to wake up wakes the run, and a failed one does not wait for sleepers.

@@ -14,7 +14,7 @@ _boundaries: set[CodeType] = set()
 
 
 def user_code_boundary(function: F) -> F:
-    """Mark a function of this package that does nothing but call user code, or wait for it."""
+    """Mark a function of this package that only calls user code, or waits for it."""
     _boundaries.add(function.__code__)
     return function
 

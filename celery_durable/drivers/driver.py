@@ -1,4 +1,4 @@
-"""What a step waits for: a thread that waits itself, or the process's event loop. What waits is written once."""
+"""How a step waits: in its thread, or on the event loop of the process. The code of steps is written once, for both."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from .threads import MOST_QUESTIONS, Thread, questions
 T = TypeVar("T")
 
 LARGE = 2**16
-"""Characters; what is larger is encoded, sent and read in a thread: a socket takes as much only as it is read from."""
+"""Characters. A thread encodes, sends and reads a larger text: a socket takes it no faster than its peer reads."""
 
 
 class LargeWrites(Protocol):
     """The outbox of an attempt, as a driver sees it that sends what is large in a thread."""
 
     keeps_back: bool
-    """What is staged waits for a thread to send it."""
+    """What is staged waits for a thread that sends it."""
 
     def send_staged(self, *, with_next: bool = False) -> None:
-        """Send it, without waiting."""
+        """Send what is staged, without waiting."""
         ...
 
     def send_large(self) -> Callable[[], None]:
-        """What sends all that was kept back, in any thread, and waits until it is acknowledged."""
+        """A function that sends all that was kept back, and waits for the reply. Any thread may call it."""
         ...
 
     def sent_large(self, most: float) -> None:
-        """That is over; what was staged meanwhile follows, unless it has more than so many characters itself."""
+        """That is over. Send what was staged meanwhile, unless a text of it has more than *most* characters."""
         ...
 
 
 class Driver(Protocol):
-    """What the steps of one attempt have to wait for."""
+    """It waits for the steps of one attempt."""
 
     most_at_once: float
     """Characters of an entry that may be sent without a thread."""
     on_loop: bool
-    """Others go on while it waits, and are not to be held up."""
+    """Other coroutines go on while it waits, and must not be held up."""
 
     async def thread_for(self, step: Running) -> Thread:
-        """A thread for the step's action, once one is there; asked on the loop only.
+        """Wait for a thread for the step's action. It is called on the loop only.
 
         Raises:
             Interrupt: the attempt has ended meanwhile.
@@ -55,33 +55,33 @@ class Driver(Protocol):
         """The result of the step's action; an awaitable is awaited.
 
         Raises:
-            Stale: the action was not started, because what its attempt may do is to be asked once more.
+            Stale: the action was not started, because its attempt must check again whether it may start one.
         """
 
     async def flush(self) -> None:
-        """Until the journal has acknowledged all that was sent."""
+        """Wait until the journal has acknowledged all that was sent."""
 
     async def ask(self, question: Callable[[], None]) -> None:
-        """Until a blocking question to the journal is answered."""
+        """Wait until a blocking question to the journal is answered."""
 
     async def pause(self, seconds: float) -> None:
-        """For a while."""
+        """Wait for so many seconds."""
 
     async def park(self, interrupt: Interrupt, seconds: float) -> None:
-        """Until nothing of the attempt goes on but waits, which ends it; or until the seconds have passed before.
+        """Wait until nothing of the attempt goes on but waits. That ends it. Return if the seconds pass before that.
 
         Raises:
-            Interrupt: by which it ends.
+            Interrupt: the attempt ends by it.
             CancelledError: the body is over, and the wait with it.
         """
 
     def is_cancelled(self, error: BaseException) -> bool:
-        """Whether it says that somebody has cancelled what runs here: that says nothing about an action."""
+        """Whether somebody has cancelled the code that runs here. Such an error says nothing about an action."""
         ...
 
 
 def run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that waits in its thread: it never suspends."""
+    """Run a coroutine that blocks its thread when it waits, and so is never suspended."""
     try:
         coroutine.send(None)
     except StopIteration as done:
@@ -90,5 +90,5 @@ def run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def off_loop(work: Callable[[], T]) -> T:
-    """Do in a thread, to its end, what would hold up the event loop."""
+    """Do work in a thread, to its end, that would hold up the event loop."""
     return await questions.do(MOST_QUESTIONS, work)

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class InThread:
-    """No coroutine is ever suspended with it: each ends in the call that starts it. One per attempt."""
+    """It blocks its thread, so no coroutine is suspended: each ends in the call that starts it. One per attempt."""
 
     __slots__ = ("_pulse",)
 
@@ -67,13 +67,13 @@ class InThread:
 
 
 def _limit(step: Running) -> None:
-    """Have the step's execution in this thread ended when it has run too long."""
+    """Let the watchdog end the step's execution in this thread when it has run too long."""
     step.deadline = time.monotonic() + step.options.longest_execution
     watchdog.schedule(step.deadline)
 
 
 def _act_and_judge(step: Running) -> Any:
-    """Execute a step in its caller's thread, where nothing ends it, and say then that it was late."""
+    """Execute a step in its caller's thread, where nothing can end it. If it was late, it fails afterwards."""
     began = time.monotonic()
     result = step.action(*step.args, **step.kwargs)
     if isinstance(result, Awaitable):
@@ -84,13 +84,13 @@ def _act_and_judge(step: Running) -> Any:
 
 
 def _wait_lending_this_thread(step: Running, result: Awaitable[T]) -> T:
-    # It is cancelled where it runs, and this thread is not interrupted.
+    # Its timeout cancels it on its loop, so this thread is not interrupted.
     step.deadline = inf
     return wait_for(result if step.options.timeout is None else limited(step, result), lends=True)
 
 
 def _in_a_thread_of_its_own(step: Running) -> Any:
-    """Execute a step where nothing reaches the thread that runs its task: it is given up in time."""
+    """Execute a step in another thread, because nothing can interrupt this one. It is given up in time."""
     if is_async(step.action):
         return wait_for(limited(step, step.action(*step.args, **step.kwargs)), around=upkeep.on_loop(step))
     thread = timed.take(maxsize)

@@ -18,17 +18,17 @@ class TaskInfo(NamedTuple):
     request: Any = None
     logger: logging.Logger = logger
     direct: bool = False
-    """Called as a plain function: no retries, errors as they are."""
+    """The task was called as a function: there are no retries, and errors pass as they are."""
     eager: bool = False
-    """Never wait."""
+    """The task runs eagerly, and never waits."""
     control_flow: tuple[type[BaseException], ...] = ()
-    """Exceptions by which user code says what becomes of the task: no failures of a step."""
+    """Exceptions by which user code says what becomes of the task. They are no failures of a step."""
     limits: tuple[type[BaseException], ...] = ()
-    """Exceptions that come from outside, wherever the code is, and once: Celery's soft time limit."""
+    """Exceptions that come from outside, once, wherever the code is: Celery's soft time limit."""
     atomic_blocks: Mapping[str, int] = MappingProxyType({})
-    """Of Django's connections: those that whoever has called the task is in, which are not the task's."""
+    """The blocks that Django's connections were in when the task was called. They are the caller's."""
 
     @property
     def is_local(self) -> bool:
-        """Whether it is no worker that runs the task, but its caller: a test, say, whose thread has its connections."""
+        """Whether the caller runs the task, and no worker: a test, for example, whose thread has the connections."""
         return self.direct or self.eager

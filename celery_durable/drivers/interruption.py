@@ -1,7 +1,7 @@
-"""Interruptions: an exception is raised in user code that is running, and never in the library's own.
+"""Interruptions: an exception is raised in user code that is running, and never in the code of the library.
 
-The main thread of a process is reached by a signal, which also ends a blocking system call; a greenlet of gevent by a
-throw; an async body by its cancellation. Other threads cannot be reached.
+A signal reaches the main thread of a process, and also ends a blocking system call. A throw reaches a greenlet of
+gevent. A cancellation reaches an async body. Nothing reaches other threads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from celery_durable.user_code import in_user_code
 
 from .pulse import Overrun
 
-# Ignored where nobody handles it, and used by nobody in Python.
+# A process that does not handle this signal ignores it, and nothing in Python uses it.
 _SIGNAL = getattr(signal, "SIGURG", None)
 
 
@@ -27,15 +27,15 @@ class Interruption(Protocol):
     overrun: Overrun
 
     def arrives(self) -> bool:
-        """Whether what it is to end still runs; if so it is raised now."""
+        """Whether the code that it must end still runs. If so, the exception is raised now."""
         ...
 
 
 class Target(Protocol):
-    """Where code runs that can be interrupted."""
+    """A place where code runs that can be interrupted."""
 
     def send(self, interruption: Interruption) -> None:
-        """Raise it there, unless the library is at work there just now."""
+        """Raise it there, unless the code of the library runs there now."""
         ...
 
 
@@ -43,7 +43,7 @@ class Target(Protocol):
 
 
 def current_target() -> Target | None:
-    """Where the code runs that calls this, if it can be interrupted there."""
+    """The target of the code that calls this; None if it cannot be interrupted."""
     greenlet = _gevent_greenlet()
     if greenlet is not None:
         return _InGreenlet(greenlet)
@@ -58,9 +58,9 @@ class _InMainThread:
         self._listens: bool | None = None
 
     def is_listening(self) -> bool:
-        """Whether the signal arrives here; asked in the main thread."""
+        """Whether the signal arrives here. Only the main thread may ask."""
         if self._listens is None:
-            # The application may use it for something of its own.
+            # The application may use the signal for something of its own.
             self._listens = _SIGNAL is not None and signal.getsignal(_SIGNAL) in (signal.SIG_DFL, signal.SIG_IGN)
             if _SIGNAL is not None and self._listens:
                 signal.signal(_SIGNAL, self._on_signal)
@@ -81,7 +81,7 @@ _main_thread = _InMainThread()  # a forked child inherits the handler
 
 
 def _in_main_thread() -> bool:
-    # While another thread imports a module, it is there without what it will have: so here and below.
+    # While another thread imports a module, some of its names are missing. So they are looked for, here and below.
     getcurrent = getattr(sys.modules.get("greenlet"), "getcurrent", None)
     if getcurrent is not None and getcurrent().parent is not None:
         return False
@@ -96,7 +96,7 @@ class _InGreenlet:
         self._loop = get_hub().loop
 
     def send(self, interruption: Interruption) -> None:
-        # In the hub no greenlet runs, so that none moves between the look and the throw.
+        # While the hub runs, no greenlet does. So the greenlet does not move between the check and the throw.
         self._loop.run_callback(self._throw, interruption)
 
     def _throw(self, interruption: Interruption) -> None:
@@ -113,7 +113,7 @@ def _gevent_greenlet() -> Any:
 
 
 class AsyncBody:
-    """The body of an async task, which makes it: what it awaits is cancelled."""
+    """The body of an async task, which makes this object. An interruption cancels what the body awaits."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -123,12 +123,12 @@ class AsyncBody:
         self._loop.call_soon_threadsafe(self._cancel, interruption)
 
     def _cancel(self, interruption: Interruption) -> None:
-        # It is suspended in an await, where a cancellation is foreseen.
+        # The body is suspended in an await. A cancellation may always be raised there.
         if self._body is not None and interruption.arrives():
             overrun = interruption.overrun
             overrun.pulse.interrupted_by = overrun
             for step in tuple(overrun.pulse.running):
-                # What runs in a thread does not end by that.
+                # The cancellation does not end an action that runs in a thread.
                 if step.work is not None:
                     step.work.give_up(step, overrun)
             self._body.cancel()

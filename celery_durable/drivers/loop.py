@@ -38,7 +38,7 @@ class _Loop:
         self.renew()
 
     def renew(self) -> None:
-        """Also in a forked child: the parent's thread is not here."""
+        """Begin without a loop. A forked child does so, too: it has no thread of its parent."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: int | None = None
         self._starting = threading.Lock()
@@ -55,7 +55,7 @@ class _Loop:
             return self._loop
 
     def is_here(self) -> bool:
-        """Whether this code runs on the loop (by its thread: green ones share that of the operating system)."""
+        """Whether this code runs in the thread of the loop. Green threads share one thread of the operating system."""
         return self._thread == threading.get_ident()
 
     def is_that(self, loop: asyncio.AbstractEventLoop) -> bool:
@@ -68,7 +68,7 @@ class _Loop:
             try:
                 loop.run_forever()
             except (SystemExit, KeyboardInterrupt) as error:
-                # Raised in a task of the loop, whose awaiter has it, too; the others go on.
+                # A task of the loop has raised it. Its awaiter gets the error, too, and other tasks go on.
                 logger.warning("%r was raised on the event loop", error)
 
 
@@ -79,7 +79,7 @@ os.register_at_fork(after_in_child=_loop.renew)
 def in_coroutine() -> bool:
     """Whether an event loop runs this code: the process's, or one of the user's."""
     loop = _running_loop()
-    # Green threads share that of the operating system, in which the process's loop may run.
+    # Green threads share one thread of the operating system, and the loop of the process may run in it.
     return loop is not None and (_loop.is_here() or not _loop.is_that(loop))
 
 
@@ -94,25 +94,25 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def is_async(action: Callable[..., Any]) -> bool:
-    """Whether calling *action* gives a coroutine (also a partial, a bound method, an async ``__call__``)."""
+    """Whether calling *action* gives a coroutine; also a partial, a bound method, or an async ``__call__``."""
     while isinstance(action, partial):
         action = action.func
     return inspect.iscoroutinefunction(action) or inspect.iscoroutinefunction(type(action).__call__)
 
 
 def needs_thread(step: Running) -> bool:
-    """Whether its action would hold up the event loop, and is executed in a thread of ours."""
+    """Whether its action would hold up the event loop, so a thread of the library executes it."""
     return not (is_async(step.action) or is_to_be_lent(step))
 
 
 def is_to_be_lent(step: Running) -> bool:
-    """Whether its action belongs into the thread of whoever waits for the task: where Django's connections are."""
+    """Whether its action belongs into the thread that waits for the task: Django's connections are there."""
     return django.is_imported() and step.pulse.info.is_local and not _loop.is_here() and django.is_used()
 
 
 # -- to wait for what runs there ---------------------------------------------------------------------------------------
 
-# Where a loop stands still until this code has ended, so that nothing may wait for that.
+# Whether the event loop stands still until this code has ended. Then nothing here may wait for that loop.
 _apart: ContextVar[bool] = ContextVar("celery_durable_apart", default=False)
 
 
@@ -139,11 +139,12 @@ def wait_for(
 ) -> T:
     """Run an awaitable on the process's loop, and wait for it in this thread.
 
-    Its context variables are those of the caller, and *around* is entered there. What interrupts the wait (a soft time
-    limit) is told to *interrupted*, cancels the awaitable, and is raised once that has ended.
+    The awaitable has the context variables of the caller, and *around* is entered on the loop. If an exception (a soft
+    time limit) interrupts the wait, *interrupted* is called with it, the awaitable is cancelled, and the exception is
+    raised when the awaitable has ended.
 
-    With *lends* it is run on a loop of its own where Django is used, and this thread executes meanwhile what is to use
-    its connections.
+    With *lends*, and if Django is used, the awaitable runs on a loop of its own. Meanwhile this thread executes what
+    needs its connections.
     """
     if _loop.is_here():
         if isinstance(awaitable, Coroutine):
@@ -176,7 +177,7 @@ def wait_for(
         if not outcome.done():
             if interrupted is not None:
                 interrupted(stop)
-            # A turn after it was made: a task that is cancelled before its first step never says that it has ended.
+            # It is cancelled one turn after it was made: before its first step it would never say that it has ended.
             loop.call_soon_threadsafe(lambda: loop.call_soon(tasks[0].cancel))
             wait([outcome])
         raise
@@ -193,12 +194,12 @@ def _result(outcome: Future[T]) -> T:
     return outcome.result()
 
 
-# -- executions that may take so long ----------------------------------------------------------------------------------
+# -- executions with a timeout -----------------------------------------------------------------------------------------
 
 
 async def limited(step: Running, work: Awaitable[T]) -> T:
-    """Await the execution of a step, which has failed when it takes longer than it may, whatever it makes of that."""
-    task = asyncio.Task(_awaited(work))  # not create_task(): it is none of the user's
+    """Await the execution of a step. If it takes too long, it has failed, even if it swallows its cancellation."""
+    task = asyncio.Task(_awaited(work))  # not create_task(): the task factory numbers the user's tasks
     in_time = False
     try:
         await asyncio.wait({task}, timeout=step.options.longest_execution)

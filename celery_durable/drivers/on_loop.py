@@ -1,4 +1,4 @@
-"""The driver of ``async def`` tasks: others go on while it waits."""
+"""The driver of ``async def`` tasks: other coroutines go on while it waits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class OnLoop:
         self._reading = asyncio.Lock()
 
     async def perform(self, execute: Callable[[S, OnLoop], Awaitable[Any]], step: S) -> Any:
-        """Let a step execute: to its end, whoever cancels it meanwhile."""
+        """Let a step execute to its end, even if somebody cancels it meanwhile."""
         sibling = step_begins(self._pulse)
         try:
             value = await execute(step, self)
@@ -47,11 +47,11 @@ class OnLoop:
             step_ends(sibling)
             raise
         if step_ends(sibling):
-            await asyncio.sleep(0)  # raises it
+            await asyncio.sleep(0)  # this raises the cancellation
         return value
 
     async def end_by(self, interrupt: Interrupt) -> NoReturn:
-        """Raise what ends the attempt, when its other coroutines have ended what they have begun."""
+        """Raise what ends the attempt, as soon as its other coroutines have ended what they have begun."""
         if isinstance(interrupt, PATIENT):
             await self._siblings.park(interrupt)
         raise self._pulse.interrupt or interrupt
@@ -86,7 +86,7 @@ class OnLoop:
     # -- the journal
 
     async def flush(self) -> None:
-        # Siblings share one connection: whoever reads first reads for all.
+        # Siblings share one connection. The first one that reads gets the replies for all.
         async with self._reading:
             pulse, journal = self._pulse, self._pulse.journal
             if isinstance(pulse.interrupt, OUT_OF_TOUCH):
@@ -107,7 +107,7 @@ class OnLoop:
             self._outbox.sent_large(self.most_at_once)
 
     async def _arrives(self, fd: int) -> bool:
-        """Wait for the reply; False if none comes: a connection may be lost without a word."""
+        """Wait for the reply; False if none comes in time: a connection may be lost, and nothing says so."""
         if is_idle():
             await asyncio.sleep(0)  # what else is due on the loop comes first
             if is_idle() and self._pulse.journal.spin_wait():
@@ -119,7 +119,7 @@ class OnLoop:
             await self._in_thread(question)
 
     async def _in_thread(self, question: Callable[[], None]) -> None:
-        # To its end: whoever reads next is to be alone on the connection, though this task has been cancelled.
+        # The question is waited for even if this task is cancelled: the next reader must be alone on the connection.
         await off_loop(partial(self._pulse.ask, question))
 
     # -- waits
@@ -132,7 +132,7 @@ class OnLoop:
         await self._siblings.park(interrupt, seconds)
 
     def is_cancelled(self, error: BaseException) -> bool:
-        # Python 3.11 counts cancellations; what an action has cancelled by itself, it has taken back.
+        # Python 3.11 counts cancellations. If an action has cancelled itself, it has also taken that back.
         task: Any = asyncio.current_task()
         return isinstance(error, asyncio.CancelledError) and hasattr(task, "cancelling") and task.cancelling() > 0
 

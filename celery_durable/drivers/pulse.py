@@ -1,4 +1,4 @@
-"""An attempt as those know it who run its code and watch over it: whether it goes on, and what runs in it."""
+"""The pulse of an attempt: whether it goes on, and what runs in it. Drivers and the watchdog know no more of it."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from .info import TaskInfo
 T = TypeVar("T")
 
 ASK_AFTER = 1.0
-"""Seconds since Redis was last heard of, after which it is asked before an action starts."""
+"""If Redis was not heard of for so many seconds, it is asked before an action starts."""
 
 
 class StepWork(Protocol):
-    """What a thread does for a step, and may go on with when the step has failed."""
+    """The work that a thread does for a step. It may go on when the step has failed."""
 
     @property
     def is_given_up(self) -> bool: ...
 
     def give_up(self, step: Running, error: BaseException) -> None:
-        """Let it have failed with this error, though nothing ends it."""
+        """Let the work have failed with this error, although nothing ends it."""
         ...
 
     def decided(self) -> None:
-        """It is known what the step comes to: what the work returns from now on is late."""
+        """It is decided how the step goes on. What the work returns from now on is late."""
         ...
 
 
 class Running(Protocol):
-    """A step, as those know it who execute its action."""
+    """A step, as drivers and the watchdog know it."""
 
     name: str
     action: Callable[..., Any]
@@ -56,11 +56,11 @@ class Running(Protocol):
     executions: int
     """The number of this execution; the first is 1."""
     deadline: float
-    """When an execution in a thread has run too long, by the monotonic clock."""
+    """When its execution has run too long, by the monotonic clock."""
     work: StepWork | None
-    """What a thread of ours does for it."""
+    """What a thread of the library does for it."""
     handover: Lock
-    """Of an execution that is given up: held while the run is made to go on without it."""
+    """A thread that gives the execution up holds it, until the run goes on without it."""
     violation: Interrupt | None
     """The context was used inside the action, which may have swallowed the error."""
 
@@ -74,7 +74,7 @@ running_step: ContextVar[Any] = ContextVar("celery_durable_step", default=None)
 
 
 class Overrun(Interrupt):
-    """User code has run too long; raised in its midst, wherever it is."""
+    """User code has run too long. It is raised in that code, at any line."""
 
     def __init__(self, pulse: Pulse, error: DurableTimeoutError, step: Running | None = None) -> None:
         super().__init__(str(error))
@@ -87,7 +87,7 @@ class Overrun(Interrupt):
 class Pulse:
     """Whether an attempt goes on, and when it gave its last sign of life.
 
-    One flat object, although it has many attributes: each step reads most of them.
+    It is one flat object with many attributes: each step reads most of them.
     """
 
     __slots__ = (
@@ -102,16 +102,16 @@ class Pulse:
         self.interrupt: Interrupt | None = None
         """What ends the attempt, even if user code swallows it."""
         self.violation: Interrupt | None = None
-        """The context was used inside a step, from a thread that does not say which."""
+        """The context was used inside a step, from a thread that does not know which step that is."""
         self.interrupted_by: BaseException | None = None
-        """What cancelled the body of an async task (a time limit): the error of the step that it meets."""
+        """It has cancelled the body of an async task (a time limit, say). The step that this hits fails by it."""
         self.closed = False
         self.is_ending = False
-        """It is about to end, and what goes on in it may go on until it waits."""
+        """The attempt is about to end. What goes on in it may go on until it waits."""
         self.running: set[Running] = set()
-        """Steps whose action runs; whoever takes one out decides how that execution has ended."""
+        """Steps whose action runs. The thread that takes a step out decides how that execution has ended."""
         self.progressed_at = self.heard_at = time.monotonic()
-        """When it gave its last sign of life; when Redis was last heard of by its code."""
+        """When the attempt made its last progress; and when its code last heard of Redis."""
         self.cancellation_told = False
         """The code knows that its run is cancelled."""
         self.home = threading.get_ident()
@@ -120,7 +120,7 @@ class Pulse:
     # -- its end
 
     def stop(self, interrupt: Interrupt) -> Interrupt:
-        """End the attempt; the same interrupt is raised again by whatever the body does next with its context."""
+        """End the attempt. Each further use of the context raises the interrupt again."""
         held = self.interrupt
         self.interrupt = interrupt if held is None else prevailing(held, interrupt)
         return self.interrupt
@@ -129,7 +129,7 @@ class Pulse:
         return self.stop(EndRun(error))
 
     def invalid(self, message: object) -> Interrupt:
-        """End the run: its code uses the context as it cannot be used."""
+        """End the run: its code uses the context in a wrong way."""
         return self.end_run(InvalidStepError(f"task {self.info.task_id}: {message}"))
 
     def unreadable(self, error: object) -> Interrupt:
@@ -137,7 +137,7 @@ class Pulse:
         return self.end_run(JournalUnreadableError(f"task {self.info.task_id}: {error}"))
 
     def ask(self, question: Callable[[], T]) -> T:
-        """Ask the journal; a fence or a lost journal ends the attempt."""
+        """Ask the journal. If the attempt is fenced, or the journal is lost, the attempt ends."""
         try:
             return question()
         except JournalUnavailableError as error:
@@ -148,7 +148,7 @@ class Pulse:
             raise self.stop(fenced) from None
 
     def check_goes_on(self) -> None:
-        """Refuse to let an action begin after the attempt."""
+        """Refuse an action that would begin after the end of the attempt."""
         if self.closed or isinstance(self.interrupt, OUT_OF_TOUCH):
             raise self.interrupt or Fenced()
 
@@ -156,14 +156,14 @@ class Pulse:
 
     @property
     def may_start(self) -> bool:
-        """Whether an action may start this very moment, as far as is known without asking Redis."""
+        """Whether an action may start now, as far as is known without asking Redis."""
         ended = self.closed or isinstance(self.interrupt, OUT_OF_TOUCH)
         return not (ended or self.cancel_requested or self.journal.lease_in_doubt)
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether it is not sure that an action may start."""
-        # As is_out_of_touch and cancel_requested say, without two more calls per step.
+        """Whether it is not certain that an action may start."""
+        # This repeats is_out_of_touch and cancel_requested: two calls fewer per step.
         journal = self.journal
         if self.closed or self.interrupt is not None or (journal.cancel_requested and not self.cancellation_told):
             return True
@@ -171,16 +171,16 @@ class Pulse:
 
     @property
     def is_out_of_touch(self) -> bool:
-        """Whether Redis is to be asked before an action starts: for the lease, or whether the run is cancelled."""
+        """Whether Redis must be asked before an action starts: for the lease, or whether the run is cancelled."""
         return time.monotonic() - self.heard_at > ASK_AFTER or self.journal.lease_in_doubt
 
     @property
     def cancel_requested(self) -> bool:
-        """Whether the run is to be cancelled, and its code does not know yet."""
+        """Whether the run was asked to cancel, and its code does not know it yet."""
         return self.journal.cancel_requested and not self.cancellation_told
 
     def hears_of_cancellation(self) -> bool:
-        """As :attr:`cancel_requested`, by asking Redis if it was not asked for a second."""
+        """Like :attr:`cancel_requested`. Redis is asked if it was not asked within the last second."""
         if not self.cancel_requested and time.monotonic() - self.heard_at > ASK_AFTER:
             self.heard_at = time.monotonic()
             self.journal.look_for_cancellation()

@@ -1,10 +1,10 @@
-"""The asyncio tasks of an attempt: which there are, which branch each is, and whether all do nothing but wait.
+"""The asyncio tasks of an attempt: which there are, which branch each is, and whether all of them only wait.
 
-An attempt of an async task may end before its body does: a step is to be retried, the run sleeps. The steps that its
-coroutines have begun are let finish first, and what goes on beside a sleep goes on: that waits until every asyncio task
-of the attempt waits, for an end like that or for one of the others. A task that awaits anything else, of which nobody
-here knows when it ends, goes on beside a sleep, and meanwhile the attempt keeps its worker. Another end than a sleep
-does not wait for it: no step can begin any more, and what a library keeps going for ever would keep it for ever.
+An attempt of an async task may end before its body does: a step must be retried, or the run sleeps. The steps that its
+coroutines have begun finish first. A sleep ends the attempt only when each of its asyncio tasks waits: for such an end,
+or for another task of the attempt. If a task awaits something else, nobody here knows how long that takes. So a sleep
+waits for it, and the attempt keeps its worker. Other ends do not wait for it: no step can begin any more, and a task
+that a library keeps running for ever would hold up the end for ever.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 logger = logging.getLogger("celery_durable")
 
 _TURNS_TO_BE_SURE = 10
-"""Turns of the event loop in which a coroutine whose step has ended may begin the next one."""
+"""Within so many turns of the event loop, a coroutine whose step has ended may begin the next one."""
 LONG = 60.0
-"""Seconds that a sleep is held up, after which that is told."""
+"""When a sleep has been held up for so many seconds, that is logged."""
 
 STUCK = 5.0
-"""Seconds after which nobody waits for a step that waits for its siblings, while they wait for the attempt to end."""
+"""Seconds. A step may wait for its siblings, while they wait for the attempt to end: then it is waited for so long."""
 
 
 class Branches(Protocol):
-    """The branches that asyncio tasks are."""
+    """The branches of asyncio tasks."""
 
     @property
     def by_use(self) -> bool:
-        """Whether they are numbered when they use their context first, and not when they are made."""
+        """Whether they are numbered when they first use the context, and not when they are made."""
         ...
 
     def strand_of(self, task: Any) -> Any:
@@ -50,7 +50,7 @@ class Branches(Protocol):
         ...
 
     def branch_off(self, maker: Any, *, in_order: bool) -> Any:
-        """The strand of an asyncio task that *maker* is about to make, *in_order* of its other ones or not."""
+        """The strand of an asyncio task that *maker* is about to make; *in_order*: it does so in a fixed order."""
         ...
 
     def enter(self, task: Any, strand: Any) -> None:
@@ -62,7 +62,7 @@ class Branches(Protocol):
         ...
 
     def race(self, maker: Any, task: Any, strand: Any) -> None:
-        """*maker* is about to ask which of its tasks ends first, this one among them."""
+        """*maker* gives this task to ``as_completed()``, to learn which of several ends first."""
         ...
 
 
@@ -76,7 +76,7 @@ def gives_operations(function: F) -> F:
 
 
 class Parking:
-    """An end of an attempt that waits until all its asyncio tasks do nothing but wait."""
+    """An end of an attempt that waits until all its asyncio tasks only wait."""
 
     def __init__(self, pulse: Pulse) -> None:
         self._pulse = pulse
@@ -85,11 +85,11 @@ class Parking:
         self.in_flight = 0
         """Steps and waits that have begun and have not ended."""
         self.parked: dict[asyncio.Future[bool], Interrupt] = {}
-        """Those of them that wait for the end, and the end that each asks for."""
+        """Those of them that wait for the end of the attempt, and the end that each asks for."""
         self._checks = _Checks()
 
     async def park(self, interrupt: Interrupt, seconds: float | None) -> bool:
-        """Whether the seconds have passed before the attempt was ended, by this or by another interrupt."""
+        """Wait for the end of the attempt, by this or another interrupt. True if the seconds have passed before."""
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()
         timer = None if seconds is None else loop.call_later(seconds, _resolve, turn, True)
@@ -110,7 +110,7 @@ class Parking:
             self._checks.cancel()
 
     def release(self) -> None:
-        """Let nothing wait any more."""
+        """Let nothing wait for the end any more."""
         self._pulse.is_ending = False
         for turn in self.parked:
             _resolve(turn, False)
@@ -123,13 +123,13 @@ class Parking:
     # -- whether all of them wait
 
     def check_soon(self, _changed: object = None) -> None:
-        """Something has changed, if anything is parked."""
+        """Something has changed. Check again if anything waits for the end."""
         if self.parked and not self._checks.is_due:
             self._checks.is_due = True
             asyncio.get_running_loop().call_soon(self._check)
 
     def _check(self) -> None:
-        """End the attempt if nothing goes on that it waits for; else check again when that has got on."""
+        """End the attempt if nothing goes on that its end waits for. Else check again when that has got on."""
         checks = self._checks
         checks.is_due = False
         if not self._pulse.is_ending:
@@ -157,7 +157,7 @@ class Parking:
         return all(isinstance(interrupt, Sleep) for interrupt in self.parked.values())
 
     def _waits(self, task: Any) -> bool:
-        """Whether it does nothing until the attempt has ended, or another one of its tasks has got on."""
+        """Whether a task does nothing until the attempt has ended, or until another of its tasks has got on."""
         awaited = awaited_by(task)
         if awaited is None or awaited.done():
             return False
@@ -167,14 +167,14 @@ class Parking:
         return needed is not None and all(map(self._is_of_siblings, needed))
 
     def _is_of_siblings(self, future: Any) -> bool:
-        """Whether it is done when siblings are."""
+        """Whether a future is done as soon as siblings are."""
         if future in self.tasks:
             return True
         parts = [part for part in parts_of(future) if not part.done()]
         return bool(parts) and all(map(self._is_of_siblings, parts))
 
     def _check_whether_stuck(self, before: dict[Any, Any] | None) -> None:
-        """End the attempt although steps are under way, if they wait for what the body does, and it for them."""
+        """End the attempt although steps are under way, if they wait for the body and the body waits for them."""
         self._checks.stuck = None
         if not self._pulse.is_ending or self.in_flight <= len(self.parked):
             return
@@ -213,7 +213,7 @@ class InFlight:
         self._idle: asyncio.Future[None] | None = None
 
     def operation(self, perform: Callable[[], Coroutine[Any, Any, T]], name: str) -> Coroutine[Any, Any, T]:
-        """A step or a wait, to be awaited; the attempt does not end before it has, once it has begun."""
+        """The coroutine of a step or a wait. Once it has begun, the attempt does not end before it."""
         self._not_begun[perform] = flight, _ = self._flight(perform), name
         return flight
 
@@ -235,16 +235,16 @@ class InFlight:
             self._idle.set_result(None)
 
     def never_awaited(self) -> str | None:
-        """The name of one that nobody has awaited, if there is one."""
+        """The name of an operation that nobody has awaited; None if there is none."""
         for flight, name in self._not_begun.values():
-            # One that was cancelled before it began was waited for.
+            # If it was cancelled before it began, somebody has waited for it.
             if inspect.getcoroutinestate(flight) == inspect.CORO_CREATED:
                 flight.close()
                 return name
         return None
 
     async def wait_idle(self) -> None:
-        """Until none is in flight."""
+        """Wait until none is in flight."""
         while self._parking.in_flight:
             self._idle = asyncio.get_running_loop().create_future()
             await self._idle
@@ -261,7 +261,7 @@ class Siblings:
         self._body_is_over = False
 
     def begin(self) -> None:
-        """The body is this asyncio task; what it makes from now on is known."""
+        """The body is this asyncio task. The tasks that it makes from now on are known."""
         look_after(asyncio.get_running_loop())
         self._know(asyncio.current_task())
 
@@ -270,7 +270,7 @@ class Siblings:
         task.add_done_callback(self._leave)
 
     def make(self, factory: TaskFactory, maker: Any, loop: Any, coroutine: Any, options: dict[str, Any]) -> Any:
-        """An asyncio task of this attempt, made by another one of it."""
+        """Make an asyncio task of this attempt, for another one of its tasks."""
         branches = self._branches
         if branches.by_use:
             task = factory.make(loop, coroutine, options, self._enter)
@@ -302,18 +302,18 @@ class Siblings:
     # -- the end
 
     async def park(self, interrupt: Interrupt, seconds: float | None = None) -> None:
-        """End the attempt by *interrupt* when all its asyncio tasks wait; return if the seconds have passed before.
+        """End the attempt by *interrupt* when all its asyncio tasks wait. Return if the seconds have passed before.
 
         Raises:
-            Interrupt: by which it ends.
+            Interrupt: the attempt ends by it.
             CancelledError: the body has returned meanwhile, and this wait ends with it.
         """
         if not self._body_is_over:
             if (task := asyncio.current_task()) not in known:
-                # Made in a callback: others may wait for it.
+                # It was made in a callback. Other tasks may wait for it.
                 self._know(task)
             if await self._parking.park(interrupt, seconds):
-                # It was no inactivity, and nobody is to take it for one now.
+                # The wait was no inactivity, and the watchdog must not count it as one.
                 self.pulse.progressed_at = time.monotonic()
                 return
         if self.pulse.interrupt is None:
@@ -321,23 +321,23 @@ class Siblings:
         raise self.pulse.interrupt
 
     async def wait_all(self) -> None:
-        """After the body: until no step is in flight, whose result is recorded, too; waits are given up."""
+        """After the body: give up its waits, and wait until no step is in flight. Their results are recorded."""
         self._body_is_over = True
         self._parking.release()
         if len(self._parking.tasks) > 1:
-            await asyncio.sleep(0)  # a step that the body has begun last, and waits for no more, begins
+            await asyncio.sleep(0)  # a step that the body has started, and does not wait for, begins now
         await self.in_flight.wait_idle()
 
 
 class _Checks:
-    """How far the checks have come whether all asyncio tasks of an attempt wait."""
+    """The state of the checks whether all asyncio tasks of an attempt wait."""
 
     __slots__ = ("is_due", "long", "stuck", "sure", "watched")
 
     def __init__(self) -> None:
         self.is_due = False
         self.sure = 0
-        """Checks in a row, each in a turn of its own, that have found nothing going on."""
+        """So many checks in a row, each in its own turn of the loop, have found that nothing goes on."""
         self.watched: Any = None
         self.long: asyncio.TimerHandle | None = None
         self.stuck: asyncio.TimerHandle | None = None

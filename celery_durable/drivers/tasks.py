@@ -1,4 +1,4 @@
-"""The asyncio tasks of attempts. A factory of ours makes them, so that none is cancelled in the midst of a step."""
+"""The asyncio tasks of attempts. The library's factory makes them, so that no cancellation hits a step that runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Family(Protocol):
     pulse: Pulse
 
     def make(self, factory: TaskFactory, maker: Any, loop: Any, coroutine: Any, options: dict[str, Any]) -> Any:
-        """An asyncio task that another one of the family makes."""
+        """Make an asyncio task for another task of the family."""
         ...
 
 
@@ -31,11 +31,11 @@ class Sibling:
         self.held_for: Pulse | None = None
         """The attempt whose step is under way in this task. A cancellation waits for the end of the step."""
         self.put_off = 0
-        """How many cancellations wait for that."""
+        """How many cancellations wait for the end of the step."""
         self.message: Any = None
-        """The message of the last of them: anyio knows its own cancellation by it."""
+        """The message of the last one. anyio recognises its own cancellation by it."""
         self.steps = 0
-        """How many steps are under way in it; the tasks that their actions make are none of the attempt's."""
+        """How many steps are under way in the task. Tasks that their actions make do not belong to the attempt."""
 
 
 known: dict[Any, Sibling] = {}
@@ -46,7 +46,7 @@ class _Task(asyncio.Task[Any]):
     """A task whose cancellation waits for the end of its step: what has begun ends, and is recorded."""
 
     def __init__(self, coroutine: Any, *, enter: Callable[[Any], None], **options: Any) -> None:
-        # First: an eager task begins while it is being made.
+        # This comes first: an eager task begins while it is made.
         enter(self)
         super().__init__(coroutine, **options)
 
@@ -55,7 +55,7 @@ class _Task(asyncio.Task[Any]):
         # What ends the attempt itself (a time limit, say) does not wait.
         if sibling is None or sibling.held_for is None or sibling.held_for.interrupted_by is not None:
             return super().cancel(msg)
-        # anyio cancels at every turn of the event loop, until it has been heard.
+        # anyio cancels again in each turn of the event loop, until it is raised. All these count as one.
         if msg is None or msg != sibling.message:
             sibling.put_off += 1
             sibling.message = msg
@@ -63,7 +63,7 @@ class _Task(asyncio.Task[Any]):
 
 
 class TaskFactory:
-    """Makes the asyncio tasks of a loop; those of an attempt are numbered and known."""
+    """It makes the asyncio tasks of a loop. Those of an attempt are numbered and known."""
 
     def __init__(self, users: Any) -> None:
         self._users = users
@@ -87,7 +87,7 @@ class TaskFactory:
 
 
 def look_after(loop: asyncio.AbstractEventLoop) -> None:
-    """Number the asyncio tasks that are made on this loop; also those that a factory of the user's makes."""
+    """Number the asyncio tasks that are made on this loop, also if a factory of the user's makes them."""
     users = loop.get_task_factory()
     if not isinstance(users, TaskFactory):
         loop.set_task_factory(TaskFactory(users))
@@ -97,7 +97,7 @@ def look_after(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def step_begins(pulse: Pulse) -> Sibling | None:
-    """Put off what cancels this asyncio task until :func:`step_ends`; None if the task is none of an attempt's."""
+    """Put off cancellations of this asyncio task until :func:`step_ends`. None if it belongs to no attempt."""
     sibling = known.get(asyncio.current_task())
     if sibling is not None:
         sibling.steps += 1
@@ -107,7 +107,7 @@ def step_begins(pulse: Pulse) -> Sibling | None:
 
 
 def step_ends(sibling: Sibling | None) -> bool:
-    """Let this asyncio task be cancelled again; whether somebody has tried: its next ``await`` raises that."""
+    """Let this asyncio task be cancelled again. True if somebody has tried: its next ``await`` raises that."""
     if sibling is None:
         return False
     sibling.steps -= 1
@@ -118,12 +118,12 @@ def step_ends(sibling: Sibling | None) -> bool:
 
 
 def is_idle() -> bool:
-    """Whether no attempt of this process has coroutines beside the one that asks."""
+    """Whether the coroutine that asks is the only one of all attempts in this process."""
     return len(known) <= 1
 
 
 async def cancellable(waiting: Awaitable[T]) -> T:
-    """Await what is no part of an execution: a cancellation is not put off."""
+    """Await something that is not part of an execution. A cancellation is not put off."""
     sibling = known.get(asyncio.current_task())
     if sibling is None:
         return await waiting

@@ -1,6 +1,6 @@
-"""Threads of this process for what would hold up others: actions of steps, and questions to the journal.
+"""Threads of this process for work that would block others: actions of steps, and questions to the journal.
 
-They are daemons: one that hangs keeps no process from ending. A thread whose work is given up is replaced.
+They are daemons: a thread that hangs does not keep a process from ending. If its work is given up, it is replaced.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 logger = logging.getLogger("celery_durable")
 
 in_each_thread: list[Callable[[], object]] = []
-"""Each thread in which async tasks run calls these first: they put there what others keep by thread."""
+"""Each thread in which async tasks run calls these first. They set there what other packages keep by thread."""
 
 
 def begin_thread() -> None:
@@ -37,11 +37,11 @@ def begin_thread() -> None:
 
 
 class Stale(BaseException):
-    """The action was not started: it is not sure any more that its attempt may start one."""
+    """The action was not started: it is not certain any more that its attempt may start one."""
 
 
 def act(step: Running) -> Any:
-    """Call the action of a step, in a thread that is not Celery's: the one place where that is done.
+    """Call the action of a step in a thread that is not Celery's. All such calls are made here.
 
     Raises:
         Stale: the process stood still, for example, and another attempt may have begun since.
@@ -60,7 +60,7 @@ def begin_action(step: Running, thread: Thread) -> WorkItem[Any]:
 
 
 def act_in_lent_thread(step: Running) -> Future[Any]:
-    """Call the action of a step in the thread that waits for this code; the future has its result."""
+    """Call the action of a step in the thread that waits for this code. The future has its result."""
     outcome: Future[Any] = Future()
 
     def run() -> None:
@@ -85,16 +85,16 @@ class WorkItem(Generic[T]):
         self._late = late
         self._has_ended = False
         self._given_up: threading.Event | None = None
-        """It is set when it is known what the step comes to."""
+        """It is set when it is decided how the step goes on."""
 
     @property
     def is_given_up(self) -> bool:
         return self._given_up is not None
 
     def give_up(self, step: Running, error: BaseException) -> None:
-        """Let the work have failed with this error, though nothing ends it; another thread takes the place of its own.
+        """Let the work have failed with this error, although nothing ends it. Another thread replaces its thread.
 
-        :meth:`decided` is to be called when it is known what the step comes to.
+        The caller calls :meth:`decided` when it is decided how the step goes on.
         """
         with self._thread.pool.lock:
             if self._has_ended or self._given_up is not None:
@@ -109,12 +109,12 @@ class WorkItem(Generic[T]):
         self.outcome.set_exception(error)
 
     def decided(self) -> None:
-        """It is known what the step comes to: what the work returns from now on is late."""
+        """It is decided how the step goes on. What the work returns from now on is late."""
         if self._given_up is not None:
             self._given_up.set()
 
     def run(self) -> bool:
-        """Do the work; whether the thread is there for another item."""
+        """Do the work. Returns whether the thread is free for another item."""
         value, error = _done(self.work)
         thread = self._thread
         with thread.pool.lock:
@@ -149,9 +149,9 @@ class Thread:
         threading.Thread(target=self._live, name=self._name, daemon=True).start()
 
     def begin(self, work: Callable[[], T], late: Callable[[T], object] | None = None) -> WorkItem[T]:
-        """Do the work; the thread is free again as soon as that is done.
+        """Do the work. The thread is free again as soon as that is done.
 
-        *late* is given, in this thread, what the work returns after it was given up.
+        If the work returns a value after it was given up, this thread calls *late* with it.
         """
         self._item = item = WorkItem(self, work, late)
         self._may_go_on.release()
@@ -177,7 +177,7 @@ class Thread:
 def _done(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     try:
         return work(), None
-    except StopIteration as stop:  # which no future can hold
+    except StopIteration as stop:  # a future cannot hold it
         error = RuntimeError("the action raised StopIteration")
         error.__cause__ = stop
         return None, error
@@ -191,7 +191,7 @@ def hanging() -> int:
 
 
 class Turn:
-    """A place in the queue for a thread."""
+    """The turn of one that waits in the queue for a thread."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -201,7 +201,7 @@ class Turn:
         self.is_over = False
 
     def call(self, thread: Thread | None) -> None:
-        """End the wait, with a thread or without; in any thread."""
+        """End the wait, with a thread or without one. Any thread may call this."""
         self.thread, self.is_over = thread, True
         self._loop.call_soon_threadsafe(self._end)
 
@@ -215,16 +215,16 @@ class Turn:
 
 
 class Threads:
-    """Threads of one kind, as many at a time as who takes one allows; those that hang do not count."""
+    """Threads of one kind. Each caller says how many may be taken at a time; threads that hang do not count."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self.renew()
 
     def renew(self) -> None:
-        """Begin without threads; also in a forked child, which has none of its parent's."""
+        """Begin without threads. A forked child does so, too: it has none of its parent's."""
         self.lock = threading.Lock()
-        """Who calls :meth:`free`, :meth:`replace` or :meth:`returned` holds it."""
+        """The caller of :meth:`free`, :meth:`replace` or :meth:`returned` holds it."""
         self._idle: list[Thread] = []
         self._queue: deque[Turn] = deque()
         self._waiting: dict[Pulse, dict[Turn, Running]] = {}
@@ -248,11 +248,11 @@ class Threads:
                 return self._next()
             except RuntimeError:
                 if self._taken:
-                    return None  # one of those will be free
+                    return None  # a taken thread will be free
                 raise
 
     async def queue(self, most: int, step: Running | None = None) -> Thread | None:
-        """A thread, once all that wait already have theirs; None if the turn was withdrawn."""
+        """Wait for a thread, after all that wait already. None if the turn was withdrawn."""
         with self.lock:
             turn = Turn(most)
             self._queue.append(turn)
@@ -273,7 +273,7 @@ class Threads:
         return turn.thread
 
     def _waits_no_more(self, turn: Turn, pulse: Pulse) -> None:
-        # That was no inactivity, and nobody is to take it for one now.
+        # The wait was no inactivity, and the watchdog must not count it as one.
         pulse.progressed_at = time.monotonic()
         with self.lock:
             others = self._waiting.get(pulse, {})
@@ -282,7 +282,7 @@ class Threads:
                 self._waiting.pop(pulse, None)
 
     async def do(self, most: int, work: Callable[[], T]) -> T:
-        """Do the work in a thread and wait for its end, also if this task is cancelled meanwhile."""
+        """Do the work in a thread, and wait for its end even if this task is cancelled meanwhile."""
         thread, cancelled = self.take(most), False
         while thread is None:
             try:
@@ -294,7 +294,7 @@ class Threads:
         return await to_its_end(thread.begin(work).outcome)
 
     def withdraw(self, pulse: Pulse) -> None:
-        """Let nothing of an attempt wait for a thread any more."""
+        """Let no step of an attempt wait for a thread any more."""
         with self.lock:
             for turn in self._waiting.pop(pulse, ()):
                 if not turn.is_over:
@@ -308,13 +308,13 @@ class Threads:
     # -- with the lock
 
     def free(self, thread: Thread) -> None:
-        """The thread is there for other work."""
+        """The thread is free for other work."""
         self._taken -= 1
         self._idle.append(thread)
         self._call_next()
 
     def replace(self, thread: Thread) -> None:
-        """The thread hangs: another one takes its place."""
+        """The thread hangs: another one may be made."""
         self._taken -= 1
         self._hanging.add(thread)
         self._call_next()
@@ -355,7 +355,7 @@ class Threads:
 
 
 async def to_its_end(outcome: Future[T]) -> T:
-    """Await what cannot be stopped: a cancellation comes when it has ended, so that what it did can be recorded."""
+    """Await work that cannot be stopped. A cancellation comes when it has ended, so that its result can be recorded."""
     future = asyncio.wrap_future(outcome)
     cancelled = False
     while not future.done():
@@ -369,7 +369,7 @@ async def to_its_end(outcome: Future[T]) -> T:
 
 
 def _cancel_again() -> None:
-    """Let the next wait of this task raise the cancellation that was put off."""
+    """Let the next ``await`` of this task raise the cancellation that was put off."""
     task: Any = asyncio.current_task()
     if hasattr(task, "uncancel"):  # Python 3.11 counts them
         task.uncancel()
@@ -377,11 +377,11 @@ def _cancel_again() -> None:
 
 
 actions = Threads("celery-durable-step")
-"""Those in which sync steps of async tasks run."""
+"""The threads in which sync steps of async tasks run."""
 timed = Threads("celery-durable-timed-step")
-"""Those in which steps run that have a timeout, and can be ended by nothing where their task runs."""
+"""The threads in which steps with a timeout run if nothing can interrupt the thread of their task."""
 questions = Threads("celery-durable-journal")
-"""Those in which the journal is waited for: no action keeps it waiting."""
+"""The threads that wait for the journal. They are apart: actions that hang do not hold them up."""
 MOST_QUESTIONS = 64
 for _threads in (actions, timed, questions):
     os.register_at_fork(after_in_child=_threads.renew)

@@ -1,7 +1,7 @@
-"""Upkeep of what a process keeps by thread (database connections, sessions) where Celery does not do it.
+"""Upkeep of what a process keeps by thread (database connections, sessions), in threads that Celery does not know.
 
-Celery looks after its own thread around each task. Steps that are executed elsewhere, in the library's threads or on
-its event loop, find here what a task finds there.
+Around each task, Celery does it in its own thread. If a step is executed elsewhere, in a thread of the library or on
+its event loop, it is done here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .pulse import Pulse, Running
 
 
 class OfAction:
-    """Around the action of a step, in a thread of the library's: ``with upkeep.OfAction(step):``."""
+    """The upkeep around the action of a step, in a thread of the library: ``with upkeep.OfAction(step):``."""
 
     __slots__ = ("_pulse", "_step")
 
@@ -46,7 +46,7 @@ class OfAction:
 
 
 class OfActionOnLoop(OfAction):
-    """The same on the event loop, where async code has its queries executed by a thread that belongs to asgiref."""
+    """The same on the event loop. There, a thread of asgiref executes the queries of async code."""
 
     __slots__ = ()
 
@@ -58,13 +58,13 @@ _NOTHING = nullcontext()
 
 
 def on_loop(step: Running) -> AbstractContextManager[None]:
-    """Around an action on the event loop, if there is anything to look after: else it is a tenth of a step's cost."""
+    """The upkeep around an action on the event loop, if anybody needs it: it is a tenth of a step's cost."""
     nobody = not (has_receivers() or django.is_imported())
     return _NOTHING if nobody else OfActionOnLoop(step)
 
 
 class OfBody:
-    """Around the body of an async task, which is no step, but is not in Celery's thread, either."""
+    """The upkeep around the body of an async task. It is no step, but it does not run in Celery's thread, either."""
 
     __slots__ = ("_pulse",)
 
@@ -85,5 +85,5 @@ class OfBody:
 
 
 def _is_needed(pulse: Pulse) -> bool:
-    """Whether a worker runs the task: a test keeps its connections, and Celery does nothing there, either."""
+    """Whether a worker runs the task. Elsewhere, in a test, Celery does no upkeep, either: the connections stay."""
     return not pulse.info.is_local

@@ -1,6 +1,6 @@
-"""Inactivity of this process's attempts: one thread checks them, reports it, and ends what takes too long.
+"""The watchdog: one thread checks the attempts of this process, reports inactive ones, and ends what takes too long.
 
-It sleeps until something may be due. Steps and heartbeats note the time of their progress and wake nobody.
+It sleeps until something may be due. Steps and heartbeats only note the time of their progress, and do not wake it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GRACE = 5.0
 
 
 class Owner(Protocol):
-    """Who answers for an attempt; asked by the thread of the watchdog, which is not to be held up."""
+    """The owner of an attempt. The thread of the watchdog calls it, and must not be held up."""
 
     def inactive(self, seconds: float) -> None:
         """The attempt has made no progress for so long."""
@@ -65,7 +65,7 @@ class Watch:
         return min([inactivity, *(step.deadline for step in tuple(self.pulse.running))])
 
     def check(self, now: float) -> float:
-        """Do what is due; when to check again."""
+        """Do what is due. Returns when to check again."""
         since = self.pulse.progressed_at
         if self.pulse.closed:
             return inf
@@ -80,7 +80,7 @@ class Watch:
 
     @property
     def _sleeps(self) -> bool:
-        """Whether it keeps its worker for what goes on beside a sleep: that may last as long."""
+        """Whether a sleep is held up by what goes on beside it. That may last as long as the sleep."""
         return self.pulse.is_ending and not self.pulse.running
 
     def _needed(self, now: float) -> _Interruption | None:
@@ -90,7 +90,7 @@ class Watch:
             if now >= step.deadline:
                 return _Interruption(Overrun(pulse, timed_out(step), step), now)
         since = pulse.progressed_at
-        # To wait for a thread is nobody's fault who waits.
+        # An attempt that waits for a thread is not aborted: the delay is not its own.
         if now - since >= self._abort and (running or not actions.waiting(pulse)):
             error = DurableTimeoutError(f"no progress for {self._abort:g} s (inactivity_timeout and abort_timeout)")
             return _Interruption(Overrun(pulse, error, running[0] if running else None), now, since)
@@ -110,7 +110,7 @@ class Watch:
 
 
 class _Interruption:
-    """What ends the execution of a step, or the body between its steps; once, however often it is sent."""
+    """It ends the execution of a step, or the body between its steps; once, even if it is sent many times."""
 
     def __init__(self, overrun: Overrun, began: float, inactive_since: float | None = None) -> None:
         self.overrun = overrun
@@ -121,7 +121,7 @@ class _Interruption:
         self._inactive_since = inactive_since
 
     def stands(self) -> bool:
-        """Whether it still runs, and too long."""
+        """Whether the code still runs, and runs too long."""
         pulse, step = self.overrun.pulse, self.overrun.step
         if pulse.closed or self._inactive_since not in (None, pulse.progressed_at):
             return False
@@ -134,7 +134,7 @@ class _Interruption:
             return False
         self.arrived = True
         if self.overrun.step is None:
-            # Swallowed, it is raised again by the next use of the context.
+            # If the code swallows it, the next use of the context raises it again.
             self.overrun.pulse.stop(self.overrun)
         return True
 
@@ -150,7 +150,7 @@ class Watchdog:
         self.renew()
 
     def renew(self) -> None:
-        """Also in a forked child: the parent's attempts are not ours, and its thread is not here."""
+        """Begin with no attempts. A forked child does so, too: its parent's attempts and thread are not here."""
         self._watches: dict[Pulse, Watch] = {}
         self._thread: threading.Thread | None = None
         self._bell = threading.Event()
@@ -176,7 +176,7 @@ class Watchdog:
     def _keep_checking(self) -> None:
         while True:
             self._bell.clear()
-            # Whoever schedules something from now on rings: it may come too late for this check.
+            # From now on, each call of schedule() rings the bell: it may come too late for this check.
             self._sleeps_until = inf
             now = time.monotonic()
             until = min([now + _LONGEST_SLEEP, *(self._check(watch, now) for watch in list(self._watches.values()))])
