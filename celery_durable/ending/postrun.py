@@ -59,7 +59,7 @@ def _adopt_celerys_end(invocation: Invocation, session: RunSession, state: str |
     elif state == states.SUCCESS and session.contradicts_success:
         # A ``__call__`` of the user has caught the exception of the body, and has returned a result.
         assert session.attempt is not None  # noqa: S101
-        session.finish_instead(Status.SUCCEEDED, encode_result(invocation, session.attempt, result))
+        session.follow_with(Status.SUCCEEDED, encode_result(invocation, session.attempt, result))
     elif isinstance(result, Announcement):
         result.call_hooks(invocation.task, invocation.request)
 

@@ -203,7 +203,7 @@ def fail_unsendable_retry(invocation: Invocation, error: BaseException) -> BaseE
     """End the run as failed: the journal knows of a retry, but its message can never be sent."""
     assert invocation.session is not None  # noqa: S101
     error = portable(error)
-    invocation.session.finish_instead(Status.FAILED, outcome.encode_error(error))
+    invocation.session.follow_with(Status.FAILED, outcome.encode_error(error))
     eager_journals.forget(invocation)
     return error
 

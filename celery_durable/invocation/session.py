@@ -34,7 +34,7 @@ _WAIT_HERE = 1.0
 
 
 class EndState(Enum):
-    """What the journal knows of the end of an attempt."""
+    """What the journal knows of the end of an attempt. An end may be followed by another one, but never by OPEN."""
 
     OPEN = "open"
     """The attempt has not ended."""
@@ -71,10 +71,7 @@ class RunSession:
 
     def _open_journal(self, delivery: Delivery) -> Opened:
         while True:
-            try:
-                opening = self.journal.open(delivery)
-            except JournalUnavailableError as error:
-                raise JournalLost(error) from error
+            opening = _answer(partial(self.journal.open, delivery))
             match opening:
                 case Opened():
                     return opening
@@ -151,33 +148,40 @@ class RunSession:
 
         Returns whether the outcome is delivered already, because the *result* was written together with it.
         """
-        delivered = False
-        if self.attempt is not None and not self.has_ended:
-            words = self.attempt.outbox.drain_staged()
-            if outcome is not None:
-                words["outcome"] = outcome
-            try:
-                delivered = self._tell(self.attempt, partial(self._write_end, status, words, result))
-            except JournalLost as lost:
-                if not isinstance(lost.error, JournalGone):
-                    raise
-                # The work is done. If the task were retried, it would do it twice.
-                logger.error(
-                    "task %s: its outcome is not recorded: %s",
-                    self.attempt.info.task_id,
-                    lost,
-                )
-                self.attempt.pulse.interrupt = None
-            self.end_state = EndState.FINISHED
-            self.attempt.pulse.closed = True
-            if not delivered:
-                self.outcome.mark_pending(status)
-        return delivered
+        if self.attempt is None or self.has_ended:
+            return False
+        return self._record_outcome(self.attempt, status, outcome, result)
 
-    def finish_instead(self, status: str, outcome: str) -> None:
-        """Like :meth:`finish`, in place of another end that the journal was told before."""
-        self.end_state = EndState.OPEN
-        self.finish(status, outcome)
+    def follow_with(self, status: str, outcome: str) -> None:
+        """Record an outcome, although the attempt may have another end: carrying that out has shown a new fact.
+
+        The end before is not taken back. It stays if the outcome cannot be recorded.
+        """
+        if self.attempt is None:
+            return
+        try:
+            self._record_outcome(self.attempt, status, outcome)
+        except JournalLost as lost:
+            # The body may still run, if it has used self.retry(). It must not go on, even if it swallows this.
+            raise self.attempt.pulse.stop(lost) from lost.error
+
+    def _record_outcome(self, attempt: Attempt, status: str, outcome: str | None, result: Result | None = None) -> bool:
+        words = attempt.outbox.drain_staged()
+        if outcome is not None:
+            words["outcome"] = outcome
+        delivered = False
+        try:
+            delivered = self._tell(attempt, partial(self._write_end, status, words, result))
+        except JournalLost as lost:
+            if not isinstance(lost.error, JournalGone):
+                raise
+            # The work is done. If the task were retried, it would do it twice.
+            logger.error("task %s: its outcome is not recorded: %s", attempt.info.task_id, lost)
+        self.end_state = EndState.FINISHED
+        attempt.pulse.closed = True
+        if not delivered:
+            self.outcome.mark_pending(status)
+        return delivered
 
     def _write_end(self, status: str, words: Mapping[str, str], result: Result | None) -> bool:
         if result is not None and self.journal.conclude(words, self.outcome.retention(status), result):
@@ -217,8 +221,22 @@ class RunSession:
 
     @staticmethod
     def _tell(attempt: Attempt, write: Callable[[], T]) -> T:
+        # A lost journal is no interrupt of the attempt yet: the caller knows whether the run has another way to go on.
+        told = partial(_answer, write)
         try:
-            return attempt.pulse.ask(write)
+            return attempt.pulse.ask(told)
         except SoftTimeLimitExceeded:
             # A soft time limit is raised once, and the body, which it was to stop, has ended.
-            return attempt.pulse.ask(write)
+            return attempt.pulse.ask(told)
+
+
+def _answer(question: Callable[[], T]) -> T:
+    """What the journal answers.
+
+    Raises:
+        JournalLost: Redis does not answer.
+    """
+    try:
+        return question()
+    except JournalUnavailableError as error:
+        raise JournalLost(error) from error

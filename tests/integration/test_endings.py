@@ -169,6 +169,21 @@ def test_a_suspension_that_fails_is_tried_once_and_not_as_something_else(
     assert journal["status"] == "running"
 
 
+def test_a_users_retry_that_could_not_be_recorded_is_sent_once(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, told: list[set[str]], published: Mock
+) -> None:
+    """Its message brings the run back. The lost journal is no reason for a second message."""
+    refuse(monkeypatch, told, JournalUnavailableError("away"))
+    task_id = new_id()
+
+    with app_at(redis_url) as app:
+        assert execute(task_of(app, retries_itself), task_id=task_id) == "RETRY"
+        journal = redis_client.hgetall(store_of(app).keys(task_id).run)
+
+    assert (len(told), published.call_count) == (1, 1)
+    assert journal["status"] == "running"
+
+
 def test_what_celery_could_not_store_is_no_failure_of_the_run(
     redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
