@@ -1,4 +1,4 @@
-"""Lengths of time as users give them, in seconds. Imports nothing of this package."""
+"""Lengths of time as users give them, in seconds. Nothing of this package is imported here."""
 
 from __future__ import annotations
 

@@ -64,6 +64,6 @@ def _text(value: Any) -> str:
             return f"({', '.join(map(_text, value))})"
         case frozenset():
             return f"{{{', '.join(sorted(map(_text, value)))}}}"
-        case slice():  # a constant since Python 3.14
+        case slice():  # it is a constant since Python 3.14
             return f"slice{_text((value.start, value.stop, value.step))}"
     return f"{type(value).__name__} {value!r}"

@@ -25,12 +25,12 @@ PREFIX = "durable_"
 
 
 class Setting(NamedTuple):
-    """What a setting is, beside its name, its type and its default."""
+    """The rest of a setting, beside its name, its type and its default."""
 
     check: Callable[[str, Any], Any]
     """``check(name, value)`` returns the value as it is kept; a ``ConfigurationError`` calls it by that *name*."""
     option: bool | str = False
-    """Whether a task may have a value of its own; a text: by which name, where Celery has an option of this one."""
+    """Whether a task may have a value of its own. A text is the name of that option, if Celery uses the other name."""
 
 
 # -- checks of one setting ---------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ _zero_or_more = partial(whole, least=0)
 
 
 class Settings(NamedTuple):
-    """All settings; durations in seconds. Those of an app, or those of a task, whose options come first."""
+    """All settings of an app, or of a task, whose options come first. Durations are in seconds."""
 
     redis_url: Annotated[str | None, Setting(text)] = None
     key_prefix: Annotated[str, Setting(_key_prefix)] = "durable:"
@@ -145,27 +145,27 @@ class AttemptSettings(NamedTuple):
     abort_timeout: float
     max_entry_size: int
     step_threads: int
-    """Sync steps of async tasks at one time, in a process."""
+    """How many sync steps of async tasks run at one time, in a process."""
     serializer: Any
     allow_atomic: bool
-    """An atomic block of Django's around a verb is warned of, and not refused."""
+    """A verb inside an atomic block of Django is not refused: a warning is logged."""
     build: str
     """Which code of the task this process has."""
     accept: frozenset[str] = JSON_ONLY
-    """What the app reads of serialized content."""
+    """The content types that the app reads."""
     progress_forgives: bool = True
-    """A recorded step resets the count of failed attempts."""
+    """Whether a recorded step resets the count of failed attempts."""
     db_reuse_max: int = 0
     """Celery's CELERY_DB_REUSE_MAX: how often a connection of Django's is used; 0: as long as CONN_MAX_AGE says."""
 
     @classmethod
     def of(cls, settings: Settings, *, build: str, **others: Any) -> "AttemptSettings":
-        """Those of a task with these *settings* and this *build*; *others* are fields with another value."""
+        """The settings of a task with these *settings* and this *build*; *others* are fields with another value."""
         values = {name: getattr(settings, name) for name in cls._fields if name in Settings._fields}
         return cls(**{**values, "build": build, **others})
 
     def check(self) -> None:
-        """Refuse what no step could be recorded by.
+        """Refuse settings with which no step could be recorded.
 
         Raises:
             ConfigurationError: the app does not accept the serializer of its values.

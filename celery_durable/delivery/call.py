@@ -190,24 +190,22 @@ def fields_of_user_retry(
 def _retried_with(task: Any, request: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """The arguments after a retry with new ones, by Celery's rules: old arguments that contradict them are dropped."""
     if args is not None and kwargs is None:
-        taken = _positions(task, len(args))
+        taken = _indexes(task, len(args))
         kwargs = {name: value for name, value in request.kwargs.items() if name not in taken}
     elif kwargs is not None and args is None:
         args, kwargs = list(request.args), dict(kwargs)
-        for name, position in _positions(task, len(args)).items():
+        for name, index in _indexes(task, len(args)).items():
             if name in kwargs:
-                args[position] = kwargs.pop(name)
+                args[index] = kwargs.pop(name)
     return (request.args if args is None else args), (request.kwargs if kwargs is None else kwargs)
 
 
-def _positions(task: Any, count: int) -> dict[str, int]:
-    """Name → position of the first *count* parameters of the task, if they can also be given by name."""
+def _indexes(task: Any, count: int) -> dict[str, int]:
+    """Name → index of the first *count* parameters of the task, if they can also be given by name."""
     parameters = inspect.signature(task.run).parameters.values()
     positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
     return {
-        each.name: position
-        for position, each in enumerate(positional[:count])
-        if each.kind is each.POSITIONAL_OR_KEYWORD
+        each.name: index for index, each in enumerate(positional[:count]) if each.kind is each.POSITIONAL_OR_KEYWORD
     }
 
 

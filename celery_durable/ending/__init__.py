@@ -1,1 +1,1 @@
-"""Carries out the end of an attempt: tells the journal, the result backend and Celery."""
+"""The end of an attempt is carried out: the journal, the result backend and Celery are told."""

@@ -1,4 +1,4 @@
-"""Carries out the end of an attempt, as :func:`ends.decide` has decided it.
+"""The end of an attempt is carried out here, as :func:`ends.decide` has decided it.
 
 Only this module does so. It tells the journal, the result backend and Celery, and gives the run back. The exceptions
 that it raises are for Celery. A success is recorded by :mod:`~celery_durable.task.runner`.

@@ -27,7 +27,7 @@ logger = logging.getLogger("celery_durable")
 
 
 class OrphanedAttempt:
-    """Acts for an attempt whose own thread cannot, because its code takes too long."""
+    """It acts for an attempt, whose own thread cannot do so, because its code takes too long."""
 
     def __init__(self, invocation: Invocation, session: RunSession) -> None:
         self._invocation = invocation

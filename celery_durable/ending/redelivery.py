@@ -25,15 +25,15 @@ class ReturnValue(NamedTuple):
 def reject_delivery(
     refusal: OpenResult, task: Any, request: Any, session: RunSession, *, fresh: bool
 ) -> BaseException | ReturnValue:
-    """What Celery gets in place of an attempt: the value of an outcome that is not delivered yet, or an exception.
+    """What Celery gets if no attempt begins: the value of an outcome that is not delivered yet, or an exception.
 
-    *fresh* says that the message is no copy of an earlier one: somebody expects the task to run.
+    *fresh*: the message is no copy of an earlier one, so somebody expects the task to run.
     """
     match refusal:
         case Busy(reason=reason) | Outdated(reason=reason):
             # The journal keeps the run: if this run needs another message, a worker sends it.
             logger.info("task %s: %s; this message is forgotten", request.id, reason)
-            # Monitors have STARTED for this message. If the run waits on, an event sets its state back.
+            # Monitors show STARTED for this message. If the run still waits, an event sets its state back.
             if not (isinstance(refusal, Busy) and refusal.early):
                 return Ignore(reason)
             return Announcement.of_wait(backend.STALLED if refusal.stalled else backend.SUSPENDED)

@@ -82,7 +82,7 @@ class Facts(NamedTuple):
     is_open: bool = True
     """The run was opened."""
     is_its_own: bool = True
-    """Of an overrun: this attempt took too long, and not the attempt whose step called this task as a function."""
+    """If *why* is an overrun: this attempt took too long, and not one that has called this task as a function."""
     is_time_limit: bool = False
     """The exception is Celery's soft time limit."""
     hit_by_time_limit: bool = False

@@ -47,7 +47,7 @@ class EndState(Enum):
 
 
 class RunSession:
-    """What one delivery has of a run: its journal, its attempt, its lease, and the delivery of its outcome."""
+    """What one delivery needs of a run: its journal, its attempt, its lease, and the delivery of its outcome."""
 
     def __init__(self, journal: Journal, settings: Settings, lease: LeaseRenewal | None = None) -> None:
         self.journal = journal

@@ -17,8 +17,8 @@ from .layout import Kind, State
 class Entry:
     """One operation in the journal; a value stays text until someone asks for it."""
 
-    # Written out: each replayed step makes one, and it is read more quickly than a named tuple. A dataclass would be as
-    # quick, but making the class is a part of what it takes to import this package.
+    # The class is written out: each replayed step makes an entry, and reads it faster than a named tuple. A dataclass
+    # would be as fast, but to make that class takes a part of the import time of this package.
     __slots__ = (
         "attempts", "build", "error", "first", "kind", "metadata", "name", "patches", "state", "until", "value",
     )  # fmt: skip
@@ -46,9 +46,9 @@ class Entry:
         self.metadata = {} if metadata is None else metadata
         self.value = value
         self.build = build
-        """The build that has recorded it. Empty: the run's."""
+        """The build that has recorded it. Empty: the build of the run."""
         self.patches = patches
-        """Changes that the code had already, just before this entry (``ctx.patched``)."""
+        """Changes that the code has taken on just before this entry (``ctx.patched``)."""
         self.kind = kind
 
     def __eq__(self, other: object) -> bool:
@@ -86,7 +86,7 @@ _HEAD_OF_DONE = r'\{"name":"(?:[^"\\]|\\.)*","state":"done"'
 
 @cache  # it is compiled at the first replay: to compile it is a tenth of the time that importing this package takes
 def _plain_done() -> re.Pattern[bytes]:
-    """What nearly every entry looks like: reading it so costs a third of parsing it."""
+    """Nearly every entry looks like this. To read it by this pattern takes a third of the time of a JSON parser."""
     return re.compile(
         rb'\{"name":"([^"\\]*)","state":"done","attempts":(\d+),"at":\d+,"ms":\d+,'
         rb'(?:"encoding":"(\w+)",(?:"read":"([\w ]+)",)?)?(?:"build":"([^"\\]*)",)?"value":'
@@ -151,7 +151,7 @@ def _entry_of(facts: dict[str, Any], value: bytes | None) -> Entry:
     """The entry of these facts, and of its value's text.
 
     Raises:
-        ValueError, KeyError, TypeError: this version writes such an entry, and not in this way.
+        ValueError, KeyError, TypeError: this version knows such entries, and this one is damaged.
     """
     name, state, until, error = str(facts["name"]), str(facts["state"]), facts.get("until"), facts.get("error")
     state = _STATES.get(state, state)

@@ -33,9 +33,9 @@ from __future__ import annotations
 import os
 
 LAYOUT = "2"
-"""The newest one that this version reads. A run has it from the first entry of a branch on."""
+"""The newest layout that this version reads. A run has it from the first entry of a branch on."""
 UNBRANCHED = "1"
-"""A run has it before that. A version that knows no newer one would number the branches by another rule."""
+"""The layout of a run before that. A version that knows only this one numbers branches by another rule."""
 
 Fields = dict[bytes, bytes]
 """A journal as it was loaded. An entry stays bytes until the code reaches it."""

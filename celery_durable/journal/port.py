@@ -33,7 +33,7 @@ class Delivery(NamedTuple):
     changed: int = 0
     """How often ``self.retry(args=...)`` had changed the arguments when it was sent. The newest change counts."""
     received: float = inf
-    """When it arrived, by this machine's monotonic clock. Where that is not known, it has arrived just now."""
+    """When it arrived, by this machine's monotonic clock; the default: just now."""
     asked: float | None = None
     """It repeats a message that found no Redis: when the first of these arrived, in seconds of Redis' clock."""
     sent: str = ""
@@ -41,20 +41,20 @@ class Delivery(NamedTuple):
     over: str = ""
     """The number of the attempt whose failure it reopens."""
     taken_back: tuple[str, ...] = ()
-    """The fields that are deleted for that: see :mod:`.reopening`."""
+    """The fields that are deleted to reopen it: see :mod:`.reopening`."""
     wake_up: bool = False
     """A worker has sent it on behalf of another message, to look at the run again. It begins no new run."""
     seed: str = ""
     """The seed of a new run. Empty: the message brings none, so it is drawn now."""
     build: str = ""
-    """The build of the code that is to run."""
+    """The build of the code that will run."""
 
 
 class Opened(NamedTuple):
     """This process has the lease: an attempt may begin."""
 
     number: int
-    """The first attempt of a run has number 1."""
+    """The number of the attempt. The first one of a run has number 1."""
     now: int
     """Milliseconds of Redis' clock."""
     recoveries: int
@@ -137,19 +137,19 @@ class Journal(Protocol):
         ...
 
     def flush_if_connected(self) -> bool:
-        """As :meth:`flush`, when replies are there; False if the connection is lost and one has to wait for it."""
+        """Like :meth:`flush`, if replies are there. False: the connection is lost, and must be waited for."""
         ...
 
     def flush(self) -> None:
-        """Wait until all that was sent is acknowledged; raises Fenced or JournalUnavailableError."""
+        """Wait until all that was sent is acknowledged. Raises Fenced or JournalUnavailableError."""
         ...
 
     def spin_wait(self) -> bool:
-        """Give a reply that will be quick a moment to arrive; whether it has."""
+        """Wait for a moment, without sleeping, for a fast reply. Returns whether it has arrived."""
         ...
 
     def fileno(self) -> int | None:
-        """What becomes readable when a reply arrives; None when nothing is outstanding."""
+        """The file descriptor that becomes readable when a reply arrives; None if there is none to wait for."""
         ...
 
     @property
@@ -171,7 +171,7 @@ class Journal(Protocol):
         ...
 
     def look_for_cancellation(self) -> None:
-        """Ask that, over a connection of its own."""
+        """Ask whether somebody has, over a connection of its own."""
         ...
 
     def suspend(
@@ -179,8 +179,8 @@ class Journal(Protocol):
     ) -> None:
         """Give the lease back until *delay* seconds from now.
 
-        If no message has begun an attempt *slack* seconds after that, a worker sends one. A run that is to be cancelled
-        does not wait. *though_cancelled*: it does, since this attempt knew, and could not tell the code.
+        If no message has begun an attempt *slack* seconds after that, a worker sends one. A run that was asked to
+        cancel does not wait. *though_cancelled*: it waits, because this attempt knew, and could not tell the code.
         """
         ...
 

@@ -29,7 +29,7 @@ def in_order(position: str) -> tuple[tuple[int, int, str], ...]:
     """A key to sort positions by: operations and branches by number, then the named branches.
 
     Raises:
-        JournalUnreadableError: it is no position, so its entry belongs to no operation.
+        JournalUnreadableError: it is not a position, so its entry belongs to no operation.
     """
     try:
         return tuple((1, 0, part) if part[:1] == NAMED else (0, int(part), "") for part in position.split("."))

@@ -83,10 +83,10 @@ class _Step:
         try:
             return json.loads(self.raw).get("begun")  # type: ignore[no-any-return]
         except ValueError:
-            return None  # it is damaged, which the attempt will find
+            return None  # it is damaged, and the attempt finds that
 
     def precedes(self, other: _Step) -> bool:
-        """What entries of version 0.1.0 tell: in one branch the number, between branches the time."""
+        """The rule for entries of version 0.1.0: in one branch the number decides, between branches the time."""
         if self.branch == other.branch:
             return self.number < other.number
         if other.state == State.DONE:
@@ -106,7 +106,7 @@ class _Failure:
         self.step = step
         self._begun = step.begun
         if self._begun is None:
-            # In which branch the code went on, 0.1.0 has not recorded.
+            # Version 0.1.0 has not recorded in which branch the code went on.
             self.went_on = {step.branch for other in steps if step.precedes(other)}
         else:
             self.went_on = {branch for other in steps if (branch := self._beyond(self._begun, other)) is not None}
@@ -150,7 +150,7 @@ def replayed_failures(fields: Fields) -> list[str]:
     """The names of the steps whose failure a Retry replays, in program order.
 
     Raises:
-        JournalUnreadableError: an entry is damaged, or its position is none.
+        JournalUnreadableError: an entry is damaged, or its position is not valid.
     """
     positions = sorted((field.decode()[5:] for field in fields if field.startswith(b"step:")), key=in_order)
     again = taken_back(fields)
@@ -161,5 +161,5 @@ def replayed_failures(fields: Fields) -> list[str]:
 
 def _steps(fields: Fields) -> list[_Step]:
     found = {field.decode()[5:]: raw for field, raw in fields.items() if field.startswith(b"step:")}
-    # A position that is none, the attempt will find.
+    # If a position is not valid, the attempt finds that.
     return [_Step(position, raw) for position, raw in found.items() if position.rpartition(".")[2].isdigit()]

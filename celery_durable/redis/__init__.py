@@ -1,1 +1,1 @@
-"""The journal in Redis. The only room that imports redis-py."""
+"""The journal in Redis. This is the only room that imports redis-py."""

@@ -52,10 +52,10 @@ def _probe_replicas(_connection: Any) -> Confirmation:
 
 
 def _probe_disk(connection: Any) -> Confirmation | None:
-    """The disk's confirmation on this server.
+    """How this server confirms that a write is on its disk; None: by the reply alone.
 
     Raises:
-        ConfigurationError: it has none that is true.
+        ConfigurationError: it cannot confirm that truthfully.
     """
     try:
         server = Server.at(connection)
@@ -70,7 +70,7 @@ def _probe_disk(connection: Any) -> Confirmation | None:
 
 
 def why_not_on_disk(server: Server) -> str | None:
-    """What keeps a server from saying truthfully that a write is on its disk, and what to do; None if nothing does."""
+    """Why a server cannot confirm truthfully that a write is on its disk, and what to do; None if it can."""
     return next(_obstacles(server), None)
 
 
@@ -93,8 +93,8 @@ def _obstacles(server: Server) -> Iterator[str]:
 
 
 def _waits_for_the_disk(server: Server) -> bool:
-    # Measured under everysec: Redis 7.2 answers after the fsync, Redis 7.4 and Valkey 8 to 9 before it. Later versions
-    # are said to be mended (redis/redis#13793), and are to be measured before they are trusted.
+    # This was measured under everysec: Redis 7.2 answers after the fsync, Redis 7.4 and Valkey 8 to 9 before it. Later
+    # versions are said to be correct (redis/redis#13793). They must be measured before they are trusted.
     return server.version == _FIRST_WAITAOF and not server.is_valkey
 
 

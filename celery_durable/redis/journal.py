@@ -45,7 +45,7 @@ _FAILED = OpenReply.FAILED.encode()
 
 
 class RedisJournal:
-    """One attempt's hold on a run. The connection is taken when it opens and given back when it closes."""
+    """The journal of a run, for one attempt. It takes a connection when it opens, and gives it back when it closes."""
 
     def __init__(
         self, pool: JournalConnectionPool, keys: Keys, owner: str, lease: float, sync: str = "memory", keep: float = inf
@@ -64,7 +64,7 @@ class RedisJournal:
     def connection(self) -> JournalConnection:
         connection = self._pool.take()
         if self.ownership.fence is not None:
-            # Code that the run went on without, and that still records what it did.
+            # The run went on without this code, which still records what it did.
             connection.guard(self.ownership.fence, goes_on=True)
         return connection
 
@@ -78,15 +78,15 @@ class RedisJournal:
         try:
             replies = self._replies()
         except BaseException:
-            # Unlike what follows, this begins something: nobody else is to send it again.
+            # This command begins an attempt, so no later user of the connection may send it again.
             self.connection.abandon()
             raise
         reply, fields = command.read(replies)
         if reply[0] == _FAILED:
             return self.open(decided(delivery, fields, sent, reply[1]))
-        # Of our writes only an opening and a renewal put the end of the lease off.
+        # Only an opening and a renewal extend the lease.
         self.ownership.renewed_at = sent
-        # What is said of a finished run is said in the name of the attempt that ended it.
+        # If the run has finished, this process writes with the token of the attempt that ended it.
         self.ownership.token = fields.get(b"fence", b"")
         result = open_result(reply, fields, self._keys)
         if isinstance(result, Opened):
@@ -114,7 +114,7 @@ class RedisJournal:
         try:
             [*_, done] = self._end("conclude", [ms(keep), result.text, result.expires], fields, *written)
         except Refused as refused:
-            # There are many servers behind one address, say, and the two keys are not on the same.
+            # The two keys are on different servers, for example, because there are many behind one address.
             logger.warning("results are left to Celery, which cannot write them with the outcome: %s", refused)
             done = WriteReply.RESULT_REFUSED
         if done == WriteReply.RESULT_REFUSED:
@@ -187,7 +187,7 @@ class RedisJournal:
                 raise Fenced
             elif reply == WriteReply.NO_JOURNAL:
                 if self.ownership.silent_for > self._lease + self._keep:
-                    raise Fenced  # another attempt may have ended the run, and the time of its journal is over
+                    raise Fenced  # another attempt may have ended the run, and its journal has expired
                 raise JournalGone(f"the journal {self._keys.run} is gone: was it evicted, or Redis flushed?")
 
     def _replies(self) -> list[Any]:
@@ -198,7 +198,7 @@ class RedisJournal:
         except ConfigurationError as error:
             if not self.ownership.token:
                 raise
-            # Amid an attempt another server has taken over, which cannot confirm its writes: the next attempt is told.
+            # Another server has taken over, and cannot confirm writes. The next attempt says so when it opens the run.
             raise JournalUnavailableError(str(error)) from error
 
     def fileno(self) -> int | None:
@@ -227,7 +227,7 @@ class RedisJournal:
         self.ownership.renewed_at = asked
 
     def look_for_cancellation(self) -> None:
-        # Another connection: the attempt's own may be amid a write of a sibling.
+        # This uses another connection: on the attempt's own, a write of a sibling may be pending.
         with suppress(JournalUnavailableError, JournalUnreadableError):
             said = self._pool.execute(pack("HGET", self._keys.run, "cancel"), timeout=SHORT_TIMEOUT)
             self.ownership.cancel_requested |= said == [_REQUESTED]

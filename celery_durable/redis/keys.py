@@ -1,8 +1,8 @@
-"""The names of what a run has in Redis, and the form in which that is found there.
+"""The keys of a run in Redis, and the form of what is read there.
 
     <prefix>{<shard>}:run:<task id>   one hash per run: see :mod:`~celery_durable.journal.layout`
     <prefix>{<shard>}:leases          sorted set: when the lease of a run lapses
-    <prefix>{<shard>}:due             sorted set: when a suspended run is to go on
+    <prefix>{<shard>}:due             sorted set: when a suspended run goes on
 
 The shard is the Cluster hash tag, so that one script can change all three.
 """
@@ -29,7 +29,7 @@ def shard_prefix(prefix: str, shard: int) -> str:
 
 
 class Keys(NamedTuple):
-    """The names of what one run has in Redis."""
+    """The keys of one run in Redis."""
 
     task_id: str
     run: str
@@ -42,17 +42,17 @@ class Keys(NamedTuple):
 
     @classmethod
     def under(cls, shard: str, task_id: str) -> Keys:
-        """Those that begin with the prefix of the run's shard."""
+        """The keys under the prefix of the run's shard."""
         return cls(task_id, f"{shard}run:{task_id}", f"{shard}leases", f"{shard}due")
 
     @property
     def all(self) -> tuple[str, str, str]:
-        """What every script but ``record`` is given."""
+        """The keys that each script gets, except ``record``."""
         return self.run, self.leases, self.due
 
 
 def not_a_journal(keys: Keys) -> JournalUnreadableError:
-    """One of the keys is of another type."""
+    """The error if one of the keys has another type."""
     names = ", ".join(keys.all)
     return JournalUnreadableError(f"task {keys.task_id}: one of {names} holds no journal; look at it, and delete it")
 

@@ -1,4 +1,4 @@
-"""The leases of this process. One thread renews those of all attempts, of all apps, whatever their steps do.
+"""The leases of this process. One thread renews those of all attempts, of all apps, even if their steps block.
 
 If a Redis does not answer at once, another thread waits for it, so that it does not hold up the others.
 """
@@ -36,12 +36,12 @@ class Lease:
         self._keeper.keep(self._ownership)
 
     def drop(self) -> None:
-        """Renew it no more."""
+        """Stop renewing the lease."""
         self._keeper.drop(self._ownership)
 
 
 class LeaseKeeper:
-    """Renews the leases of live attempts, three times a lease."""
+    """It renews the leases of live attempts, three times in the time of a lease."""
 
     def __init__(self, pool: JournalConnectionPool, lease: float) -> None:
         self._pool = pool
@@ -60,7 +60,7 @@ class LeaseKeeper:
         _thread.expect(self.due)
 
     def drop(self, ownership: Ownership) -> None:
-        """Renew it no more."""
+        """Stop renewing the lease of *ownership*."""
         self._held.discard(ownership)
 
     def give_back(self) -> None:
@@ -78,13 +78,13 @@ class LeaseKeeper:
                 )
 
     def forget(self) -> None:
-        """Forget all in a forked child: the attempts are the parent's, and its threads are not here."""
+        """Forget all leases in a forked child: the attempts belong to the parent, and its threads are not here."""
         self._held = set()
         self._aside = None
         self.due = inf
 
     def tend(self, timeout: float) -> None:
-        """Begin a round, in a thread of its own if Redis does not answer within *timeout* seconds."""
+        """Begin a round. If Redis does not answer within *timeout* seconds, a thread of its own does it."""
         self.due = time.monotonic() + self._period
         if not (self._held or self._pool.has_idle) or (self._aside is not None and self._aside.is_alive()):
             return
@@ -101,7 +101,7 @@ class LeaseKeeper:
             # An attempt says that its outcome was delivered, and does not wait for the reply.
             self._pool.flush_idle()
         except Exception:
-            # Whatever it was: if rounds do not go on, all leases lapse.
+            # Any error is caught: if rounds do not go on, all leases lapse.
             logger.exception("leases could not be renewed")
 
     def _renew(self, held: list[Ownership]) -> None:
@@ -130,7 +130,7 @@ class _Thread:
         self.forget()
 
     def forget(self) -> None:
-        """In a forked child: the parent's thread is not here."""
+        """Begin without a thread. A forked child does so, too: its parent's thread is not here."""
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._bell = threading.Event()
@@ -150,7 +150,7 @@ class _Thread:
     def _run(self) -> None:
         while True:
             self._bell.clear()
-            # From now on every call of `expect` rings: it may come too late for this look.
+            # From now on, each call of expect() rings the bell: it may come too late for this round.
             self._sleeps_until = inf
             self._sleeps_until = until = min((keeper.due for keeper in list(_everywhere)), default=inf)
             self._bell.wait(None if until == inf else max(0.0, until - time.monotonic()))
@@ -163,7 +163,7 @@ class _Thread:
                 try:
                     keeper.tend(max(0.0, now + _AT_ONCE - time.monotonic()))
                 except Exception:
-                    # Whatever it was: without this thread all leases of the process lapse.
+                    # Any error is caught: without this thread all leases of the process lapse.
                     logger.exception("leases could not be renewed")
 
 

@@ -30,8 +30,8 @@ class OpenCommand(NamedTuple):
     is_expected: bool
     """Whether a journal is expected to be there.
 
-    It is loaded by a command of its own, for which Redis needs a third of what it needs in a script; where none is
-    expected, that would be in vain.
+    A command of its own loads it, because Redis needs three times as long to load it in a script. If no journal is
+    expected, that command is left out.
     """
 
     @classmethod
@@ -40,7 +40,7 @@ class OpenCommand(NamedTuple):
         return cls(delivery, new_fence(), delivery.seed or new_seed(), is_expected)
 
     def commands(self, keys: Keys, owner: str, lease: float) -> tuple[bytes | Dated, ...]:
-        """What is sent: the script, and what loads the journal."""
+        """The commands to send: the script, and the one that loads the journal."""
         delivery = self.delivery
         begin = dated_call(
             "open", keys.all, keys.task_id, self.fence, ms(lease), LAYOUT,
@@ -52,7 +52,7 @@ class OpenCommand(NamedTuple):
         return (begin, pack("HGETALL", keys.run)) if self.is_expected else (begin,)
 
     def read(self, replies: list[Any]) -> tuple[list[Any], Fields]:
-        """What the script replied, and the journal."""
+        """Split the replies into that of the script, and the journal."""
         reply, *loaded = replies
         if not self.is_expected and isinstance(reply[-1], list):
             loaded = [reply.pop()]
@@ -62,7 +62,7 @@ class OpenCommand(NamedTuple):
 
 
 def open_result(reply: list[Any], fields: Fields, keys: Keys) -> OpenResult:
-    """What the reply of the script says.
+    """The meaning of the script's reply.
 
     Raises:
         JournalUnreadableError: the journal is of another layout.

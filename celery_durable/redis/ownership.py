@@ -17,10 +17,10 @@ class Ownership:
         self._keys = keys
         self._lease = lease
         self.token = b""
-        """The token of the attempt in whose name we write: our own, or the one that has ended the run."""
+        """The token with which this process writes: of its own attempt, or of the one that has ended the run."""
         self.fence: Fence | None = None
         self.renewed_at = 0.0
-        """When the renewal was sent that Redis has acknowledged last, by the monotonic clock."""
+        """When the newest acknowledged renewal was sent, by the monotonic clock."""
         self.cancel_requested = False
         """Whether somebody has asked to cancel the run, as far as is known."""
 
@@ -49,7 +49,7 @@ class Ownership:
         return call("release", self._keys.all, self._keys.task_id, "fence", self.token, int(orderly))
 
     def renewed(self, reply: int, sent: float) -> None:
-        """What Redis said to a renewal that was sent at monotonic time *sent*."""
+        """Note the reply to a renewal that was sent at monotonic time *sent*."""
         if reply > 0:
             self.renewed_at = sent
         if reply == WriteReply.TO_BE_CANCELLED:

@@ -17,7 +17,7 @@ class OpenReply:
     EARLY = "early"
     OUTDATED = "outdated"
     FAILED = "failed"
-    """The run has failed: whoever has the message decides whether it reopens the run."""
+    """The run has failed. The receiver of the message decides whether it reopens the run."""
 
 
 class WriteReply:
@@ -39,6 +39,6 @@ class ReleaseResult(Enum):
     JOURNALED = 1
     """The run goes on, or this process has ended it by a failure, which was delivered."""
     ENDED = 2
-    """Another process has ended it, by no success."""
+    """Another process has ended it, and it is no success."""
     SUCCEEDED = 3
-    """That was delivered."""
+    """The run has succeeded, and its outcome was delivered."""

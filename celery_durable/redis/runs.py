@@ -1,4 +1,4 @@
-"""Runs, as others than their attempts see them: they load, claim, cancel and terminate them."""
+"""Runs, for code that is not their attempt: it loads, claims, cancels and terminates them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UNSENT_PAUSE = 5.0
 
 
 class Claimed(NamedTuple):
-    """A run that is ours to send again."""
+    """A run that this process has claimed, and sends again."""
 
     task_id: str
     status: str
@@ -34,13 +34,13 @@ class Claimed(NamedTuple):
 
 
 class Claims(NamedTuple):
-    """What a look at one shard found."""
+    """What was found in one shard."""
 
     runs: list[Claimed]
     next_due: float | None
     """Seconds until the next wait is over."""
     skips: tuple[int, int]
-    """Where to look the next time: behind so many runs of tasks that are not ours."""
+    """Where the next look begins: behind so many runs of tasks that this worker does not have."""
     lost: tuple[str, ...] = ()
     """The ids of runs that had not ended, and whose journals are gone."""
 
@@ -73,11 +73,11 @@ class Runs:
     def terminate(
         self, task_id: str, status: str, keep: float, outcome: str, *, owner: str = "", fence: str | None = None
     ) -> bool:
-        """End a live run from outside of its attempts, or not: False.
+        """End a live run from outside of its attempts. False if it has ended, or another process has it.
 
-        *owner*: the process that has to carry the run on; empty for any.
-        *fence*: a token of the caller. A second call with it ends nothing more, and is True again. Without one that
-        holds for this call only, which is sent again if its reply is lost.
+        *owner*: the process that must have the run; empty: any process.
+        *fence*: a token of the caller. A second call with the same token changes nothing, and is True again. Without a
+        token, this is true only of one call, which is sent again if its reply is lost.
         """
         keys = self.keys(task_id)
         fence = fence or new_fence()
@@ -87,14 +87,14 @@ class Runs:
         return self._ask(task_id, terminated, timeout=SHORT_TIMEOUT) == [WriteReply.DONE]
 
     def release(self, task_id: str, owner: str) -> ReleaseResult:
-        """Give back what a lost process held of the run, and say what has become of that."""
+        """Give back what a lost process held of the run. Returns what has become of the run."""
         keys = self.keys(task_id)
         released = call("release", keys.all, task_id, "owner", owner, 0)
         [reply] = self._ask(task_id, released, timeout=SHORT_TIMEOUT)
         return ReleaseResult(reply)
 
     def cancel(self, task_id: str) -> tuple[str, int]:
-        """Ask a live run to end by ``TaskCancelled``; the status that it has, and when it ended if it did."""
+        """Ask a live run to end by ``TaskCancelled``. Returns its status, and when it ended (0: it has not)."""
         cancelled = dated_call("cancel", self.keys(task_id).all, task_id)
         [[status, ended]] = self._ask(task_id, cancelled, timeout=SHORT_TIMEOUT)
         return status.decode(), int(ended or 0)
@@ -104,7 +104,7 @@ class Runs:
         return self._ask(task_id, pack("EXISTS", self.keys(task_id).run), timeout=SHORT_TIMEOUT) == [1]
 
     def waiting(self) -> Iterator[tuple[str, bytes]]:
-        """All runs that wait, and how each was called; of one Redis a few at a time."""
+        """All runs that wait, and how each was called. Each command asks for a few of them."""
         for shard in self._shards:
             due = shard.keys("").due
             [found] = shard.pool.execute(pack("ZRANGE", due, 0, -1), timeout=SHORT_TIMEOUT)
@@ -116,9 +116,9 @@ class Runs:
                 yield from ((task_id, call) for task_id, call in zip(some, calls, strict=True) if call)
 
     def claim(self, tasks: Iterable[str], before: list[Claims] | None = None) -> list[Claims]:
-        """Claim runs of these tasks that nobody carries on: one script per shard, sent together to one Redis.
+        """Claim runs of these tasks that nobody goes on with. Each shard has a script; those for one Redis go together.
 
-        *before*: what the last look found, which this one continues.
+        *before*: what the last call has found. This one continues it.
         """
         names = list(tasks)
         skips = [claims.skips for claims in before] if before else [(0, 0)] * SHARDS
@@ -141,12 +141,12 @@ class Runs:
         return [found[number] for number in range(SHARDS)]
 
     def _claiming(self, shard: Shard, skip: tuple[int, int], names: list[str]) -> Dated:
-        every = shard.keys("")  # with no id it is what the keys of all runs begin with
+        every = shard.keys("")  # with no id, its run is the prefix of all runs
         facts = (every.run, _MOST_AT_ONCE, *skip, ms(self._lease))
         return dated_call("claim", (every.leases, every.due), *facts, *names)
 
     def unclaim(self, claimed: Iterable[Claimed]) -> None:
-        """Let these runs be found again: they could not be sent."""
+        """Let these runs be claimed again: they could not be sent."""
         for run in claimed:
             self._ask(run.task_id, call("unclaim", self.keys(run.task_id).all, run.task_id, ms(_UNSENT_PAUSE)))
 

@@ -1,4 +1,4 @@
-"""What a Redis server says of itself, as far as it bears on what it may lose."""
+"""What a Redis server says about itself that decides what it may lose."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Server:
 
     @property
     def name(self) -> str:
-        """As its makers write it."""
+        """Its name, as its makers write it, with its version."""
         if "valkey_version" in self._info:
             return f"Valkey {self._info['valkey_version']}"
         return f"Redis {self._info.get('redis_version', '(of an unknown version)')}"
@@ -76,7 +76,7 @@ class Server:
 
     @property
     def version(self) -> tuple[int, int]:
-        """Of the Redis that it is, or that it is compatible with."""
+        """The version of Redis that it is, or that it is compatible with."""
         major, minor, *_ = (*self._info.get("redis_version", "0.0").split("."), "0")
         return int(major), int(minor)
 
@@ -94,7 +94,7 @@ class Server:
 
     @property
     def has_append_only_file(self) -> bool | None:
-        """None if it is not known."""
+        """Whether it has one; None if that is not known."""
         enabled = self._info.get("aof_enabled")
         return None if enabled is None else enabled == "1"
 
@@ -109,7 +109,7 @@ class Server:
 
     @property
     def replicas(self) -> int:
-        """How many are connected now."""
+        """How many replicas are connected now."""
         return int(self._info.get("connected_slaves", 0))
 
 

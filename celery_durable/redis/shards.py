@@ -37,7 +37,7 @@ class Shards:
         return iter(self._all)
 
     def by_pool(self) -> dict[JournalConnectionPool, list[Shard]]:
-        """The shards by their connections: those of one group can be asked together."""
+        """The shards by their connections. The shards of one group can be asked together."""
         grouped: dict[JournalConnectionPool, list[Shard]] = {}
         for shard in self._all:
             grouped.setdefault(shard.pool, []).append(shard)

@@ -92,7 +92,7 @@ def _read_declared_type(function: Any) -> Any:
         hint = typing.get_args(hint)[-1]  # Awaitable[T], Coroutine[Any, Any, T]
     if any(hint is nothing for nothing in _SAYS_NOTHING):
         return None
-    # A decorator may return something else than the function declares whose annotations it copies.
+    # A decorator copies the annotations of its function, and may return something else.
     if not hasattr(function, "__wrapped__") and (reason := _never_recordable(hint)):
         with suppress(TypeError):  # not weakly referable
             never_recorded[function] = reason

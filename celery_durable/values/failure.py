@@ -143,7 +143,7 @@ def rebuilds(error: BaseException) -> bool:
 
 
 def portable(error: BaseException) -> BaseException:
-    """*error*, or another one in its place, if it cannot leave this process.
+    """*error*, or another one that replaces it, if it cannot leave this process.
 
     A ``TerminalError`` replaces an error of a subclass that other processes cannot make again. An ``Exception`` of the
     same name replaces an error that is none (``CancelledError``, ``gevent.Timeout``): Celery would end the worker.

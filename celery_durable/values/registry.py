@@ -1,4 +1,4 @@
-"""Serializers and compressions that have a name in kombu's registries. Alone in this room in importing kombu."""
+"""Serializers and compressions that have a name in kombu's registries. Only this module of the room imports kombu."""
 
 from __future__ import annotations
 

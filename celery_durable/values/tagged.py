@@ -114,7 +114,7 @@ def flat_round_trip(value: Any) -> tuple[str, Any] | None:
 
 
 def has_odd_times(value: Any, text: str) -> bool:
-    """Whether *value* has a time whose time zone's name, or whose fold, its *text* does not say."""
+    """Whether *text* leaves out the name of a time zone, or a fold, that a time in *value* has."""
     if 'time","$value":' not in text:
         return False
     pending = [value]

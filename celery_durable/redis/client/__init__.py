@@ -1,1 +1,1 @@
-"""Connections to Redis, and the commands that are sent over them: what any use of it needs."""
+"""Connections to Redis, and the commands that are sent over them. Every use of Redis needs them."""

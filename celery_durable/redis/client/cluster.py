@@ -39,18 +39,18 @@ class Cluster:
         self.forget()
 
     def forget(self) -> None:
-        """In a forked child: the parent's sockets are not ours, nor is what its threads hold."""
+        """Forget all in a forked child: the sockets belong to the parent, and so do the locks that its threads hold."""
         self._connector: Connector | None = None
         self.slots.forget()
         self._idle: dict[Node, IdleConnections[SlotConnection]] = {}
 
     def pool_for(self, key: str) -> JournalConnectionPool:
-        """The connections to whichever node has the slot of *key*."""
+        """The connections to the node that has the slot of *key*."""
         slot = slot_of(key)
         return self._pools.setdefault(slot, SlotConnectionPool(self, slot, self._make_connector, self._timeout))
 
     def by_master(self) -> list[JournalConnectionPool]:
-        """One of the connections to each node that has one of our slots.
+        """A pool for each node that has one of the slots of this app.
 
         Raises:
             JournalUnavailableError: no node answers.
@@ -72,7 +72,7 @@ class Cluster:
         return self._connector.make_connection()
 
     def take(self, slot: int) -> SlotConnection:
-        """A connection that nobody else uses; one to the right node if there is any."""
+        """A connection that nobody else uses; if there is an idle one to the right node, that one."""
         node = self.slots.known_master(slot)
         idle = self._idle.get(node) if node else None
         while idle:
@@ -80,7 +80,7 @@ class Cluster:
                 connection = idle.take()
                 if connection.turn_to(slot):
                     return connection
-                # It is lost, and has commands that have to be sent to its own slot.
+                # It is lost, and has pending commands, which must be sent again to its own slot.
                 self._pools[connection.slot].keep(connection)
         return SlotConnection(self, slot, self._raw_connection(), self._timeout)
 
@@ -97,7 +97,7 @@ class Cluster:
 
 
 class SlotConnection(JournalConnection):
-    """A connection to whichever node has a slot."""
+    """A connection to the node that has a slot."""
 
     def __init__(self, cluster: Cluster, slot: int, raw: Any, timeout: float) -> None:
         super().__init__(raw, timeout)
@@ -120,7 +120,7 @@ class SlotConnection(JournalConnection):
 
     def _reconnect(self) -> None:
         (self.node, self._asking), self._redirected = self._redirected or self._find(), None
-        # If this fails, what was known until now is in doubt.
+        # If this fails, the map of the slots may be wrong: the next try asks for a newer one.
         self._tried = time.monotonic()
         point_at(self.transport.raw, *self.node)
         super()._reconnect()
@@ -135,7 +135,7 @@ class SlotConnection(JournalConnection):
 
     def _judged(self, error: Exception) -> Exception:
         if isinstance(error, AskError):  # MovedError is one
-            # ASK: the slot is being moved, and this key already was. Only the next command goes there.
+            # An ASK says that the slot moves, and that this key has moved already. Only the next command goes there.
             slot, host, port = redirected_to(error)
             node, moved = Node(host or self.node.host, port), isinstance(error, MovedError)
             self._redirected = node, not moved

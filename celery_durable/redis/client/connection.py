@@ -93,7 +93,7 @@ class JournalConnection:
                     raise
 
     def replies_if_connected(self) -> list[Any] | None:
-        """As :meth:`replies`, but it does not wait for a connection: None if it is lost."""
+        """Like :meth:`replies`, but without a wait for a connection: None if it is lost."""
         if self.transport.sendall is None:
             return None
         try:
@@ -132,7 +132,7 @@ class JournalConnection:
                 time.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
             except BaseException:
-                # The signal of a time limit, say. The protocol is out of step, so everything is sent again later.
+                # The signal of a time limit, for example. The protocol is out of step, so all is sent again later.
                 self.transport.close()
                 raise
 

@@ -1,7 +1,7 @@
 """A connector makes connections by redis-py: to one server, or to the master that Sentinels name.
 
-Such a connection tries nothing again by itself: whoever has sent something knows for how long that is worth it. Its
-reads and its attempts to connect end in seconds.
+Such a connection tries nothing again by itself: its user decides how long to try. Its reads and its attempts to connect
+end in seconds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Connector(Protocol):
 
 
 def to_server(params: Mapping[str, Any]) -> Connector:
-    """The server that these parameters of redis-py's pool of connections lead to."""
+    """A connector to the server that these parameters of redis-py name."""
     return ConnectionPool(**_bounded(params))
 
 
@@ -41,20 +41,20 @@ def to_master(
     min_other_sentinels: int,
     sentinel_params: Mapping[str, Any],
 ) -> Connector:
-    """The master of this name; each connection asks the Sentinels for it when it connects."""
+    """A connector to the master with this name. Each connection asks the Sentinels for it when it connects."""
     params = _bounded(params)
     asked = Sentinel(  # type: ignore[no-untyped-call]
         sentinels,
         min_other_sentinels=min_other_sentinels,
         sentinel_kwargs={
-            # A Sentinel that is gone is not to be waited for: the next one knows as much.
+            # Nobody waits long for a Sentinel that is gone: the next one knows as much.
             "socket_timeout": _LONGEST_SENTINEL,
             "socket_connect_timeout": _LONGEST_SENTINEL,
             "retry": _never_again(),
             **sentinel_params,
         },
     )
-    params["host"] = ""  # until the Sentinels have named one: no message is to speak of redis-py's default
+    params["host"] = ""  # until the Sentinels have named one: no message must name redis-py's default
     return SentinelConnectionPool(name, asked, **params)  # type: ignore[no-untyped-call]
 
 

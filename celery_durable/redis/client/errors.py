@@ -1,4 +1,4 @@
-"""What an error of Redis means: the command is sent again, or whoever waits for it is told."""
+"""What an error of Redis means: the command is sent again, or its sender gets an error."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_durable.exceptions import DurableError, JournalUnavailableError, JournalUnreadableError
 
-# A server says this while it restarts, fails over or is full, and so does what answers in its place: we ask again.
+# A server raises these while it restarts, fails over or is full. They pass, so the command is sent again.
 TRANSIENT = (
     RedisConnectionError, RedisTimeoutError, OSError, BusyLoadingError, ReadOnlyError, OutOfMemoryError, NoScriptError,
     ClusterDownError, TryAgainError, InvalidResponse,
 )  # fmt: skip
 # redis-py has no class for these. LATE is our own.
 _NOT_NOW = ("BUSY", "MISCONF", "NOREPLICAS", "LATE")
-# What Redis 6.2 puts before an error that a script has met.
+# Redis 6.2 puts this before an error that a script has met.
 _MET_IN_SCRIPT = r"Error running script \(call to \w+\): .*@user_script: ?\d+: -?"
 
 
@@ -42,7 +42,7 @@ class Refused(JournalUnavailableError):
 
 
 def judged(error: Exception, parse: Callable[[str], Exception]) -> Exception:
-    """An error that the server has replied. It is a `TransientError` if it passes; *parse* makes an error of a text."""
+    """The meaning of an error that the server has replied: a `TransientError` if it passes. *parse* reads a text."""
     if isinstance(error, ResponseError) and (met := re.match(_MET_IN_SCRIPT, str(error))):
         error = parse(str(error)[met.end() :])
     return TransientError(str(error)) if str(error).startswith(_NOT_NOW) else error

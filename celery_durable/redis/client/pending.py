@@ -1,4 +1,4 @@
-"""The commands of a connection whose replies have not been read. If it is lost, they are sent again over the next."""
+"""The commands of a connection that wait for their replies. If it is lost, they are sent again over the next one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .fence import Fence
 from .scripts import Dated
 
 PendingCommand = tuple[bytes | Dated, bool | Callable[[Any, list[Any]], None] | None]
-"""A command, and what becomes of its reply: it is returned (True), or given to a function that checks it, or dropped.
-It is dropped because nobody has ever wanted it (False), or because nobody wants it any more (None)."""
+"""A command, and the use of its reply: it is returned (True), or given to a function that checks it, or dropped. It is
+dropped because nobody has ever wanted it (False), or because nobody wants it any more (None)."""
 
 
 class Confirmation(NamedTuple):
-    """A command that, sent with a write, waits until the write is where it is to be."""
+    """A command that is sent together with a write, and waits until the write is where it must be."""
 
     command: bytes
     check: Callable[[Any, list[Any]], None]

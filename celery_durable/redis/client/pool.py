@@ -121,7 +121,7 @@ class JournalConnectionPool:
         """Send these commands over a connection of their own, and return the replies.
 
         Raises:
-            JournalUnavailableError: as :meth:`JournalConnection.replies` does.
+            JournalUnavailableError: see :meth:`JournalConnection.replies`.
         """
         connection = self.take()
         try:
@@ -153,7 +153,7 @@ class JournalConnectionPool:
         self._idle.flush()
 
     def forget(self) -> None:
-        """In a forked child: the parent's sockets are not ours."""
+        """Forget all in a forked child: the sockets belong to the parent."""
         self._idle = IdleConnections()
         self._connector = None
 

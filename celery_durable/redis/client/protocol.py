@@ -1,4 +1,4 @@
-"""Redis' protocol, as far as commands are written in it: parts that stay the same are packed once."""
+"""Commands in Redis' protocol. Parts that stay the same are packed once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
-# To format a number costs more than all else that there is to packing a part.
+# To format a number takes longer than all the rest of packing a part.
 _SIZES = [b"$%d\r\n" % size for size in range(512)]
 
 
@@ -16,7 +16,7 @@ def pack(*parts: Any) -> bytes:
 
 
 def pack_parts(parts: Iterable[Any]) -> bytes:
-    """Some arguments of a command; those that stay the same are packed once."""
+    """Some arguments of a command. If they stay the same, they are packed once."""
     packed: list[bytes] = []
     for part in parts:
         raw = part if type(part) is bytes else str(part).encode()
@@ -26,7 +26,7 @@ def pack_parts(parts: Iterable[Any]) -> bytes:
 
 
 def pack_pairs(fields: Mapping[str, str]) -> bytes:
-    """The names and values of a hash: as :func:`pack_parts`, but quicker, since every step does it."""
+    """The names and values of a hash, like :func:`pack_parts`, but faster: every step does it."""
     text = "".join([f"${len(name)}\r\n{name}\r\n${len(value)}\r\n{value}\r\n" for name, value in fields.items()])
-    # Elsewhere characters and bytes are not the same number.
+    # Other texts have more bytes than characters.
     return text.encode() if text.isascii() else pack_parts(chain.from_iterable(fields.items()))

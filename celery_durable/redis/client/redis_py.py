@@ -1,4 +1,4 @@
-"""What redis-py keeps to itself, or documents nowhere. Each such name that we use is looked up here, at import."""
+"""The private or undocumented names of redis-py. Each one that the library uses is looked up here, at import."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _key_slot: Callable[[bytes], int] = REDIS_PY.look_up("redis.crc", "key_slot")
 
 
 class Parser(Protocol):
-    """What reads the replies of a connection."""
+    """It reads the replies of a connection."""
 
     def can_read(self, timeout: float) -> bool:
         """Whether something arrives within so many seconds."""
         ...
 
     def read_response(self, *, disable_decoding: bool) -> Any:
-        """The next reply; an error that the server replied is returned, or raised if it ends the connection."""
+        """The next reply. An error that the server has replied is returned, or raised if it ends the connection."""
         ...
 
     def parse_error(self, response: str) -> Exception:
-        """The error that a server's words stand for."""
+        """The error for the words of a server."""
         ...
 
 
@@ -52,24 +52,24 @@ def socket_of(connection: Any) -> socket.socket | None:
 
 
 def parser_of(connection: Any) -> Parser:
-    """What reads the replies; connecting may exchange it."""
+    """The parser of a connection. To connect may replace it."""
     return connection._parser  # type: ignore[no-any-return]  # noqa: SLF001
 
 
 def address_of(connection: Any) -> str:
-    """Where a connection leads to; empty if that is not known yet."""
+    """The address that a connection leads to; empty if it is not known yet."""
     if path := getattr(connection, "path", None):
         return str(path)
     return f"{connection.host}:{connection.port}" if connection.host else ""
 
 
 def point_at(connection: Any, host: str, port: int) -> None:
-    """Let a connection lead to another server from the next time on that it connects."""
+    """Let a connection lead to another server when it connects the next time."""
     connection.host, connection.port = host, port
 
 
 def bound_timeouts(connection: Any, seconds: float) -> None:
-    """Let a connection wait for nothing longer than so."""
+    """Let a connection wait for nothing longer than *seconds*."""
     connection.socket_timeout = min(connection.socket_timeout, seconds)
     connection.socket_connect_timeout = min(connection.socket_connect_timeout, seconds)
 

@@ -16,7 +16,7 @@ from celery_durable.journal.port import LONGEST_READ
 from .protocol import pack_parts
 
 _LONGEST_REPLY = LONGEST_READ + 1
-"""Seconds after which nobody waits for a reply: the connection was given up."""
+"""Nobody waits longer than so many seconds for a reply: the connection is given up before."""
 
 _INCLUDE = r"(?m)^ *--include (\w+)\n"
 

@@ -15,7 +15,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from .errors import TransientError
 from .redis_py import bound_timeouts, point_at
 
-# It has no state that the user could have seeded.
+# User code cannot seed it, so processes do not all ask the same node first.
 _SHUFFLED = random.SystemRandom()
 _LONGEST_QUESTION = 1.0
 NEVER = float("-inf")
@@ -63,7 +63,7 @@ class Slots:
         self._moved[slot] = node
 
     def master(self, slot: int, since: float) -> Node:
-        """The node that has a slot, by an answer that is newer than monotonic time *since*."""
+        """The node that has a slot. The map of the slots must be newer than monotonic time *since*."""
         with self._asking:
             if self._asked <= since:
                 asked = time.monotonic()
@@ -76,7 +76,7 @@ class Slots:
     def _ask_around(self) -> list[_Range]:
         known = [node for one in self._ranges for node in (one.master, *one.replicas)]
         nodes = list({*known, *self._seeds})
-        # The first is not always the same: a node that was cut off may have an old view.
+        # The first one is not always the same: a node that was cut off may have an old view.
         _SHUFFLED.shuffle(nodes)
         silence: Exception | None = None
         for node in nodes:
@@ -107,6 +107,6 @@ def _range(first: int, last: int, *servers: list[Any], asked: Node) -> _Range:
 
 
 def _node(server: list[Any], asked: Node) -> Node:
-    # A node may not know its own address, or be told not to say it: it is where it was found.
+    # A node may not know its own address, or may be configured not to say it. It is where it was found.
     host = (server[0] or b"").decode()
     return Node(host if host not in ("", "?") else asked.host, server[1])

@@ -1,4 +1,4 @@
-"""A spin wait: looking for a reply for a moment, before sleeping until it comes.
+"""A spin wait: the thread looks for a reply for a moment, before it sleeps until the reply comes.
 
 To put a thread to sleep and to wake it up takes more time, and more of the processor, than a Redis on the same machine
 needs for its answer. If answers take longer than that, a spin wait is soon tried only for one reply in a thousand.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from time import perf_counter
 
 _MOMENT = 50e-6
-"""Seconds: about what it costs to sleep and to be woken up, so that looking in vain costs no more than twice that."""
+"""Seconds. To sleep and to be woken up takes about as long. So to look in vain costs twice that at most."""
 _MOST_SKIPPED = 1000
 """Replies."""
 

@@ -21,7 +21,7 @@ _MORE_FOLLOWS = getattr(socket, "MSG_MORE", 0)
 
 
 class Transport:
-    """One socket at a time. If it is lost, another one takes its place."""
+    """One socket at a time. If it is lost, another one replaces it."""
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
@@ -90,7 +90,7 @@ class Transport:
         return self._parser.parse_error(text)
 
     def lose(self) -> None:
-        """Give up the socket, because it is out of step. This wakes up whoever waits for it on the event loop."""
+        """Give up the socket, because it is out of step. This wakes up a task that waits for it on the event loop."""
         sock, self.sendall = socket_of(self.raw), None
         with suppress(OSError, AttributeError):
             sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
