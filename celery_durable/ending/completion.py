@@ -1,7 +1,7 @@
 """The end of an attempt is carried out here, as :func:`ends.decide` has decided it.
 
 Only this module does so. It tells the journal, the result backend and Celery, and gives the run back. The exceptions
-that it raises are for Celery. A success is recorded by :mod:`~celery_durable.task.runner`.
+that it raises are for Celery.
 """
 
 from __future__ import annotations
@@ -38,8 +38,11 @@ from celery_durable.invocation.ends import (
     Retried,
     RetrySent,
     Stalled,
+    Succeeded,
     TakenOver,
+    ValueUntilRetry,
     decide,
+    decide_success,
 )
 from celery_durable.invocation.invocation import Invocation
 from celery_durable.invocation.session import RunSession
@@ -50,6 +53,7 @@ from celery_durable.steps.failures import NOT_A_FAILURE
 from celery_durable.values.failure import shown
 
 from .redelivery import ReturnValue, reject_delivery
+from .success import record_success
 from .suspension import (
     await_retry,
     report_and_suspend,
@@ -61,6 +65,30 @@ from .suspension import (
 )
 
 logger = logging.getLogger("celery_durable")
+
+
+def complete_with_value(invocation: Invocation, value: Any) -> Any:
+    """End an attempt whose body has returned *value*. Returns the value of the task.
+
+    Raises:
+        BaseException: what ends the attempt in place of the value. It is for :func:`complete`.
+    """
+    attempt, retry = invocation.attempt, invocation.retry
+    interrupt = invocation.interrupt
+    if interrupt is not None:
+        # User code has swallowed the interrupt in a bare ``except``. The value that it returned does not count.
+        raise interrupt
+    if retry.raised is not None:
+        raise retry.raised
+    if invocation.direct or attempt is None:
+        return value
+    attempt.check_all_awaited()
+    if retry.due is None:
+        attempt.replay.check_nothing_left()
+    if invocation.task.auto_retry and hasattr(value, "model_dump"):
+        value = value.model_dump(mode="json")
+    carry_out(invocation, decide_success(value, retry.due))
+    return value
 
 
 def complete(invocation: Invocation, error: BaseException) -> Any:
@@ -249,6 +277,11 @@ def _await_sent_retry(invocation: Invocation, end: RetrySent) -> BaseException:
     return end.error
 
 
+def _let_value_stand(invocation: Invocation, end: ValueUntilRetry) -> ReturnValue:
+    await_retry(invocation, end.due)
+    return ReturnValue(end.value)
+
+
 def _give_run_up(invocation: Invocation, end: ProcessEnds) -> BaseException:
     _session(invocation).give_up(orderly=end.orderly)
     return end.error
@@ -274,6 +307,8 @@ def _raise_as_is(_invocation: Invocation, end: Reraised | LeftToAutoretry) -> Ba
 
 
 _CARRY_OUT: dict[type, Callable[[Invocation, Any], BaseException | ReturnValue]] = {
+    Succeeded: record_success,
+    ValueUntilRetry: _let_value_stand,
     Failed: _record_failure,
     Cancelled: _record_cancellation,
     Ignored: _record_ignored,

@@ -20,7 +20,7 @@ from celery_durable.invocation.session import RunSession
 from celery_durable.journal.layout import Status
 
 from .completion import carry_out
-from .result_text import encode_result
+from .success import encode_result
 
 logger = logging.getLogger("celery_durable")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from asyncio import CancelledError
 from collections.abc import Callable
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from celery_durable.drivers.pulse import Overrun
 from celery_durable.exceptions import (
@@ -106,6 +106,19 @@ class Facts(NamedTuple):
 
 
 # -- how it ends -------------------------------------------------------------------------------------------------------
+
+
+class Succeeded(NamedTuple):
+    """The body has returned: the run has succeeded."""
+
+    value: Any
+
+
+class ValueUntilRetry(NamedTuple):
+    """The body has returned after ``self.retry(throw=False)``: its value stands until the retry has run."""
+
+    value: Any
+    due: float
 
 
 class Failed(NamedTuple):
@@ -208,7 +221,8 @@ class Reraised(NamedTuple):
 
 
 End = (
-    Failed | Cancelled | Retried | Asleep | Stalled | AskedToRetry | RetrySent | Ignored | Requeued | LeftToAutoretry
+    Succeeded | ValueUntilRetry
+    | Failed | Cancelled | Retried | Asleep | Stalled | AskedToRetry | RetrySent | Ignored | Requeued | LeftToAutoretry
     | NotBegun | TakenOver | JournalUnavailable | ProcessEnds | Reraised
 )  # fmt: skip
 
@@ -222,8 +236,16 @@ def reason_of(raised: BaseException, interrupted_by: BaseException | None) -> Ba
     return interrupted_by if isinstance(error, CancelledError) and isinstance(interrupted_by, Overrun) else error
 
 
+def decide_success(value: Any, retry_due: float | None) -> End:
+    """How the attempt ends if its body has returned *value*, and nothing speaks against that.
+
+    *retry_due* is the fact of :class:`Facts`. A task without steps comes here, too, so this asks for no more facts.
+    """
+    return Succeeded(value) if retry_due is None else ValueUntilRetry(value, retry_due)
+
+
 def decide(facts: Facts) -> End:
-    """How the attempt ends."""
+    """How the attempt ends if its body has ended by an exception."""
     if isinstance(facts.why, Interrupt):
         return _by_interrupt(facts, facts.why)
     if facts.ended_by is EndedBy.FAILURE:

@@ -12,19 +12,13 @@ from celery_durable.drivers.interruption import AsyncBody
 from celery_durable.drivers.loop import in_coroutine, wait_apart, wait_for
 from celery_durable.drivers.pulse import running_step
 from celery_durable.drivers.threads import actions
-from celery_durable.ending.completion import complete
-from celery_durable.ending.result_text import encode_result
-from celery_durable.ending.suspension import await_retry
+from celery_durable.ending.completion import complete, complete_with_value
 from celery_durable.invocation import (
     current_task,  # noqa: F401  prepares the threads in which bodies and actions run
     eager_journals,
 )
 from celery_durable.invocation.current import current
 from celery_durable.invocation.invocation import Invocation, Mode
-from celery_durable.invocation.session import RunSession
-from celery_durable.journal.layout import Status
-from celery_durable.journal.port import NO_RESULT
-from celery_durable.steps.attempt import Attempt
 from celery_durable.user_code import user_code_boundary
 
 from .opening import open_context, watch
@@ -62,7 +56,7 @@ class Runner:
         invocation = self.invocation
         try:
             value = self._call(body)
-            return value if invocation.session is None else self._succeed(invocation.session, value)
+            return value if invocation.session is None else complete_with_value(invocation, value)
         except BaseException as error:
             if invocation.session is None:
                 raise  # the context was not used: the task ends as in plain Celery
@@ -139,42 +133,3 @@ class Runner:
     def _interrupted(self, by: BaseException) -> None:
         if self.invocation.attempt is not None:
             self.invocation.attempt.pulse.interrupted_by = by
-
-    # -- a good end
-
-    def _succeed(self, session: RunSession, value: Any) -> Any:
-        invocation, attempt = self.invocation, session.attempt
-        task, retry = invocation.task, invocation.retry
-        if invocation.interrupt is not None:
-            # User code has swallowed the interrupt in a bare ``except``. The value that it returned does not count.
-            raise invocation.interrupt
-        if retry.raised is not None:
-            raise retry.raised
-        if invocation.direct or attempt is None:
-            return value
-        attempt.check_all_awaited()
-        if retry.due is None:
-            attempt.replay.check_nothing_left()
-        if task.auto_retry and hasattr(value, "model_dump"):
-            value = value.model_dump(mode="json")
-        if retry.due is not None:
-            await_retry(invocation, retry.due)
-            return value
-        self._finish(session, attempt, value)
-        eager_journals.forget(invocation)
-        return value
-
-    def _finish(self, session: RunSession, attempt: Attempt, value: Any) -> None:
-        """Write the outcome of a success, and its result together with it if possible."""
-        invocation = self.invocation
-        request = invocation.request
-        result = None
-        if invocation.mode is Mode.WORKER and session.outcome.may_be_written_with_outcome:
-            from celery_durable.app.store import store_of  # a process that only sends tasks does without it
-
-            result = store_of(invocation.task.app).result_of(invocation.task, request, value)
-        if (
-            session.finish(Status.SUCCEEDED, encode_result(invocation, attempt, value), result)
-            and result is not NO_RESULT
-        ):
-            backend.suppressed_run.set(request.id)

@@ -37,8 +37,11 @@ from celery_durable.invocation.ends import (
     Retried,
     RetrySent,
     Stalled,
+    Succeeded,
     TakenOver,
+    ValueUntilRetry,
     decide,
+    decide_success,
 )
 from celery_durable.journal.port import Outdated
 
@@ -135,8 +138,22 @@ def test_an_end_follows_from_the_facts(facts: Facts, end: ends.End) -> None:
     assert decided == end
 
 
+VALUES: list[tuple[str, float | None, ends.End]] = [
+    ("the body has returned", None, Succeeded("value")),
+    ("it has returned after retry(throw=False)", 7.0, ValueUntilRetry("value", 7.0)),
+]
+
+
+@pytest.mark.parametrize(("retry_due", "end"), [row[1:] for row in VALUES], ids=[row[0] for row in VALUES])
+def test_a_value_is_the_outcome_unless_a_retry_was_sent(retry_due: float | None, end: ends.End) -> None:
+    decided = decide_success("value", retry_due)
+
+    assert type(decided) is type(end)
+    assert decided == end
+
+
 def test_each_end_has_a_row() -> None:
-    assert {type(end) for _, _, end in ROWS} == set(ends.End.__args__)
+    assert {type(end) for _, _, end in [*ROWS, *VALUES]} == set(ends.End.__args__)
 
 
 def test_an_overrun_of_another_attempt_is_passed_on() -> None:
