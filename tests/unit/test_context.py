@@ -22,7 +22,7 @@ from celery_durable import (
     current_step,
     durable_task,
 )
-from celery_durable.interrupts import EndRun, FailAttempt, RetryStep
+from celery_durable.interrupts import EndRun, RetryStep
 from tests.unit.conftest import VERBS, Action, Run
 
 # -- what it says ------------------------------------------------------------------------------------------------------
@@ -191,24 +191,7 @@ def test_an_async_body_may_use_the_context_while_a_step_is_under_way(run: Run) -
     assert asyncio.run(body()) == [1, 1]
 
 
-# -- after an interrupt, and after the end -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("verb", sorted(VERBS))
-def test_a_swallowed_interrupt_is_raised_again_by_the_next_verb(run: Run, verb: str) -> None:
-    ctx = run.attempt()
-    with pytest.raises(RetryStep) as first:
-        ctx.run("flaky", Action(OSError()), RunOptions(max_attempts=3))
-    with pytest.raises(RetryStep) as again:
-        VERBS[verb](ctx)
-    assert again.value is first.value
-
-
-@pytest.mark.parametrize("options", [(), (RunOptions(max_attempts=3),)], ids=["no options", "retry options"])
-def test_no_except_exception_can_swallow_an_interrupt(run: Run, options: Any) -> None:
-    ctx = run.attempt()
-    with pytest.raises((RetryStep, FailAttempt)), suppress(Exception):
-        ctx.run("flaky", Action(OSError()), *options)
+# -- after the end -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))

@@ -1,10 +1,11 @@
-"""Which of two interrupts ends an attempt: each pair that may meet."""
+"""User code cannot swallow what ends an attempt; and of two interrupts that meet, one ends it."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from celery_durable import (
     AsyncDurableContext,
     DurableContext,
     RetryPolicy,
+    RunOptions,
     TerminalError,
 )
 from celery_durable.exceptions import DurableError
@@ -28,7 +30,7 @@ from celery_durable.interrupts import (
     Stall,
     prevailing,
 )
-from tests.unit.conftest import Action
+from tests.unit.conftest import VERBS, Action, Run
 from tests.unit.tasks import SLOW, applied
 
 ERROR = ValueError("no")
@@ -73,6 +75,26 @@ def test_of_two_failed_steps_the_next_attempt_waits_for_the_later_one() -> None:
     assert prevailing(first, second) is first
     assert first.delay == 60.0
     assert prevailing(first, RetryStep("third", ERROR, 1.0)).delay == 60.0  # type: ignore[attr-defined]
+
+
+# -- user code that catches it -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_a_swallowed_interrupt_is_raised_again_by_the_next_verb(run: Run, verb: str) -> None:
+    ctx = run.attempt()
+    with pytest.raises(RetryStep) as first:
+        ctx.run("flaky", Action(OSError()), RunOptions(max_attempts=3))
+    with pytest.raises(RetryStep) as again:
+        VERBS[verb](ctx)
+    assert again.value is first.value
+
+
+@pytest.mark.parametrize("options", [(), (RunOptions(max_attempts=3),)], ids=["no options", "retry options"])
+def test_no_except_exception_can_swallow_an_interrupt(run: Run, options: Any) -> None:
+    ctx = run.attempt()
+    with pytest.raises((RetryStep, FailAttempt)), suppress(Exception):
+        ctx.run("flaky", Action(OSError()), *options)
 
 
 # -- whole tasks -------------------------------------------------------------------------------------------------------
