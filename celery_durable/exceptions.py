@@ -159,7 +159,7 @@ class TaskCancelled(TerminalError):
 
 
 class RetryableError(DurableError):
-    """A failure that is to be retried, perhaps after a given time; mirrors Restate's ``RetryableError``.
+    """A failure that is retried, perhaps after a given time; mirrors Restate's ``RetryableError``.
 
     Args:
         message: what went wrong (text). Default: an empty text.

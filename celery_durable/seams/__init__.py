@@ -1,1 +1,1 @@
-"""What other packages keep to themselves and this library uses: each such name is looked up here, at import."""
+"""The private names of other packages that this library uses. Each one is looked up here, at import."""

@@ -1,4 +1,4 @@
-"""What asyncio keeps to itself: what a task waits for, and on whose behalf a task is made."""
+"""The private names of asyncio: they tell what a task waits for, and for which function of asyncio a task is made."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _OTHERS = {
     "asyncio.taskgroups": {"__aexit__", "_aexit"},
     "anyio._backends._asyncio": {"__aexit__"},
 }
-"""By module, the functions in which a coroutine waits for what others of its kind do."""
+"""By module: functions in which a coroutine waits for other coroutines."""
 
 _MAKERS = {"create_task", "ensure_future", "_ensure_future", "<setcomp>"}
-"""Functions of asyncio that make a task on behalf of another one."""
+"""Functions of asyncio that make a task for another function."""
 
 _AS_COMPLETED = "_AsCompletedIterator"
-"""The class by which ``as_completed()`` makes its tasks, from Python 3.13 on."""
+"""The class in which ``as_completed()`` makes its tasks, since Python 3.13."""
 
 _SHIELD = "_outer_done_callback"
-"""The function in ``shield()`` that is called when what it gave has ended."""
+"""The function inside of ``shield()`` that is called when its future has ended."""
 
 
 def _has(kind: type, name: str) -> bool:
-    # A future in Python, not in C, has what its constructor sets.
+    # If the class is written in Python, and not in C, its constructor sets the attribute.
     code = getattr(kind.__init__, "__code__", None)  # type: ignore[misc]
     return hasattr(kind, name) or (code is not None and name in names_in(code))
 
@@ -64,7 +64,7 @@ if sys.version_info >= (3, 13):
 
 
 def tells_what_it_awaits(task: Any) -> bool:
-    """Whether :func:`awaited_by` knows it: a task may be of another make than asyncio's."""
+    """Whether :func:`awaited_by` knows it: a task may be of another class than asyncio's."""
     return hasattr(task, "_fut_waiter")
 
 
@@ -74,7 +74,7 @@ def awaited_by(task: Any) -> Any:
 
 
 def parts_of(future: Any) -> list[Any]:
-    """The futures by whose end this one ends: of ``gather()`` and ``shield()``; of any other, none."""
+    """The futures that this future of ``gather()`` or ``shield()`` waits for; for any other future, none."""
     parts = getattr(future, "_children", None)
     if parts is not None:
         return list(parts)
@@ -93,8 +93,8 @@ def _shielded(future: Any) -> Any:
 def needed_by(coroutine: Any) -> list[Any] | None:
     """The futures that must all end before a coroutine goes on.
 
-    None of these where it waits, in a lock or a queue, for what others of its kind do. None where it waits for anything
-    else, such as a clock.
+    The list is empty if it waits for other coroutines, in a lock or a queue. It is None if it waits for anything else,
+    such as a clock.
     """
     frame = _innermost(coroutine)
     if frame is None:
@@ -114,7 +114,7 @@ def _needed_by_wait(wait: Any) -> list[Any] | None:
 
 
 def _innermost(coroutine: Any) -> FrameType | None:
-    """Where a chain of coroutines that await each other stands."""
+    """The innermost frame of a chain of coroutines that await each other."""
     while True:
         inner = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
         if not isinstance(inner, (CoroutineType, GeneratorType)):
@@ -122,14 +122,14 @@ def _innermost(coroutine: Any) -> FrameType | None:
         coroutine = inner
 
 
-# -- on whose behalf a task is made ------------------------------------------------------------------------------------
+# -- for which function a task is made ---------------------------------------------------------------------------------
 
 
 def how_it_is_made(depth: int) -> str:
-    """What the function of asyncio wants that makes a task on behalf of the present coroutine.
+    """The use of a task that a function of asyncio makes for the present coroutine: waited for, racing, or unknown.
 
     Args:
-        depth: how many functions stand between that one, or what it calls to make a task, and this one.
+        depth: how many functions of this library are between that function and this one.
     """
     frame: FrameType | None = sys._getframe(depth + 1)
     while frame is not None and frame.f_code.co_name in _MAKERS and _is_asyncios(frame):
@@ -138,9 +138,9 @@ def how_it_is_made(depth: int) -> str:
         return ""
     function = frame.f_code.co_name
     if function == "wait_for":
-        # Before Python 3.12 it makes a task of what it awaits.
+        # Before Python 3.12, it makes a task of the coroutine that it awaits.
         return "waited for"
-    # They put what they are given into a set.
+    # These two put their tasks into a set, which has no order.
     return "racing" if function in {"as_completed", "wait"} or _is_as_completed(frame) else ""
 
 

@@ -1,4 +1,4 @@
-"""What Celery keeps to itself of its apps and tasks. What only a worker needs of it is in :mod:`results` and beside it.
+"""The private names of Celery's apps and tasks. What only a worker needs is in :mod:`results` and :mod:`requests`.
 
 A public name of a class that Celery documents (``Task``, ``Context``, a signal) stays where it is used.
 """
@@ -44,7 +44,7 @@ for _module, _path in (
     ("celery.app.task", "Task._backend"),
     ("celery.app.task", "Task._get_exec_options"),
     ("celery.app.task", "Task.request_stack"),
-    # Those that are overridden, and that Celery documents nowhere.
+    # Undocumented names of Celery that DurableTask overrides.
     ("celery.app.task", "Task.backend"),
     ("celery.app.task", "Task.bind"),
     ("celery.app.task", "Task.request"),
@@ -70,12 +70,12 @@ CELERY.check_inside("celery.utils.dispatch.signal", "Signal.__init__", "receiver
 
 
 def app_of_this_thread() -> Any:
-    """The current app of the thread that asks; None where it has none."""
+    """The current app of this thread; None if it has none."""
     return _tls.current_app
 
 
 def chosen_default_app() -> Any:
-    """The app that somebody has made the default one; None where nobody has."""
+    """The app that somebody has made the default one; None if nobody has."""
     app = _state.default_app
     return app if app is not None and not _is_makeshift(app) else None
 

@@ -1,4 +1,4 @@
-"""What kombu keeps to itself: its registries of serializers and compressions, which it lists nowhere."""
+"""The private names of kombu: its registries of serializers and compressions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def content_types() -> Mapping[str, str]:
 
 
 def serializer_of(content_type: str) -> str:
-    """The name of the serializer that writes this; the content type itself where there is none."""
+    """The name of the serializer that writes this; the content type itself if there is none."""
     name: str = _registry.type_to_name.get(content_type, content_type)
     return name
 

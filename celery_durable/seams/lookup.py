@@ -1,4 +1,4 @@
-"""How a name is looked up that another package keeps to itself: at import, and with a message that tells what to do."""
+"""Private names of other packages are looked up at import. If one is missing, a message tells what to do."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 
 class Package:
-    """Another package, and the versions of it that are known to have the names which are looked up.
+    """Another package, and the versions of it that are known to have the names.
 
     Args:
-        name: of what is installed.
-        versions: as a requirement says it.
+        name: of the installed distribution.
+        versions: as in a requirement.
         installed: the version that is installed. Default: what the metadata of the package says.
     """
 
@@ -26,7 +26,7 @@ class Package:
         self._installed = installed
 
     def look_up(self, module: str, path: str) -> Any:
-        """What a dotted *path* names in a module of this package.
+        """The object that a dotted *path* names in a module of this package.
 
         Raises:
             ImportError: the installed version does not have it.
@@ -37,7 +37,7 @@ class Package:
             raise self.lacks(f"{module}.{path}") from error
 
     def check_inside(self, module: str, path: str, *names: str) -> None:
-        """Check that a function has these names in it: attributes that it sets, its variables, functions that it makes.
+        """Check that the code of a function has these names: of attributes, of variables, or of functions inside.
 
         Raises:
             ImportError: it has not.
@@ -45,7 +45,7 @@ class Package:
         self._check(module, path, names, names_in)
 
     def check_attributes(self, module: str, path: str, *names: str) -> None:
-        """Check that a function, mostly a constructor, has these attributes in it: no variable of that name counts.
+        """Check that the code of a function, mostly a constructor, uses these attributes. Variables do not count.
 
         Raises:
             ImportError: it has not.
@@ -57,7 +57,7 @@ class Package:
     ) -> None:
         function = inspect.unwrap(self.look_up(module, path))
         if getattr(function, "__globals__", None) is not vars(import_module(module)):
-            # Somebody else has put it in the place of the package's own, and it says nothing.
+            # Another package has replaced the function. So its code says nothing.
             return
         known = names_of(function.__code__)
         for name in names:
@@ -65,7 +65,7 @@ class Package:
                 raise self.lacks(f"{module}.{path}: {name}")
 
     def lacks(self, name: str) -> ImportError:
-        """What to raise where the installed version does not have a name."""
+        """The error to raise if the installed version does not have a name."""
         installed = self._installed or version(self.name)
         return ImportError(
             f"{self.name} {installed} has no {name}, which celery-durable uses; {self.name}{self.versions} has it: "
@@ -74,6 +74,6 @@ class Package:
 
 
 def names_in(code: CodeType) -> set[str]:
-    """The names that the code of a function has in it."""
+    """The names in the code of a function."""
     functions = {part.co_name for part in code.co_consts if isinstance(part, CodeType)}
     return functions.union(code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars)

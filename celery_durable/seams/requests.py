@@ -1,4 +1,4 @@
-"""What Celery keeps to itself in a worker's main process: of its requests, one for each message."""
+"""The private names of Celery that a worker's main process needs: of its requests, one for each message."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ for _name in (
     "_announce_revoked",
     "_context",
     "_success_was_stored",
-    # Those that are overridden in a worker, and that Celery documents nowhere.
+    # Undocumented names of Celery that the worker's request class overrides.
     "cancel",
     "maybe_expire",
     "on_failure",
@@ -37,16 +37,16 @@ CELERY.check_inside("celery.worker.worker", "WorkController.setup_defaults", "ta
 
 
 def request_class(named: Any) -> type[Request]:
-    """The request class that a task names: the class itself, or where it is to be found."""
+    """The request class that a task names: it names the class itself, or its dotted path."""
     return symbol_by_name(named)  # type: ignore[no-any-return]
 
 
 class OpenRequest(Request):
-    """Celery's request, whose private parts have names here that no other version of Celery changes."""
+    """Celery's request. Its private parts have names here that stay if Celery changes its own."""
 
     @property
     def celery_context(self) -> Any:
-        """What the task has as its request."""
+        """The facts that the task gets as its request."""
         return self._context  # type: ignore[attr-defined]
 
     @property
@@ -55,7 +55,7 @@ class OpenRequest(Request):
         return bool(self._already_cancelled or self._already_revoked)  # type: ignore[attr-defined]
 
     def announce_cancelled(self, *, emit_retry: bool) -> None:
-        """Tell everybody that the worker has cancelled the task; *emit_retry*: and that this is a retry."""
+        """Tell everybody that the worker has cancelled the task; *emit_retry*: also that this is a retry."""
         super()._announce_cancelled(emit_retry=emit_retry)  # type: ignore[misc]
 
     def _announce_cancelled(self, emit_retry: bool = True) -> None:
@@ -70,7 +70,7 @@ class OpenRequest(Request):
         self.announce_revoked(reason, terminated=terminated, signum=signum, expired=expired)
 
     def stored_success(self) -> Any:
-        """What the result backend has of the task if that has succeeded; else something false."""
+        """What the result backend has of the task if it has succeeded; else something false."""
         return super()._success_was_stored()  # type: ignore[misc]
 
     def _success_was_stored(self) -> Any:

@@ -1,4 +1,4 @@
-"""What Celery keeps to itself where a task runs: of the code around its body, and of result backends."""
+"""The private names of Celery that are needed where a task runs: around its body, and in result backends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from celery.backends.redis import RedisBackend, SentinelBackend
 from .celery import CELERY
 
 overridden: Callable[[Any, str], Any] = CELERY.look_up("celery.app.trace", "task_has_custom")
-"""Which class of a *task* has something in the place of an attribute of Celery's ``Task``; None if none has."""
+"""Which class of a *task* replaces an attribute of Celery's ``Task``; None if none does."""
 
 _RedisBackend: Any = RedisBackend
 _mark_as_done: Any = CELERY.look_up("celery.backends.base", "Backend.mark_as_done")
@@ -22,17 +22,17 @@ CELERY.check_inside("celery.backends.redis", "RedisBackend.__init__", "connparam
 
 
 def stores_no_success(backend: Any) -> bool:
-    """Whether a backend does nothing about a success whose result is ignored: it has no such method of its own."""
+    """Whether a backend does nothing for a success if its result is ignored: it has no such method of its own."""
     return bool(type(backend).mark_as_done is _mark_as_done)
 
 
 def is_celerys_redis(backend: Any, url: str) -> bool:
-    """Whether it is Celery's own backend of the Redis with this URL, and none that somebody has derived from it."""
+    """Whether it is Celery's own backend for the Redis with this URL, and not a class that is derived from it."""
     return type(backend) is _RedisBackend and backend.url == url
 
 
 def stored_success(backend: Any, request: Any, value: Any) -> tuple[str, str | bytes, int]:
-    """Of a success: the key under which a backend stores it, what it stores there, and for how many seconds."""
+    """How a backend stores a success: the key, the text, and for how many seconds."""
     meta = backend._get_result_meta(
         result=backend.encode_result(value, states.SUCCESS), state=states.SUCCESS, traceback=None, request=request
     )
@@ -42,6 +42,6 @@ def stored_success(backend: Any, request: Any, value: Any) -> tuple[str, str | b
 
 
 def connection_parameters(app: Any, url: str, *, by_sentinels: bool = False) -> dict[str, Any]:
-    """What Celery's backend makes of a URL of Redis; of one of Sentinels there is ``hosts`` in it."""
+    """The parameters that Celery's backend reads from a URL of Redis; with Sentinels, ``hosts`` is one of them."""
     backend: Any = (SentinelBackend if by_sentinels else _RedisBackend)(app=app, url=url)
     return dict(backend.connparams)

@@ -12,7 +12,7 @@ from . import registry
 from .tagged import NotEncodable
 
 Metadata = dict[str, str]
-"""What says how a text is to be read."""
+"""It says how a text is read."""
 
 
 @runtime_checkable

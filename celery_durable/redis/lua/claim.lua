@@ -1,4 +1,4 @@
--- Find runs of a shard that nobody carries on: their lease has lapsed, their wait is over, or their outcome was not
+-- Find runs of a shard that nobody goes on with: their lease has lapsed, their wait is over, or their outcome was not
 -- delivered. This claims them: of many workers that look, one finds a run and sends it. The next one may find it after
 -- a pause, which grows.
 -- KEYS leases, due   ARGV prefix of the keys of runs, most, two skips, pause ms, task, ..., until when
@@ -17,7 +17,7 @@ local function claim(id)
   local key = ARGV[1] .. id
   local run = redis.pcall('HMGET', key, 'status', 'delivered', 'v', 'task', 'call', 'resume', 'resent')
   if run.err then
-    -- Under this key is something else. The other runs are to be found all the same.
+    -- Under this key is something else. The other runs must still be found.
     not_ours = not_ours + 1
     return
   end

@@ -1,4 +1,4 @@
--- Nothing more is to be done for this outcome: the result backend has it, and its callbacks and the like are sent.
+-- This outcome needs nothing more: the result backend has it, and its callbacks and the like are sent.
 -- KEYS run, leases, due   ARGV fence, id, ttl ms (0: delete the journal now), 1 (0: it can never be delivered)
 -- Replies 1, or 0 to a stale attempt
 -- The number of the connection does not matter: that it was delivered stays true.

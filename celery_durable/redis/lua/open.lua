@@ -44,7 +44,7 @@ local function begin(recoveries, reopened)
   return {'open', attempt, now, recoveries, reopened}
 end
 
--- Retry of a failed run: the message says which entries it takes back, by the one rule that there is for that.
+-- Retry of a failed run: the message says which entries it takes back, by the only rule for that (journal/reopening.py).
 local function renew_budgets()
   for field in string.gmatch(ARGV[18], '[^\n]+') do redis.call('HDEL', run, field) end
   redis.call('HDEL', run, 'outcome', 'ended', 'delivered', 'failures', 'failing_since', 'resume', 'cancel', 'stalled')
@@ -94,7 +94,7 @@ local function known_run()
   if status == 'suspended' then
     local wait = tonumber(known[8]) - now
     if wait > 0 then
-      -- This may be the message that was to come then.
+      -- This may be the message that was expected then.
       redis.call('ZADD', due, known[8], id)
       return {'early', wait, stalled and 1 or 0}
     end

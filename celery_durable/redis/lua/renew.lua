@@ -1,6 +1,6 @@
--- Prove that a process lives: it carries the run on, or it delivers the outcome.
+-- Prove that a process lives: it goes on with the run, or it delivers the outcome.
 -- KEYS run, leases, due   ARGV fence, id, lease ms
--- Replies 1 (2 if the run is to be cancelled), 0 to a stale attempt, -1 if there is no journal
+-- Replies 1 (2 if the run was asked to cancel), 0 to a stale attempt, -1 if there is no journal
 local run = redis.call('HMGET', KEYS[1], 'fence', 'status', 'cancel', 'delivered')
 -- The number of the connection does not matter: the thread that renews leases has its own connection.
 if not run[1] then return -1 end

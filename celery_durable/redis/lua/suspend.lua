@@ -1,7 +1,7 @@
--- Give the lease back, and write when the run is to go on, with what the attempt has not written yet. A worker sends
+-- Give the lease back, and write when the run goes on, with what the attempt has not written yet. A worker sends
 -- the run again at that time and some slack later, unless a message of the broker has brought it back by then.
 -- KEYS run, leases, due
--- ARGV fence, id, delay ms, slack ms, 1 (it waits though it is to be cancelled), field, value, ...
+-- ARGV fence, id, delay ms, slack ms, 1 (it waits even if it was asked to cancel), field, value, ...
 -- Replies 1, 0 to a stale attempt or connection or if an outcome is delivered, -1 if there is no journal
 --include write
 local run = redis.call('HMGET', KEYS[1], 'fence', 'cancel', 'delivered', 'status')
@@ -9,7 +9,7 @@ if run[1] ~= ARGV[1] or run[3] then return run[1] and 0 or -1 end
 -- The call was sent again, because its reply was lost. The wait has begun, and does not last longer for that.
 if run[4] == 'suspended' then return 1 end
 local delay, slack = tonumber(ARGV[3]), tonumber(ARGV[4])
--- A run that is to be cancelled does not wait.
+-- A run that was asked to cancel does not wait.
 if run[2] == 'requested' and ARGV[5] ~= '1' then delay, slack = 0, 0 end
 local time = redis.call('TIME')
 local at = time[1] * 1000 + math.floor(time[2] / 1000) + delay

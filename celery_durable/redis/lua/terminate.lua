@@ -1,11 +1,11 @@
 -- End a run from outside of its attempts, and fence them: a hard time limit has killed its process, or it was revoked.
 -- KEYS run, leases, due   ARGV id, fence, status, ttl ms, owner ('' for any), field, value, ..., until when
--- Replies 1, or 0 if there is no live run or if another process carries it on
+-- Replies 1, or 0 if there is no live run or if another process has it
 --include in_time
 local run = redis.call('HMGET', KEYS[1], 'status', 'fence', 'owner')
 if run[1] ~= 'running' and run[1] ~= 'suspended' then
-  -- 1: this call has ended it before. It is sent again because its reply was lost, or its caller could not tell all who
-  -- are to know.
+  -- 1: this call has ended it before. It is sent again because its reply was lost, or because its caller could
+  -- not tell everybody.
   return run[2] == ARGV[2] and 1 or 0
 end
 if ARGV[5] ~= '' and run[3] ~= ARGV[5] then return 0 end

@@ -1,4 +1,4 @@
--- A claimed run could not be sent. It is to be found again, unless another message has begun an attempt.
+-- A claimed run could not be sent. It will be found again, unless another message has begun an attempt.
 -- KEYS run, leases, due   ARGV id, pause ms   Replies 1, or 0 if an attempt has begun
 if redis.call('HDEL', KEYS[1], 'resent') == 0 then return 0 end
 local time = redis.call('TIME')
