@@ -14,6 +14,7 @@ from pytest_celery import CeleryTestBackend, CeleryTestBroker
 from tests import leftovers
 from tests.servers import free_port
 from tests.smoke import docker_nodes, effects
+from tests.smoke.monitor import Monitor
 from tests.smoke.nodes import (
     BACKEND_DB,
     BROKER_DB,
@@ -50,6 +51,15 @@ def worker_app() -> str:
 def durable(celery_setup: DurableSetup) -> DurableSetup:
     """A server, an app to send tasks with, and `start_worker`."""
     return celery_setup
+
+
+@pytest.fixture
+def monitor(durable: DurableSetup) -> Iterator[Monitor]:
+    """A monitor that sees every event from now on."""
+    monitor = Monitor(durable.app)
+    monitor.start()
+    yield monitor
+    monitor.end()
 
 
 @pytest.fixture

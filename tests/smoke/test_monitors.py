@@ -1,17 +1,15 @@
 """What monitors are told of a run: the state that they read in the events of Celery is what becomes of it."""
 
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from celery.events.state import State
 from celery.result import AsyncResult
 
 from celery_durable import TaskCancelled, TerminalError, cancel
 from celery_durable.delivery.message import HEADER
 from tests.smoke import effects
 from tests.smoke.apps import monitors
+from tests.smoke.monitor import Monitor
 from tests.smoke.nodes import DurableSetup
 from tests.smoke.watching import deliver_again, elapse, journal, wait_until_suspended, waiting_message
 from tests.waiting import eventually
@@ -22,62 +20,6 @@ pytestmark = pytest.mark.local_nodes(reason="the monitor runs in this process")
 @pytest.fixture
 def worker_app() -> str:
     return "tests.smoke.apps.monitors"
-
-
-class Monitor:
-    """What Flower is made of: a receiver of all events, and Celery's own idea of what they mean."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-        self.state = State()
-        self._seen: list[tuple[str, str, str]] = []
-        self._sees = threading.Event()
-        self._receiver: Any = None
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-        eventually(self._sees_what_is_sent, what="an event that this monitor sees")
-
-    def end(self) -> None:
-        self._receiver.should_stop = True
-        self._thread.join()
-
-    def _sees_what_is_sent(self) -> bool:
-        with self._app.events.default_dispatcher() as dispatcher:
-            dispatcher.send("monitor-hello")
-        return self._sees.is_set()
-
-    def _watch(self) -> None:
-        with self._app.connection_for_read() as connection:
-            self._receiver = self._app.events.Receiver(connection, handlers={"*": self._on_event})
-            self._receiver.capture(limit=None, timeout=None, wakeup=False)
-
-    def _on_event(self, event: dict[str, Any]) -> None:
-        self._sees.set()
-        self.state.event(event)
-        if event["type"].startswith("task-"):
-            task_id = event["uuid"]
-            self._seen.append((task_id, event["type"].removeprefix("task-"), self.state.tasks[task_id].state))
-
-    def history(self, result: AsyncResult) -> list[str]:
-        """Return the events of a task, each with the state that Flower shows from then on."""
-        return [f"{kind} {state}" for task_id, kind, state in self._seen if task_id == result.id]
-
-    def wait_for(self, result: AsyncResult, *history: str) -> None:
-        eventually(lambda: self.history(result)[-len(history) :] == [*history], what=f"{history} as the last events")
-
-    def counted(self, result: AsyncResult, kind: str) -> int:
-        """Return what an exporter counts."""
-        return sum(task_id == result.id and kind == seen for task_id, seen, _ in self._seen)
-
-
-@pytest.fixture
-def monitor(durable: DurableSetup) -> Iterator[Monitor]:
-    monitor = Monitor(durable.app)
-    monitor.start()
-    yield monitor
-    monitor.end()
 
 
 ASLEEP = ["received RECEIVED", "started STARTED", "suspended SUSPENDED"]
