@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from celery_durable import tracing
+from celery_durable.drivers.info import TaskInfo
 from celery_durable.drivers.threads import actions
 from celery_durable.steps.attempt import Attempt
 
@@ -15,19 +16,24 @@ EVENT = "durable-inactive"
 """It does not begin with ``task-``: monitors would take it for a state of the task."""
 
 
-def report(task: Any, attempt: Attempt, seconds: float, hostname: str | None) -> None:
-    """Report that an attempt has made no progress for *seconds*. This waits for the broker, which may be slow."""
-    info = attempt.info
+def silent_parts(attempt: Attempt) -> tuple[list[str], str, str]:
+    """Return which steps are silent now, what the log calls them, and what to do about it."""
     steps = [step.name for step in tuple(attempt.pulse.running)]
-    where, advice = f"step {', '.join(map(repr, steps))}", "call current_step().heartbeat() now and then"
+    advice = "call current_step().heartbeat() now and then"
     if not steps:
         steps = [step.name for step in actions.waiting(attempt.pulse)]
-        where, advice = (
-            f"step {', '.join(map(repr, steps))}",
-            (f"it waits for a thread, and all are taken (durable_step_threads={attempt.settings.step_threads})"),
-        )
+        advice = f"it waits for a thread, and all are taken (durable_step_threads={attempt.settings.step_threads})"
     if not steps:
-        where, advice = "the code between its steps", "make a step of what takes long"
+        return [], "the code between its steps", "make a step of what takes long"
+    return steps, f"step {', '.join(map(repr, steps))}", advice
+
+
+def report(task: Any, info: TaskInfo, silent: tuple[list[str], str, str], seconds: float, hostname: str | None) -> None:
+    """Report that an attempt has made no progress for *seconds*. This waits for the broker, which may be slow.
+
+    Meanwhile the attempt may go on. So :func:`silent_parts` is called before.
+    """
+    steps, where, advice = silent
     logger.warning(
         "task %s: %s has made no progress for %.3g s (inactivity_timeout); %s", info.task_id, where, seconds, advice
     )

@@ -37,7 +37,11 @@ class OrphanedAttempt:
         """Report that the attempt has made no progress for *seconds*."""
         attempt, request = self._invocation.attempt, self._invocation.request
         assert attempt is not None  # noqa: S101
-        _in_thread(inactivity.report, request.id, self._invocation.task, attempt, seconds, request.hostname)
+        silent = inactivity.silent_parts(attempt)
+        _in_thread(
+            inactivity.report, request.id,
+            self._invocation.task, attempt.info, silent, seconds, request.hostname,
+        )  # fmt: skip
 
     def go_on_without(self, overrun: Overrun) -> None:
         """Let the run go on: the code of this attempt cannot be interrupted, and nobody knows when it ends."""

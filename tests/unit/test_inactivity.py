@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from celery import Celery
 
 from celery_durable import DurableTask
-from celery_durable.ending import inactivity
+from celery_durable.ending import inactivity, orphan
 from celery_durable.steps.context import DurableContext
 from tests.unit.conftest import Run
 
@@ -41,7 +44,8 @@ def events(app: Celery) -> Events:
 def report(app: Celery, ctx: DurableContext, *, listened_to: bool = False) -> None:
     app.conf.worker_send_task_events = listened_to
     task = app.task(base=DurableTask, name="inactivity.task")(nothing)
-    inactivity.report(task, ctx._attempt, 61.2, "worker@shop")  # noqa: SLF001
+    attempt = ctx._attempt  # noqa: SLF001
+    inactivity.report(task, attempt.info, inactivity.silent_parts(attempt), 61.2, "worker@shop")
 
 
 def test_the_log_names_the_step(app: Celery, run: Run, caplog: pytest.LogCaptureFixture) -> None:
@@ -54,6 +58,21 @@ def test_the_log_names_the_step(app: Celery, run: Run, caplog: pytest.LogCapture
         "task task-1: the code between its steps",
     ]
     assert "61.2 s" in found[0]
+
+
+def test_the_log_names_what_was_silent_though_it_ends_before_it_is_told(
+    app: Celery, run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread tells it, and on a busy machine that comes late."""
+    ctx, late = run.attempt(), list[Callable[[], None]]()
+    monkeypatch.setattr(orphan, "_in_thread", lambda work, _id, *args: late.append(partial(work, *args)))
+    task = app.task(base=DurableTask, name="inactivity.task")(nothing)
+    invocation: Any = Mock(attempt=ctx._attempt, task=task)  # noqa: SLF001
+    ctx.run("charge", orphan.OrphanedAttempt(invocation, Mock()).inactive, 61.2)
+
+    late[0]()
+
+    assert "step 'charge' has made no progress for 61.2 s" in caplog.text
 
 
 def test_an_event_is_sent_where_task_events_are(app: Celery, run: Run, events: Events) -> None:
