@@ -1,6 +1,6 @@
 """What smoke tests add: the fixture `durable`, which is pytest-celery's setup on nodes of this machine or of Docker."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pytest_celery import CeleryTestBackend, CeleryTestBroker
 from tests import leftovers
 from tests.servers import free_port
 from tests.smoke import docker_nodes, effects
+from tests.smoke.flower import Flower
 from tests.smoke.monitor import Monitor
 from tests.smoke.nodes import (
     BACKEND_DB,
@@ -22,6 +23,7 @@ from tests.smoke.nodes import (
     LocalNodes,
     Nodes,
     ServerContainer,
+    Worker,
     WorkerCluster,
 )
 
@@ -54,12 +56,51 @@ def durable(celery_setup: DurableSetup) -> DurableSetup:
 
 
 @pytest.fixture
+def worker(durable: DurableSetup) -> Worker:
+    """A worker with two processes, for tests to which its options do not matter."""
+    return durable.start_worker()
+
+
+@pytest.fixture(params=["early", "late"])
+def acks(request: pytest.FixtureRequest) -> str:
+    """When messages are acknowledged."""
+    return request.param
+
+
+@pytest.fixture
 def monitor(durable: DurableSetup) -> Iterator[Monitor]:
     """A monitor that sees every event from now on."""
     monitor = Monitor(durable.app)
     monitor.start()
     yield monitor
     monitor.end()
+
+
+@pytest.fixture
+def start_flower(durable: DurableSetup, worker_app: str, tmp_path: Path) -> Iterator[Callable[..., Flower]]:
+    """Start Flower with the app of the workers, or, `with_app=False`, with nothing but the broker's URL."""
+    started: list[Flower] = []
+
+    def start(*, with_app: bool = True, env: dict[str, str] | None = None) -> Flower:
+        broker, backend = (durable.broker_server.url(db) for db in (BROKER_DB, BACKEND_DB))
+        if with_app:
+            arguments = ["-A", worker_app]
+            env = {"CELERY_BROKER_URL": broker, "CELERY_RESULT_BACKEND": backend, **(env or {})}
+        else:
+            arguments, env = [f"--broker={broker}"], {}
+        one = Flower(*arguments, log=tmp_path / f"flower{len(started)}.log", env=env)
+        started.append(one)
+        one.wait_ready()
+        return one
+
+    yield start
+    for one in started:
+        one.end()
+
+
+@pytest.fixture
+def flower(start_flower: Callable[..., Flower]) -> Flower:
+    return start_flower()
 
 
 @pytest.fixture

@@ -58,6 +58,22 @@ def count(name: str, key: object = None) -> int:
     return len(hits(name, key))
 
 
+def counts(*names: str, key: object = None) -> list[int]:
+    """Return this number for each of several actions."""
+    return [count(name, key) for name in names]
+
+
+def keys(name: str) -> list[str]:
+    """Return what the executions of an action were counted for, in their order."""
+    return [hit.key for hit in hits(name)]
+
+
+def executions(name: str) -> list[int]:
+    """Return how often an action was executed for each key, in the order of their first executions."""
+    all_keys = keys(name)
+    return [all_keys.count(key) for key in dict.fromkeys(all_keys)]
+
+
 def block(name: str) -> None:
     """In a step: report that the gate `name` has been reached, and wait there until the test releases it."""
     for _ in _closed(name):

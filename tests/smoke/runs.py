@@ -44,14 +44,6 @@ def journals(client: redis.Redis) -> dict[str, dict[str, str]]:
         return dict(zip((key.rpartition(":")[2] for key in keys), questions.execute(), strict=True))
 
 
-def wait_until_suspended(client: redis.Redis, *ids: str, deadline: float = 30) -> None:
-    def suspended() -> bool:
-        runs = journals(client)
-        return all(runs.get(task_id, {}).get("status") == "suspended" for task_id in ids)
-
-    eventually(suspended, deadline, what="suspended runs")
-
-
 def end_waits(client: redis.Redis) -> None:
     """Let the waits of all suspended runs be over now, also those that their code has asked for."""
     seconds, microseconds = client.time()

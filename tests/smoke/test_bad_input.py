@@ -21,6 +21,7 @@ from tests.servers import RedisServer
 from tests.smoke import effects
 from tests.smoke.apps import bad_input as tasks
 from tests.smoke.nodes import BROKER_DB, DurableSetup, Worker
+from tests.smoke.watching import journal, received, run_key, wait_until_delivered
 from tests.waiting import eventually
 
 RETRY = "celery_durable.retry"
@@ -52,7 +53,7 @@ def refused(worker: Worker, result: AsyncResult, kind: type[Exception], *words: 
     assert [word for word in words if word not in message] == [], message
     assert result.state == "FAILURE"
     eventually(lambda: f"[{result.id}] raised" in worker.log())
-    assert deliveries(worker, result.id) == 1
+    assert received(worker, result.id) == 1
 
 
 def wait_for_success(durable: DurableSetup, task_id: str) -> None:
@@ -60,23 +61,9 @@ def wait_for_success(durable: DurableSetup, task_id: str) -> None:
     eventually(lambda: AsyncResult(task_id, app=durable.app).successful())
 
 
-def deliveries(worker: Worker, task_id: str) -> int:
-    return worker.log().count(f"[{task_id}] received")
-
-
-def key_of(durable: DurableSetup, task_id: str) -> str:
-    (key,) = durable.redis.keys(f"*:run:{task_id}")
-    return key
-
-
-def journal(durable: DurableSetup, task_id: str) -> dict[str, str]:
-    """Return the run's journal as an operator reads it."""
-    return durable.redis.hgetall(key_of(durable, task_id))
-
-
 def entries(durable: DurableSetup, task_id: str) -> dict[str, str]:
     """Return what the steps and draws of the run have recorded."""
-    fields = journal(durable, task_id)
+    fields = journal(durable.redis, task_id)
     return {name: value for name, value in fields.items() if ":" in name or name == "seed"}
 
 
@@ -224,7 +211,7 @@ def test_without_any_redis_durable_tasks_fail_and_say_which_setting_is_missing(
     eventually(lambda: effects.count("plain") == 1)
     line = next(line for line in worker.log().splitlines() if f"[{sent.id}] raised unexpected" in line)
     assert [word for word in ["ConfigurationError", *words] if word not in line] == []
-    assert deliveries(worker, sent.id) == 1
+    assert received(worker, sent.id) == 1
     assert effects.count("good") == 0
 
 
@@ -273,7 +260,7 @@ def failed_order(durable: DurableSetup) -> str:
     result = tasks.order.delay(7)
     with pytest.raises(ConnectionError):
         result.get(timeout=20)
-    eventually(lambda: "delivered" in journal(durable, result.id))  # the last that is written of it
+    wait_until_delivered(durable, result.id)
     assert set(entries(durable, result.id)) == {"seed", "step:1", "step:2", "time:1", "uuid:1"}
     return result.id
 
@@ -293,14 +280,14 @@ def send_again(durable: DurableSetup, worker: Worker, task_id: str, kind: type[E
     message = str(caught.value)
     assert [word for word in (task_id, *words) if word not in message] == [], message
     eventually(lambda: worker.log().count(f"[{task_id}] raised") == 2)
-    assert deliveries(worker, task_id) == 2
+    assert received(worker, task_id) == 2
     assert [effects.count(name, task_id) for name in ("reserve", "charge")] == [1, 1]
 
 
 def test_a_journal_of_another_version_is_left_as_it_is(durable: DurableSetup, worker: Worker) -> None:
     for version in ("9", "0", "new", ""):
         task_id = failed_order(durable)
-        key = key_of(durable, task_id)
+        key = run_key(durable.redis, task_id)
         durable.redis.hset(key, "v", version)
         before = durable.redis.hgetall(key)
 
@@ -314,7 +301,7 @@ def test_a_journal_of_another_version_is_left_as_it_is(durable: DurableSetup, wo
 
 
 def test_a_key_that_is_no_journal_is_left_as_it_is(durable: DurableSetup, worker: Worker, broken: str) -> None:
-    key = key_of(durable, broken)
+    key = run_key(durable.redis, broken)
     durable.redis.delete(key)
     durable.redis.set(key, "something else")
 
@@ -336,7 +323,7 @@ def test_a_damaged_entry_ends_the_run_and_stays(durable: DurableSetup, worker: W
     ]
     for field, damaged in damages:
         task_id = failed_order(durable)
-        durable.redis.hset(key_of(durable, task_id), field, damaged)
+        durable.redis.hset(run_key(durable.redis, task_id), field, damaged)
         before = entries(durable, task_id)
 
         where = "step 'reserve'" if '"value"' in damaged else field
@@ -346,7 +333,7 @@ def test_a_damaged_entry_ends_the_run_and_stays(durable: DurableSetup, worker: W
 
 
 def test_a_journal_whose_seed_is_lost_is_not_given_another(durable: DurableSetup, worker: Worker, broken: str) -> None:
-    durable.redis.hdel(key_of(durable, broken), "seed")
+    durable.redis.hdel(run_key(durable.redis, broken), "seed")
     before = entries(durable, broken)
 
     send_again(durable, worker, broken, JournalUnreadableError, "seed")
@@ -355,7 +342,7 @@ def test_a_journal_whose_seed_is_lost_is_not_given_another(durable: DurableSetup
 
 
 def test_a_repaired_entry_lets_the_run_go_on(durable: DurableSetup, worker: Worker, broken: str) -> None:
-    key = key_of(durable, broken)
+    key = run_key(durable.redis, broken)
     intact = durable.redis.hget(key, "step:1")
     durable.redis.hset(key, "step:1", "damaged")
     send_again(durable, worker, broken, JournalUnreadableError, "step:1")
@@ -373,8 +360,8 @@ def test_a_repaired_entry_lets_the_run_go_on(durable: DurableSetup, worker: Work
 def test_an_id_of_another_run_is_refused_and_changes_nothing(durable: DurableSetup, worker: Worker) -> None:
     result = tasks.another.delay(1)
     assert result.get(timeout=20) == "another 1"
-    eventually(lambda: journal(durable, result.id).get("delivered"))
-    journaled, stored = journal(durable, result.id), durable.redis.get(f"celery-task-meta-{result.id}")
+    wait_until_delivered(durable, result.id)
+    journaled, stored = journal(durable.redis, result.id), durable.redis.get(f"celery-task-meta-{result.id}")
 
     tasks.another.apply_async((2,), task_id=result.id)
     tasks.order.apply_async((1,), task_id=result.id)
@@ -385,11 +372,11 @@ def test_an_id_of_another_run_is_refused_and_changes_nothing(durable: DurableSet
     assert tasks.another.name in lines[1]
     assert "other arguments" not in lines[1]
     assert all("new task_id" in line for line in lines)
-    assert journal(durable, result.id) == journaled
+    assert journal(durable.redis, result.id) == journaled
     assert durable.redis.get(f"celery-task-meta-{result.id}") == stored
     assert effects.count("another") == 1
     assert effects.count("reserve") == 0
-    assert deliveries(worker, result.id) == 3
+    assert received(worker, result.id) == 3
     with durable.broker_server.client(BROKER_DB) as broker:
         eventually(lambda: broker.hlen("unacked") == 0)
 
@@ -397,12 +384,12 @@ def test_an_id_of_another_run_is_refused_and_changes_nothing(durable: DurableSet
 def test_an_id_of_a_failed_run_is_refused_to_other_arguments(
     durable: DurableSetup, worker: Worker, broken: str
 ) -> None:
-    before = journal(durable, broken)
+    before = journal(durable.redis, broken)
 
     tasks.order.apply_async((8,), task_id=broken)
 
     eventually(lambda: f"task {broken} refused" in worker.log())
-    assert journal(durable, broken) == before
+    assert journal(durable.redis, broken) == before
     assert AsyncResult(broken, app=durable.app).state == "FAILURE"
 
 
@@ -510,15 +497,15 @@ def test_the_context_of_a_task_that_has_ended_is_closed(durable: DurableSetup, w
     effects.release("keeps")
     kept = tasks.keeps.delay()
     kept.get(timeout=20)
-    eventually(lambda: journal(durable, kept.id).get("delivered"))
-    before = journal(durable, kept.id)
+    wait_until_delivered(durable, kept.id)
+    before = journal(durable.redis, kept.id)
 
     results = [tasks.plain_that_uses_a_kept_one.delay(verb) for verb in tasks.VERBS]
     results += [tasks.uses_a_kept_one.delay(verb, "body") for verb in tasks.VERBS]
 
     for result in results:
         refused(worker, result, ContextClosedError, kept.id, "ended")
-    assert journal(durable, kept.id) == before
+    assert journal(durable.redis, kept.id) == before
     assert effects.count("inner") == 0
 
 

@@ -6,7 +6,7 @@ from celery_durable import ContextInStepError, EntryNotRecordableError, RetriesE
 from tests.smoke import effects
 from tests.smoke.apps import base_class, task_class
 from tests.smoke.nodes import DurableSetup, Worker
-from tests.smoke.watching import journal, steps, wait_for_countdowns, wait_until_idle
+from tests.smoke.watching import journal, steps, wait_for_countdowns, wait_until_delivered, wait_until_idle
 from tests.waiting import eventually
 
 LONG = 20
@@ -32,11 +32,6 @@ ALL_WAYS = [
 @pytest.fixture
 def worker_app() -> str:
     return "tests.smoke.apps.base_class"
-
-
-@pytest.fixture
-def worker(durable: DurableSetup) -> Worker:
-    return durable.start_worker(concurrency=2)
 
 
 # -- ways in -----------------------------------------------------------------------------------------------------------
@@ -124,7 +119,7 @@ def test_autoretry_for_all_exceptions_does_not_retry_what_is_final(
     assert effects.count("attempts", result.id) == effects.count("reserve", result.id) == 1
     wait_for_countdowns(worker, result.id, [])
     # Acknowledged early, the message is gone before the outcome is delivered.
-    eventually(lambda: "delivered" in journal(durable.redis, result.id))
+    wait_until_delivered(durable, result.id)
     run = journal(durable.redis, result.id)
     assert (run["status"], run["attempt"]) == ("failed", "1")
 

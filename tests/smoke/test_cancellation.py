@@ -24,6 +24,7 @@ from tests.smoke.watching import (
     received,
     run_key,
     steps,
+    wait_until_delivered,
     wait_until_idle,
     wait_until_suspended,
 )
@@ -45,10 +46,6 @@ def told(task_id: str) -> list[str]:
     return [hit.key.removeprefix(f"{task_id} ") for hit in effects.hits("told") if hit.key.startswith(task_id)]
 
 
-def counts(task_id: str, *names: str) -> list[int]:
-    return [effects.count(name, task_id) for name in names]
-
-
 def is_cancelled(result: AsyncResult) -> TaskCancelled:
     """Wait for the end of a run whose cancellation left its body; return what its caller receives."""
     with pytest.raises(TaskCancelled) as raised:
@@ -61,7 +58,7 @@ def is_cancelled(result: AsyncResult) -> TaskCancelled:
 
 def ended(durable: DurableSetup, task_id: str, status: str) -> None:
     """The journal has its TTL, and nothing carries the run on."""
-    eventually(lambda: "delivered" in journal(durable.redis, task_id))
+    wait_until_delivered(durable, task_id)
     run = journal(durable.redis, task_id)
     assert (run["status"], run["cancel"]) == (status, "raised")
     client = durable.redis
@@ -84,7 +81,7 @@ def test_a_running_step_is_let_finish_and_the_next_operation_is_cancelled(durabl
 
     assert str(is_cancelled(result)) == "the run was cancelled before 'ship'"
     assert told(result.id) == ["409 the run was cancelled before 'ship'"]
-    assert counts(result.id, "reserve", "charge", "ship", "release", "notify") == [1, 1, 0, 1, 1]
+    assert effects.counts("reserve", "charge", "ship", "release", "notify", key=result.id) == [1, 1, 0, 1, 1]
     states = [(name, state) for name, state, _ in steps(durable.redis, result.id)]
     assert states == [
         *[("reserve", "done"), ("charge", "done"), ("ship", "cancelled")],
@@ -104,7 +101,7 @@ def test_a_step_that_fails_after_the_cancellation_is_not_retried(durable: Durabl
 
     assert str(is_cancelled(result)) == "the run was cancelled before 'charge'"
     assert len(told(result.id)) == 1
-    assert counts(result.id, "reserve", "charge", "ship", "release", "notify") == [1, 1, 0, 1, 1]
+    assert effects.counts("reserve", "charge", "ship", "release", "notify", key=result.id) == [1, 1, 0, 1, 1]
     assert steps(durable.redis, result.id)[1] == ("charge", "cancelled", 1)
     wait_until_idle(durable)
     assert result.state == "REVOKED"
@@ -125,8 +122,8 @@ def test_runs_that_wait_wake_for_their_cancellation(durable: DurableSetup) -> No
         is_cancelled(result)
         assert int(journal(durable.redis, result.id)["opened"]) < due[place]
         assert len(told(result.id)) == 1
-        assert counts(result.id, "reserve", "ship", "release", "notify") == [1, 0, 1, 1]
-        assert counts(result.id, "flaky") == [int("backing off" in place)]
+        assert effects.counts("reserve", "ship", "release", "notify", key=result.id) == [1, 0, 1, 1]
+        assert effects.counts("flaky", key=result.id) == [int("backing off" in place)]
         ended(durable, result.id, "revoked")
         assert received(worker, result.id) == (3 if "broker" in place else 2)
 
@@ -154,7 +151,7 @@ def test_a_run_that_sleeps_while_no_worker_lives_is_cancelled_by_the_next_one(du
     worker.restart()
 
     is_cancelled(result)
-    assert counts(result.id, "reserve", "release", "notify") == [1, 1, 1]
+    assert effects.counts("reserve", "release", "notify", key=result.id) == [1, 1, 1]
 
 
 def test_a_run_that_waits_with_other_arguments_is_cancelled_with_them(durable: DurableSetup) -> None:
@@ -166,7 +163,7 @@ def test_a_run_that_waits_with_other_arguments_is_cancelled_with_them(durable: D
 
     is_cancelled(result)
     assert told(result.id) == ["second 409 the run was cancelled before 'ship'"]
-    assert counts(result.id, "reserve", "ship") == [1, 0]
+    assert effects.counts("reserve", "ship", key=result.id) == [1, 0]
     ended(durable, result.id, "revoked")
 
 
@@ -186,7 +183,7 @@ def test_a_cancellation_that_is_caught_is_a_success(durable: DurableSetup) -> No
     for result in results:
         assert result.get(timeout=15) == "compensated"
         assert result.state == "SUCCESS"
-        assert counts(result.id, "ship", "release", "notify") == [0, 1, 1]
+        assert effects.counts("ship", "release", "notify", key=result.id) == [0, 1, 1]
         ended(durable, result.id, "succeeded")
 
 
@@ -198,7 +195,7 @@ def test_a_run_that_ignores_its_result_is_cancelled_unseen(durable: DurableSetup
     cancel(result.id, app=durable.app)
 
     ended(durable, result.id, "revoked")
-    assert counts(result.id, "release") == [1]
+    assert effects.counts("release", key=result.id) == [1]
     assert result.state == "PENDING"
 
 
@@ -220,7 +217,7 @@ def test_compensations_run_once_though_the_worker_dies_amid_them(durable: Durabl
     is_cancelled(result)
     # The code is told in each attempt that comes there, at the same place by the same words; nothing more is cancelled.
     assert told(result.id) == ["409 the run was cancelled before 'pause'"] * 2
-    assert counts(result.id, "reserve", "ship", "release", "notify") == [1, 0, 1, 2]
+    assert effects.counts("reserve", "ship", "release", "notify", key=result.id) == [1, 0, 1, 2]
     assert [entry["state"] for entry in entries(durable.redis, result.id)] == ["done", "cancelled", "done", "done"]
     ended(durable, result.id, "revoked")
 
@@ -237,7 +234,7 @@ def test_tasks_of_the_base_class_are_cancelled(durable: DurableSetup) -> None:
     for result, seen in zip(results, (1, 0), strict=True):
         is_cancelled(result)
         assert len(told(result.id)) == seen
-        assert counts(result.id, "reserve", "release") == [seen, seen]
+        assert effects.counts("reserve", "release", key=result.id) == [seen, seen]
         ended(durable, result.id, "revoked")
         assert journal(durable.redis, result.id)["attempt"] == "2"
 
@@ -253,7 +250,7 @@ def test_one_of_a_gather_is_cancelled_and_all_the_others_go_on(durable: DurableS
 
     assert result.get(timeout=15) == ["left", "TaskCancelled", "right"]
     assert set(told(result.id)) == {"409 the run was cancelled before 'sleep'"}
-    assert counts(result.id, "left", "right", "release") == [1, 1, 1]
+    assert effects.counts("left", "right", "release", key=result.id) == [1, 1, 1]
     ended(durable, result.id, "succeeded")
 
 
@@ -334,7 +331,7 @@ def test_to_cancel_again_changes_nothing(durable: DurableSetup) -> None:
 
     is_cancelled(result)
     assert told(result.id) == ["409 the run was cancelled before 'pause'"]
-    assert counts(result.id, "release", "notify") == [1, 1]
+    assert effects.counts("release", "notify", key=result.id) == [1, 1]
     assert received(worker, result.id) == 2
 
 
@@ -350,7 +347,7 @@ def test_runs_that_cannot_be_cancelled_say_why(durable: DurableSetup) -> None:
     cancel(cancelled.id, app=durable.app)
     is_cancelled(cancelled)
     for task_id, status in ((waiting.id, "succeeded"), (cancelled.id, "revoked")):
-        eventually(lambda task_id=task_id: "delivered" in journal(durable.redis, task_id))
+        wait_until_delivered(durable, task_id)
         before = journal(durable.redis, task_id)
         with pytest.raises(RunNotCancellableError, match=rf"task {task_id} has ended already, at 2\S+: {status}"):
             cancel(task_id, app=durable.app)
@@ -371,7 +368,7 @@ def test_a_cancelled_run_cannot_be_retried_and_its_id_says_so(durable: DurableSe
     eventually(lambda: received(worker, result.id) == 3)
     wait_until_idle(durable)
     is_cancelled(AsyncResult(result.id, app=durable.app))
-    assert counts(result.id, "reserve", "release") == [1, 1]
+    assert effects.counts("reserve", "release", key=result.id) == [1, 1]
     assert f"task {result.id} already finished" in worker.log()
 
 
@@ -435,7 +432,7 @@ def test_a_revoked_run_ends_without_compensation(durable: DurableSetup) -> None:
         result.get(timeout=15)
     assert journal(durable.redis, result.id)["status"] == "revoked"
     assert told(result.id) == []
-    assert counts(result.id, "reserve", "release", "notify") == [1, 0, 0]
+    assert effects.counts("reserve", "release", "notify", key=result.id) == [1, 0, 0]
     assert durable.redis.ttl(run_key(durable.redis, result.id)) > 0
     with pytest.raises(RunNotCancellableError, match="revoked"):
         cancel(result.id, app=durable.app)

@@ -19,7 +19,7 @@ from tests.smoke.apps.canvas import (
     sends_from_a_step,
     total,
 )
-from tests.smoke.nodes import DurableSetup, Worker
+from tests.smoke.nodes import DurableSetup
 from tests.smoke.watching import wait_until_idle
 from tests.waiting import eventually
 
@@ -27,38 +27,30 @@ LONG = 30
 """Seconds for a canvas whose members are retried, on a busy machine."""
 
 
+pytestmark = pytest.mark.usefixtures("worker")
+
+
 @pytest.fixture
 def worker_app() -> str:
     return "tests.smoke.apps.canvas"
-
-
-@pytest.fixture(autouse=True)
-def worker(durable: DurableSetup) -> Worker:
-    return durable.start_worker(concurrency=2)
-
-
-def executions(name: str) -> list[int]:
-    """How often an action was executed for each key."""
-    keys = [hit.key for hit in effects.hits(name)]
-    return [keys.count(key) for key in dict.fromkeys(keys)]
 
 
 def test_a_chain_of_retried_members_passes_each_result_on_once() -> None:
     result = chain(add.s(1, 2), double.s(), increment.s(), plain.s(), add.s(10)).delay()
 
     assert result.get(timeout=LONG) == 17
-    assert executions("add") == [3, 3]
-    assert executions("double") == [2]
-    assert executions("increment") == [2]
-    assert executions("plain") == [1]
-    assert executions("add attempts") == [4, 4]
+    assert effects.executions("add") == [3, 3]
+    assert effects.executions("double") == [2]
+    assert effects.executions("increment") == [2]
+    assert effects.executions("plain") == [1]
+    assert effects.executions("add attempts") == [4, 4]
 
 
 def test_a_group_of_retried_members_gives_all_results_in_order() -> None:
     result = group(add.s(number, number) for number in range(5)).delay()
 
     assert result.get(timeout=LONG) == [0, 2, 4, 6, 8]
-    assert executions("add") == [3] * 5
+    assert effects.executions("add") == [3] * 5
 
 
 CHORDS = {
@@ -80,9 +72,9 @@ def test_the_body_of_a_chord_runs_once_with_all_results(durable: DurableSetup, s
 
     assert result.get(timeout=LONG) == expected
     wait_until_idle(durable)
-    assert executions("total") in ([2], []), "once, failing once before"
-    assert set(executions("add")) <= {3}
-    assert set(executions("double")) <= {2}
+    assert effects.executions("total") in ([2], []), "once, failing once before"
+    assert set(effects.executions("add")) <= {3}
+    assert set(effects.executions("double")) <= {2}
 
 
 def test_a_canvas_in_a_canvas(durable: DurableSetup) -> None:
@@ -91,8 +83,8 @@ def test_a_canvas_in_a_canvas(durable: DurableSetup) -> None:
 
     assert result.get(timeout=LONG) == 16
     wait_until_idle(durable)
-    assert executions("plain") == [1]
-    assert executions("total") == [2, 2]
+    assert effects.executions("plain") == [1]
+    assert effects.executions("total") == [2, 2]
 
 
 def test_a_link_is_called_once_with_the_result(durable: DurableSetup) -> None:
@@ -129,7 +121,7 @@ def test_a_failed_member_stops_the_chain_with_its_error(durable: DurableSetup) -
     wait_until_idle(durable)
     assert effects.count("on_error") == 1
     assert effects.count("plain") == 0
-    assert executions("refuse") == [1]
+    assert effects.executions("refuse") == [1]
 
 
 def test_a_failed_member_of_a_header_fails_the_chord_once(durable: DurableSetup) -> None:
@@ -139,7 +131,7 @@ def test_a_failed_member_of_a_header_fails_the_chord_once(durable: DurableSetup)
     with pytest.raises(Exception, match="step 'exhausted' failed 4 times"):
         result.get(timeout=LONG)
     wait_until_idle(durable)
-    assert executions("exhausted") == [4]
+    assert effects.executions("exhausted") == [4]
     assert effects.count("total") == 0
     assert effects.count("on_error") == 1
 
@@ -147,8 +139,8 @@ def test_a_failed_member_of_a_header_fails_the_chord_once(durable: DurableSetup)
 def test_a_durable_task_may_be_replaced_by_a_canvas() -> None:
     """The replacing task has the id of the replaced one, and a journal of its own making."""
     assert replaced.delay(5).get(timeout=LONG) == 22
-    assert executions("prepare") == [2]
-    assert executions("add") == [3]
+    assert effects.executions("prepare") == [2]
+    assert effects.executions("add") == [3]
 
 
 def test_a_plain_task_sent_from_a_step_has_one_id_however_often_the_step_ran(durable: DurableSetup) -> None:

@@ -9,7 +9,14 @@ from celery_durable import TerminalError
 from tests.smoke import effects
 from tests.smoke.apps import crashes
 from tests.smoke.nodes import DurableSetup, Worker
-from tests.smoke.watching import deliver_again, journal, wait_until_idle, wait_until_logged, waiting_message
+from tests.smoke.watching import (
+    deliver_again,
+    journal,
+    wait_until_delivered,
+    wait_until_idle,
+    wait_until_logged,
+    waiting_message,
+)
 from tests.waiting import eventually
 
 FORGOTTEN = "another attempt holds the lease; this message is forgotten"
@@ -24,10 +31,6 @@ def worker_app() -> str:
 def stored(durable: DurableSetup, task_id: str) -> str | None:
     """Return what the result backend holds, as it is."""
     return durable.redis.get(f"celery-task-meta-{task_id}")
-
-
-def wait_until_delivered(durable: DurableSetup, task_id: str) -> None:
-    eventually(lambda: "delivered" in journal(durable.redis, task_id))
 
 
 def wait_for_the_end_of_all(durable: DurableSetup) -> None:

@@ -8,8 +8,7 @@ import pytest
 from tests.smoke import effects
 from tests.smoke.apps import crashes
 from tests.smoke.nodes import DurableSetup
-from tests.smoke.watching import countdowns, journal, steps, wait_until_idle, wait_until_logged
-from tests.waiting import eventually
+from tests.smoke.watching import countdowns, journal, steps, wait_until_delivered, wait_until_idle, wait_until_logged
 
 TAKEN_OVER = "another attempt has taken over, or the run was revoked; this attempt ends"
 
@@ -52,7 +51,7 @@ def test_an_attempt_that_stood_still_changes_nothing_after_another_one_has_finis
     effects.release("stale")
     effects.release("third")
     value = result.get(timeout=20)
-    eventually(lambda: "delivered" in journal(durable.redis, result.id))
+    wait_until_delivered(durable, result.id)
     before = journal(durable.redis, result.id)
     meta = durable.redis.get(f"celery-task-meta-{result.id}")
     os.kill(stale, signal.SIGCONT)

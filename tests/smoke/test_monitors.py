@@ -11,7 +11,14 @@ from tests.smoke import effects
 from tests.smoke.apps import monitors
 from tests.smoke.monitor import Monitor
 from tests.smoke.nodes import DurableSetup
-from tests.smoke.watching import deliver_again, elapse, journal, wait_until_suspended, waiting_message
+from tests.smoke.watching import (
+    deliver_again,
+    elapse,
+    journal,
+    wait_until_delivered,
+    wait_until_suspended,
+    waiting_message,
+)
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.local_nodes(reason="the monitor runs in this process")
@@ -38,10 +45,6 @@ def hooks(result: AsyncResult) -> list[str]:
 
 def signalled(result: AsyncResult) -> list[str]:
     return [hit.key.partition(" ")[2] for hit in effects.hits("signal") if hit.key.startswith(result.id)]
-
-
-def delivered(durable: DurableSetup, result: AsyncResult) -> None:
-    eventually(lambda: "delivered" in journal(durable.redis, result.id), what="the delivery")
 
 
 # -- a run that waits --------------------------------------------------------------------------------------------------
@@ -116,7 +119,7 @@ def test_where_events_are_off_nothing_is_sent(durable: DurableSetup, monitor: Mo
 
     with pytest.raises(TaskCancelled):
         result.get(timeout=20)
-    delivered(durable, result)
+    wait_until_delivered(durable, result.id)
     eventually(lambda: signalled(result), what="the signal")
     assert monitor.history(result) == []
 
@@ -193,7 +196,7 @@ def test_a_failed_run_that_is_retried_reads_started_then_success_and_failed_no_m
     durable.start_worker(extra=["-E"])
     result = monitors.refused.delay()
     monitor.wait_for(result, "started STARTED", "failed FAILURE")
-    delivered(durable, result)
+    wait_until_delivered(durable, result.id)
     assert monitor.state.tasks[result.id].exception == "TerminalError('not yet', 503, None)"
 
     durable.app.tasks["celery_durable.retry"].delay(result.id)
@@ -215,7 +218,7 @@ def test_a_copy_of_the_message_of_a_run_that_is_over_changes_nothing(
     state = "SUCCESS" if task is monitors.quick else "FAILURE"
     kind = "succeeded" if task is monitors.quick else "failed"
     monitor.wait_for(result, "started STARTED", f"{kind} {state}")
-    delivered(durable, result)
+    wait_until_delivered(durable, result.id)
     before = monitor.state.tasks[result.id].as_dict()
 
     deliver_again(durable, message)

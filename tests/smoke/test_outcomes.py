@@ -31,11 +31,6 @@ def worker_app() -> str:
     return "tests.smoke.apps.values"
 
 
-@pytest.fixture
-def worker(durable: DurableSetup) -> Worker:
-    return durable.start_worker(concurrency=2)
-
-
 def error_of(task: Any, *args: Any) -> Exception:
     """Run a task until it has failed; return exactly what `.get()` raises."""
     result = task.delay(*args)
@@ -44,12 +39,6 @@ def error_of(task: Any, *args: Any) -> Exception:
     except Exception as error:
         return error
     pytest.fail(f"{task.name} did not fail, it returned {value!r}")
-
-
-def executions() -> list[int]:
-    """How often the failing action, or body, was executed for each task, in the order of their first executions."""
-    keys = [hit.key for hit in effects.hits("fail")]
-    return [keys.count(key) for key in dict.fromkeys(keys)]
 
 
 def test_the_outcome_is_the_value(worker: Worker) -> None:
@@ -79,7 +68,7 @@ def test_a_terminal_error_has_its_message_code_and_metadata(worker: Worker, task
     assert type(error) is TerminalError
     assert error.args == ("no such account", 404, {"account": "A-1"})
     assert (str(error), error.status_code, error.metadata) == error.args
-    assert executions() == [times]
+    assert effects.executions("fail") == [times]
 
 
 def test_a_terminal_error_of_an_exception_tells_its_message(worker: Worker) -> None:
@@ -94,7 +83,7 @@ def test_a_subclass_arrives_as_itself_where_it_rebuilds(worker: Worker) -> None:
 
     assert type(error) is values.OutOfStock
     assert error.args == ("no chairs", 409, {"chairs": 0})
-    assert executions() == [1]
+    assert effects.executions("fail") == [1]
 
 
 @pytest.mark.parametrize("task", ["subclass_that_does_not_rebuild", "subclass_that_does_not_rebuild_of_the_body"])
@@ -103,7 +92,7 @@ def test_a_subclass_that_does_not_rebuild_arrives_as_a_terminal_error(worker: Wo
 
     assert type(error) is TerminalError
     assert error.args == ("visa has a limit of 100", 402, {"limit": 100})
-    assert executions() == [1]
+    assert effects.executions("fail") == [1]
 
 
 def test_exhausted_retries_arrive_with_all_their_facts(worker: Worker) -> None:
@@ -116,7 +105,7 @@ def test_exhausted_retries_arrive_with_all_their_facts(worker: Worker) -> None:
     assert (error.last_error_type, error.last_error_message) == ("GatewayDown", "timeout")
     assert "in fail" in error.last_error_traceback
     assert "step 'charge' failed 3 times" in str(error)
-    assert executions() == [3]
+    assert effects.executions("fail") == [3]
 
 
 def test_exhausted_retries_keep_the_code_of_a_retryable_error(worker: Worker) -> None:
@@ -137,7 +126,7 @@ def test_the_original_exception_arrives_when_the_retries_of_the_task_are_spent(
 
     assert type(error) is values.GatewayDown
     assert error.args == ("timeout", 7)
-    assert executions() == [times]
+    assert effects.executions("fail") == [times]
 
 
 def test_a_builtin_exception_arrives_as_itself(worker: Worker) -> None:
@@ -145,7 +134,7 @@ def test_a_builtin_exception_arrives_as_itself(worker: Worker) -> None:
 
     assert type(error) is KeyError
     assert error.args == ("A-1",)
-    assert executions() == [3]
+    assert effects.executions("fail") == [3]
 
 
 NAMED = [
@@ -168,7 +157,7 @@ def test_errors_of_the_library_arrive_by_name(
         result.get(timeout=LONG)
     assert type(raised.value) is error
     assert message in str(raised.value)
-    assert executions() == [times], "none of them is retried"
+    assert effects.executions("fail") == [times], "none of them is retried"
     assert journal(durable.redis, result.id)["status"] == "failed"
 
 
@@ -179,7 +168,7 @@ def test_a_run_that_only_dies_is_parked_by_name(durable: DurableSetup) -> None:
 
     assert type(error) is RecoveryLimitExceeded
     assert "max_recoveries=2" in str(error)
-    assert executions() == [3]
+    assert effects.executions("fail") == [3]
 
 
 def test_after_ignore_the_caller_keeps_waiting(durable: DurableSetup, worker: Worker) -> None:
@@ -208,7 +197,7 @@ def test_arguments_that_do_not_fit_fail_at_once(worker: Worker) -> None:
 
     with pytest.raises(TypeError, match="too many positional arguments"):
         sent.get(timeout=LONG)
-    assert executions() == []
+    assert effects.executions("fail") == []
 
 
 def test_a_model_that_does_not_validate_fails_at_once(worker: Worker) -> None:
@@ -217,7 +206,7 @@ def test_a_model_that_does_not_validate_fails_at_once(worker: Worker) -> None:
 
     with pytest.raises(Exception, match="valid integer"):
         values.takes_a_model.delay({"number": "seven", "placed": "2026-01-31"}).get(timeout=LONG)
-    assert executions() == [1]
+    assert effects.executions("fail") == [1]
 
 
 # -- what later attempts are given -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 from tests.smoke import effects
 from tests.smoke.apps import pools
 from tests.smoke.nodes import DurableSetup, Worker
+from tests.smoke.watching import wait_for_renewals
 from tests.waiting import eventually
 
 LONG = 40
@@ -66,12 +67,6 @@ def start(durable: DurableSetup, pool: str, *, lease: float = 30, **options: Any
     return durable.start_worker(**chosen)
 
 
-def executions(name: str) -> list[int]:
-    """How often an action was executed for each key."""
-    keys = [hit.key for hit in effects.hits(name)]
-    return [keys.count(key) for key in dict.fromkeys(keys)]
-
-
 def test_retries_replay_in_every_pool(durable: DurableSetup, pool: str) -> None:
     """Several runs at a time, in `def` and `async def` tasks: none sees another's context or steps."""
     start(durable, pool)
@@ -82,9 +77,9 @@ def test_retries_replay_in_every_pool(durable: DurableSetup, pool: str) -> None:
         assert first == second == task_id
         assert charged == 3
     assert len({drawn for _, _, drawn, _ in found.values()}) == 6
-    assert executions("reserve") == [2] * 6
-    assert executions("charge") == [3] * 6
-    assert executions("found") == [2] * 6
+    assert effects.executions("reserve") == [2] * 6
+    assert effects.executions("charge") == [3] * 6
+    assert effects.executions("found") == [2] * 6
 
 
 def test_limits_are_exact_in_every_pool(durable: DurableSetup, pool: str) -> None:
@@ -99,7 +94,7 @@ def test_steps_of_an_async_task_run_side_by_side_in_every_pool(durable: DurableS
     start(durable, pool)
 
     assert pools.steps_side_by_side.delay().get(timeout=LONG) == ["a", "b", "c"]
-    assert executions("met") == [1, 1, 1]
+    assert effects.executions("met") == [1, 1, 1]
 
 
 @pytest.mark.parametrize("task", ["held", "held_async"])
@@ -113,7 +108,7 @@ def test_as_many_steps_wait_at_a_time_as_the_pool_has_slots(durable: DurableSetu
     effects.release("held")
 
     assert [result.get(timeout=LONG) for result in results] == [1] * slots
-    assert executions("before") == executions("held") == [1] * slots
+    assert effects.executions("before") == effects.executions("held") == [1] * slots
 
 
 @pytest.mark.parametrize("task", ["held", "held_async"])
@@ -140,17 +135,4 @@ def test_a_warm_shutdown_lets_a_run_end_in_every_pool(durable: DurableSetup, poo
     worker.wait()
 
     assert result.get(timeout=5) == 1
-    assert executions("before") == executions("held") == [1]
-
-
-def wait_for_renewals(durable: DurableSetup, runs: int) -> None:
-    """Wait until the leases of so many runs have each been renewed three times."""
-    seen: dict[str, set[float]] = {}
-
-    def renewed() -> bool:
-        for key in durable.redis.scan_iter(match="*:leases"):
-            for run, lapses in durable.redis.zrange(key, 0, -1, withscores=True):
-                seen.setdefault(run, set()).add(lapses)
-        return sum(len(times) > 3 for times in seen.values()) == runs
-
-    eventually(renewed, what=f"three renewals of {runs} leases")
+    assert effects.executions("before") == effects.executions("held") == [1]

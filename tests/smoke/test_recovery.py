@@ -25,16 +25,17 @@ from tests.servers import RedisServer
 from tests.smoke import effects
 from tests.smoke.apps import recovery
 from tests.smoke.nodes import BACKEND_DB, BROKER_DB, DurableSetup, Worker
-from tests.smoke.runs import (
-    end_waits,
-    journals,
-    lose_messages,
-    messages,
-    wait_for_messages,
+from tests.smoke.runs import end_waits, journals, lose_messages, messages, wait_for_messages, waiting
+from tests.smoke.watching import (
+    deliver_again,
+    delivered,
+    journal,
+    wait_until_delivered,
+    wait_until_idle,
+    wait_until_logged,
     wait_until_suspended,
-    waiting,
+    waiting_message,
 )
-from tests.smoke.watching import deliver_again, journal, wait_until_idle, wait_until_logged, waiting_message
 from tests.waiting import eventually
 
 LEASE = 2
@@ -47,12 +48,6 @@ STEPS = ("first", "second", "third")
 @pytest.fixture
 def worker_app() -> str:
     return "tests.smoke.apps.recovery"
-
-
-@pytest.fixture(params=["early", "late"])
-def acks(request: pytest.FixtureRequest) -> str:
-    """When messages are acknowledged."""
-    return request.param
 
 
 def task(name: str) -> Any:
@@ -71,17 +66,9 @@ def victim_and_heir(workers: list[Worker], pid: int) -> tuple[Worker, Worker]:
     return tuple(sorted(workers, key=lambda worker: pid not in worker.children()))
 
 
-def counts(*names: str, key: object = None) -> list[int]:
-    return [effects.count(name, key) for name in names]
-
-
 def states(task_id: str) -> set[str]:
     """Return all states that anyone has stored of a task."""
     return {hit.key.split()[1] for hit in effects.hits("stored") if hit.key.startswith(task_id)}
-
-
-def delivered(durable: DurableSetup, task_id: str) -> bool:
-    return "delivered" in journal(durable.redis, task_id)
 
 
 # -- the worker is killed
@@ -97,7 +84,7 @@ def test_another_worker_goes_on_with_the_run_of_one_that_was_killed(durable: Dur
     effects.release("second")
 
     assert result.get(timeout=LONG) == [killed, *heir.children() * 2]
-    assert counts(*STEPS, key=result.id) == [1, 2, 1]
+    assert effects.counts(*STEPS, key=result.id) == [1, 2, 1]
     run = journal(durable.redis, result.id)
     assert (run["status"], run["attempt"], run["recoveries"]) == ("succeeded", "2", "0")
     wait_for_messages(durable, 0, 1 if acks == "late" else 0, "the copy that was lost with the worker")
@@ -121,7 +108,7 @@ def test_a_late_copy_of_a_message_finds_the_outcome(durable: DurableSetup) -> No
     recovery.quick.delay().get(timeout=10)
 
     assert value == last.parent.get(timeout=5)
-    assert counts(*STEPS, "follow") == [1, 2, 1, 1]
+    assert effects.counts(*STEPS, "follow") == [1, 2, 1, 1]
     assert effects.count("sent", last.id) == 1
 
 
@@ -137,7 +124,7 @@ def test_a_run_needs_no_message(durable: DurableSetup, acks: str) -> None:
     effects.release("second")
 
     assert len(result.get(timeout=LONG)) == 3
-    assert counts(*STEPS, key=result.id) == [1, 2, 1]
+    assert effects.counts(*STEPS, key=result.id) == [1, 2, 1]
     wait_until_idle(durable)
 
 
@@ -157,14 +144,14 @@ def test_a_run_whose_message_is_lost_while_it_runs_does_not_notice(durable: Dura
 def test_a_wait_needs_no_message_either(durable: DurableSetup, delay: float) -> None:
     victim = durable.start_worker(concurrency=1)
     result = recovery.backs_off.delay(delay)
-    wait_until_suspended(durable.redis, result.id)
+    wait_until_suspended(durable, result.id)
     victim.kill()
     lose_messages(durable)
     end_waits(durable.redis)
     durable.start_worker(concurrency=1)
 
     assert result.get(timeout=LONG) == 2
-    assert counts("before", "flaky", key=result.id) == [1, 2]
+    assert effects.counts("before", "flaky", key=result.id) == [1, 2]
     run = journal(durable.redis, result.id)
     assert (run["attempt"], run["recoveries"]) == ("2", "0"), "to wait is not to die"
 
@@ -186,7 +173,7 @@ def killed_at_delivery(durable: DurableSetup, task_id: str) -> Worker:
 
 def wait_for_all(durable: DurableSetup, task_id: str) -> None:
     """Wait until nothing is left to do, of which something might be done twice."""
-    eventually(lambda: delivered(durable, task_id), LONG)
+    wait_until_delivered(durable, task_id, LONG)
     eventually(lambda: not waiting(durable.redis))
     eventually(lambda: messages(durable)[0] == 0)
     recovery.quick.delay().get(timeout=10)
@@ -201,7 +188,7 @@ def test_a_result_that_was_not_stored_is_stored_by_another_worker(durable: Durab
     wait_for_all(durable, result.id)
 
     assert value == [effects.hits("first")[0].pid] * 3
-    assert counts(*STEPS) == [1, 1, 1]
+    assert effects.counts(*STEPS) == [1, 1, 1]
     assert effects.count("stored", f"{result.id} SUCCESS") == 1
 
 
@@ -213,7 +200,7 @@ def test_the_next_task_of_a_chain_that_was_not_sent_is_sent_by_another_worker(du
     wait_for_all(durable, last.parent.id)
 
     assert value == last.parent.get(timeout=5)
-    assert counts(*STEPS, "follow") == [1, 1, 1, 1]
+    assert effects.counts(*STEPS, "follow") == [1, 1, 1, 1]
     assert effects.count("sent", last.id) == 1
 
 
@@ -224,8 +211,8 @@ def test_a_chord_goes_on_though_a_member_died_before_it_was_counted(durable: Dur
 
     assert body.get(timeout=LONG) == 2
     wait_for_all(durable, held)
-    assert counts(*STEPS) == [2, 2, 2]
-    assert counts("total", "sent", key=body.id) == [1, 1]
+    assert effects.counts(*STEPS) == [2, 2, 2]
+    assert effects.counts("total", "sent", key=body.id) == [1, 1]
 
 
 def test_an_errback_that_was_not_called_is_called_by_another_worker(durable: DurableSetup) -> None:
@@ -251,7 +238,7 @@ def test_a_delivery_may_take_longer_than_the_lease(durable: DurableSetup) -> Non
     last.get(timeout=LONG)
     wait_for_all(durable, last.parent.id)
 
-    assert counts("delivery.gate", "follow") == [2, 1], "the next task, and the result"
+    assert effects.counts("delivery.gate", "follow") == [2, 1], "the next task, and the result"
     assert effects.count("sent", last.id) == 1
     assert effects.count("stored", f"{last.parent.id} SUCCESS") == 1
 
@@ -270,9 +257,9 @@ def test_a_lost_child_is_no_failure_of_a_run_that_has_begun(durable: DurableSetu
 
     assert pids[0] == killed
     assert pids[1] == pids[2] != killed
-    assert counts(*STEPS, key=last.parent.id) == [1, 2, 1]
+    assert effects.counts(*STEPS, key=last.parent.id) == [1, 2, 1]
     assert states(last.parent.id) == {"SUCCESS"}
-    assert counts("failures", "follow") == [0, 1]
+    assert effects.counts("failures", "follow") == [0, 1]
     wait_until_idle(durable)
 
 
@@ -285,10 +272,10 @@ def test_a_child_lost_before_the_run_began_is_what_it_is_in_celery(durable: Dura
     assert isinstance(late.get(timeout=LONG), int)
     wait_until_idle(durable)
 
-    assert counts("bodies", "step", key=early.id) == [1, 0]
-    assert counts("bodies", "step", key=late.id) == [2, 1]
+    assert effects.counts("bodies", "step", key=early.id) == [1, 0]
+    assert effects.counts("bodies", "step", key=late.id) == [2, 1]
     assert [hit.key for hit in effects.hits("failures")] == [f"{early.id} WorkerLostError"]
-    assert counts("sent", key=late.id) == [1], "the broker delivers the same message again"
+    assert effects.counts("sent", key=late.id) == [1], "the broker delivers the same message again"
     assert not journal(durable.redis, early.id)
 
 
@@ -301,7 +288,7 @@ def test_a_poison_task_is_given_up_and_can_be_retried(durable: DurableSetup, nam
     with pytest.raises(RecoveryLimitExceeded, match=f"task {result.id}: 3 attempts in a row"):
         result.get(timeout=LONG)
 
-    eventually(lambda: delivered(durable, result.id))
+    wait_until_delivered(durable, result.id)
     assert effects.count("poison", result.id) == 3
     assert states(result.id) == {"FAILURE"}
     assert [hit.key for hit in effects.hits("failures")] == [f"{result.id} RecoveryLimitExceeded"]
@@ -327,7 +314,7 @@ def test_of_several_workers_one_sends_each_run(durable: DurableSetup) -> None:
     ids = [result.id for result in results]
     for worker in workers:
         worker.wait_ready()
-    wait_until_suspended(durable.redis, *ids)
+    wait_until_suspended(durable, *ids)
     eventually(lambda: messages(durable) == (0, 0))
     end_waits(durable.redis)
 
@@ -348,7 +335,7 @@ def test_runs_of_tasks_that_an_app_does_not_know_are_left_alone_and_in_nobodys_w
     ids = (one for one in iter(lambda: str(uuid4()), "") if crc32(one.encode()) % SHARDS == 0)
     unknown = [recovery.known_to_some.apply_async(task_id=next(ids)) for _ in range(220)]
     known = recovery.sleeps.apply_async(task_id=next(ids))
-    wait_until_suspended(durable.redis, known.id, *(result.id for result in unknown))
+    wait_until_suspended(durable, known.id, *(result.id for result in unknown))
     worker.stop()
     end_waits(durable.redis)
     [due] = durable.redis.scan_iter(match="*:due")
@@ -399,7 +386,7 @@ def test_a_recovered_message_says_what_the_lost_one_said(durable: DurableSetup) 
     for task_id in ids:
         first, second = facts(task_id)
         assert first == second
-        assert counts("first", "second", key=task_id) == [1, 1]
+        assert effects.counts("first", "second", key=task_id) == [1, 1]
         assert states(task_id) == {"SUCCESS"}
     assert effects.count("follow") == 2
     assert effects.count("total", grouped.id) == 1
@@ -451,7 +438,7 @@ def test_runs_are_sent_again_by_a_command(durable: DurableSetup) -> None:
     lease = {"DURABLE_TEST_LEASE": "60"}
     worker = durable.start_worker(concurrency=3, env=lease)
     results = [recovery.sleeps.delay() for _ in range(3)]
-    wait_until_suspended(durable.redis, *(result.id for result in results))
+    wait_until_suspended(durable, *(result.id for result in results))
     live = recovery.early.delay(held_at="second")
     effects.wait_until_blocked("second")
     worker.kill()
@@ -470,9 +457,9 @@ def test_runs_are_sent_again_by_a_command(durable: DurableSetup) -> None:
 
     assert [result.get(timeout=LONG) for result in results] == ["awake"] * 3
     assert len(live.get(timeout=LONG)) == 3
-    assert counts("before", "after") == [3, 3]
-    assert counts(*STEPS) == [1, 2, 1]
-    assert counts("sent") == [8]
+    assert effects.counts("before", "after") == [3, 3]
+    assert effects.counts(*STEPS) == [1, 2, 1]
+    assert effects.counts("sent") == [8]
 
 
 # -- the broker is away
@@ -490,7 +477,7 @@ def test_runs_are_sent_when_the_broker_is_back(durable: DurableSetup, broker: Re
     worker = durable.start_worker(concurrency=1, env={"CELERY_BROKER_URL": broker.url()})
     with durable.app.connection_for_write(broker.url()) as connection:
         results = [recovery.sleeps.apply_async(connection=connection) for _ in range(3)]
-    wait_until_suspended(durable.redis, *(result.id for result in results))
+    wait_until_suspended(durable, *(result.id for result in results))
     with broker.client() as client:
         # A worker with unacknowledged messages may end when its Redis broker goes away: that is kombu's affair.
         eventually(lambda: not client.exists("unacked", "celery"), what="a broker without messages")
@@ -500,7 +487,7 @@ def test_runs_are_sent_when_the_broker_is_back(durable: DurableSetup, broker: Re
     broker.start()
 
     assert [result.get(timeout=LONG) for result in results] == ["awake"] * 3
-    assert counts("before", "after") == [3, 3]
+    assert effects.counts("before", "after") == [3, 3]
 
 
 # -- duplicates, and attempts that stood still
@@ -523,7 +510,7 @@ def test_a_second_message_of_a_live_run_is_forgotten(durable: DurableSetup, acks
     deliver_again(durable, message)
     wait_until_logged(worker, f"[{result.id}] ignored", times=2)
     wait_until_idle(durable)
-    assert counts(*STEPS) == [1, 1, 1]
+    assert effects.counts(*STEPS) == [1, 1, 1]
     assert effects.count("sent", result.id) == 1
     assert journal(durable.redis, result.id)["attempt"] == "1"
 
@@ -542,9 +529,9 @@ def test_attempts_that_stood_still_beyond_their_lease_say_nothing_more(durable: 
     assert {word: last.get(timeout=LONG) for word, last in lasts.items()} == dict.fromkeys(words, "the other")
     runs = [last.parent.id for last in lasts.values()]
     for task_id in runs:
-        eventually(lambda task_id=task_id: delivered(durable, task_id))
+        wait_until_delivered(durable, task_id)
     before = [journal(durable.redis, task_id) for task_id in runs]
-    said = counts("stored", "sent", "follow", "failures")
+    said = effects.counts("stored", "sent", "follow", "failures")
     for pid in stale:
         os.kill(pid, signal.SIGCONT)
     for task_id in runs:
@@ -552,10 +539,10 @@ def test_attempts_that_stood_still_beyond_their_lease_say_nothing_more(durable: 
         wait_until_logged(worker, f"[{task_id}] ignored")
     wait_until_idle(durable)
 
-    assert counts("stored", "sent", "follow", "failures") == said
+    assert effects.counts("stored", "sent", "follow", "failures") == said
     assert [journal(durable.redis, task_id) for task_id in runs] == before
     assert {run["attempt"] for run in before} == {"2"}
-    assert counts("first", "stale step", "follow") == [len(words), 0, len(words)]
+    assert effects.counts("first", "stale step", "follow") == [len(words), 0, len(words)]
     assert set(worker.children()) > set(stale), "they live on, and take tasks again"
     assert waiting(durable.redis) == []
 
@@ -595,7 +582,7 @@ def test_clocks_that_differ_do_not_matter(durable: DurableSetup, wrong_clock: di
     effects.release("second")
 
     assert len(result.get(timeout=LONG)) == 3
-    assert counts(*STEPS) == [1, 3, 1]
+    assert effects.counts(*STEPS) == [1, 3, 1]
     assert journal(durable.redis, result.id)["attempt"] == "3"
 
 

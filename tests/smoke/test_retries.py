@@ -20,6 +20,7 @@ from tests.smoke.watching import (
     logged,
     steps,
     wait_for_countdowns,
+    wait_until_delivered,
     wait_until_idle,
     wait_until_logged,
 )
@@ -216,7 +217,7 @@ def test_a_chain_whose_next_task_could_not_be_sent_goes_on_by_a_retry(durable: D
     # Celery has stored the failure for the whole chain, and `last` remembers that of its parent.
     eventually(lambda: durable.app.AsyncResult(last.id).state == "SUCCESS", 20)
     earlier, _ = durable.app.AsyncResult(last.id).get(timeout=10)
-    eventually(lambda: "delivered" in journal(durable.redis, first.id))
+    wait_until_delivered(durable, first.id)
     assert durable.app.AsyncResult(first.id).get(timeout=10) == earlier
     assert [effects.count(name) for name in ("first", "second", "third", "follow")] == [1, 1, 1, 1]
     assert journal(durable.redis, first.id)["attempt"] == "1"

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,40 +16,14 @@ from celery_durable import RetriesExhausted, RunNotRetryableError, TerminalError
 from tests.smoke import effects
 from tests.smoke.apps import flower as tasks
 from tests.smoke.flower import RETRY, Flower
-from tests.smoke.nodes import BACKEND_DB, BROKER_DB, DurableSetup
+from tests.smoke.nodes import BROKER_DB, DurableSetup
+from tests.smoke.watching import entries, journal, wait_until_delivered
 from tests.waiting import eventually
 
 
 @pytest.fixture
 def worker_app() -> str:
     return "tests.smoke.apps.flower"
-
-
-@pytest.fixture
-def start_flower(durable: DurableSetup, tmp_path: Path) -> Iterator[Callable[..., Flower]]:
-    """Start Flower with the app of the workers, or, `with_app=False`, with nothing but the broker's URL."""
-    started: list[Flower] = []
-
-    def start(*, with_app: bool = True, env: dict[str, str] | None = None) -> Flower:
-        broker, backend = (durable.broker_server.url(db) for db in (BROKER_DB, BACKEND_DB))
-        if with_app:
-            arguments = ["-A", "tests.smoke.apps.flower"]
-            env = {"CELERY_BROKER_URL": broker, "CELERY_RESULT_BACKEND": backend, **(env or {})}
-        else:
-            arguments, env = [f"--broker={broker}"], {}
-        one = Flower(*arguments, log=tmp_path / f"flower{len(started)}.log", env=env)
-        started.append(one)
-        one.wait_ready()
-        return one
-
-    yield start
-    for one in started:
-        one.end()
-
-
-@pytest.fixture
-def flower(start_flower: Callable[..., Flower]) -> Flower:
-    return start_flower()
 
 
 def result_of(app: Celery, task_id: str) -> AsyncResult:
@@ -70,16 +43,8 @@ def retried(app: Celery, task_id: str) -> dict[str, Any]:
     return app.tasks[RETRY].delay(task_id).get(timeout=20)
 
 
-def journal(durable: DurableSetup, task_id: str) -> dict[str, str]:
-    """Return the run's journal as an operator reads it."""
-    (key,) = durable.redis.keys(f"*:run:{task_id}")
-    return durable.redis.hgetall(key)
-
-
 def steps(durable: DurableSetup, task_id: str) -> list[str]:
-    fields = journal(durable, task_id)
-    entries = [json.loads(fields[f"step:{n}"]) for n in range(1, 10) if f"step:{n}" in fields]
-    return [f"{entry['name']} {entry['state']}" for entry in entries]
+    return [f"{entry['name']} {entry['state']}" for entry in entries(durable.redis, task_id)]
 
 
 # -- what goes on, and from where
@@ -88,7 +53,7 @@ def steps(durable: DurableSetup, task_id: str) -> list[str]:
 def test_flower_retries_a_failed_run_which_goes_on_where_it_stopped(durable: DurableSetup, flower: Flower) -> None:
     durable.start_worker()
     task_id = failed(tasks.order.delay(7))
-    key = journal(durable, task_id)["uuid:1"]
+    key = journal(durable.redis, task_id)["uuid:1"]
     assert [effects.count(name, task_id) for name in ("reserve", "charge", "ship")] == [1, 1, 0]
 
     retry_id = flower.retry(task_id)
@@ -128,7 +93,7 @@ def test_a_step_whose_retries_are_spent_is_reopened_with_a_fresh_budget(durable:
     (key,) = {hit.key for hit in effects.hits("charge.key")}
     assert UUID(key).version == 4
     assert steps(durable, task_id) == ["reserve done", "charge done"]
-    assert json.loads(journal(durable, task_id)["step:2"])["attempts"] == 2
+    assert json.loads(journal(durable.redis, task_id)["step:2"])["attempts"] == 2
 
 
 def test_a_step_that_failed_with_a_terminal_error_is_reopened(durable: DurableSetup, flower: Flower) -> None:
@@ -227,7 +192,7 @@ def test_a_run_that_waits_for_its_next_attempt_is_not_retried(durable: DurableSe
         retried(durable.app, result.id)
 
     assert effects.count("charge") == 1
-    assert journal(durable, result.id)["status"] == "suspended"
+    assert journal(durable.redis, result.id)["status"] == "suspended"
 
 
 def test_a_run_that_has_succeeded_is_not_retried_and_flower_shows_the_reason(
@@ -237,8 +202,8 @@ def test_a_run_that_has_succeeded_is_not_retried_and_flower_shows_the_reason(
     effects.release("work")
     result = tasks.live.delay()
     result.get(timeout=20)
-    eventually(lambda: "delivered" in journal(durable, result.id))  # the last that is written of it
-    before = journal(durable, result.id)
+    wait_until_delivered(durable, result.id)
+    before = journal(durable.redis, result.id)
 
     retry_id = flower.retry(result.id)
 
@@ -248,7 +213,7 @@ def test_a_run_that_has_succeeded_is_not_retried_and_flower_shows_the_reason(
     assert result.id in info["exception"]
     assert "succeeded" in flower.page(retry_id)
     assert effects.count("work") == 1
-    assert journal(durable, result.id) == before
+    assert journal(durable.redis, result.id) == before
 
 
 def test_an_unknown_id_is_not_retried(durable: DurableSetup, flower: Flower) -> None:
@@ -350,7 +315,7 @@ def test_the_note_says_that_a_restart_is_needed_where_compensations_followed(
     assert "charge" in note
     assert "restart" in note
     assert "new id" in note
-    eventually(lambda: [journal(durable, task_id)[name] for name in ("attempt", "status")] == ["3", "failed"])
+    eventually(lambda: [journal(durable.redis, task_id)[name] for name in ("attempt", "status")] == ["3", "failed"])
     # The recorded failure is replayed, and so is what undid the reservation.
     assert [effects.count(name, task_id) for name in ("reserve", "charge", "release")] == [1, 2, 1]
     with pytest.raises(RetriesExhausted):

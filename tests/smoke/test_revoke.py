@@ -1,9 +1,6 @@
 """`control.revoke` ends a run for good, whatever it is doing; `expires` only keeps one from beginning."""
 
-import os
-from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +13,16 @@ from celery_durable import RunNotRetryableError
 from tests.smoke import effects
 from tests.smoke.apps import recovery
 from tests.smoke.flower import LOGIN, Flower
-from tests.smoke.nodes import BACKEND_DB, BROKER_DB, DurableSetup, Worker
-from tests.smoke.runs import end_waits, journals, lose_messages, wait_for_messages, wait_until_suspended, waiting
-from tests.smoke.watching import deliver_again, journal, wait_until_idle, wait_until_logged, waiting_message
+from tests.smoke.nodes import DurableSetup, Worker
+from tests.smoke.runs import end_waits, journals, lose_messages, wait_for_messages, waiting
+from tests.smoke.watching import (
+    deliver_again,
+    journal,
+    wait_until_idle,
+    wait_until_logged,
+    wait_until_suspended,
+    waiting_message,
+)
 from tests.waiting import eventually
 
 LONG = 20
@@ -34,16 +38,6 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def worker_app() -> str:
     return "tests.smoke.apps.recovery"
-
-
-@pytest.fixture(params=["early", "late"])
-def acks(request: pytest.FixtureRequest) -> str:
-    """When messages are acknowledged."""
-    return request.param
-
-
-def counts(*names: str) -> list[int]:
-    return [effects.count(name) for name in names]
 
 
 def wait_until_revoked(durable: DurableSetup, task_id: str) -> None:
@@ -96,7 +90,7 @@ def test_runs_end_amid_a_step_and_behind_it_nothing_happens(durable: DurableSetu
     wait_until_nothing_runs(durable, worker, *ids)
 
     assert journals(durable.redis) == before
-    assert counts("first", "second", "third", "follow", "failures") == [6, 6, 0, 0, 0]
+    assert effects.counts("first", "second", "third", "follow", "failures") == [6, 6, 0, 0, 0]
     assert {hit.key for hit in effects.hits("stored")} >= {f"{task_id} REVOKED" for task_id in ids}
     assert not {hit.key for hit in effects.hits("stored")} & {f"{task_id} SUCCESS" for task_id in ids}
 
@@ -107,7 +101,7 @@ def test_runs_that_wait_end_at_once_and_do_not_go_on(durable: DurableSetup) -> N
     asleep = [(recovery.sleeps.delay(), way) for way in WAYS.values()]
     backing_off = [(recovery.backs_off.delay(delay), {}) for delay in (4, 3000)]
     ids = [result.id for result, _ in (*asleep, *backing_off)]
-    wait_until_suspended(durable.redis, *ids)
+    wait_until_suspended(durable, *ids)
     for result, way in (*asleep, *backing_off):
         durable.app.control.revoke(result.id, **way)
     for task_id in ids:
@@ -115,7 +109,7 @@ def test_runs_that_wait_end_at_once_and_do_not_go_on(durable: DurableSetup) -> N
     end_waits(durable.redis)
     wait_until_nothing_runs(durable, worker, *ids)
 
-    assert counts("before", "after", "flaky", "failures") == [5, 0, 2, 0]
+    assert effects.counts("before", "after", "flaky", "failures") == [5, 0, 2, 0]
 
 
 def test_a_run_ends_whose_worker_and_message_are_gone(durable: DurableSetup) -> None:
@@ -132,7 +126,7 @@ def test_a_run_ends_whose_worker_and_message_are_gone(durable: DurableSetup) -> 
     effects.release("second")
     wait_until_nothing_runs(durable, worker, result.id)
 
-    assert counts("first", "second", "third") == [1, 1, 0]
+    assert effects.counts("first", "second", "third") == [1, 1, 0]
 
 
 def test_a_chord_is_told_of_a_member_that_was_revoked(durable: DurableSetup) -> None:
@@ -146,7 +140,7 @@ def test_a_chord_is_told_of_a_member_that_was_revoked(durable: DurableSetup) -> 
     bodies = [chord([recovery.early.s(), member], recovery.total.s()).apply_async() for member, _ in members]
     others, revoked = zip(*(body.parent.results for body in bodies), strict=True)
     effects.wait_until_blocked("second", times=2)
-    wait_until_suspended(durable.redis, revoked[2].id)
+    wait_until_suspended(durable, revoked[2].id)
     eventually(lambda: all(other.state == "SUCCESS" for other in others))
     for result, (_, way) in zip(revoked, members, strict=True):
         durable.app.control.revoke(result.id, **way)
@@ -156,7 +150,7 @@ def test_a_chord_is_told_of_a_member_that_was_revoked(durable: DurableSetup) -> 
 
     eventually(lambda: [body.state for body in bodies] == ["FAILURE"] * 3)
     wait_until_idle(durable)
-    assert counts("third", "after", "total") == [3, 0, 0]
+    assert effects.counts("third", "after", "total") == [3, 0, 0]
 
 
 # -- afterwards
@@ -175,14 +169,14 @@ def test_a_copy_of_a_revoked_runs_message_begins_nothing(durable: DurableSetup) 
     wait_until_logged(worker, f"task {result.id} already finished")
     wait_until_idle(durable)
 
-    assert counts("first", "second", "third") == [1, 1, 0]
+    assert effects.counts("first", "second", "third") == [1, 1, 0]
     assert AsyncResult(result.id, app=durable.app).state == "REVOKED"
 
 
 def test_a_revoked_run_is_not_retried(durable: DurableSetup) -> None:
     durable.start_worker()
     result = recovery.sleeps.delay()
-    wait_until_suspended(durable.redis, result.id)
+    wait_until_suspended(durable, result.id)
     durable.app.control.revoke(result.id)
     wait_until_revoked(durable, result.id)
 
@@ -203,29 +197,17 @@ def test_a_task_that_is_revoked_before_it_begins_is_what_it_is_in_celery(durable
     eventually(lambda: AsyncResult(result.id, app=durable.app).state == "REVOKED")
     wait_until_idle(durable)
     assert journal(durable.redis, result.id) == {}
-    assert counts("first") == [1]
+    assert effects.counts("first") == [1]
 
 
 # -- Flower
-
-
-@pytest.fixture
-def flower(durable: DurableSetup, tmp_path: Path) -> Iterator[Flower]:
-    env = {
-        "CELERY_BROKER_URL": durable.broker_server.url(BROKER_DB),
-        "CELERY_RESULT_BACKEND": durable.broker_server.url(BACKEND_DB),
-    }
-    flower = Flower("-A", "tests.smoke.apps.recovery", log=tmp_path / "flower.log", env={**os.environ, **env})
-    flower.wait_ready()
-    yield flower
-    flower.end()
 
 
 def test_a_run_is_revoked_from_flower(durable: DurableSetup, flower: Flower) -> None:
     """By what its buttons Revoke and Terminate send."""
     worker = durable.start_worker()
     asleep, amid = recovery.sleeps.delay(), recovery.early.delay(held_at="second")
-    wait_until_suspended(durable.redis, asleep.id)
+    wait_until_suspended(durable, asleep.id)
     effects.wait_until_blocked("second")
     for task_id, terminate in ((asleep.id, "false"), (amid.id, "true")):
         url = f"http://127.0.0.1:{flower.port}/api/task/revoke/{task_id}?terminate={terminate}"
@@ -235,7 +217,7 @@ def test_a_run_is_revoked_from_flower(durable: DurableSetup, flower: Flower) -> 
     effects.release("second")
     wait_until_nothing_runs(durable, worker, amid.id)
 
-    assert counts("before", "after", "first", "second", "third") == [1, 0, 1, 1, 0]
+    assert effects.counts("before", "after", "first", "second", "third") == [1, 0, 1, 1, 0]
 
 
 # -- expiry
@@ -249,7 +231,7 @@ def test_a_message_that_expires_before_its_run_begins_begins_none(durable: Durab
     eventually(lambda: AsyncResult(result.id, app=durable.app).state == "REVOKED")
     wait_until_idle(durable)
     assert journal(durable.redis, result.id) == {}
-    assert counts("first") == [0]
+    assert effects.counts("first") == [0]
 
 
 def has_expired(durable: DurableSetup) -> bool:
@@ -284,5 +266,5 @@ def test_a_copy_of_an_expired_message_does_not_end_the_run_that_has_begun(durabl
     assert len(result.get(timeout=LONG)) == 3
     wait_until_idle(durable)
     assert "expired" not in worker.log()
-    assert counts("first", "second", "third") == [1, 2, 1]
+    assert effects.counts("first", "second", "third") == [1, 2, 1]
     wait_for_messages(durable, 0, 0)

@@ -30,11 +30,6 @@ def worker_app() -> str:
     return "tests.smoke.apps.seeds"
 
 
-@pytest.fixture
-def worker(durable: DurableSetup) -> Worker:
-    return durable.start_worker(concurrency=2)
-
-
 class Api(ThreadingHTTPServer):
     """An HTTP service on this machine: it counts its requests, and charges once per idempotency key."""
 
@@ -87,11 +82,6 @@ def api() -> Iterator[Api]:
 needs_http = pytest.mark.local_nodes(reason="the HTTP service is one of this machine")
 
 
-def keys(name: str) -> list[str]:
-    """What the executions of an action were counted for, in their order."""
-    return [hit.key for hit in effects.hits(name)]
-
-
 # -- Run, and the operations to be wrapped -----------------------------------------------------------------------------
 
 
@@ -104,7 +94,7 @@ def test_the_result_of_a_database_request_is_stored_and_replayed(worker: Worker)
 
     assert seeds.query_a_database.delay(1).get(timeout=LONG) == {"id": "1", "name": "Alice"}
     assert effects.count("query_user", 1) == 1
-    assert keys("found") == ["Alice"] * 2
+    assert effects.keys("found") == ["Alice"] * 2
 
 
 def test_a_failed_database_request_is_repeated_until_it_succeeds(worker: Worker) -> None:
@@ -145,7 +135,7 @@ def test_the_current_time_is_recorded_by_a_step(worker: Worker) -> None:
     """001:19."""
     seeds.time_spent.delay().get(timeout=LONG)
 
-    first, second = keys("wrapped clock")
+    first, second = effects.keys("wrapped clock")
     assert first == second
 
 
@@ -155,7 +145,7 @@ def test_any_serializable_payload_comes_back_as_it_was(worker: Worker, kind: str
     given = seeds.return_payload.delay(kind).get(timeout=LONG)
 
     assert given == repr(seeds.PAYLOADS[kind][0]())
-    assert keys("given") == [given] * 2
+    assert effects.keys("given") == [given] * 2
     assert effects.count("payload", kind) == 1
 
 
@@ -169,7 +159,7 @@ def test_inside_a_step_the_run_context_tells_what_may_be_known(worker: Worker) -
     seen = result.get(timeout=LONG)
     assert (seen["name"], seen["attempt"], seen["task_id"], seen["retries"]) == ("look", 2, result.id, 1)
     assert seen["outside"] == "ContextClosedError"
-    first, second = keys("look")
+    first, second = effects.keys("look")
     assert first == second != seen["other_key"]
     assert uuid.UUID(first).version == 4
     wait_until_logged(worker, "seen from inside of look", times=2)
@@ -239,7 +229,7 @@ def test_unrecoverable_errors_can_be_named_in_the_options(worker: Worker) -> Non
 
     assert outcome == ["UnrecoverableError", "gone", 500]
     assert effects.count("fetch") == 1
-    assert keys("caught") == ["UnrecoverableError"] * 2
+    assert effects.keys("caught") == ["UnrecoverableError"] * 2
 
 
 # -- context propagation -----------------------------------------------------------------------------------------------
@@ -267,7 +257,7 @@ def test_all_that_is_drawn_is_the_same_on_retries(worker: Worker) -> None:
     first, second = seeds.draw.delay(), seeds.draw.delay()
     drawn, other = first.get(timeout=LONG), second.get(timeout=LONG)
 
-    assert sorted(keys("drawn")) == sorted([json.dumps(drawn)] * 3 + [json.dumps(other)] * 3)
+    assert sorted(effects.keys("drawn")) == sorted([json.dumps(drawn)] * 3 + [json.dumps(other)] * 3)
     assert all(drawn[name] != other[name] for name in ("uuids", "uint64", "float64", "fed", "named"))
     assert drawn["uuids"][0] != drawn["uuids"][1]
     assert all(uuid.UUID(one).version == 4 for one in drawn["uuids"])
@@ -280,7 +270,7 @@ def test_uuids_and_numbers_do_not_depend_on_each_other(worker: Worker) -> None:
     """000:119, 000:131, 002:45: one stream for both would make them so."""
     seeds.draw_uuids_and_numbers.delay().get(timeout=LONG)
 
-    assert len(set(keys("uuid"))) == len(set(keys("number"))) == 1
+    assert len(set(effects.keys("uuid"))) == len(set(effects.keys("number"))) == 1
     assert effects.count("uuid") == effects.count("number") == 2
 
 
@@ -312,8 +302,8 @@ def test_what_is_not_wrapped_is_done_again_by_every_attempt(worker: Worker) -> N
     """001:243, 001:5 (always use Run); 000:5, 002:2, 003:5, 004:1 (must be wrapped)."""
     seeds.always_use_run.delay().get(timeout=LONG)
 
-    assert keys("wrapped") == ["data 1", "data 1"]
-    assert keys("unwrapped") == ["data 1", "data 2"]
+    assert effects.keys("wrapped") == ["data 1", "data 1"]
+    assert effects.keys("unwrapped") == ["data 1", "data 2"]
 
 
 def test_small_steps_are_repeated_alone_large_ones_as_a_whole(worker: Worker) -> None:
@@ -369,8 +359,8 @@ def test_only_the_good_way_gives_the_same_on_each_replay(worker: Worker, task: s
     """001:251-265, 001:247 (use deterministic helpers)."""
     getattr(seeds, task).delay().get(timeout=LONG)
 
-    assert len(set(keys("bad"))) == 2
-    assert len(set(keys("good"))) == 1
+    assert len(set(effects.keys("bad"))) == 2
+    assert len(set(effects.keys("good"))) == 1
     assert effects.count("good") == 2
 
 

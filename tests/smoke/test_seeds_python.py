@@ -12,7 +12,7 @@ from celery_durable import ContextInStepError, RetriesExhausted, TerminalError
 from tests.smoke import effects
 from tests.smoke.apps import seeds
 from tests.smoke.nodes import DurableSetup, Worker
-from tests.smoke.watching import countdowns, journal, steps, wait_for_countdowns, wait_until_logged
+from tests.smoke.watching import countdowns, journal, steps, wait_for_countdowns, wait_for_renewals, wait_until_logged
 from tests.waiting import eventually
 
 LONG = 20
@@ -24,16 +24,6 @@ def worker_app() -> str:
     return "tests.smoke.apps.seeds"
 
 
-@pytest.fixture
-def worker(durable: DurableSetup) -> Worker:
-    return durable.start_worker(concurrency=2)
-
-
-def keys(name: str) -> list[str]:
-    """What the executions of an action were counted for, in their order."""
-    return [hit.key for hit in effects.hits(name)]
-
-
 # -- Run ---------------------------------------------------------------------------------------------------------------
 
 
@@ -43,8 +33,8 @@ def test_an_async_function_and_a_lambda_run_once_and_are_replayed(durable: Durab
 
     answer, number = result.get(timeout=LONG)
     assert answer == "llm response"
-    assert keys("call_llm") == ["What is the weather?"]
-    assert keys("my_number") == [str(number)] * 2
+    assert effects.keys("call_llm") == ["What is the weather?"]
+    assert effects.keys("my_number") == [str(number)] * 2
     assert steps(durable.redis, result.id) == [("LLM call", "done", 1), ("generate number", "done", 1)]
 
 
@@ -96,7 +86,7 @@ def test_a_pydantic_model_comes_back_as_a_model(durable: DurableSetup, worker: W
 
     given = result.get(timeout=LONG)
     assert given == repr(seeds.PAYLOADS[kind][0]())
-    assert keys("given") == [given] * 2
+    assert effects.keys("given") == [given] * 2
     assert effects.count("payload", kind) == 1
     assert isinstance(json.loads(journal(durable.redis, result.id)["step:1"])["value"], dict | list)
 
@@ -108,7 +98,7 @@ def test_a_custom_serializer_writes_and_reads_the_entry(durable: DurableSetup, w
 
     given = result.get(timeout=LONG)
     assert given == repr(seeds.PAYLOADS[kind][0]())
-    assert keys("given") == [given] * 2
+    assert effects.keys("given") == [given] * 2
     assert effects.count("payload", kind) == 1
     entry = json.loads(journal(durable.redis, result.id)["step:1"])
     assert entry.keys() & {"serializer", "compression"}
@@ -262,8 +252,8 @@ def test_a_saga_undoes_what_was_done_once_and_propagates_the_error(worker: Worke
     with pytest.raises(RetriesExhausted) as raised:
         result.get(timeout=LONG)
     assert raised.value.attempts == 3
-    assert keys("book") == ["flight", "hotel", "car", "car", "car"]
-    assert keys("undo") == ["car", "hotel", "flight"]
+    assert effects.keys("book") == ["flight", "hotel", "car", "car", "car"]
+    assert effects.keys("undo") == ["car", "hotel", "flight"]
 
 
 def test_a_step_that_takes_its_time_runs_once(durable: DurableSetup) -> None:
@@ -276,18 +266,6 @@ def test_a_step_that_takes_its_time_runs_once(durable: DurableSetup) -> None:
 
     assert result.get(timeout=LONG) == "at last"
     assert effects.count("slow", result.id) == 1
-
-
-def wait_for_renewals(durable: DurableSetup, times: int) -> None:
-    """Wait until the only lease has been renewed so often."""
-    seen = set()
-
-    def renewed() -> bool:
-        for key in durable.redis.scan_iter(match="*:leases"):
-            seen.update(score for _, score in durable.redis.zrange(key, 0, -1, withscores=True))
-        return len(seen) > times
-
-    eventually(renewed, what=f"{times} renewals of the lease")
 
 
 # -- Deterministic randoms ---------------------------------------------------------------------------------------------
@@ -311,7 +289,7 @@ def test_a_float_between_0_and_1_is_the_same_on_retries(worker: Worker) -> None:
     first.get(timeout=LONG)
     second.get(timeout=LONG)
 
-    floats = keys("floats")
+    floats = effects.keys("floats")
     assert len(set(floats)) == 2
     assert all(floats.count(one) == 3 for one in floats)
     assert all(0 <= float(one) < 1 for one in floats)
@@ -325,13 +303,13 @@ def test_the_clock_shows_milliseconds_that_retries_see_again(durable: DurableSet
     current_time = result.get(timeout=LONG)
     assert type(current_time) is int
     assert before - 1000 <= current_time <= (int(durable.redis.time()[0]) + 1) * 1000
-    assert keys("current_time") == [str(current_time)] * 3
+    assert effects.keys("current_time") == [str(current_time)] * 3
 
 
 def test_each_reading_of_the_clock_is_a_new_one(worker: Worker) -> None:
     """003:111: readings before, between and after steps, all the same on the second attempt."""
     readings = seeds.read_clocks.delay().get(timeout=LONG)
 
-    assert keys("readings") == [json.dumps(readings)] * 2
+    assert effects.keys("readings") == [json.dumps(readings)] * 2
     assert readings[0] <= readings[1] <= readings[3]
     assert effects.count("between") == 1

@@ -8,9 +8,9 @@ from celery.result import AsyncResult
 from tests.smoke import effects
 from tests.smoke.apps import recovery
 from tests.smoke.nodes import DurableSetup, Worker
-from tests.smoke.runs import end_waits, journals, wait_for_messages, wait_until_suspended, waiting
+from tests.smoke.runs import end_waits, journals, wait_for_messages, waiting
 from tests.smoke.test_pools import POOLS, why_not
-from tests.smoke.watching import journal, wait_until_idle
+from tests.smoke.watching import journal, wait_until_idle, wait_until_suspended
 from tests.waiting import eventually
 
 LEASE = 60
@@ -48,10 +48,6 @@ def start(durable: DurableSetup, pool: str = "prefork", **options: Any) -> Worke
     return durable.start_worker(**chosen)
 
 
-def counts(*names: str) -> list[int]:
-    return [effects.count(name) for name in names]
-
-
 def start_held(pool: str = "prefork", *tasks: Any) -> list[AsyncResult]:
     """Start tasks that are held in their second step: one that was acknowledged early, one that is not, if both fit."""
     tasks = tasks or (recovery.early, recovery.late)[: POOLS[pool]["concurrency"]]
@@ -71,7 +67,7 @@ def pid_of(result: AsyncResult, execution: int = 1) -> int:
 def test_a_warm_shutdown_lets_tasks_end_and_keeps_the_waits(durable: DurableSetup, pool: str) -> None:
     worker = start(durable, pool)
     asleep = recovery.sleeps.delay()
-    wait_until_suspended(durable.redis, asleep.id)
+    wait_until_suspended(durable, asleep.id)
     held = start_held(pool)
     worker.kill("SIGTERM")
     eventually(lambda: "Warm shutdown" in worker.log())
@@ -79,7 +75,7 @@ def test_a_warm_shutdown_lets_tasks_end_and_keeps_the_waits(durable: DurableSetu
     worker.wait()
 
     assert [result.get(timeout=5) for result in held] == [[pid_of(result)] * 3 for result in held]
-    assert counts(*STEPS) == [len(held)] * 3
+    assert effects.counts(*STEPS) == [len(held)] * 3
     assert waiting(durable.redis) == [asleep.id]
     assert journal(durable.redis, asleep.id)["status"] == "suspended"
     wait_for_messages(durable, 0, 0)
@@ -93,7 +89,7 @@ def test_a_soft_shutdown_lets_tasks_end_that_take_no_longer(durable: DurableSetu
     effects.release("second")
 
     assert [result.get(timeout=SOON) for result in held] == [[pid_of(result)] * 3 for result in held]
-    assert counts(*STEPS) == [2, 2, 2]
+    assert effects.counts(*STEPS) == [2, 2, 2]
     assert {run["attempt"] for run in journals(durable.redis).values()} == {"1"}
 
 
@@ -108,7 +104,7 @@ def test_a_cold_shutdown_of_a_pool_that_cannot_kill_lets_tasks_end(durable: Dura
     eventually(lambda: not worker.running, 20, what="the end of the worker")
 
     assert [result.get(timeout=SOON) for result in held] == [[pid_of(result)] * 3 for result in held]
-    assert counts(*STEPS, "failures") == [len(held)] * 3 + [0]
+    assert effects.counts(*STEPS, "failures") == [len(held)] * 3 + [0]
     assert {run["attempt"] for run in journals(durable.redis).values()} == {"1"}
 
 
@@ -145,7 +141,7 @@ def go_on_elsewhere(durable: DurableSetup, pool: str, signal: str, *tasks: Any, 
         assert result.get(timeout=SOON) == [pid_of(result), *[pid_of(result, execution=2)] * 2]
         assert pid_of(result, execution=2) in heir.children()
     wait_until_idle(durable)
-    assert counts(*STEPS, "failures") == [2, 4, 2, 0]
+    assert effects.counts(*STEPS, "failures") == [2, 4, 2, 0]
     runs = journals(durable.redis).values()
     assert {(run["attempt"], run["recoveries"]) for run in runs} == {("2", "0")}, "to be shut down is not to die"
 
@@ -156,7 +152,7 @@ def test_many_runs_survive_a_cold_shutdown(durable: DurableSetup) -> None:
     asleep = [recovery.sleeps.delay() for _ in range(3)]
     waiting_for_retry = [recovery.backs_off.delay(delay) for delay in (4, 3000)]
     ids = [result.id for result in (*asleep, *waiting_for_retry)]
-    wait_until_suspended(durable.redis, *ids)
+    wait_until_suspended(durable, *ids)
     amid = [getattr(recovery, acks).delay(held_at="second") for acks in ("early", "late") * 2]
     effects.wait_until_blocked("second", times=4)
     unbegun = [recovery.quick.delay() for _ in range(3)]
@@ -171,8 +167,8 @@ def test_many_runs_survive_a_cold_shutdown(durable: DurableSetup) -> None:
     assert [result.get(timeout=SOON) for result in waiting_for_retry] == [2, 2]
     assert [result.get(timeout=SOON) for result in unbegun] == ["done"] * 3
     wait_until_idle(durable)
-    assert counts(*STEPS) == [4, 8, 4]
-    assert counts("before", "after", "flaky") == [5, 3, 4]
+    assert effects.counts(*STEPS) == [4, 8, 4]
+    assert effects.counts("before", "after", "flaky") == [5, 3, 4]
     assert {run["attempt"] for run in journals(durable.redis).values()} == {"2"}
     eventually(lambda: waiting(durable.redis) == [])
 
@@ -183,7 +179,7 @@ def test_children_that_are_replaced_after_each_task_lose_nothing(durable: Durabl
 
     assert [result.get(timeout=30) for result in results] == [2] * 5
     wait_until_idle(durable)
-    assert counts("before", "flaky") == [5, 10]
+    assert effects.counts("before", "flaky") == [5, 10]
     runs = journals(durable.redis)
     assert {(run["attempt"], run["recoveries"]) for run in runs.values()} == {("2", "0")}
     pids = [hit.pid for hit in effects.hits("flaky")]

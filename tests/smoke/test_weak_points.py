@@ -27,11 +27,6 @@ def worker_app() -> str:
     return "tests.smoke.apps.weak_points"
 
 
-@pytest.fixture
-def worker(durable: DurableSetup) -> Worker:
-    return durable.start_worker(concurrency=2)
-
-
 # -- F1: `max_retry_duration` is silently ignored ----------------------------------------------------------------------
 
 

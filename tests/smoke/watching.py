@@ -46,11 +46,33 @@ def due(durable: DurableSetup, task_id: str) -> datetime:
     return datetime.fromtimestamp(int(journal(durable.redis, task_id)["due"]) / 1000, timezone.utc)
 
 
-def wait_until_suspended(durable: DurableSetup, task_id: str, deadline: float = 15) -> None:
+def wait_until_suspended(durable: DurableSetup, *ids: str, deadline: float = 30) -> None:
     def suspended() -> bool:
-        return journal(durable.redis, task_id).get("status") == "suspended"
+        return all(journal(durable.redis, task_id).get("status") == "suspended" for task_id in ids)
 
-    eventually(suspended, deadline, what=f"run {task_id} to be suspended")
+    eventually(suspended, deadline, what=f"runs {ids} to be suspended")
+
+
+def delivered(durable: DurableSetup, task_id: str) -> bool:
+    """Tell whether the last that an attempt writes is in the journal."""
+    return "delivered" in journal(durable.redis, task_id)
+
+
+def wait_until_delivered(durable: DurableSetup, task_id: str, deadline: float = 15) -> None:
+    eventually(lambda: delivered(durable, task_id), deadline, what=f"run {task_id} to be delivered")
+
+
+def wait_for_renewals(durable: DurableSetup, runs: int = 1, times: int = 3) -> None:
+    """Wait until the leases of so many runs, which are all that there are, have each been renewed so often."""
+    seen: dict[str, set[float]] = {}
+
+    def renewed() -> bool:
+        for key in durable.redis.scan_iter(match="*:leases"):
+            for run, lapses in durable.redis.zrange(key, 0, -1, withscores=True):
+                seen.setdefault(run, set()).add(lapses)
+        return sum(len(ends) > times for ends in seen.values()) == runs
+
+    eventually(renewed, what=f"{times} renewals of {runs} leases")
 
 
 def elapse(durable: DurableSetup, task_id: str) -> None:

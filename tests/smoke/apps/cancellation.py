@@ -17,24 +17,13 @@ from celery_durable import (
     durable_task,
 )
 from tests.smoke import effects
+from tests.smoke.actions import held, named, work
 from tests.waiting import eventually
 
 app = Celery("cancellation")
 app.conf.update(durable_lease=2)
 
 HOUR = 3600
-
-
-def work() -> str:
-    step = current_step()
-    effects.hit(step.name, step.task_id)
-    return step.name
-
-
-def held() -> str:
-    work()
-    effects.block(current_step().name)
-    return current_step().name
 
 
 def fail() -> None:
@@ -158,7 +147,7 @@ def retried_by_celery(self: Any) -> None:
 async def async_order(ctx: AsyncDurableContext) -> list[str]:
     """Be cancelled amid a gather; return what became of each member."""
     outcomes = await asyncio.gather(
-        ctx.run("left", held), ctx.sleep(HOUR), ctx.run("right", work), return_exceptions=True
+        ctx.run("left", named, held), ctx.sleep(HOUR), ctx.run("right", named, work), return_exceptions=True
     )
     for outcome in outcomes:
         if isinstance(outcome, TaskCancelled):
@@ -206,7 +195,7 @@ async def watches_async(ctx: AsyncDurableContext) -> str:
 
 @durable_task
 def quick(ctx: DurableContext, *args: Any) -> str:
-    return ctx.run("quick", work)
+    return ctx.run("quick", named, work)
 
 
 @app.task

@@ -1,8 +1,6 @@
 """Durable tasks to be killed, failed, held and delivered twice; `effects` counts what their steps do."""
 
 import asyncio
-import os
-import signal
 import time
 from typing import Any
 
@@ -21,6 +19,7 @@ from celery_durable import (
     durable_task,
 )
 from tests.smoke import effects
+from tests.smoke.actions import count_execution, die, held, work
 
 app = Celery("crashes")
 app.conf.update(durable_lease=2)
@@ -31,29 +30,14 @@ QUICKLY = RunOptions(initial_retry_interval=0.05)
 # -- actions -----------------------------------------------------------------------------------------------------------
 
 
-def work() -> int:
-    """Return the process."""
-    step = current_step()
-    effects.hit(step.name, step.task_id)
-    return os.getpid()
-
-
 def work_for(seconds: float) -> int:
     time.sleep(seconds)
     return work()
 
 
-def held() -> int:
-    """Wait at the gate of the step's name; return the process."""
-    pid = work()
-    effects.block(current_step().name)
-    return pid
-
-
 def by_plan(plan: list[str]) -> int:
     """Do what the plan says for this execution, its last word being for all that follow; return which one it is."""
-    step = current_step()
-    number = effects.hit(step.name, step.task_id)
+    number = count_execution()
     event = plan[min(number, len(plan)) - 1]
     if event == "fail":
         raise ConnectionError(f"failure {number}")
@@ -69,8 +53,7 @@ def refuse(order: str) -> None:
 
 def held_the_first_time(gate: str) -> int:
     """Return which execution this is; the first one waits at the gate before."""
-    step = current_step()
-    number = effects.hit(step.name, step.task_id)
+    number = count_execution()
     if number == 1:
         effects.block(gate)
     return number
@@ -78,16 +61,11 @@ def held_the_first_time(gate: str) -> int:
 
 def held_then_failing() -> int:
     """Fail the first execution, after the gate; return which one this is."""
-    step = current_step()
-    number = effects.hit(step.name, step.task_id)
-    effects.block(step.name)
+    number = count_execution()
+    effects.block(current_step().name)
     if number == 1:
         raise ConnectionError("failure 1")
     return number
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 # -- kills -------------------------------------------------------------------------------------------------------------
@@ -466,8 +444,7 @@ def acknowledged_early(self: Any, sending: str) -> int:
 
 
 async def held_async_the_first_time() -> int:
-    step = current_step()
-    number = effects.hit(step.name, step.task_id)
+    number = count_execution()
     if number == 1:
         await effects.block_async("async")
     return number

@@ -6,7 +6,7 @@ from datetime import timedelta
 from celery import Celery
 
 from celery_durable import DurableContext, RunOptions, TaskCancelled, current_step, durable_task
-from tests.smoke import effects
+from tests.smoke.actions import count_execution
 
 app = Celery("deploys")
 app.conf.update(durable_lease=2)
@@ -16,8 +16,7 @@ AGAIN = RunOptions(initial_retry_interval=0.1, max_attempts=5)
 
 def work() -> str:
     """Return which version has done it."""
-    step = current_step()
-    effects.hit(step.name, step.task_id)
+    count_execution()
     return version()
 
 

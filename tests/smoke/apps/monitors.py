@@ -7,6 +7,7 @@ from celery import Celery, Task, signals
 
 from celery_durable import DurableContext, RunOptions, TerminalError, current_step, durable_task
 from tests.smoke import effects
+from tests.smoke.actions import held, named, work
 
 app = Celery("monitors")
 app.conf.task_track_started = True
@@ -39,24 +40,13 @@ def note_revocation(request: Any, terminated: bool, signum: Any, expired: bool, 
     effects.hit("signal", f"{request.id} task_revoked {terminated} {signum} {expired}")
 
 
-def work() -> str:
-    effects.hit(current_step().name, current_step().task_id)
-    return "done"
-
-
-def held() -> str:
-    work()
-    effects.block(current_step().name)
-    return "done"
-
-
-def fail_once() -> str:
+def fail_once() -> int:
     if effects.hit("flaky", current_step().task_id) == 1:
         raise ConnectionError("away")
     return held()
 
 
-def refuse_once() -> str:
+def refuse_once() -> int:
     if effects.hit("refusing", current_step().task_id) == 1:
         raise TerminalError("not yet", 503)
     return held()
@@ -65,23 +55,24 @@ def refuse_once() -> str:
 @durable_task(base=Watched)
 def sleeper(ctx: DurableContext, name: str) -> str:
     ctx.sleep(HOUR)
-    return ctx.run("go on", held)
+    ctx.run("go on", held)
+    return "done"
 
 
 @durable_task(base=Watched)
-def stepper(ctx: DurableContext, name: str) -> str:
+def stepper(ctx: DurableContext, name: str) -> None:
     ctx.run("step", held)
-    return ctx.run("next step", work)
+    ctx.run("next step", work)
 
 
 @durable_task(base=Watched)
-def backs_off(ctx: DurableContext) -> str:
+def backs_off(ctx: DurableContext) -> int:
     options = RunOptions(initial_retry_interval=HOUR, max_retry_interval=HOUR)
     return ctx.run("go on", fail_once, options)
 
 
 @durable_task(base=Watched)
-def refused(ctx: DurableContext) -> str:
+def refused(ctx: DurableContext) -> int:
     return ctx.run("go on", refuse_once)
 
 
@@ -95,7 +86,7 @@ def deployed(ctx: DurableContext) -> str:
 
 @durable_task
 def quick(ctx: DurableContext) -> str:
-    return ctx.run("work", work)
+    return ctx.run("work", named, work)
 
 
 @app.task

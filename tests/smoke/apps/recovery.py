@@ -2,14 +2,14 @@
 
 import json
 import os
-import signal
 from typing import Any
 
 from celery import Celery, current_task, signals
 from celery.backends.redis import RedisBackend
 
-from celery_durable import DurableContext, DurableTask, RunOptions, TerminalError, current_step, durable_task
+from celery_durable import DurableContext, DurableTask, RunOptions, TerminalError, durable_task
 from tests.smoke import effects
+from tests.smoke.actions import die, fail_once, held, work
 
 app = Celery("recovery")
 app.conf.update(durable_lease=float(os.environ.get("DURABLE_TEST_LEASE", "2")))
@@ -58,36 +58,9 @@ def note_failure(task_id: str, exception: BaseException, **_: Any) -> None:
 # -- actions -----------------------------------------------------------------------------------------------------------
 
 
-def work() -> int:
-    """Return the process."""
-    step = current_step()
-    effects.hit(step.name, step.task_id)
-    return os.getpid()
-
-
-def held() -> int:
-    """Wait at the gate of the step's name; return the process."""
-    pid = work()
-    effects.block(current_step().name)
-    return pid
-
-
 def refuse() -> None:
     work()
     raise TerminalError("card declined", status_code=402)
-
-
-def fail_once() -> int:
-    """Return which execution this is."""
-    step = current_step()
-    number = effects.hit(step.name, step.task_id)
-    if number == 1:
-        raise ConnectionError("failure 1")
-    return number
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die_unless_cured() -> str:

@@ -11,25 +11,18 @@ from celery_durable import (
     DurableTask,
     RetryPolicy,
     RunOptions,
-    current_step,
     durable_task,
 )
 from tests.smoke import effects
+from tests.smoke.actions import count_execution, work
 
 app = Celery("waits")
 app.conf.update(durable_lease=2)
 
 
-def work() -> str:
-    step = current_step()
-    effects.hit(step.name, step.task_id)
-    return step.name
-
-
 def fail(failures: int) -> int:
     """Fail so many executions; return which one this is."""
-    step = current_step()
-    number = effects.hit(step.name, step.task_id)
+    number = count_execution()
     if number <= failures:
         raise ConnectionError(f"failure {number}")
     return number

@@ -1,8 +1,6 @@
 """Tasks that meet what Restate is weak at, one group per finding (F1 to F19)."""
 
 import asyncio
-import os
-import signal
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +18,7 @@ from celery_durable import (
     durable_task,
 )
 from tests.smoke import effects
+from tests.smoke.actions import die
 
 app = Celery("weak_points")
 app.conf.durable_task_retry_policy = RetryPolicy(initial_retry_interval=0.02)
@@ -34,11 +33,6 @@ def fail_once(name: str) -> str:
     if effects.hit(name, current_step().task_id) == 1:
         raise ConnectionError(f"{name} fails")
     return name
-
-
-def die() -> None:
-    """End this process as the kernel does when memory runs out."""
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 # -- F1 ----------------------------------------------------------------------------------------------------------------
