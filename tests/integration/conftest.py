@@ -7,6 +7,7 @@ import redis
 from celery import Celery, signals
 
 from celery_durable.app.store import Store, store_of
+from tests.integration import four_steps
 from tests.integration.network import Proxy
 from tests.integration.runs import app_at, sent, store_at
 from tests.servers import RedisServer
@@ -58,6 +59,12 @@ def empty_broker(app: Celery) -> Iterator[None]:
     sent(app)
     yield
     sent(app)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_executed() -> None:
+    four_steps.executed.clear()
+    four_steps.amid.clear()
 
 
 @pytest.fixture(autouse=True)

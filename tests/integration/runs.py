@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from queue import Empty
 from typing import Any
 from unittest import mock
+from unittest.mock import Mock
 from uuid import uuid4
 
 import redis
 from celery import Celery
 from celery.app.trace import build_tracer
 
-from celery_durable import DurableTask
+from celery_durable import DurableTask, durable_task
 from celery_durable.app.address import Address
 from celery_durable.app.store import Store, _stores, store_of
 from celery_durable.delivery.call import Call
@@ -73,6 +74,14 @@ def task_of(app: Celery, body: Any, **options: Any) -> Any:
     """Make a task of the base class that belongs to this app alone."""
     made = app.task(base=DurableTask, bind=True, shared=False, name=f"shop.{body.__name__}", **options)(body)
     return app.tasks[made.name]
+
+
+def durable_task_of(app: Celery, body: Any, **options: Any) -> Any:
+    """Make a durable task that this app knows."""
+    name = f"shop.{new_id()}"  # such tasks go to every app there will be
+    durable_task(name=name, shared=False, **options)(body)
+    app.finalize()
+    return app.tasks[name]
 
 
 def delivery(task_id: str, **facts: Any) -> Delivery:
@@ -161,6 +170,13 @@ def deliver(task: Any, message: Any, **facts: Any) -> Any:
     return execute(task, *known["args"], task_id=known["id"], kwargs=known["kwargs"], **{**request, **facts})
 
 
+def request_of(task: Any, task_id: str, *args: Any, **options: Any) -> DurableRequest:
+    """Make what the main process of a worker makes of the first message of a run; `options` are what it adds."""
+    headers = {"id": task_id, "task": task.name, "root_id": task_id, "parent_id": None, "retries": 0}
+    message: Any = Mock(headers=headers, payload=([*args], {}, {}), body=b"", delivery_info={}, properties={})
+    return DurableRequest(message, app=task.app, task=task, **options)
+
+
 def look(store: Store, *tasks: str) -> list[Claims]:
     """Look once at all shards."""
     return store.runs.claim(tasks or (TASK,))
@@ -212,6 +228,17 @@ def id_of(journal: RedisJournal) -> str:
 def entry(client: "redis.Redis", store: Store, task_id: str, position: int) -> Any:
     """Return what the journal holds at a position of the body."""
     return json.loads(client.hget(store.keys(task_id).run, f"step:{position}"))
+
+
+def written(journal: RedisJournal, fields: dict[str, str]) -> None:
+    """Write these fields, and wait until Redis has them."""
+    journal.send(fields)
+    journal.flush()
+
+
+def executions(client: "redis.Redis", command: str) -> int:
+    """Return how often the server has executed a command."""
+    return int(client.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
 
 
 def run_to_its_end(store: Store, task_id: str) -> None:

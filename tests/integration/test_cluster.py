@@ -3,43 +3,21 @@
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
 
 import pytest
 import redis
 from celery import Celery
 
-from celery_durable import AsyncDurableContext, DurableContext, JournalUnavailableError, durable_task
+from celery_durable import JournalUnavailableError
 from celery_durable.app.store import Store, store_of
 from celery_durable.redis.client.protocol import pack
 from celery_durable.redis.keys import SHARDS
 from celery_durable.worker.startup import risks_of
 from tests.groups import MAKES, RedisCluster, node_id
+from tests.integration.four_steps import STEPS, STEPS_ASYNC, amid, executed
 from tests.integration.runs import app_at, execute, new_id, opened, store_at
 from tests.servers import RedisServer, ServerUnavailableError, free_port, program_of, server_program
 from tests.waiting import eventually
-
-executed: list[int] = []
-"""The steps whose actions have run."""
-amid: list[Any] = []
-"""What happens while the second step runs."""
-
-
-def act(number: int) -> int:
-    executed.append(number)
-    if number == 2:
-        amid[-1]()
-    return number * 10
-
-
-@durable_task(name="cluster.steps")
-def steps(ctx: DurableContext) -> list[int]:
-    return [ctx.run("act", act, number) for number in range(1, 5)]
-
-
-@durable_task(name="cluster.steps_async")
-async def steps_async(ctx: AsyncDurableContext) -> list[int]:
-    return [await ctx.run("act", act, number) for number in range(1, 5)]
 
 
 @pytest.fixture(scope="module", params=MAKES)
@@ -53,11 +31,6 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[RedisCluster]:
 def app(cluster: RedisCluster) -> Iterator[Celery]:
     with app_at(cluster.url) as app:
         yield app
-
-
-@pytest.fixture(autouse=True)
-def nothing_executed() -> None:
-    executed.clear()
 
 
 def id_in(store: Store, shard: int) -> str:
@@ -82,13 +55,12 @@ def assert_one_attempt(fields: dict[str, str]) -> None:
 
 def test_runs_of_all_shards_are_each_on_their_node(cluster: RedisCluster, app: Celery) -> None:
     store = store_of(app)
-    amid.append(lambda: None)
     masters = set()
     for shard in store.shards:
         task_id = id_in(store, shard.number)
         executed.clear()
 
-        assert execute(app.tasks["cluster.steps"], task_id=task_id) == "SUCCESS"
+        assert execute(app.tasks[STEPS], task_id=task_id) == "SUCCESS"
 
         assert_one_attempt(fields_of(cluster, store, task_id))
         masters.add(cluster.master_of(store.keys(task_id).run).port)
@@ -129,12 +101,12 @@ def test_the_claims_of_all_shards_are_found(cluster: RedisCluster) -> None:
     with store_at(cluster.url, durable_key_prefix="claims:", durable_lease=1) as store:
         ids = [id_in(store, shard.number) for shard in store.shards]
         for task_id in ids:
-            opened(store, task_id, task="cluster.steps").close()
+            opened(store, task_id, task=STEPS).close()
             keys = store.keys(task_id)
             with cluster.master_of(keys.run).client() as client:
                 assert client.zadd(keys.leases, {task_id: 0}, xx=True, ch=True) == 1
 
-        found = [[run.task_id for run in claims.runs] for claims in store.runs.claim(["cluster.steps"])]
+        found = [[run.task_id for run in claims.runs] for claims in store.runs.claim([STEPS])]
 
     assert found == [[task_id] for task_id in ids]
 
@@ -176,13 +148,13 @@ def test_a_cluster_with_tls() -> None:
     except ServerUnavailableError as reason:
         pytest.skip(f"no Cluster with TLS here: {str(reason).splitlines()[0]}")
     with closing(cluster), app_at(cluster.url) as app:
-        store, amid[:] = store_of(app), [lambda: None]
+        store = store_of(app)
         ids = {cluster.master_of(shard.prefix).port: id_in(store, shard.number) for shard in store.shards}
         assert len(ids) == 3
         for task_id in ids.values():
             executed.clear()
 
-            assert execute(app.tasks["cluster.steps"], task_id=task_id) == "SUCCESS"
+            assert execute(app.tasks[STEPS], task_id=task_id) == "SUCCESS"
 
             assert_one_attempt(fields_of(cluster, store, task_id))
 
@@ -208,7 +180,7 @@ def test_a_plain_url_of_a_node_is_refused_with_the_right_url(cluster: RedisClust
 
 def test_the_start_names_a_plain_url_of_a_node(cluster: RedisCluster) -> None:
     with app_at(cluster.running[0].url()) as app:
-        risks = [risk.text for risk in risks_of(app, [app.tasks["cluster.steps"]])]
+        risks = [risk.text for risk in risks_of(app, [app.tasks[STEPS]])]
 
     assert [risk for risk in risks if "redis+cluster://" in risk]
 
@@ -219,7 +191,7 @@ def test_the_start_looks_at_every_master(cluster: RedisCluster, app: Celery) -> 
             client.config_set("maxmemory", "1gb")
             client.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        risks = [risk.text for risk in risks_of(app, [app.tasks["cluster.steps"]])]
+        risks = [risk.text for risk in risks_of(app, [app.tasks[STEPS]])]
     finally:
         for one in cluster.running:
             with one.client() as client:
@@ -269,7 +241,7 @@ class Migration:
             client.execute_command("CLUSTER SETSLOT", self.slot, *words)
 
 
-@pytest.mark.parametrize("name", ["cluster.steps", "cluster.steps_async"])
+@pytest.mark.parametrize("name", [STEPS, STEPS_ASYNC])
 def test_an_attempt_goes_on_when_its_slot_has_moved(cluster: RedisCluster, app: Celery, name: str) -> None:
     store, task_id = store_of(app), new_id()
 
@@ -394,7 +366,7 @@ def shards_of_one_node(cluster: RedisCluster, store: Store) -> list[int]:
 
 
 @pytest.mark.parametrize("make", MAKES)
-@pytest.mark.parametrize("name", ["cluster.steps", "cluster.steps_async"])
+@pytest.mark.parametrize("name", [STEPS, STEPS_ASYNC])
 def test_an_attempt_goes_on_across_the_death_of_its_master(make: str, name: str) -> None:
     task_id = new_id()
     with RedisCluster(program_of(make)) as doomed, app_at(doomed.url) as app:
@@ -418,7 +390,7 @@ def test_a_dead_master_does_not_keep_other_shards_waiting() -> None:
         dead = doomed.server_of_slot(0)
         ids = {shard.number: id_in(store, shard.number) for shard in store.shards}
         owners = {number: doomed.master_of(store.keys(task_id).run).port for number, task_id in ids.items()}
-        journals = {number: opened(store, task_id, task="cluster.steps") for number, task_id in ids.items()}
+        journals = {number: opened(store, task_id, task=STEPS) for number, task_id in ids.items()}
         lost = {number for number, port in owners.items() if port == dead.port}
         assert 0 < len(lost) < SHARDS
         doomed.replica_of(dead).kill()
@@ -427,7 +399,7 @@ def test_a_dead_master_does_not_keep_other_shards_waiting() -> None:
         for number, journal in journals.items():
             if number not in lost:
                 journal.prove_lease()
-        claims = store.runs.claim(["cluster.steps"])
+        claims = store.runs.claim([STEPS])
         with pytest.raises(JournalUnavailableError):
             journals[min(lost)].prove_lease()
 

@@ -12,7 +12,6 @@ import redis
 from celery import Celery
 
 from celery_durable import (
-    AsyncDurableContext,
     ConfigurationError,
     DurableContext,
     JournalUnavailableError,
@@ -23,43 +22,23 @@ from celery_durable.interrupts import Fenced
 from celery_durable.redis.journal import RedisJournal
 from celery_durable.worker.startup import risks_of
 from tests.groups import MAKES, is_linked
+from tests.integration.four_steps import STEPS, STEPS_ASYNC, act, amid
 from tests.integration.network import Waits
-from tests.integration.runs import app_at, delivery, execute, lapse, new_id
+from tests.integration.runs import app_at, delivery, execute, executions, lapse, new_id
 from tests.servers import RedisServer, program_of, server_program
 from tests.waiting import eventually
-
-amid: list[Any] = []
-"""What happens while the second step runs."""
-
-
-def act(number: int) -> int:
-    if number == 2 and amid:
-        amid.pop()()
-    return number
-
-
-@durable_task(name="sync.steps")
-def steps(ctx: DurableContext) -> None:
-    for number in range(1, 4):
-        ctx.run("act", act, number)
-
-
-@durable_task(name="sync.steps_async")
-async def steps_async(ctx: AsyncDurableContext) -> None:
-    for number in range(1, 4):
-        await ctx.run("act", act, number)
 
 
 @durable_task(name="sync.replicas", journal_sync="replicas")
 def steps_on_replicas(ctx: DurableContext) -> None:
-    for number in range(1, 4):
+    for number in range(1, 5):
         ctx.run("act", act, number)
 
 
 def calls(server: RedisServer, command: str) -> int:
     """Return how often the server has executed a command."""
     with server.client() as client:
-        return int(client.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
+        return executions(client, command)
 
 
 def journal_of(store: Store, task_id: str) -> Any:
@@ -103,14 +82,14 @@ def store(pair: Pair) -> Iterator[Store]:
         yield store_of(app)
 
 
-@pytest.mark.parametrize("name", ["sync.steps", "sync.steps_async"])
+@pytest.mark.parametrize("name", [STEPS, STEPS_ASYNC])
 def test_each_step_and_the_end_wait_for_a_replica(pair: Pair, name: str) -> None:
     with app_at(pair.master.url(), durable_journal_sync="replicas") as app:
         before = calls(pair.master, "wait")
 
         assert execute(app.tasks[name], task_id=new_id()) == "SUCCESS"
 
-        assert calls(pair.master, "wait") - before == 3 + 1
+        assert calls(pair.master, "wait") - before == 4 + 1
 
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # Celery's
@@ -120,9 +99,9 @@ def test_nobody_reads_a_result_before_its_outcome_is_confirmed(pair: Pair, monke
         app.conf.result_backend = pair.master.url()
         before = calls(pair.master, "wait")
 
-        assert execute(app.tasks["sync.steps"], task_id=(task_id := new_id())) == "SUCCESS"
+        assert execute(app.tasks[STEPS], task_id=(task_id := new_id())) == "SUCCESS"
 
-        assert calls(pair.master, "wait") - before == 3 + 1
+        assert calls(pair.master, "wait") - before == 4 + 1
         assert app.AsyncResult(task_id).state == "SUCCESS"
 
 
@@ -131,16 +110,16 @@ def test_the_option_of_a_task_wins(pair: Pair) -> None:
         before = calls(pair.master, "wait")
 
         assert execute(app.tasks["sync.replicas"], task_id=new_id()) == "SUCCESS"
-        assert execute(app.tasks["sync.steps"], task_id=new_id()) == "SUCCESS"
+        assert execute(app.tasks[STEPS], task_id=new_id()) == "SUCCESS"
 
-        assert calls(pair.master, "wait") - before == 3 + 1
+        assert calls(pair.master, "wait") - before == 4 + 1
 
 
 def test_in_memory_nothing_is_waited_for(pair: Pair) -> None:
     with app_at(pair.master.url()) as app:
         before = calls(pair.master, "wait")
 
-        assert execute(app.tasks["sync.steps"], task_id=new_id()) == "SUCCESS"
+        assert execute(app.tasks[STEPS], task_id=new_id()) == "SUCCESS"
 
         assert calls(pair.master, "wait") == before
 
@@ -204,7 +183,7 @@ def test_a_replica_that_comes_back_in_time_is_waited_for(pair: Pair) -> None:
         thaw.start()
         task_id = new_id()
 
-        assert execute(app.tasks["sync.steps"], task_id=task_id) == "SUCCESS"
+        assert execute(app.tasks[STEPS], task_id=task_id) == "SUCCESS"
 
         thaw.join(10)
         with pair.master.client() as client:
@@ -253,14 +232,14 @@ def test_an_async_attempt_reads_confirmations_in_a_thread(store: Store) -> None:
 
 def test_the_start_says_when_there_is_no_replica(redis_server: RedisServer, redis_url: str) -> None:
     with app_at(redis_url, durable_journal_sync="replicas") as app:
-        risks = [risk.text for risk in risks_of(app, [app.tasks["sync.steps"]])]
+        risks = [risk.text for risk in risks_of(app, [app.tasks[STEPS]])]
 
     assert [risk for risk in risks if "no replica is connected" in risk and "no step can be recorded" in risk]
 
 
 def test_the_start_says_that_a_failover_may_lose_steps(pair: Pair) -> None:
     with app_at(pair.master.url()) as app:
-        notes = [risk.text for risk in risks_of(app, [app.tasks["sync.steps"]])]
+        notes = [risk.text for risk in risks_of(app, [app.tasks[STEPS]])]
         of_replicas = [risk.text for risk in risks_of(app, [app.tasks["sync.replicas"]])]
 
     assert len([note for note in notes if "a failover may lose" in note]) == 1
@@ -282,15 +261,15 @@ def refusal_of(app: Celery) -> str:
     task_id, store = new_id(), store_of(app)
     with pytest.raises(ConfigurationError) as refused:
         journal_of(store, task_id)
-    assert execute(app.tasks["sync.steps"], task_id=task_id) == "FAILURE"
+    assert execute(app.tasks[STEPS], task_id=task_id) == "FAILURE"
     assert store.runs.load(task_id) == {}
-    (risk,) = [risk.text for risk in risks_of(app, [app.tasks["sync.steps"]]) if "disk" in risk.text]
+    (risk,) = [risk.text for risk in risks_of(app, [app.tasks[STEPS]]) if "disk" in risk.text]
     assert "tasks that ask for it will fail" in risk
     return str(refused.value)
 
 
 @pytest.mark.parametrize("make", MAKES)
-@pytest.mark.parametrize("name", ["sync.steps", "sync.steps_async"])
+@pytest.mark.parametrize("name", [STEPS, STEPS_ASYNC])
 def test_with_appendfsync_always_the_reply_is_the_confirmation(make: str, name: str) -> None:
     with disk_at(program_of(make)) as (server, app):
         assert execute(app.tasks[name], task_id=new_id()) == "SUCCESS"
@@ -328,9 +307,9 @@ def test_waitaof_is_sent_with_each_record_where_it_is_true() -> None:
             pytest.skip(f"only Redis 7.2 answers WAITAOF after the fsync; this is {' '.join(version_of(server))}")
         began = time.monotonic()
 
-        assert execute(app.tasks["sync.steps"], task_id=new_id()) == "SUCCESS"
+        assert execute(app.tasks[STEPS], task_id=new_id()) == "SUCCESS"
 
-        assert calls(server, "waitaof") == 3 + 1
+        assert calls(server, "waitaof") == 4 + 1
         assert time.monotonic() - began > 2, "four fsyncs, one in a second"
 
 
@@ -372,8 +351,8 @@ def test_a_server_that_loses_the_promise_amid_an_attempt_ends_it() -> None:
 
         amid.append(restart)
         try:
-            assert execute(app.tasks["sync.steps"], task_id=task_id) == "RETRY"
-            assert execute(app.tasks["sync.steps"], task_id=task_id, retries=1) == "FAILURE"
+            assert execute(app.tasks[STEPS], task_id=task_id) == "RETRY"
+            assert execute(app.tasks[STEPS], task_id=task_id, retries=1) == "FAILURE"
             with server.client() as client:
                 fields = client.hgetall(store_of(app).keys(task_id).run)
             assert sorted(name for name in fields if name.startswith("step:")) == ["step:1"]
@@ -387,7 +366,7 @@ def test_a_promise_that_was_mended_is_believed_at_the_next_attempt() -> None:
 
         admin.config_set("appendfsync", "always")
 
-        assert execute(app.tasks["sync.steps"], task_id=new_id()) == "SUCCESS"
+        assert execute(app.tasks[STEPS], task_id=new_id()) == "SUCCESS"
 
 
 def test_tasks_with_and_without_confirmation_share_connections(redis_client: redis.Redis, redis_url: str) -> None:

@@ -167,9 +167,9 @@ def test_a_build_that_fits_goes_on(deploy: Deploy) -> None:
 
 def elapse(deploy: Deploy) -> None:
     """Let what the run sleeps for be over."""
-    for place, entry in enumerate(deploy.entries, 1):
-        if entry["state"] == "sleeping":
-            deploy.client.hset(deploy.key, f"step:{place}", json.dumps({**entry, "until": LONG_AGO}))
+    for name, text in deploy.journal.items():
+        if name.startswith("step:") and '"sleeping"' in text:
+            deploy.client.hset(deploy.key, name, json.dumps({**json.loads(text), "until": LONG_AGO}))
 
 
 def test_by_the_same_build_it_is_a_failure_at_once(deploy: Deploy) -> None:
@@ -749,22 +749,16 @@ async def patched_in_branches(self: Any) -> list[bool]:
     return list(await asyncio.gather(branch("a"), branch("b")))
 
 
-def elapse_all(deploy: Deploy) -> None:
-    for name, text in deploy.journal.items():
-        if name.startswith("step:") and '"sleeping"' in text:
-            deploy.client.hset(deploy.key, name, json.dumps({**json.loads(text), "until": LONG_AGO}))
-
-
 def test_branches_that_a_change_begins_are_its_own(deploy: Deploy) -> None:
     deploy.run(branched_patched)
-    elapse_all(deploy)
+    elapse(deploy)
     assert deploy.run(branched_patched) == "SUCCESS"
     assert deploy.result.get(timeout=5) == ["first", "first", "first"]
 
 
 def test_branches_that_began_before_a_change_go_on_without_it(deploy: Deploy) -> None:
     deploy.run(branched)
-    elapse_all(deploy)
+    elapse(deploy)
     assert deploy.run(branched_patched) == "SUCCESS"
     assert deploy.result.get(timeout=5) == ["old", "first", "first"]
 
@@ -777,7 +771,7 @@ def test_old_code_leaves_branches_of_a_change_to_new_code(deploy: Deploy) -> Non
     assert {name: text for name, text in deploy.journal.items() if name.startswith("step:")} == {
         name: text for name, text in before.items() if name.startswith("step:")
     }
-    elapse_all(deploy)
+    elapse(deploy)
     assert deploy.run(branched_patched) == "SUCCESS"
 
 
@@ -786,7 +780,7 @@ def test_a_branch_decides_for_itself(deploy: Deploy) -> None:
     deploy.run(branched)
     waits = next(name for name, text in deploy.journal.items() if "b waits" in text)
     deploy.client.hdel(deploy.key, waits)
-    elapse_all(deploy)
+    elapse(deploy)
 
     assert deploy.run(patched_in_branches) == "SUCCESS"
 
@@ -815,7 +809,7 @@ async def named_patched(self: Any) -> Any:
 @pytest.mark.parametrize(("begins", "taken"), [(named_patched, True), (named, False)])
 def test_named_branches_go_on_as_they_began(deploy: Deploy, begins: Any, taken: bool) -> None:
     deploy.run(begins)
-    elapse_all(deploy)
+    elapse(deploy)
     assert deploy.run(named_patched) == "SUCCESS"
     assert deploy.result.get(timeout=5) == [taken, "first"]
 

@@ -25,7 +25,6 @@ from celery_durable.interrupts import Fenced, NotNow
 from celery_durable.invocation import eager_journals
 from celery_durable.invocation.session import RunSession
 from celery_durable.redis.journal import RedisJournal
-from celery_durable.worker.request import DurableRequest
 from tests.integration.runs import (
     app_at,
     delivery,
@@ -34,6 +33,7 @@ from tests.integration.runs import (
     lapse,
     new_id,
     opened,
+    request_of,
     saved_call,
     store_at,
     task_of,
@@ -501,19 +501,18 @@ def opens_late(self: Any, options: dict[str, int]) -> int:
 def test_a_run_that_is_opened_late_has_the_arguments_that_were_sent(
     redis_url: str, redis_client: redis.Redis, published: Mock
 ) -> None:
-    task_id, sent = new_id(), ([{"limit": 5}], {})
+    task_id = new_id()
 
     with app_at(redis_url) as app:
         task = task_of(app, opens_late)
-        message = Mock(headers={"id": task_id, "task": task.name}, payload=(*sent, {}), properties={}, delivery_info={})
-        properties = DurableRequest(message, app=app, task=task).request_dict["properties"]
+        properties = request_of(task, task_id, {"limit": 5}).request_dict["properties"]
         assert execute(task, {"limit": 5}, task_id=task_id, properties=properties) == "RETRY"
         saved = saved_call(task, redis_client, task_id)
 
         assert execute_sent(task, redis_client, published.call_args.args[0]) == "SUCCESS"
         assert task.AsyncResult(task_id).result == 5
 
-    assert (saved.args, saved.kwargs) == sent
+    assert (saved.args, saved.kwargs) == ([{"limit": 5}], {})
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["returns", "fails"])

@@ -1,36 +1,19 @@
 """A server whose memory is full refuses to write: the attempt is made again later, and nothing is lost."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from celery import Celery
 
-from celery_durable import DurableContext, JournalUnavailableError, durable_task
+from celery_durable import JournalUnavailableError
 from celery_durable.app.store import store_of
+from tests.integration.four_steps import STEPS, amid, executed
 from tests.integration.runs import app_at, execute, new_id, opened
 from tests.servers import RedisServer
 from tests.waiting import eventually
 
-executed: list[int] = []
-amid: list[Any] = []
-"""What happens while the second step runs."""
-
 SAID = ("RETRY", "IGNORED")
 """A state is stored only where no other attempt can have taken over: within the lease."""
-
-
-def act(number: int) -> int:
-    executed.append(number)
-    if number == 2 and amid:
-        amid.pop()()
-    return number
-
-
-@durable_task(name="full.steps")
-def steps(ctx: DurableContext) -> None:
-    for number in range(1, 4):
-        ctx.run("act", act, number)
 
 
 @pytest.fixture
@@ -41,7 +24,6 @@ def server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def app(server: RedisServer) -> Iterator[Celery]:
-    executed.clear()
     with app_at(server.url(), durable_lease=1) as app:
         yield app
 
@@ -73,24 +55,23 @@ def test_an_attempt_is_made_again_and_goes_on_when_there_is_memory(server: Redis
     task_id, store = new_id(), store_of(app)
     amid.append(lambda: fill(server))
 
-    assert execute(app.tasks["full.steps"], task_id=task_id) in SAID
-    assert execute(app.tasks["full.steps"], task_id=task_id, retries=1) in SAID
+    assert execute(app.tasks[STEPS], task_id=task_id) in SAID
+    assert execute(app.tasks[STEPS], task_id=task_id, retries=1) in SAID
     assert executed == [1, 2]
     free(server)
 
     # A renewal that was under way may have taken the lease once more, for the attempt that is over.
     eventually(
-        lambda: execute(app.tasks["full.steps"], task_id=task_id, retries=2) == "SUCCESS",
+        lambda: execute(app.tasks[STEPS], task_id=task_id, retries=2) == "SUCCESS",
         what="the lease to lapse, and the next attempt to succeed",
     )
-    assert executed == [1, 2, 2, 3], "the second step had not been recorded"
+    assert executed == [1, 2, 2, 3, 4], "the second step had not been recorded"
     with server.client() as client:
         fields = client.hgetall(store.keys(task_id).run)
     assert (fields["status"], fields["attempt"]) == ("succeeded", "2")
 
 
 def test_memory_that_is_free_again_within_the_lease_is_not_noticed(server: RedisServer) -> None:
-    executed.clear()
     with app_at(server.url(), durable_lease=30) as app:
         journal = opened(store_of(app), new_id())
         fill(server)

@@ -32,6 +32,7 @@ from tests.integration.runs import (
     store_at,
     task_of,
     text,
+    written,
 )
 from tests.servers import RedisServer
 from tests.waiting import eventually
@@ -39,15 +40,10 @@ from tests.waiting import eventually
 DAY = 24 * 3600.0
 
 
-def written(journal: RedisJournal, **fields: str) -> None:
-    journal.send(fields)
-    journal.flush()
-
-
 def finished(store: Store, status: str = "succeeded", keep: float = DAY, task_id: str = "", **fields: str) -> str:
     """Make a run that has ended, delivered; return its id."""
     journal = opened(store, task_id := task_id or new_id())
-    written(journal, **fields) if fields else None
+    written(journal, fields) if fields else None
     journal.finish(status, {"outcome": '{"value":1}'})
     journal.deliver(keep)
     journal.prove_lease() if keep > 0 else None  # reads the replies
@@ -203,7 +199,7 @@ def test_what_has_no_layout_is_left_alone(store: Store, redis_client: redis.Redi
 
 
 ENDINGS: dict[str, Callable[[RedisJournal], None]] = {
-    "record": lambda journal: written(journal, **{"step:1": "stale", "progress": "1"}),
+    "record": lambda journal: written(journal, {"step:1": "stale", "progress": "1"}),
     "suspend": lambda journal: journal.suspend(5, {"step:1": "stale"}),
     "finish": lambda journal: journal.finish("failed", {"outcome": "stale"}),
     "prove_lease": lambda journal: journal.prove_lease(),
@@ -218,7 +214,7 @@ def test_a_stale_attempt_is_refused_and_changes_nothing(
     stale = opened(store, task_id := new_id())
     lapse(redis_client, store, task_id)
     newer = opened(store, task_id)
-    written(newer, **{"step:1": done_entry("charge", 1, 1, 1, {}, "1"), "progress": "2"})
+    written(newer, {"step:1": done_entry("charge", 1, 1, 1, {}, "1"), "progress": "2"})
     if later == "suspended":
         newer.suspend(60, {})
     elif later == "succeeded":
@@ -255,7 +251,7 @@ def test_an_attempt_that_was_fenced_once_stays_fenced(store: Store, redis_client
 
     for _ in range(2):
         with pytest.raises(Fenced):
-            written(stale, **{"step:1": "stale"})
+            written(stale, {"step:1": "stale"})
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -281,7 +277,7 @@ def test_an_attempt_that_begins_where_a_journal_was_lost_fences_those_before(
     assert before["fields"]["attempt"] == "1"
 
     with pytest.raises(Fenced):
-        written(stale, **{"step:1": "stale"})
+        written(stale, {"step:1": "stale"})
 
     assert state(redis_client, store, task_id) == before
 
@@ -292,7 +288,7 @@ def test_terminating_a_run_fences_its_attempt(store: Store, redis_client: redis.
     store.runs.terminate(task_id, "failed", DAY, '{"error":{}}')
 
     with pytest.raises(Fenced):
-        written(journal, **{"step:1": "stale"})
+        written(journal, {"step:1": "stale"})
     after = state(redis_client, store, task_id)
     assert (after["fields"]["status"], after["fields"]["delivered"]) == ("failed", "1")
     assert (after["lease"], after["due"], after["expires"]) == (None, None, True)
@@ -330,7 +326,7 @@ def test_attempts_that_die_are_counted_until_one_records_something(store: Store,
         assert isinstance(verdict, Opened)
         recoveries.append(verdict.recoveries)
         if records:
-            written(journal, **{"step:1": done_entry("a", 1, 1, 1, {}, "1"), "progress": str(verdict.number)})
+            written(journal, {"step:1": done_entry("a", 1, 1, 1, {}, "1"), "progress": str(verdict.number)})
         lapse(redis_client, store, task_id)
 
     assert recoveries == [0, 1, 2, 0, 1]
@@ -366,7 +362,7 @@ def test_the_lease_lasts_as_long_as_it_is_set(redis_url: str, redis_client: redi
 
         assert verdict.now - opened_at >= 1000
         with pytest.raises(Fenced):
-            written(began, **{"step:1": "stale"})
+            written(began, {"step:1": "stale"})
 
 
 # -- lost acknowledgements
@@ -404,11 +400,11 @@ def test_a_record_whose_reply_was_lost_is_recognised(proxy: Proxy, far_store: St
     journal = opened(far_store, task_id := new_id())
     proxy.lose_replies()
 
-    written(journal, **{"step:1": "first"})
+    written(journal, {"step:1": "first"})
 
     assert proxy.lost == 1
     assert redis_client.hget(far_store.keys(task_id).run, "step:1") == "first"
-    written(journal, **{"step:2": "second"})
+    written(journal, {"step:2": "second"})
 
 
 def test_a_suspension_whose_reply_was_lost_is_recognised(
@@ -449,7 +445,7 @@ def test_every_reply_of_a_run_may_be_lost(proxy: Proxy, far_store: Store, redis_
     journal.open(delivery(task_id))
     for position in range(1, 6):
         proxy.lose_replies()
-        written(journal, **{f"step:{position}": done_entry("a", 1, 1, 1, {}, str(position))})
+        written(journal, {f"step:{position}": done_entry("a", 1, 1, 1, {}, str(position))})
     proxy.lose_replies()
     journal.finish("succeeded", {})
 
@@ -469,7 +465,7 @@ def test_a_lost_reply_to_a_fenced_write_does_not_hide_the_fence(
     proxy.lose_replies()
 
     with pytest.raises(Fenced):
-        written(stale, **{"step:1": "stale"})
+        written(stale, {"step:1": "stale"})
 
     assert proxy.lost == 1
     assert state(redis_client, far_store, task_id) == before
@@ -488,7 +484,7 @@ def test_retry_forgets_what_the_budgets_counted_and_reopens_the_last_failure(
         "time:1": "1700000000000",
     }
     journal = opened(store, task_id := new_id())
-    written(journal, **kept, **{"step:3": open_entry("charge", "failed", 6, error={"message": "away"})})
+    written(journal, {**kept, "step:3": open_entry("charge", "failed", 6, error={"message": "away"})})
     journal.finish("failed", {"outcome": "{}", "failures": "70", "failing_since": "1"})
     seed = redis_client.hget(store.keys(task_id).run, "seed")
 
@@ -669,7 +665,7 @@ def test_the_journal_of_a_finished_run_is_kept_as_long_as_it_is_set(
 
 def test_a_live_journal_has_no_ttl(store: Store, redis_client: redis.Redis) -> None:
     journal = opened(store, task_id := new_id())
-    written(journal, **{"step:1": "{}"})
+    written(journal, {"step:1": "{}"})
     assert redis_client.ttl(store.keys(task_id).run) == -1
     journal.suspend(3600, {})
 
@@ -806,14 +802,14 @@ def test_any_number_of_fields_is_written_at_once(store: Store, redis_client: red
     journal = opened(store, task_id := new_id())
     fields = {f"time:{n}": str(n) for n in range(1, count + 1)}
 
-    written(journal, **fields)
+    written(journal, fields)
 
     stored = redis_client.hgetall(store.keys(task_id).run)
     assert {name: value for name, value in stored.items() if name.startswith("time:")} == fields
     lapse(redis_client, store, task_id)
     opened(store, task_id)
     with pytest.raises(Fenced):
-        written(journal, **fields)
+        written(journal, fields)
 
 
 @pytest.mark.parametrize("then", ["ends", "records", "is retried", "fails"])

@@ -12,8 +12,7 @@ from celery import Celery, signals
 from celery.exceptions import WorkerLostError
 
 from celery_durable.app.store import store_of
-from celery_durable.worker.request import DurableRequest
-from tests.integration.runs import execute, new_id, task_of
+from tests.integration.runs import execute, new_id, request_of, task_of
 from tests.receivers import receiver
 
 
@@ -34,10 +33,8 @@ def sleeps(self: Any) -> None:
 
 def events_of_the_loss(task: Any, task_id: str, by: type[BaseException] = WorkerLostError) -> list[str]:
     """Lose the process of a task, this one; return what monitors hear of it."""
-    headers = {"id": task_id, "task": task.name, "root_id": task_id, "parent_id": None, "retries": 0}
-    message: Any = Mock(headers=headers, payload=([], {}, {}), body=b"", delivery_info={}, properties={})
     eventer = Mock()
-    request = DurableRequest(message, app=task.app, task=task, hostname="worker", eventer=eventer)
+    request = request_of(task, task_id, hostname="worker", eventer=eventer)
     request.worker_pid = os.getpid()
     with pytest.raises(by) as lost:
         raise by("lost")

@@ -15,7 +15,19 @@ from celery_durable.journal.port import Opened, Result
 from celery_durable.redis.client import scripts
 from celery_durable.redis.journal import RedisJournal
 from tests.integration.network import Proxy
-from tests.integration.runs import TASK, app_at, delivery, execute, lapse, new_id, opened, state, store_at, task_of
+from tests.integration.runs import (
+    TASK,
+    app_at,
+    delivery,
+    execute,
+    lapse,
+    new_id,
+    opened,
+    state,
+    store_at,
+    task_of,
+    written,
+)
 from tests.servers import RedisServer
 from tests.waiting import eventually
 
@@ -29,11 +41,6 @@ STALE, DONE_BY_SCRIPT = b":0\r\n", b":1\r\n"
 def store(far_store: Store) -> Store:
     """Here each store is behind the proxy."""
     return far_store
-
-
-def written(journal: RedisJournal, fields: dict[str, str]) -> None:
-    journal.send(fields)
-    journal.flush()
 
 
 def fence_of(client: redis.Redis, store: Store, task_id: str) -> str:

@@ -13,10 +13,9 @@ from celery_durable.app.store import Store, store_of
 from celery_durable.interrupts import Fenced
 from celery_durable.journal.entries import done_entry
 from celery_durable.journal.port import Opened
-from celery_durable.redis.journal import RedisJournal
 from tests.alarms import Struck, alarms
 from tests.integration.network import Proxy
-from tests.integration.runs import app_at, delivery, execute, lapse, new_id, opened, store_at, task_of
+from tests.integration.runs import app_at, delivery, execute, lapse, new_id, opened, store_at, task_of, written
 from tests.servers import RedisServer
 from tests.waiting import eventually
 
@@ -29,11 +28,6 @@ def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> A
     return request.param
 
 
-def written(journal: RedisJournal, **fields: str) -> None:
-    journal.send(fields)
-    journal.flush()
-
-
 def test_hiredis_comes_with_the_package(store: Store, parser: Any) -> None:
     journal = opened(store, new_id())
 
@@ -44,7 +38,7 @@ def test_hiredis_comes_with_the_package(store: Store, parser: Any) -> None:
 def test_a_journal_is_written_and_loaded(store: Store, redis_client: redis.Redis) -> None:
     journal = opened(store, task_id := new_id())
     entries = {f"step:{n}": done_entry("a ☃", 1, 1, 1, {}, f'"{"ü" * n}"') for n in range(1, 1000, 37)}
-    written(journal, **entries)
+    written(journal, entries)
     lapse(redis_client, store, task_id)
 
     again = store.journal(task_id).open(delivery(task_id, fresh=False))
@@ -58,7 +52,7 @@ def test_replies_that_say_no_are_told_apart(store: Store, redis_client: redis.Re
     lapse(redis_client, store, task_id)
     opened(store, task_id)
     with pytest.raises(Fenced):
-        written(stale, **{"step:1": "stale"})
+        written(stale, {"step:1": "stale"})
 
     redis_client.script_flush()
     fresh = opened(store, new_id())
@@ -66,7 +60,7 @@ def test_replies_that_say_no_are_told_apart(store: Store, redis_client: redis.Re
     redis_client.set(store.keys(task_id).run, "no journal")
     with pytest.raises(JournalUnreadableError, match="holds no journal"):
         store.runs.load(task_id)
-    written(fresh, **{"step:1": "{}"})
+    written(fresh, {"step:1": "{}"})
 
 
 def test_a_server_that_refuses_is_waited_for_and_said() -> None:
@@ -118,7 +112,7 @@ def test_a_signal_amid_a_reply_leaves_the_connection_usable() -> None:
             journal.flush()
         server.thaw()
 
-        written(journal, **{"step:2": "{}"})
+        written(journal, {"step:2": "{}"})
         journal.prove_lease()
 
         with server.client() as client:
@@ -126,7 +120,7 @@ def test_a_signal_amid_a_reply_leaves_the_connection_usable() -> None:
 
 
 def test_whether_a_server_answers_is_seen_without_reading(store: Store, redis_client: redis.Redis) -> None:
-    written(opened(store, new_id()), **{"step:1": "{}"})
+    written(opened(store, new_id()), {"step:1": "{}"})
     journal = opened(store, new_id())
     connection = journal.connection
     assert not connection.transport.has_reply(0)
@@ -138,4 +132,4 @@ def test_whether_a_server_answers_is_seen_without_reading(store: Store, redis_cl
     redis_client.client_kill_filter(skipme=True, _type="normal")
 
     eventually(lambda: not connection.transport.has_reply(0) and connection.transport.fileno() < 0)
-    written(journal, **{"step:2": "{}"})
+    written(journal, {"step:2": "{}"})

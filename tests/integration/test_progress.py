@@ -16,7 +16,7 @@ from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 from pydantic import BaseModel, field_validator
 
-from celery_durable import DurableContext, DurableTimeoutError, RetryPolicy, RunOptions, durable_task
+from celery_durable import DurableContext, DurableTimeoutError, RetryPolicy, RunOptions
 from celery_durable.app.store import store_of
 from celery_durable.drivers.pulse import Overrun, Pulse
 from celery_durable.drivers.watchdog import watchdog
@@ -24,7 +24,7 @@ from celery_durable.ending.orphan import OrphanedAttempt
 from celery_durable.invocation.current import invocation_of
 from celery_durable.user_code import in_user_code
 from tests.alarms import alarms
-from tests.integration.runs import app_at, execute, new_id, state
+from tests.integration.runs import app_at, durable_task_of, execute, new_id, state
 from tests.waiting import eventually
 
 STRIKES = 400
@@ -35,14 +35,6 @@ def app(redis_url: str) -> Iterator[Celery]:
     with app_at(redis_url) as app:
         app.set_current()
         yield app
-
-
-def task_in(app: Celery, body: Any, **options: Any) -> Any:
-    """A durable task of this app."""
-    name = f"progress.{new_id()}"  # such tasks go to every app there will be
-    durable_task(name=name, shared=False, **options)(body)
-    app.finalize()
-    return app.tasks[name]
 
 
 def entries(client: redis.Redis, app: Celery, task_id: str) -> list[tuple[str, str, int, Any]]:
@@ -96,7 +88,7 @@ def test_strikes_at_any_moment_hit_actions_only(app: Celery, redis_client: redis
                 assert ctx.run(f"step {number}", act, options, number) == number
         return number
 
-    task = task_in(app, body, inline_retry_limit=1)
+    task = durable_task_of(app, body, inline_retry_limit=1)
     task_id = new_id()
     assert execute(task, task_id=task_id) == "SUCCESS"
 
@@ -129,7 +121,7 @@ def test_an_execution_that_ends_while_it_is_given_up_is_recorded_all_the_same(
             "work", lambda: time.sleep(seconds) or "worked", RunOptions(initial_retry_interval=50, **options)
         )
 
-    task = task_in(app, body, **limits)
+    task = durable_task_of(app, body, **limits)
     for _ in range(60):
         task_id = new_id()
         with ThreadPoolExecutor(1) as thread:
@@ -154,7 +146,7 @@ def test_an_execution_that_has_ended_is_not_given_up(app: Celery, redis_client: 
         OrphanedAttempt(invocation, invocation.session)._fail_step(late)  # noqa: SLF001
         return ctx.run("second", lambda: "done")
 
-    task = task_in(app, body)
+    task = durable_task_of(app, body)
     task_id = new_id()
     assert execute(task, task_id=task_id) == "SUCCESS"
     assert [entry[:3] for entry in entries(redis_client, app, task_id)] == [("first", "done", 1), ("second", "done", 1)]
@@ -167,7 +159,7 @@ def test_a_late_record_forgives_the_failure_that_was_counted(app: Celery, redis_
         ctx.run("before", lambda: 1)
         ctx.run("held", gate.wait, RunOptions(timeout=0.05), 30)
 
-    task = task_in(app, body, task_retry_policy=RetryPolicy(initial_retry_interval=30))
+    task = durable_task_of(app, body, task_retry_policy=RetryPolicy(initial_retry_interval=30))
     task_id = new_id()
     run = threading.Thread(target=execute, args=[task], kwargs={"task_id": task_id})
     run.start()
@@ -193,7 +185,7 @@ def test_what_goes_wrong_with_an_abandoned_step_is_told_and_its_run_goes_on(
         ctx.run("held", gate.wait, 30)
 
     limits = {"inactivity_timeout": 0.05, "abort_timeout": 0.05}
-    task = task_in(app, body, task_retry_policy=RetryPolicy(max_attempts=1), throws=("no class",), **limits)
+    task = durable_task_of(app, body, task_retry_policy=RetryPolicy(max_attempts=1), throws=("no class",), **limits)
     task_id = new_id()
     run = threading.Thread(target=execute, args=[task], kwargs={"task_id": task_id})
     run.start()
@@ -215,7 +207,7 @@ def test_an_attempt_that_has_ended_is_watched_no_more(app: Celery) -> None:
         seen.append(len(watchdog._watches))  # noqa: SLF001
         ctx.run("step", lambda: 1 // (not fails))
 
-    task = task_in(app, body)
+    task = durable_task_of(app, body)
     before = len(watchdog._watches)  # noqa: SLF001
     for fails in (False, True):
         execute(task, fails, task_id=new_id())
@@ -245,7 +237,7 @@ class Careful(BaseModel):
 def test_a_soft_time_limit_before_the_body_begins_is_a_failed_attempt_and_no_misfit(app: Celery, way: str) -> None:
     def body(ctx: DurableContext, careful: Careful) -> None: ...
 
-    task = task_in(app, body)
+    task = durable_task_of(app, body)
     assert execute(task, {"way": way}, task_id=new_id()) == "RETRY"
 
 
@@ -276,7 +268,7 @@ def test_a_soft_time_limit_that_strikes_while_a_value_is_encoded_comes_after_its
     def body(ctx: DurableContext) -> int:
         return ctx.run("act", act, RunOptions(serializer=serializer))
 
-    task, task_id = task_in(app, body), new_id()
+    task, task_id = durable_task_of(app, body), new_id()
 
     assert [execute(task, task_id=task_id) for _ in range(2)] == ["RETRY", "SUCCESS"]
     assert len(executions) == 1

@@ -23,7 +23,18 @@ from celery_durable.interrupts import Fenced
 from celery_durable.journal.port import NO_RESULT, Result
 from celery_durable.redis.journal import RedisJournal
 from tests.integration.network import Waits
-from tests.integration.runs import app_at, execute, lapse, new_id, opened, server_ms, state, store_at, task_of
+from tests.integration.runs import (
+    app_at,
+    execute,
+    executions,
+    lapse,
+    new_id,
+    opened,
+    server_ms,
+    state,
+    store_at,
+    task_of,
+)
 from tests.servers import RedisServer, free_port
 from tests.waiting import eventually
 
@@ -57,10 +68,6 @@ def app_with_results(url: str, **conf: Any) -> Iterator[Celery]:
 def app(redis_url: str) -> Iterator[Celery]:
     with app_with_results(redis_url) as app:
         yield app
-
-
-def scripts_called(client: redis.Redis) -> int:
-    return int(client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])
 
 
 def key_of(task_id: str) -> str:
@@ -146,7 +153,7 @@ def test_the_task_waits_for_redis_twice_in_all(
         redis_client.config_resetstat()
         with waits.counted(AT_ONCE):
             assert execute(task, task_id=new_id()) == "SUCCESS"
-        assert scripts_called(redis_client) == AT_ONCE
+        assert executions(redis_client, "evalsha") == AT_ONCE
         execute(untouched, task_id=new_id())
         with waits.counted(2):  # to look for an older result, and to store this one
             assert execute(untouched, task_id=new_id()) == "SUCCESS"
@@ -262,7 +269,7 @@ def test_of_an_ignored_result_there_is_nothing_to_write(app: Celery, redis_clien
     redis_client.config_resetstat()
     assert execute(task, task_id=task_id, ignore_result=True) == "SUCCESS"
 
-    assert scripts_called(redis_client) == AT_ONCE
+    assert executions(redis_client, "evalsha") == AT_ONCE
     assert redis_client.exists(key_of(task_id)) == 0
     assert state(redis_client, store_of(app), task_id)["fields"]["delivered"] == "1"
 
@@ -327,7 +334,7 @@ def test_what_cannot_be_written_here_is_left_to_celery(app: Celery, redis_client
     ):
         assert execute(task, task_id=task_id) == "SUCCESS"
 
-    assert scripts_called(redis_client) == BY_CELERY
+    assert executions(redis_client, "evalsha") == BY_CELERY
     assert task.AsyncResult(task_id).result == VALUE
 
 

@@ -11,7 +11,7 @@ from celery_durable import AsyncDurableContext, DurableContext, RetryPolicy, Run
 from celery_durable.app.store import store_of
 from celery_durable.journal.entries import done_entry
 from tests.integration.network import Waits
-from tests.integration.runs import app_at, delivery, execute, new_id, opened, task_of
+from tests.integration.runs import app_at, delivery, execute, executions, new_id, opened, task_of
 from tests.waiting import eventually
 
 OPEN, END = 1, 1
@@ -75,10 +75,6 @@ def app(waits: Waits, redis_url: str, redis_client: redis.Redis) -> Iterator[Cel
         repeat(app, steps.name, 0, act)
         assert waits.count > OPEN + END
         yield app
-
-
-def scripts_called(client: redis.Redis) -> int:
-    return client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
 
 
 def run(ctx: Any, options: RunOptions | None, action: Callable[[], Any]) -> Any:
@@ -219,9 +215,9 @@ def test_a_failure_waits_for_its_record_if_it_has_one_and_for_the_end(
 def test_a_step_with_limits_sends_one_command_more(app: Celery, redis_client: redis.Redis, options: str) -> None:
     pending = 1  # the delivery of the run before, which nobody has waited for
     begin_and_end = 2
-    eventually(lambda: scripts_called(redis_client) == begin_and_end + pending)
+    eventually(lambda: executions(redis_client, "evalsha") == begin_and_end + pending)
 
     repeat(app, steps.name, 5, lambda ctx: run(ctx, OPTIONS[options], act))
 
     of_steps = 5 * (2 if options in LIMITED else 1)
-    eventually(lambda: scripts_called(redis_client) == 2 * (begin_and_end + pending) + of_steps)
+    eventually(lambda: executions(redis_client, "evalsha") == 2 * (begin_and_end + pending) + of_steps)

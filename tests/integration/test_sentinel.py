@@ -1,39 +1,17 @@
 """The journal on a master that Sentinels watch: a failover amid an attempt, and how the URL is read."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from celery import Celery
 
-from celery_durable import AsyncDurableContext, ConfigurationError, DurableContext, durable_task
+from celery_durable import ConfigurationError
 from celery_durable.app.store import store_of
 from celery_durable.worker.startup import risks_of
 from tests.groups import MAKES, MASTER_NAME, Watched, program_or_skip
+from tests.integration.four_steps import STEPS, STEPS_ASYNC, amid, executed
 from tests.integration.runs import app_at, app_for, execute, new_id
 from tests.servers import OLDEST, free_port, program_of
-
-executed: list[tuple[str, int]] = []
-"""The steps whose actions have run, with their number."""
-amid: list[Any] = []
-"""What happens while the second step runs."""
-
-
-def act(number: int) -> int:
-    executed.append(("act", number))
-    if number == 2:
-        amid[-1]()
-    return number * 10
-
-
-@durable_task(name="sentinel.steps")
-def steps(ctx: DurableContext) -> list[int]:
-    return [ctx.run("act", act, number) for number in range(1, 5)]
-
-
-@durable_task(name="sentinel.steps_async")
-async def steps_async(ctx: AsyncDurableContext) -> list[int]:
-    return [await ctx.run("act", act, number) for number in range(1, 5)]
 
 
 @pytest.fixture(scope="module", params=[*MAKES, OLDEST])
@@ -49,18 +27,13 @@ def app(watched: Watched) -> Iterator[Celery]:
         yield app
 
 
-@pytest.fixture(autouse=True)
-def nothing_executed() -> None:
-    executed.clear()
-
-
 def fields_of(watched: Watched, app: Celery, task_id: str) -> dict[str, str]:
     with watched.master.client() as client:
         return client.hgetall(store_of(app).keys(task_id).run)
 
 
 @pytest.mark.parametrize("make", MAKES)
-@pytest.mark.parametrize("name", ["sentinel.steps", "sentinel.steps_async"])
+@pytest.mark.parametrize("name", [STEPS, STEPS_ASYNC])
 def test_an_attempt_goes_on_across_the_death_of_the_master(make: str, name: str) -> None:
     task_id, options = new_id(), {"master_name": MASTER_NAME}
     with (
@@ -73,7 +46,7 @@ def test_an_attempt_goes_on_across_the_death_of_the_master(make: str, name: str)
         assert execute(app.tasks[name], task_id=task_id) == "SUCCESS"
 
         assert doomed.master.port != before
-        assert executed == [("act", number) for number in range(1, 5)]
+        assert executed == [1, 2, 3, 4]
         fields = fields_of(doomed, app, task_id)
         assert (fields["status"], fields["attempt"]) == ("succeeded", "1")
         assert sum(name.startswith("step:") for name in fields) == 4
@@ -94,10 +67,10 @@ def test_a_connection_that_still_reaches_a_demoted_master_finds_the_new_one(watc
     new = watched.replica
     amid.append(demote)
 
-    assert execute(app.tasks["sentinel.steps"], task_id=task_id) == "SUCCESS"
+    assert execute(app.tasks[STEPS], task_id=task_id) == "SUCCESS"
 
     assert (watched.master.port, watched.replica.port) == (new.port, old.port)
-    assert executed == [("act", number) for number in range(1, 5)]
+    assert executed == [1, 2, 3, 4]
     assert fields_of(watched, app, task_id)["attempt"] == "1"
 
 
@@ -105,17 +78,13 @@ def test_sentinels_that_are_gone_are_passed_over(watched: Watched) -> None:
     gone = f"sentinel://127.0.0.1:{free_port()}/0"
     options = {"master_name": MASTER_NAME}
     with app_at(f"{gone};{watched.url}", result_backend_transport_options=options) as app:
-        amid.append(lambda: None)
-
-        assert execute(app.tasks["sentinel.steps"], task_id=new_id()) == "SUCCESS"
+        assert execute(app.tasks[STEPS], task_id=new_id()) == "SUCCESS"
 
 
 def test_the_name_of_the_master_may_stand_in_the_url(watched: Watched) -> None:
     first, *others = watched.url.split(";")
     with app_at(";".join([f"{first}?master_name={MASTER_NAME}", *others])) as app:
-        amid.append(lambda: None)
-
-        assert execute(app.tasks["sentinel.steps"], task_id=new_id()) == "SUCCESS"
+        assert execute(app.tasks[STEPS], task_id=new_id()) == "SUCCESS"
 
 
 def test_the_broker_s_sentinels_serve_with_the_broker_s_options(watched: Watched) -> None:
@@ -123,16 +92,14 @@ def test_the_broker_s_sentinels_serve_with_the_broker_s_options(watched: Watched
         app.conf.update(
             durable_redis_url=None, broker_url=watched.url, broker_transport_options={"master_name": MASTER_NAME}
         )
-        amid.append(lambda: None)
 
-        assert execute(app.tasks["sentinel.steps"], task_id=new_id()) == "SUCCESS"
+        assert execute(app.tasks[STEPS], task_id=new_id()) == "SUCCESS"
 
 
 def test_the_database_of_the_url_is_used(watched: Watched) -> None:
     task_id, options = new_id(), {"master_name": MASTER_NAME}
     with app_at(watched.url.replace("/0", "/3"), result_backend_transport_options=options) as app:
-        amid.append(lambda: None)
-        execute(app.tasks["sentinel.steps"], task_id=task_id)
+        execute(app.tasks[STEPS], task_id=task_id)
 
         with watched.master.client(3) as client:
             assert client.hget(store_of(app).keys(task_id).run, "status") == "succeeded"
@@ -147,7 +114,7 @@ def test_a_master_with_a_replica_is_named_as_what_may_fail_over(watched: Watched
     with watched.master.client() as client:
         assert client.info("replication")["connected_slaves"] == 1
 
-    (note,) = [risk for risk in risks_of(app, [app.tasks["sentinel.steps"]]) if "failover" in risk.text]
+    (note,) = [risk for risk in risks_of(app, [app.tasks[STEPS]]) if "failover" in risk.text]
 
     assert 'durable_journal_sync="replicas"' in note.text
     assert note.text.count("sentinel://") == 3

@@ -14,10 +14,10 @@ import pytest
 import redis
 from celery import Celery
 
-from celery_durable import AsyncDurableContext, DurableContext, RunOptions, durable_task
+from celery_durable import AsyncDurableContext, DurableContext, RunOptions
 from celery_durable.app.store import store_of
 from celery_durable.drivers.threads import hanging
-from tests.integration.runs import app_at, execute, lapse, new_id, opened, state
+from tests.integration.runs import app_at, durable_task_of, execute, lapse, new_id, opened, state
 from tests.processes import PROJECT
 from tests.servers import RedisServer
 from tests.waiting import eventually
@@ -39,14 +39,6 @@ def gate() -> Iterator[threading.Event]:
     yield gate
     gate.set()
     eventually(lambda: not hanging(), what="the end of the threads that hang")
-
-
-def task_in(app: Celery, body: Any, **options: Any) -> Any:
-    """A durable task of this app."""
-    name = f"threads.{new_id()}"  # such tasks go to every app there will be
-    durable_task(name=name, shared=False, **options)(body)
-    app.finalize()
-    return app.tasks[name]
 
 
 class Executing(threading.Thread):
@@ -85,7 +77,7 @@ def holding(app: Celery, gate: threading.Event) -> Executing:
     async def body(ctx: AsyncDurableContext) -> None:
         await ctx.run("hold", hold)
 
-    executing = Executing(task_in(app, body), task_id=new_id())
+    executing = Executing(durable_task_of(app, body), task_id=new_id())
     assert begun.wait(20)
     return executing
 
@@ -101,7 +93,7 @@ def test_what_waits_for_a_thread_while_another_attempt_takes_over_never_starts(
         await ctx.run("step", lambda: started.append(1), RunOptions(max_attempts=1))
 
     task_id = new_id()
-    executing = Executing(task_in(app, body), task_id=task_id)
+    executing = Executing(durable_task_of(app, body), task_id=task_id)
     eventually(lambda: attempts)
     lapse(redis_client, store_of(app), task_id)
     opened(store_of(app), task_id, fresh=False, **_as_opened(redis_client, app, task_id))
@@ -130,7 +122,7 @@ def test_an_action_that_hangs_keeps_no_question_to_the_journal_waiting(app: Cele
         ctx._attempt.pulse.heard_at -= 10  # noqa: SLF001  so that Redis is asked before the action starts
         return await ctx.run("step", one)
 
-    assert Executing(task_in(app, body), task_id=new_id()).ended() == "SUCCESS"
+    assert Executing(durable_task_of(app, body), task_id=new_id()).ended() == "SUCCESS"
     assert other.is_alive()
 
 
@@ -154,7 +146,7 @@ def test_what_a_given_up_action_returns_is_recorded_unless_an_attempt_has_begun(
         return await ctx.run("held", act, options)
 
     bodies: dict[str, Callable[..., Any]] = {"def": body, "async def": body_async}
-    task, in_time, too_late = task_in(app, bodies[kind]), new_id(), new_id()
+    task, in_time, too_late = durable_task_of(app, bodies[kind]), new_id(), new_id()
     for task_id in (in_time, too_late):
         assert Executing(task, task_id=task_id).ended() == "RETRY"
         assert entry(redis_client, app, task_id) == ("retrying", 1, None)
@@ -185,7 +177,7 @@ def test_the_abort_of_an_attempt_gives_up_the_actions_that_run_in_threads(
     async def body(ctx: AsyncDurableContext) -> int:
         return await ctx.run("silent", act, RunOptions(initial_retry_interval=0.01, max_attempts=5))
 
-    task = task_in(app, body, inactivity_timeout=0.1, abort_timeout=0.1)
+    task = durable_task_of(app, body, inactivity_timeout=0.1, abort_timeout=0.1)
     task_id = new_id()
     assert Executing(task, task_id=task_id).ended() == "RETRY"
     assert entry(redis_client, app, task_id) == ("retrying", 1, None)
@@ -204,7 +196,7 @@ def test_a_step_that_waits_for_a_thread_is_reported_and_not_aborted(
     async def body(ctx: AsyncDurableContext) -> int:
         return await ctx.run("patient", lambda: 1)
 
-    executing = Executing(task_in(app, body, inactivity_timeout=0.1, abort_timeout=0.1), task_id=new_id())
+    executing = Executing(durable_task_of(app, body, inactivity_timeout=0.1, abort_timeout=0.1), task_id=new_id())
     eventually(lambda: "it waits for a thread, and all are taken (durable_step_threads=1)" in caplog.text)
     begun = time.monotonic()
     eventually(lambda: time.monotonic() - begun > 0.5)  # several times as long as it may be silent
@@ -251,7 +243,7 @@ def test_others_on_the_loop_go_on_while_something_large_is_encoded_and_read(
             raise ValueError("once more, from the journal")
         return len(text)
 
-    task = task_in(app, body)
+    task = durable_task_of(app, body)
     task_id = new_id()
     assert Executing(task, task_id=task_id).ended() == "RETRY"
     redis_client.hset(store_of(app).keys(task_id).run, "due", 0)
@@ -283,7 +275,7 @@ def test_others_on_the_loop_go_on_while_redis_does_not_take_something_large() ->
             return await one(ctx)
 
         task_id = new_id()
-        assert Executing(task_in(app, body), task_id=task_id).ended() == "SUCCESS"
+        assert Executing(durable_task_of(app, body), task_id=task_id).ended() == "SUCCESS"
         fields = state(client, store_of(app), task_id)["fields"]
         entries = [json.loads(text) for name, text in sorted(fields.items()) if name.startswith("step:")]
     assert len(turns) == 100
