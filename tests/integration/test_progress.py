@@ -110,22 +110,38 @@ def test_strikes_at_any_moment_hit_actions_only(app: Celery, redis_client: redis
     ids=["by its timeout", "by the abort of its attempt"],
 )
 def test_an_execution_that_ends_while_it_is_given_up_is_recorded_all_the_same(
-    app: Celery, redis_client: redis.Redis, options: dict[str, Any], limits: dict[str, Any], given_up: str
+    app: Celery,
+    redis_client: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+    options: dict[str, Any],
+    limits: dict[str, Any],
+    given_up: str,
 ) -> None:
     """In a thread, where nothing can be struck: in time or late, the value counts, and there is one verdict."""
     dice = random.Random(5)
     ends: Counter[tuple[Any, str]] = Counter()
+    begun: list[str] = []
 
     def body(ctx: DurableContext, seconds: float) -> str:
-        return ctx.run(
-            "work", lambda: time.sleep(seconds) or "worked", RunOptions(initial_retry_interval=50, **options)
-        )
+        def work() -> str:
+            begun.append(ctx.task_id)
+            time.sleep(seconds)
+            return "worked"
+
+        return ctx.run("work", work, RunOptions(initial_retry_interval=50, **options))
+
+    def is_hit_elsewhere(task_id: str) -> bool:
+        """Tell whether the limit was over outside of the action, as it may be on a busy machine."""
+        outside = f"task {task_id}: no progress for 0.02 s (inactivity_timeout and abort_timeout), and its code"
+        return task_id not in begun or outside in caplog.text
 
     task = durable_task_of(app, body, **limits)
-    for _ in range(60):
+    for seconds in [0, 0.1] * 5 + [dice.uniform(0.015, 0.025) for _ in range(60)]:
         task_id = new_id()
         with ThreadPoolExecutor(1) as thread:
-            ended = thread.submit(execute, task, dice.uniform(0.015, 0.025), task_id=task_id).result()
+            ended = thread.submit(execute, task, seconds, task_id=task_id).result()
+        if is_hit_elsewhere(task_id):
+            continue
         recorded = [("work", "done", 1, "worked")]
         eventually(lambda: entries(redis_client, app, task_id) == recorded)  # noqa: B023
         after = state(redis_client, store_of(app), task_id)
@@ -157,7 +173,7 @@ def test_a_late_record_forgives_the_failure_that_was_counted(app: Celery, redis_
 
     def body(ctx: DurableContext) -> None:
         ctx.run("before", lambda: 1)
-        ctx.run("held", gate.wait, RunOptions(timeout=0.05), 30)
+        ctx.run("held", gate.wait, RunOptions(timeout=0.5), 30)
 
     task = durable_task_of(app, body, task_retry_policy=RetryPolicy(initial_retry_interval=30))
     task_id = new_id()
@@ -184,7 +200,7 @@ def test_what_goes_wrong_with_an_abandoned_step_is_told_and_its_run_goes_on(
     def body(ctx: DurableContext) -> None:
         ctx.run("held", gate.wait, 30)
 
-    limits = {"inactivity_timeout": 0.05, "abort_timeout": 0.05}
+    limits = {"inactivity_timeout": 0.5, "abort_timeout": 0.1}
     task = durable_task_of(app, body, task_retry_policy=RetryPolicy(max_attempts=1), throws=("no class",), **limits)
     task_id = new_id()
     run = threading.Thread(target=execute, args=[task], kwargs={"task_id": task_id})

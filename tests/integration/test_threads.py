@@ -137,7 +137,7 @@ def test_what_a_given_up_action_returns_is_recorded_unless_an_attempt_has_begun(
         assert gate.wait(30)
         return "late"
 
-    options = RunOptions(timeout=0.05, initial_retry_interval=30, max_retry_interval=30)
+    options = RunOptions(timeout=0.5, initial_retry_interval=30, max_retry_interval=30)
 
     def body(ctx: DurableContext) -> str:
         return ctx.run("held", act, options)
@@ -177,7 +177,7 @@ def test_the_abort_of_an_attempt_gives_up_the_actions_that_run_in_threads(
     async def body(ctx: AsyncDurableContext) -> int:
         return await ctx.run("silent", act, RunOptions(initial_retry_interval=0.01, max_attempts=5))
 
-    task = durable_task_of(app, body, inactivity_timeout=0.1, abort_timeout=0.1)
+    task = durable_task_of(app, body, inactivity_timeout=0.5, abort_timeout=0.1)
     task_id = new_id()
     assert Executing(task, task_id=task_id).ended() == "RETRY"
     assert entry(redis_client, app, task_id) == ("retrying", 1, None)
@@ -196,10 +196,10 @@ def test_a_step_that_waits_for_a_thread_is_reported_and_not_aborted(
     async def body(ctx: AsyncDurableContext) -> int:
         return await ctx.run("patient", lambda: 1)
 
-    executing = Executing(durable_task_of(app, body, inactivity_timeout=0.1, abort_timeout=0.1), task_id=new_id())
+    executing = Executing(durable_task_of(app, body, inactivity_timeout=0.5, abort_timeout=0.1), task_id=new_id())
     eventually(lambda: "it waits for a thread, and all are taken (durable_step_threads=1)" in caplog.text)
     begun = time.monotonic()
-    eventually(lambda: time.monotonic() - begun > 0.5)  # several times as long as it may be silent
+    eventually(lambda: time.monotonic() - begun > 1.5)  # several times as long as it may be silent
     gate.set()
     assert executing.ended() == "SUCCESS"
     assert other.ended() == "SUCCESS"
