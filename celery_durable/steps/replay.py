@@ -67,18 +67,23 @@ class Replay:
         """The changes of the code that are recorded behind this point; None if nothing is recorded there."""
         if not self.ahead:
             return None
-        following = self._fields.get(step_field(here.next).encode())
-        if following is not None:
-            return self._entry_of(here.next, following).patches
-        # Of operations side by side, a later one may be recorded first. So may one of a branch that begins here.
-        steps = {name[5:].decode(errors="replace"): raw for name, raw in self._fields.items() if name[:5] == b"step:"}
         try:
-            behind = [position for position in sorted(steps, key=in_order) if here.is_before(position)]
+            return self._patches_behind(here)
         except JournalUnreadableError as error:
             raise self._pulse.unreadable(error) from None
+
+    def _patches_behind(self, here: Here) -> tuple[str, ...] | None:
+        field_name = step_field(here.next)
+        following = self._fields.get(field_name.encode())
+        if following is not None:
+            return read_entry(field_name, following).patches
+        # Of operations side by side, a later one may be recorded first. So may one of a branch that begins here.
+        steps = {name[5:].decode(errors="replace"): raw for name, raw in self._fields.items() if name[:5] == b"step:"}
+        behind = [position for position in sorted(steps, key=in_order) if here.is_before(position)]
         if not behind:
             return None
-        return tuple(patch for position in behind for patch in self._entry_of(position, steps[position]).patches)
+        entries = (read_entry(step_field(position), steps[position]) for position in behind)
+        return tuple(patch for entry in entries for patch in entry.patches)
 
     def begun(self, position: str) -> dict[str, list[int | str]]:
         """What the code around a step has begun. By that, a Retry knows what has followed the step's failure."""
@@ -98,17 +103,13 @@ class Replay:
         left = [name.decode(errors="replace")[5:] for name in self._fields if name.startswith(b"step:")]
         try:
             position = nothing_left_over(left)
+            if position is None:
+                return
+            field_name = step_field(position)
+            entry = read_entry(field_name, self._fields[field_name.encode()])
         except JournalUnreadableError as error:
             raise self._pulse.unreadable(error) from None
-        if position is not None:
-            entry = self._entry_of(position, self._fields[step_field(position).encode()])
-            raise self._other_path(position, entry, "the end of the task")
-
-    def _entry_of(self, position: str, raw: bytes) -> Entry:
-        try:
-            return read_entry(step_field(position), raw)
-        except JournalUnreadableError as error:
-            raise self._pulse.unreadable(error) from None
+        raise self._other_path(position, entry, "the end of the task")
 
     # -- what this code does not follow
 
