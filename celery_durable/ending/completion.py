@@ -158,7 +158,7 @@ def facts_of(invocation: Invocation, error: BaseException, interrupt: Interrupt 
         is_its_own=not isinstance(why, Overrun) or (attempt is not None and why.pulse is attempt.pulse),
         is_time_limit=isinstance(why, SoftTimeLimitExceeded),
         hit_by_time_limit=_is_hit_by_time_limit(why),
-        has_entered=invocation.entered,
+        has_entered=invocation.arguments.have_fitted,
         exhausted=invocation.retry.exhausted,
         retry_due=invocation.retry.due,
         is_autoretried=partial(_is_autoretried, task),
@@ -298,8 +298,9 @@ def _leave_run(invocation: Invocation, end: TakenOver) -> BaseException:
 
 
 def _answer_delivery(invocation: Invocation, end: NotBegun) -> BaseException | ReturnValue:
-    fresh = invocation.delivery is not None and invocation.delivery.fresh
-    return reject_delivery(end.refusal, invocation.task, invocation.request, _session(invocation), fresh=fresh)
+    session = _session(invocation)
+    fresh = session.delivery is not None and session.delivery.fresh
+    return reject_delivery(end.refusal, invocation.task, invocation.request, session, fresh=fresh)
 
 
 def _raise_as_is(_invocation: Invocation, end: Reraised | LeftToAutoretry) -> BaseException:

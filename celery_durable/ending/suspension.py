@@ -166,7 +166,7 @@ def retry_without_journal(invocation: Invocation, end: JournalUnavailable) -> Ba
     logger.error("task %s: %s; the task is retried in %g s", request.id, end.error, JOURNAL_LOST_DELAY)
     if attempt is None:
         # No attempt has begun. The next message asks for the same as this one: to begin the run, or to reopen it.
-        ours = invocation.delivery is not None and invocation.delivery.fresh
+        ours = session.delivery is not None and session.delivery.fresh
         repeated = message.header_of_repeat(request, fresh=ours, by_redis=session.journal.by_redis)
     else:
         # If another attempt may have ended the run, its state must not be replaced.

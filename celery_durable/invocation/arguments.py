@@ -20,12 +20,14 @@ Accepted = list[Any]
 
 
 class Arguments:
-    """The models among the arguments of one attempt, in the order of the arguments."""
+    """The arguments of one attempt: whether they fitted, and the models among them, in their order."""
 
     def __init__(self) -> None:
         self._attempt: Any = None
         self._accepted: list[Accepted | None] = []
         self._next = 0
+        self.have_fitted = False
+        """Whether they fitted the function, and it has begun."""
 
     def begin(self, attempt: Any) -> None:
         """The run is open. With ``base=DurableTask`` this may come later than the validation."""

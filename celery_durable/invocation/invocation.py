@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from celery.exceptions import Retry
 
     from celery_durable.interrupts import Interrupt
-    from celery_durable.journal.port import Delivery
     from celery_durable.steps.attempt import Attempt
     from celery_durable.steps.context import AsyncDurableContext, DurableContext
 
@@ -50,15 +49,16 @@ class UserRetry:
 
 
 class Invocation:
-    """One call of a task's body."""
+    """One call of a task's body.
+
+    It has many attributes: each is a fact that several rooms ask for, and is known at another moment of the call.
+    """
 
     __slots__ = (
         "args",
         "arguments",
         "context",
-        "delivery",
         "end",
-        "entered",
         "kwargs",
         "mode",
         "outer",
@@ -87,9 +87,6 @@ class Invocation:
         """The durable context; None until the run is open."""
         self.refused: Interrupt | None = None
         """Why the run was not opened; None if it was, or was not tried."""
-        self.delivery: Delivery | None = None
-        self.entered = False
-        """Whether the arguments fitted, and the function has begun."""
         self.end: End | None = None
         """How the attempt ends; None until that is decided."""
         self.outer_exception = sys.exc_info()[1]
@@ -121,8 +118,9 @@ class Invocation:
 
         The body may have changed its arguments in place. With these, the journal would refuse the message.
         """
-        if self.delivery is not None and self.mode is Mode.WORKER:
-            opened_with = Call.load(self.delivery.call, self.task.durable_attempt_settings.accept)
+        delivery = None if self.session is None else self.session.delivery
+        if delivery is not None and self.mode is Mode.WORKER:
+            opened_with = Call.load(delivery.call, self.task.durable_attempt_settings.accept)
             self.request.args, self.request.kwargs = opened_with.args, opened_with.kwargs
 
 

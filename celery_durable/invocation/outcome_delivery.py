@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import Protocol
 
@@ -9,7 +10,7 @@ from celery import states
 
 from celery_durable.config.settings import Settings
 from celery_durable.journal.layout import Status
-from celery_durable.journal.port import Journal
+from celery_durable.journal.port import Journal, Result
 
 _BACK_AGAIN = 60.0
 """If an attempt loses its journal for as long as a lease, Celery retries the task within this many seconds."""
@@ -68,6 +69,13 @@ class OutcomeDelivery:
     def contradicts(self, state: str | None) -> bool:
         """Whether Celery has turned a success into a failure, because it could not send a callback, for example."""
         return self.status == Status.SUCCEEDED and state == states.FAILURE
+
+    def write(self, status: str, fields: Mapping[str, str], result: Result | None) -> bool:
+        """Write the outcome, and the *result* together with it if possible. Returns whether the result is written."""
+        if result is not None and self._journal.conclude(fields, self.retention(status), result):
+            return True
+        self._journal.finish(status, fields)
+        return False
 
     def mark_pending(self, status: str) -> None:
         """The outcome is recorded, and Celery delivers it now. The lease keeps other workers from doing so, too."""

@@ -19,7 +19,6 @@ from celery_durable.drivers.info import TaskInfo
 from celery_durable.drivers.watchdog import watchdog
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 from celery_durable.interrupts import Interrupt, JournalLost, NotNow
-from celery_durable.journal.layout import Status
 from celery_durable.journal.port import Busy, Delivery, Journal, JournalGone, Opened, Result
 from celery_durable.steps.attempt import Attempt
 
@@ -52,6 +51,8 @@ class RunSession:
     def __init__(self, journal: Journal, settings: Settings, lease: LeaseRenewal | None = None) -> None:
         self.journal = journal
         self.settings = settings
+        self.delivery: Delivery | None = None
+        """The delivery; None until its message is read."""
         self.attempt: Attempt | None = None
         self.end_state = EndState.OPEN
         self.outcome = OutcomeDelivery(journal, settings, lease)
@@ -64,21 +65,10 @@ class RunSession:
             NotNow: this delivery must not begin one.
             JournalLost: Redis does not answer.
         """
-        self.attempt = Attempt(self.journal, self._open_journal(delivery), info, settings)
+        self.attempt = Attempt(self.journal, _open(self.journal, delivery, self.settings.lease), info, settings)
         if self._lease is not None:
             self._lease.keep()
         return self.attempt
-
-    def _open_journal(self, delivery: Delivery) -> Opened:
-        while True:
-            opening = _answer(partial(self.journal.open, delivery))
-            match opening:
-                case Opened():
-                    return opening
-                case Busy(wait=wait) if wait <= min(_WAIT_HERE, self.settings.lease / 3):
-                    time.sleep(wait)
-                case _:
-                    raise NotNow(opening)
 
     # -- the end of the attempt
 
@@ -106,7 +96,7 @@ class RunSession:
         if self.attempt is not None and not self.has_ended:
             words = {**self.attempt.outbox.drain_staged(), **fields}
             suspend = partial(self.journal.suspend, delay, words, slack, though_cancelled=though_cancelled)
-            self._tell(self.attempt, suspend)
+            _tell(self.attempt, suspend)
             self.end_state = EndState.SUSPENDED
             self.close_attempt()
 
@@ -118,30 +108,20 @@ class RunSession:
             JournalLost: Redis does not answer.
         """
         if self.attempt is not None and not self.has_ended:
-            self._tell(self.attempt, self.journal.prove_lease)
+            _tell(self.attempt, self.journal.prove_lease)
 
     def give_up(self, *, orderly: bool) -> None:
         """Give the lease back at once, because this process is about to end. Another worker goes on with the run."""
         if self.attempt is not None and not self.has_ended:
             self.close_attempt()
-            self._release(self.attempt, orderly=orderly)
+            _release(self.journal, self.attempt, orderly=orderly)
 
     def release_for_delivery(self) -> None:
         """Give the lease back: the outcome is recorded, and another worker delivers it."""
         self.outcome.mark_failed()
         self.close_attempt()
         if self.attempt is not None:
-            self._release(self.attempt, orderly=True)
-
-    def _release(self, attempt: Attempt, *, orderly: bool) -> None:
-        try:
-            self.journal.release(orderly=orderly)
-        except (JournalUnavailableError, JournalUnreadableError) as error:
-            logger.warning(
-                "task %s: its lease cannot be given back, other workers go on when it has lapsed: %s",
-                attempt.info.task_id,
-                error,
-            )
+            _release(self.journal, self.attempt, orderly=True)
 
     def finish(self, status: str, outcome: str | None, result: Result | None = None) -> bool:
         """Record that the run has ended, with this *outcome*.
@@ -171,7 +151,7 @@ class RunSession:
             words["outcome"] = outcome
         delivered = False
         try:
-            delivered = self._tell(attempt, partial(self._write_end, status, words, result))
+            delivered = _tell(attempt, partial(self.outcome.write, status, words, result))
         except JournalLost as lost:
             if not isinstance(lost.error, JournalGone):
                 raise
@@ -182,17 +162,6 @@ class RunSession:
         if not delivered:
             self.outcome.mark_pending(status)
         return delivered
-
-    def _write_end(self, status: str, words: Mapping[str, str], result: Result | None) -> bool:
-        if result is not None and self.journal.conclude(words, self.outcome.retention(status), result):
-            return True
-        self.journal.finish(status, words)
-        return False
-
-    @property
-    def contradicts_success(self) -> bool:
-        """Whether the journal does not know yet that the run is a success, or says that it has failed."""
-        return self.attempt is not None and (not self.has_ended or self.outcome.status == Status.FAILED)
 
     def close_attempt(self) -> None:
         """End the attempt. The journal is told nothing more about it."""
@@ -219,15 +188,41 @@ class RunSession:
             self.close_attempt()
             self.journal.close()
 
-    @staticmethod
-    def _tell(attempt: Attempt, write: Callable[[], T]) -> T:
-        # A lost journal is no interrupt of the attempt yet: the caller knows whether the run has another way to go on.
-        told = partial(_answer, write)
-        try:
-            return attempt.pulse.ask(told)
-        except SoftTimeLimitExceeded:
-            # A soft time limit is raised once, and the body, which it was to stop, has ended.
-            return attempt.pulse.ask(told)
+
+# -- how the journal is asked ------------------------------------------------------------------------------------------
+
+
+def _open(journal: Journal, delivery: Delivery, lease: float) -> Opened:
+    while True:
+        opening = _answer(partial(journal.open, delivery))
+        match opening:
+            case Opened():
+                return opening
+            case Busy(wait=wait) if wait <= min(_WAIT_HERE, lease / 3):
+                time.sleep(wait)
+            case _:
+                raise NotNow(opening)
+
+
+def _tell(attempt: Attempt, write: Callable[[], T]) -> T:
+    # A lost journal is no interrupt of the attempt yet: the caller knows whether the run has another way to go on.
+    told = partial(_answer, write)
+    try:
+        return attempt.pulse.ask(told)
+    except SoftTimeLimitExceeded:
+        # A soft time limit is raised once, and the body, which it was to stop, has ended.
+        return attempt.pulse.ask(told)
+
+
+def _release(journal: Journal, attempt: Attempt, *, orderly: bool) -> None:
+    try:
+        journal.release(orderly=orderly)
+    except (JournalUnavailableError, JournalUnreadableError) as error:
+        logger.warning(
+            "task %s: its lease cannot be given back, other workers go on when it has lapsed: %s",
+            attempt.info.task_id,
+            error,
+        )
 
 
 def _answer(question: Callable[[], T]) -> T:

@@ -114,7 +114,10 @@ OpenResult = Opened | Busy | Outdated | Finished | IdConflict
 
 
 class Journal(Protocol):
-    """What an attempt asks of its journal. Every write is checked against the fence."""
+    """What an attempt asks of its journal. Every write is checked against the fence.
+
+    It has many methods, because it is one port: all that they ask goes over one connection, in the order of the calls.
+    """
 
     def open(self, delivery: Delivery) -> OpenResult:
         """Take the lease and load the run, or say why the delivery begins no attempt."""

@@ -45,7 +45,10 @@ _FAILED = OpenReply.FAILED.encode()
 
 
 class RedisJournal:
-    """The journal of a run, for one attempt. It takes a connection when it opens, and gives it back when it closes."""
+    """The journal of a run, for one attempt. It takes a connection when it opens, and gives it back when it closes.
+
+    It has the many methods of its port, because all of them use this connection and the fence of this attempt.
+    """
 
     def __init__(
         self, pool: JournalConnectionPool, keys: Keys, owner: str, lease: float, sync: str = "memory", keep: float = inf

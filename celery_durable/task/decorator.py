@@ -200,7 +200,7 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
         head = (self, context) if bind else (context,)
         if not (as_written and args_fit_fast(fun, (*head, *args), kwargs)):
             own.bind(*args, **kwargs)
-        invocation.entered = True
+        invocation.arguments.have_fitted = True
         return fun(*head, *args, **kwargs)
 
     itself = inspect.Parameter("_task", inspect.Parameter.POSITIONAL_ONLY)

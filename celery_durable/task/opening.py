@@ -55,7 +55,7 @@ def open_context(invocation: Invocation) -> DurableContext | AsyncDurableContext
 def _begin(invocation: Invocation) -> Attempt:
     task, mode, request = invocation.task, invocation.mode, invocation.request
     session, delivery = _in_redis(invocation) if mode is Mode.WORKER else _in_memory(invocation)
-    invocation.delivery = delivery
+    session.delivery = delivery
     info = TaskInfo(
         delivery.task_id, task.name, request, _task_logger(task.name),
         direct=mode is Mode.DIRECT, eager=invocation.eager, control_flow=(Retry, Ignore, Reject),
