@@ -86,7 +86,7 @@ def apps_made() -> list[Any]:
 
 
 def makeshift_app() -> Any:
-    """The app that Celery makes where none is current."""
+    """The app that Celery makes if none is current."""
     return _state.get_current_app()
 
 
@@ -95,7 +95,7 @@ def _is_makeshift(app: Any) -> bool:
 
 
 def unproxied(app: Any) -> Any:
-    """The app itself, of what may stand for it (``current_app``)."""
+    """The app itself, if *app* is a proxy for it (``current_app``)."""
     return app._get_current_object() if isinstance(app, Proxy) else app
 
 
@@ -131,18 +131,18 @@ def made_when_complete(app: Any, make: Callable[[], Any], doc: str | None) -> An
 
 
 _VALIDATES = "validate_argument"
-"""By what name the function around a body (``pydantic=True``) knows the one that validates an argument."""
+"""In the function around a body (``pydantic=True``): the name of the function that validates an argument."""
 CELERY.check_inside("celery.app.base", "pydantic_wrapper", _VALIDATES)
 
 
 def validating_otherwise(wrapper: Any, otherwise: Callable[[Any], Any]) -> Any:
-    """Celery's function around a body, with what *otherwise* makes of the function that validates its arguments.
+    """Celery's function around a body, with another function that validates its arguments.
 
-    That gets the model and the value. None where *wrapper* is no function that validates.
+    *otherwise* makes it from Celery's own. Both get the model and the value. None if *wrapper* validates nothing.
     """
     if not isinstance(wrapper, FunctionType) or _VALIDATES not in wrapper.__code__.co_freevars:
         return None
-    # Of the wrapper alone: the same function checks what a caller sends.
+    # Only the wrapper gets the new one: the same function checks what a caller sends.
     cells = [
         CellType(otherwise(cell.cell_contents)) if name == _VALIDATES else cell
         for name, cell in zip(wrapper.__code__.co_freevars, wrapper.__closure__ or (), strict=True)
@@ -159,15 +159,15 @@ def validating_otherwise(wrapper: Any, otherwise: Callable[[Any], Any]) -> Any:
 
 
 def app_of_task_class(kind: type) -> Any:
-    """The app for which Celery makes this class of one task; None, or something else, of any other class."""
+    """The app for which Celery makes this class of one task; None, or something else, for any other class."""
     return vars(kind).get("app")
 
 
 def task_class_of_django(kind: type) -> type | None:
     """The class that Celery gives the tasks of this class's app under Django, with ``delay_on_commit``.
 
-    None where there is no Django, or the class is none that Celery makes for an app. Celery leaves Django's class out
-    where another one is given: ``task_cls="celery_durable:DurableTask"`` gives one, too.
+    None if there is no Django, or if Celery does not make the class for an app. Celery leaves Django's class out if
+    another one is given: ``task_cls="celery_durable:DurableTask"`` gives one, too.
     """
     app = app_of_task_class(kind)
     app = app if isinstance(app, Celery) else vars(kind).get("_app")
@@ -180,7 +180,7 @@ def task_class_of_django(kind: type) -> type | None:
 
 
 class RequestsOwnLimit:
-    """What ``retry(max_retries=...)`` was given last: Celery keeps that on the task, which all its requests share."""
+    """It keeps the last ``max_retries`` of ``retry()`` in the request. Celery keeps it on the task, for all."""
 
     @property
     def override_max_retries(self: Any) -> Any:
@@ -213,7 +213,8 @@ def sending_options(task: Any) -> dict[str, Any]:
 
 def push_current_task(task: Any) -> None:
     """Let this be Celery's current task in the thread that calls it."""
-    # Looked up here: with USE_FAST_LOCALS each thread has a push() of its own, push_current_task the importer's.
+    # It is looked up here: with USE_FAST_LOCALS, each thread has a push() of its own. Celery's push_current_task has
+    # that of the thread that imported it.
     _task_stack.push(task)
 
 

@@ -43,8 +43,8 @@ def check_call(
 def _without_name(pulse: Pulse, name: Any) -> Interrupt:
     called = str(getattr(name, "__name__", ""))  # code cannot use the name of a lambda
     corrected = f'write ctx.run("{called}", {called}, ...)' if called.isidentifier() else ""
-    hint = f": {corrected}" if corrected else ', as in ctx.run("charge", charge)'
-    return pulse.invalid(f"the first argument of ctx.run is the step's name, a string, got {name!r}{hint}")
+    advice = f": {corrected}" if corrected else ', as in ctx.run("charge", charge)'
+    return pulse.invalid(f"the first argument of ctx.run is the step's name, a string, got {name!r}{advice}")
 
 
 def _no_function(pulse: Pulse, name: str, action: Any) -> Interrupt:
@@ -69,8 +69,8 @@ def _check_serializer(pulse: Pulse, options: RunOptions) -> None:
 
 def _refuse_type_hint(pulse: Pulse, name: str, options: RunOptions) -> None:
     if type_matters(pulse, options):
-        hint = f"type_hint must be a type that Pydantic can write and read, got {options.type_hint!r}"
-        raise pulse.end_run(ConfigurationError(f"task {pulse.info.task_id}: step {name!r}: {hint}"))
+        text = f"type_hint must be a type that Pydantic can write and read, got {options.type_hint!r}"
+        raise pulse.end_run(ConfigurationError(f"task {pulse.info.task_id}: step {name!r}: {text}"))
 
 
 def type_matters(pulse: Pulse, options: RunOptions) -> bool:

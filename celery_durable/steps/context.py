@@ -26,8 +26,8 @@ from .attempt import Attempt
 from .call_check import MISSING
 from .draws import derived_uuid
 from .execution import perform
-from .sleep import claim_wait, sleep
-from .step import Step, claim_step
+from .sleep import make_wait, sleep
+from .step import Step, make_step
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -157,7 +157,7 @@ class DurableContext(_Context):
         Every other failure ends the attempt, and the task is retried: by the step's options if it has retry options,
         else by the task's policy. An ``except Exception`` around the call does not see it.
         """
-        step = claim_step(self._attempt, name, action, args, kwargs)
+        step = make_step(self._attempt, name, action, args, kwargs)
         return step.replay() if step.recorded else run_to_end(perform(step, self._driver))
 
     run_typed = run
@@ -176,7 +176,7 @@ class DurableContext(_Context):
         Raises:
             TaskCancelled: the run was cancelled before the wait was over.
         """
-        run_to_end(sleep(claim_wait(self._attempt, duration, name), self._driver))
+        run_to_end(sleep(make_wait(self._attempt, duration, name), self._driver))
 
     def time(self) -> int:
         """Milliseconds since the epoch, the same on every attempt; a new reading each time. Mirrors ``ctx.time()``."""
@@ -225,7 +225,7 @@ class AsyncDurableContext(_Context):
         The step gets its position in program order when ``run`` is called, and not when it is awaited.
         """
         try:
-            step = claim_step(self._attempt, name, action, args, kwargs)
+            step = make_step(self._attempt, name, action, args, kwargs)
         except Interrupt as interrupt:
             return self._ended(interrupt)
         if step.recorded:
@@ -240,7 +240,7 @@ class AsyncDurableContext(_Context):
         If several waits are side by side (``asyncio.gather``), the first one that is over wakes the task.
         """
         try:
-            wait = claim_wait(self._attempt, duration, name)
+            wait = make_wait(self._attempt, duration, name)
         except Interrupt as interrupt:
             return self._ended(interrupt)
         return self._attempt.siblings.in_flight.operation(partial(sleep, wait, self._driver), wait.name)

@@ -35,7 +35,7 @@ class Replay:
 
     # -- what is recorded at a position
 
-    def claim(self, name: str, kind: str = Kind.STEP) -> tuple[str, Entry | None]:
+    def take_position(self, name: str, kind: str = Kind.STEP) -> tuple[str, Entry | None]:
         """The next position in program order, with what the journal holds for it."""
         try:
             position = self._order.next()

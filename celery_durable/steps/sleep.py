@@ -33,12 +33,12 @@ class Wait(NamedTuple):
     entry: Entry | None
 
 
-def claim_wait(attempt: Attempt, duration: Duration, name: str | None) -> Wait:
+def make_wait(attempt: Attempt, duration: Duration, name: str | None) -> Wait:
     """The wait that ``ctx.sleep`` is called for, with the next position in program order."""
     check_usable(attempt.pulse)
     name = "sleep" if name is None else name
     wait = _checked(attempt.pulse, duration, name)
-    position, entry = attempt.replay.claim(name, Kind.SLEEP)
+    position, entry = attempt.replay.take_position(name, Kind.SLEEP)
     attempt.check_not_atomic("wait", name, entry)
     return Wait(attempt, name, wait, position, entry)
 

@@ -33,7 +33,7 @@ LARGE_ENTRY = 2**20
 _DEFAULT = RunOptions()
 
 
-def claim_step(
+def make_step(
     attempt: Attempt, name: str, action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Step:
     """The step that ``ctx.run`` is called for, with the next position in program order."""
@@ -42,7 +42,7 @@ def claim_step(
     if args and isinstance(args[0], RunOptions):
         options, args = args[0], args[1:]
     check_call(pulse, name, action, options, args, kwargs)
-    position, entry = attempt.replay.claim(name)
+    position, entry = attempt.replay.take_position(name)
     return Step(attempt, name, action, options, args, kwargs, position, entry)
 
 

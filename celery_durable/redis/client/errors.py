@@ -67,6 +67,6 @@ def refused(server: str, error: Exception) -> DurableError:
     if "WRONGTYPE" in str(error):
         return JournalUnreadableError(f"a key of the journal holds something else: {error}")
     if isinstance(error, AskError):
-        hint = "this is a node of a Redis Cluster: begin its URL with redis+cluster://"
-        return Refused(f"{server} refused the journal: {error} ({hint})")
+        advice = "this is a node of a Redis Cluster: begin its URL with redis+cluster://"
+        return Refused(f"{server} refused the journal: {error} ({advice})")
     return Refused(f"{server} refused the journal: {error}")
