@@ -27,7 +27,7 @@ from celery_durable.drivers.pulse import Overrun
 from celery_durable.drivers.watchdog import Watch, watchdog
 from celery_durable.interrupts import FailAttempt, Interrupt, RetryStep
 from celery_durable.steps.attempt import Attempt
-from celery_durable.steps.step import Step, claim_step
+from celery_durable.steps.step import Step, make_step
 from tests.unit.conftest import Run
 from tests.waiting import eventually
 
@@ -81,7 +81,7 @@ class Watched:
 
     def begin_step(self, **options: Any) -> Step:
         """A step whose action runs."""
-        step = claim_step(self.attempt, "charge", time.sleep, (RunOptions(**options), 5), {})
+        step = make_step(self.attempt, "charge", time.sleep, (RunOptions(**options), 5), {})
         step.executions = 1
         if options:
             step.deadline = self.zero + options["timeout"]
