@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from math import inf
 from typing import Protocol
 
 from celery_durable.exceptions import DurableTimeoutError
+from celery_durable.rounds import Rounds
 
 from .interruption import Target
 from .pulse import Overrun, Pulse, Running
@@ -144,17 +144,16 @@ def timed_out(step: Running) -> DurableTimeoutError:
 
 
 class Watchdog:
-    """The thread of this process that checks attempts."""
+    """It checks the attempts of this process."""
 
     def __init__(self) -> None:
-        self.renew()
-
-    def renew(self) -> None:
-        """Begin with no attempts. A forked child does so, too: its parent's attempts and thread are not here."""
         self._watches: dict[Pulse, Watch] = {}
-        self._thread: threading.Thread | None = None
-        self._bell = threading.Event()
-        self._sleeps_until = inf
+        self._rounds = Rounds("celery-durable-progress", self._check_all)
+
+    def begin_anew(self) -> None:
+        """Begin with no attempts. A forked child does so: the attempts are its parent's."""
+        self._watches = {}
+        self._rounds.begin_anew()
 
     def watch(self, watch: Watch) -> None:
         """Check an attempt until :meth:`forget`."""
@@ -166,22 +165,12 @@ class Watchdog:
 
     def schedule(self, when: float) -> None:
         """Something may be due at this monotonic time."""
-        if when >= self._sleeps_until:
-            return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._keep_checking, name="celery-durable-progress", daemon=True)
-            self._thread.start()
-        self._bell.set()
+        if when != inf:
+            self._rounds.expect(when)
 
-    def _keep_checking(self) -> None:
-        while True:
-            self._bell.clear()
-            # From now on, each call of schedule() rings the bell: it may come too late for this check.
-            self._sleeps_until = inf
-            now = time.monotonic()
-            until = min([now + _LONGEST_SLEEP, *(self._check(watch, now) for watch in list(self._watches.values()))])
-            self._sleeps_until = until
-            self._bell.wait(max(0.0, until - time.monotonic()))
+    def _check_all(self) -> float:
+        now = time.monotonic()
+        return min([now + _LONGEST_SLEEP, *(self._check(watch, now) for watch in list(self._watches.values()))])
 
     def _check(self, watch: Watch, now: float) -> float:
         try:
@@ -194,4 +183,4 @@ class Watchdog:
 
 
 watchdog = Watchdog()
-os.register_at_fork(after_in_child=watchdog.renew)
+os.register_at_fork(after_in_child=watchdog.begin_anew)

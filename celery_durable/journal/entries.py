@@ -62,7 +62,7 @@ class Entry:
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing replaces it any more."""
+        """Whether nothing but a cancellation may replace it."""
         return self.settled or self.state == State.SLEEPING
 
     @property

@@ -13,6 +13,7 @@ from math import inf
 from weakref import WeakSet
 
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
+from celery_durable.rounds import Rounds
 
 from .client.pool import SHORT_TIMEOUT, JournalConnectionPool
 from .ownership import Ownership
@@ -57,7 +58,7 @@ class LeaseKeeper:
         self._held.add(ownership)
         if self.due == inf:
             self.due = time.monotonic() + self._period
-        _thread.expect(self.due)
+        _rounds.expect(self.due)
 
     def drop(self, ownership: Ownership) -> None:
         """Stop renewing the lease of *ownership*."""
@@ -123,56 +124,26 @@ class LeaseKeeper:
                     self._renew([ownership])
 
 
-class _Thread:
-    """The thread of this process in which rounds begin."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin without a thread. A forked child does so, too: its parent's thread is not here."""
-        self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
-        self._bell = threading.Event()
-        self._sleeps_until = inf
-
-    def expect(self, when: float) -> None:
-        """Begin a round at this monotonic time."""
-        if self._thread is None or not self._thread.is_alive():
-            with self._starting:
-                if self._thread is None or not self._thread.is_alive():
-                    # It is a daemon: when the process exits, its leases lapse.
-                    self._thread = threading.Thread(target=self._run, name="celery-durable-leases", daemon=True)
-                    self._thread.start()
-        elif when < self._sleeps_until:
-            self._bell.set()
-
-    def _run(self) -> None:
-        while True:
-            self._bell.clear()
-            # From now on, each call of expect() rings the bell: it may come too late for this round.
-            self._sleeps_until = inf
-            self._sleeps_until = until = min((keeper.due for keeper in list(_everywhere)), default=inf)
-            self._bell.wait(None if until == inf else max(0.0, until - time.monotonic()))
-            self._begin_rounds()
-
-    def _begin_rounds(self) -> None:
-        now = time.monotonic()
-        for keeper in list(_everywhere):
-            if keeper.due <= now:
-                try:
-                    keeper.tend(max(0.0, now + _AT_ONCE - time.monotonic()))
-                except Exception:
-                    # Any error is caught: without this thread all leases of the process lapse.
-                    logger.exception("leases could not be renewed")
-
-
-_thread = _Thread()
 _everywhere: WeakSet[LeaseKeeper] = WeakSet()
 
 
+def _begin_rounds() -> float:
+    now = time.monotonic()
+    for keeper in list(_everywhere):
+        if keeper.due <= now:
+            try:
+                keeper.tend(max(0.0, now + _AT_ONCE - time.monotonic()))
+            except Exception:
+                # Any error is caught: without this thread all leases of the process lapse.
+                logger.exception("leases could not be renewed")
+    return min((keeper.due for keeper in list(_everywhere)), default=inf)
+
+
+_rounds = Rounds("celery-durable-leases", _begin_rounds)
+
+
 def _forget_all() -> None:
-    _thread.forget()
+    _rounds.begin_anew()
     for keeper in _everywhere:
         keeper.forget()
 

@@ -65,7 +65,9 @@ async def sleep(wait: Wait, driver: Driver) -> None:
     assert until is not None  # noqa: S101
     left = (until - attempt.now()) / 1000
     if pulse.cancel_requested and (entry is None or left > 0):
-        await cancel(attempt, position, driver, name, kind=Kind.SLEEP, until=until)
+        # A cancellation is all that may take the place of a sleeping entry: it says what that one says.
+        kept = {"patches": entry.patches} if entry is not None and entry.patches else {}
+        await cancel(attempt, position, driver, name, kind=Kind.SLEEP, until=until, **kept)
     if entry is None:
         outbox.stage(position, open_entry(name, State.SLEEPING, 0, Kind.SLEEP, until=until))
     if left <= 0 or attempt.info.eager:

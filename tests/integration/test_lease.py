@@ -21,6 +21,7 @@ from celery_durable.redis import lease as lease_module
 from celery_durable.redis.journal import RedisJournal
 from celery_durable.redis.lease import RENEWALS_PER_LEASE
 from celery_durable.redis.ownership import Ownership
+from celery_durable.rounds import Rounds
 from celery_durable.steps.context import DurableContext
 from tests.integration.runs import app_at, app_for, delivery, execute, lapse, new_id, opened, state, store_at
 from tests.servers import RedisServer
@@ -208,7 +209,7 @@ def test_a_thread_that_is_gone_is_started_again(store: Store, redis_client: redi
     gone = threading.Thread(target=lambda: None)
     gone.start()
     gone.join()
-    lease_module._thread._thread = gone  # noqa: SLF001
+    lease_module._rounds._thread = gone  # noqa: SLF001
     journal = opened(store, task_id := new_id())
     before = lease(redis_client, store, task_id)
 
@@ -332,7 +333,7 @@ def lease_threads() -> list[threading.Thread]:
 
 
 def test_attempts_that_begin_at_the_same_time_start_one_thread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_module, "_thread", lease_module._Thread())  # noqa: SLF001
+    monkeypatch.setattr(lease_module, "_rounds", Rounds("celery-durable-leases", lease_module._begin_rounds))  # noqa: SLF001
     before, started, entered = set(lease_threads()), [], []
     start = threading.Thread.start
 

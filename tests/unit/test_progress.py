@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -26,6 +27,7 @@ from celery_durable.drivers.interruption import Interruption, current_target
 from celery_durable.drivers.pulse import Overrun
 from celery_durable.drivers.watchdog import Watch, watchdog
 from celery_durable.interrupts import FailAttempt, Interrupt, RetryStep
+from celery_durable.rounds import Rounds
 from celery_durable.steps.attempt import Attempt
 from celery_durable.steps.step import Step, make_step
 from tests.unit.conftest import Run
@@ -305,6 +307,31 @@ def test_the_watcher_is_awake_in_time_for_whatever_is_expected(run: Run) -> None
     finally:
         for ctx in attempts:
             watchdog.forget(attempt_of(ctx).pulse)
+
+
+def test_attempts_that_begin_at_the_same_time_start_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    entered: list[float] = []
+    together, start = threading.Barrier(8), threading.Thread.start
+    rounds = Rounds("rounds of a test", lambda: math.inf)
+
+    def start_slowly(thread: threading.Thread) -> None:
+        if thread.name == "rounds of a test":
+            started.append(thread.name)
+            eventually(lambda: len(entered) == 8, 5)
+        start(thread)
+
+    def expect() -> None:
+        together.wait(10)
+        entered.append(1)
+        rounds.expect(1.0)
+
+    with ThreadPoolExecutor(8) as threads:
+        monkeypatch.setattr(threading.Thread, "start", start_slowly)
+        for one in [threads.submit(expect) for _ in range(8)]:
+            one.result()
+
+    assert started == ["rounds of a test"]
 
 
 def test_an_attempt_that_cannot_be_looked_at_does_not_harm_the_others(run: Run) -> None:

@@ -1,0 +1,48 @@
+"""Work in rounds: one thread of this process makes a round whenever one is due, and sleeps in between."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from math import inf
+
+
+class Rounds:
+    """The rounds of one kind. The first call of :meth:`expect` starts their thread."""
+
+    def __init__(self, name: str, make_round: Callable[[], float]) -> None:
+        """*make_round* does what is due, and says when the next round is, by the monotonic clock (``inf``: unknown)."""
+        self._name = name
+        self._make_round = make_round
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Begin without a thread. A forked child does so: the thread of its parent is not here."""
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._bell = threading.Event()
+        self._sleeps_until = inf
+
+    def expect(self, when: float) -> None:
+        """Make a round at this monotonic time, or before."""
+        if not self._is_alive():
+            # Without the lock, two attempts that begin side by side would start two threads.
+            with self._starting:
+                if not self._is_alive():
+                    # It is a daemon, so it keeps no process from ending.
+                    self._thread = threading.Thread(target=self._keep_on, name=self._name, daemon=True)
+                    self._thread.start()
+        elif when < self._sleeps_until:
+            self._bell.set()
+
+    def _is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _keep_on(self) -> None:
+        while True:
+            self._bell.clear()
+            # From now on each call of `expect` rings the bell: it may come too late for this round.
+            self._sleeps_until = inf
+            self._sleeps_until = until = self._make_round()
+            self._bell.wait(None if until == inf else max(0.0, until - time.monotonic()))
