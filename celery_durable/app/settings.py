@@ -21,8 +21,13 @@ def settings_of(app: Any) -> Settings:
     """
     settings = read_settings(app.conf, app.namespace)
     # If a worker holds a message for longer than the visibility timeout, the broker delivers it again.
-    visibility = (app.conf.broker_transport_options or {}).get("visibility_timeout", _VISIBILITY_TIMEOUT)
-    return settings._replace(max_broker_delay=min(settings.max_broker_delay, visibility / 2))
+    return settings._replace(max_broker_delay=min(settings.max_broker_delay, visibility_timeout(app) / 2))
+
+
+def visibility_timeout(app: Any) -> float:
+    """Seconds for which the broker of an app waits for the acknowledgement of a message."""
+    timeout: float = (app.conf.broker_transport_options or {}).get("visibility_timeout", _VISIBILITY_TIMEOUT)
+    return timeout
 
 
 def read_settings(conf: Mapping[str, Any], namespace: str | None = None) -> Settings:

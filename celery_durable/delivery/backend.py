@@ -28,7 +28,7 @@ opened_run: ContextVar[str | None] = ContextVar("celery_durable_begun", default=
 """The task id of the run that this thread opened last."""
 suppressed_run: ContextVar[str | None] = ContextVar("celery_durable_suppressed", default=None)
 """The task id of a run. The result backend ignores the next outcome that Celery stores for it."""
-announced_retry: ContextVar[str | None] = ContextVar("celery_durable_announced", default=None)
+stored_retry: ContextVar[str | None] = ContextVar("celery_durable_announced", default=None)
 """The task id of a run. The library has stored RETRY for it, so Celery need not store that again."""
 
 STATES_OF_ENDED = {Status.SUCCEEDED: states.SUCCESS, Status.FAILED: states.FAILURE, Status.REVOKED: states.REVOKED}
@@ -38,7 +38,7 @@ STATES_OF_ENDED = {Status.SUCCEEDED: states.SUCCESS, Status.FAILED: states.FAILU
 def forget_previous_run() -> None:
     """Another run begins in this thread: what was noted for the previous one does not hold for it."""
     suppressed_run.set(None)
-    announced_retry.set(None)
+    stored_retry.set(None)
 
 
 def store_wait(task: Any, request: Any, state: str, info: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ def store_retry(task: Any, request: Any, error: BaseException | None) -> None:
 
     If this fails, it is logged: nothing depends on it.
     """
-    announced_retry.set(request.id)
+    stored_retry.set(request.id)
     traceback = None if error is None else "".join(format_exception(error))
     try:
         _store(task, request, error, states.RETRY, traceback=traceback)
@@ -105,9 +105,9 @@ class SuppressingBackend:
         return None
 
     def mark_as_retry(self, task_id: str, *args: Any, **kwargs: Any) -> Any:
-        if announced_retry.get() != task_id:
+        if stored_retry.get() != task_id:
             return self._backend.mark_as_retry(task_id, *args, **kwargs)
-        announced_retry.set(None)
+        stored_retry.set(None)
         return None
 
 

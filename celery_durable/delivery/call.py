@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import inspect
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from kombu.serialization import dumps
 from kombu.utils import json as kombu_json
 
 from celery_durable import sentry, tracing
 from celery_durable.exceptions import EntryNotRecordableError
 from celery_durable.journal.port import Delivery
 from celery_durable.seams.celery import ignores_result, sending_options
-from celery_durable.values.registry import json_of, load_content
+from celery_durable.values.registry import content_text, dump_content, json_of, read_content
 from celery_durable.values.remainder import same
 
 from .message import (
     HEADER,
     default_serializer,
     header_of,
+    is_redelivered,
     received_at,
     resume_of_user_retry,
     seed_header,
@@ -87,8 +85,7 @@ class Call(NamedTuple):
         """Read a call that :meth:`text` has written; *accept* names the content types that the app reads."""
         facts = kombu_json.loads(text)
         if "content_type" in facts:
-            raw = base64.b64decode(facts["data"])
-            facts = load_content(raw, facts["content_type"], facts["charset"], accept)
+            facts = read_content(facts, accept)
         return cls(**facts)
 
     def text(self, task: Any) -> str:
@@ -141,7 +138,7 @@ class Call(NamedTuple):
 def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
     """The facts of the present message that the journal decides by."""
     header = header_of(request)
-    redelivered = bool((request.delivery_info or {}).get("redelivered"))
+    redelivered = is_redelivered(request)
     return Delivery(
         task_id=request.id,
         task=task.name,
@@ -227,11 +224,8 @@ def _text(facts: dict[str, Any], serializer: str) -> str:
     if serializer == "json":
         return json_of(facts)
     try:
-        content_type, charset, data = dumps(facts, serializer)
+        return content_text(*dump_content(facts, serializer))
     except Exception:
         # Callbacks and chains are objects of Celery's classes here. As plain data, each serializer can write them.
         plain = kombu_json.loads(json_of(facts["options"]))
-        content_type, charset, data = dumps({**facts, "options": plain}, serializer)
-    raw: Any = data
-    raw = raw.encode() if isinstance(raw, str) else raw
-    return json.dumps({"content_type": content_type, "charset": charset, "data": base64.b64encode(raw).decode()})
+        return content_text(*dump_content({**facts, "options": plain}, serializer))

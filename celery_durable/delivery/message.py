@@ -44,6 +44,9 @@ SEED = "celery_durable_seed"
 headers are copied into other messages. It is also the key in ``request.properties`` of the seed: there, a task does not
 see it by accident."""
 
+_OF_ONE_MESSAGE = frozenset({"hint", "reopen", "asked"})
+"""Facts of our header that hold for one message only."""
+
 SERIALIZER = "durable_serializer"
 """The key in ``request.properties`` of the name of the serializer that the message was sent with."""
 
@@ -113,6 +116,11 @@ def set_seed(request: Any, seed: str) -> None:
 # -- reopening a run ---------------------------------------------------------------------------------------------------
 
 
+def is_redelivered(request: Any) -> bool:
+    """Whether the broker says that it has delivered this message before."""
+    return bool((request.delivery_info or {}).get("redelivered"))
+
+
 def received_at(request: Any) -> float:
     """When the message arrived, by the monotonic clock (s)."""
     return float((request.properties or {}).get(RECEIVED) or time.monotonic())
@@ -141,7 +149,7 @@ def header_of_repeat(request: Any, *, fresh: bool, by_redis: Callable[[float], f
             never have exactly the same clock.
     """
     header = header_of(request)
-    said = {name: fact for name, fact in header.items() if name in ("hint", "reopen", "asked")}
+    said = {name: fact for name, fact in header.items() if name in _OF_ONE_MESSAGE}
     if said or not fresh:
         return said
     asked = by_redis(received_at(request))
@@ -256,7 +264,7 @@ def _resume(retries: int, header: dict[str, Any]) -> dict[str, str]:
 
 def lasting_header(header: dict[str, Any]) -> dict[str, Any]:
     """Our header without the facts that hold for one message only."""
-    return {name: fact for name, fact in header.items() if name not in ("hint", "reopen", "asked")}
+    return {name: fact for name, fact in header.items() if name not in _OF_ONE_MESSAGE}
 
 
 def _next_header(request: Any, by_policy: bool) -> dict[str, Any]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from celery.result import ResultBase
-from kombu.serialization import dumps, loads
+from kombu.serialization import loads
 
 from celery_durable.journal.layout import Fields
 from celery_durable.values.failure import describe, failure_of
-from celery_durable.values.registry import json_of, load_content
+from celery_durable.values.registry import content_text, dump_content, json_of, read_content
 from celery_durable.values.tagged import NotEncodable
 
 
@@ -22,7 +21,6 @@ class Outcome(NamedTuple):
     status: str
     ended: datetime
     delivered: bool
-    attempt: int
     value: Any = None
     error: BaseException | None = None
     traceback: str = ""
@@ -39,13 +37,10 @@ def encode_value(value: Any, serializer: str) -> str:
         value = value.as_tuple()  # type: ignore[attr-defined]
     if serializer == "json":
         return f'{{"value":{json_of(value)}}}'
-    content_type, charset, data = dumps(value, serializer)
+    raw, content_type, charset = dump_content(value, serializer)
     if content_type == "application/json":
-        return f'{{"value":{data}}}'
-    raw: Any = data
-    raw = raw.encode() if isinstance(raw, str) else raw
-    facts = {"content_type": content_type, "charset": charset, "data": base64.b64encode(raw).decode()}
-    return json.dumps(facts)
+        return f'{{"value":{raw.decode()}}}'
+    return content_text(raw, content_type, charset)
 
 
 def encode_error(error: BaseException) -> str:
@@ -65,7 +60,6 @@ def read(fields: Fields, accept: frozenset[str]) -> Outcome:
         status=fields.get(b"status", b"gone").decode(),
         ended=datetime.fromtimestamp(int(fields.get(b"ended", 0)) / 1000, timezone.utc),
         delivered=b"delivered" in fields,
-        attempt=int(fields.get(b"attempt", 0)),
         value=_value(facts, accept),
         error=failure_of(error) if error else None,
         traceback=error["traceback"] if error else "",
@@ -74,6 +68,6 @@ def read(fields: Fields, accept: frozenset[str]) -> Outcome:
 
 def _value(facts: dict[str, Any], accept: frozenset[str]) -> Any:
     if "data" in facts:
-        return load_content(base64.b64decode(facts["data"]), facts["content_type"], facts["charset"], accept)
+        return read_content(facts, accept)
     # kombu reads it, because it has tags of its own for dates, UUIDs and decimals.
     return loads(json.dumps(facts.get("value")), "application/json", "utf-8")

@@ -35,9 +35,9 @@ class _Loop:
     """One event loop per process, in a thread of its own, for as long as the process lives."""
 
     def __init__(self) -> None:
-        self.renew()
+        self.begin_anew()
 
-    def renew(self) -> None:
+    def begin_anew(self) -> None:
         """Begin without a loop. A forked child does so, too: it has no thread of its parent."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: int | None = None
@@ -73,7 +73,7 @@ class _Loop:
 
 
 _loop = _Loop()
-os.register_at_fork(after_in_child=_loop.renew)
+os.register_at_fork(after_in_child=_loop.begin_anew)
 
 
 def in_coroutine() -> bool:

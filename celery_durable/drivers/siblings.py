@@ -37,7 +37,7 @@ STUCK = 5.0
 """Seconds. A step may wait for its siblings, while they wait for the attempt to end: then it is waited for so long."""
 
 
-class Branches(Protocol):
+class Strands(Protocol):
     """The branches of asyncio tasks."""
 
     @property
@@ -253,9 +253,9 @@ class InFlight:
 class Siblings:
     """The asyncio tasks of one attempt."""
 
-    def __init__(self, pulse: Pulse, branches: Branches) -> None:
+    def __init__(self, pulse: Pulse, strands: Strands) -> None:
         self.pulse = pulse
-        self._branches = branches
+        self._strands = strands
         self._parking = Parking(pulse)
         self.in_flight = InFlight(self._parking)
         self._body_is_over = False
@@ -271,32 +271,32 @@ class Siblings:
 
     def make(self, factory: TaskFactory, maker: Any, loop: Any, coroutine: Any, options: dict[str, Any]) -> Any:
         """Make an asyncio task of this attempt, for another one of its tasks."""
-        branches = self._branches
-        if branches.by_use:
+        strands = self._strands
+        if strands.by_use:
             task = factory.make(loop, coroutine, options, self._enter)
         else:
             how = how_it_is_made(2)  # behind make() and the factory
-            strand = branches.strand_of(maker) if how == "waited for" else None
+            strand = strands.strand_of(maker) if how == "waited for" else None
             if strand is None:
-                strand = branches.branch_off(maker, in_order=how != "racing")
+                strand = strands.branch_off(maker, in_order=how != "racing")
             task = factory.make(loop, coroutine, options, partial(self._enter, strand=strand))
             if how == "racing":
                 is_operation = getattr(coroutine, "__qualname__", "") in _operations
-                branches.race(maker, task, None if is_operation else strand)
+                strands.race(maker, task, None if is_operation else strand)
         task.add_done_callback(self._leave)
         return task
 
     def _enter(self, task: Any, strand: Any = None) -> None:
         known[task] = Sibling(self)
         if strand is not None:
-            self._branches.enter(task, strand)
+            self._strands.enter(task, strand)
         if tells_what_it_awaits(task):
             self._parking.tasks.add(task)
 
     def _leave(self, task: Any) -> None:
         known.pop(task, None)
         self._parking.tasks.discard(task)
-        self._branches.leave(task)
+        self._strands.leave(task)
         self._parking.check_soon()
 
     # -- the end

@@ -11,23 +11,23 @@ from .pulse import Pulse
 T = TypeVar("T")
 
 
-class Family(Protocol):
+class Siblings(Protocol):
     """The asyncio tasks of one attempt."""
 
     pulse: Pulse
 
     def make(self, factory: TaskFactory, maker: Any, loop: Any, coroutine: Any, options: dict[str, Any]) -> Any:
-        """Make an asyncio task for another task of the family."""
+        """Make an asyncio task for another asyncio task."""
         ...
 
 
 class Sibling:
     """What is known of one asyncio task."""
 
-    __slots__ = ("family", "held_for", "message", "put_off", "steps")
+    __slots__ = ("held_for", "message", "put_off", "siblings", "steps")
 
-    def __init__(self, family: Family) -> None:
-        self.family = family
+    def __init__(self, siblings: Siblings) -> None:
+        self.siblings = siblings
         self.held_for: Pulse | None = None
         """The attempt whose step is under way in this task. A cancellation waits for the end of the step."""
         self.put_off = 0
@@ -75,7 +75,7 @@ class TaskFactory:
         maker = asyncio.current_task(loop)
         sibling = known.get(maker)
         if sibling is not None and not sibling.steps:
-            return sibling.family.make(self, maker, loop, coroutine, options)
+            return sibling.siblings.make(self, maker, loop, coroutine, options)
         return self.make(loop, coroutine, options)
 
     def make(self, loop: Any, coroutine: Any, options: dict[str, Any], enter: Any = lambda _: None) -> Any:
@@ -101,7 +101,7 @@ def step_begins(pulse: Pulse) -> Sibling | None:
     sibling = known.get(asyncio.current_task())
     if sibling is not None:
         sibling.steps += 1
-        if sibling.family.pulse is pulse:
+        if sibling.siblings.pulse is pulse:
             sibling.held_for = pulse
     return sibling
 

@@ -219,9 +219,9 @@ class Threads:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self.renew()
+        self.begin_anew()
 
-    def renew(self) -> None:
+    def begin_anew(self) -> None:
         """Begin without threads. A forked child does so, too: it has none of its parent's."""
         self.lock = threading.Lock()
         """The caller of :meth:`free`, :meth:`replace` or :meth:`returned` holds it."""
@@ -384,4 +384,4 @@ questions = Threads("celery-durable-journal")
 """The threads that wait for the journal. They are apart: actions that hang do not hold them up."""
 MOST_QUESTIONS = 64
 for _threads in (actions, timed, questions):
-    os.register_at_fork(after_in_child=_threads.renew)
+    os.register_at_fork(after_in_child=_threads.begin_anew)

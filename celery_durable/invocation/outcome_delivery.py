@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
 from typing import Protocol
 
 from celery import states
@@ -26,19 +25,6 @@ class LeaseRenewal(Protocol):
         """Renew the lease no more."""
 
 
-class DeliveryState(Enum):
-    """How far an outcome and its callbacks have come."""
-
-    NONE = "none"
-    """There is no outcome, or it is delivered already."""
-    PENDING = "pending"
-    """Celery stores it and sends the callbacks. No other worker may do so meanwhile."""
-    FAILED = "failed"
-    """Celery could not deliver it. A worker tries again, after pauses that grow."""
-    IMPOSSIBLE = "impossible"
-    """A callback can never be sent. A Retry tries it all the same."""
-
-
 class OutcomeDelivery:
     """The delivery of the outcome of one session."""
 
@@ -46,7 +32,8 @@ class OutcomeDelivery:
         self._journal = journal
         self._settings = settings
         self._lease = lease
-        self._state = DeliveryState.NONE
+        self._pending = False
+        """Whether Celery is to store the outcome and to send the callbacks, and has not failed to do so."""
         self.status = ""
         """The status of the outcome; empty until there is one."""
 
@@ -79,21 +66,21 @@ class OutcomeDelivery:
 
     def mark_pending(self, status: str) -> None:
         """The outcome is recorded, and Celery delivers it now. The lease keeps other workers from doing so, too."""
-        self.status, self._state = status, DeliveryState.PENDING
+        self.status, self._pending = status, True
         if self._lease is not None:
             self._lease.keep()
 
     def mark_failed(self) -> None:
         """The outcome could not be delivered: a worker tries again, after pauses that grow."""
-        self._state = DeliveryState.FAILED
+        self._pending = False
 
     def mark_impossible(self) -> None:
         """A callback can never be sent. A Retry tries it all the same."""
-        if self._state is DeliveryState.PENDING:
+        if self._pending:
             self._journal.deliver(self._settings.failure_retention, arrived=False)
-            self._state = DeliveryState.IMPOSSIBLE
+            self._pending = False
 
     def confirm(self) -> None:
         """Celery has finished. If no failure was marked, tell the journal that the outcome is delivered."""
-        if self._state is DeliveryState.PENDING:
+        if self._pending:
             self._journal.deliver(self.retention(self.status))

@@ -20,14 +20,24 @@ class Entry:
     # The class is written out: each replayed step makes an entry, and reads it faster than a named tuple. A dataclass
     # would be as fast, but to make that class takes a part of the import time of this package.
     __slots__ = (
-        "attempts", "build", "error", "first", "kind", "metadata", "name", "patches", "state", "until", "value",
+        "build",
+        "error",
+        "executions",
+        "first",
+        "kind",
+        "metadata",
+        "name",
+        "patches",
+        "state",
+        "until",
+        "value",
     )  # fmt: skip
 
     def __init__(
         self,
         name: str,
         state: str,
-        attempts: int = 1,
+        executions: int = 1,
         first: int | None = None,
         until: int | None = None,
         error: dict[str, Any] | None = None,
@@ -39,7 +49,7 @@ class Entry:
     ) -> None:
         self.name = name
         self.state = state
-        self.attempts = attempts
+        self.executions = executions
         self.first = first
         self.until = until
         self.error = error
@@ -93,25 +103,25 @@ def _plain_done() -> re.Pattern[bytes]:
     )
 
 
-def done_entry(name: str, attempts: int, at: int, ms: int, metadata: Mapping[str, str], value: str) -> str:
+def done_entry(name: str, executions: int, at: int, ms: int, metadata: Mapping[str, str], value: str) -> str:
     """A step's result as text. The value stands last, so the rest can be read without decoding it."""
-    head = f'{{"name":{quoted(name)},"state":"done","attempts":{attempts},"at":{at},"ms":{ms}'
+    head = f'{{"name":{quoted(name)},"state":"done","attempts":{executions},"at":{at},"ms":{ms}'
     if metadata:
         head += "".join(f",{quoted(key)}:{quoted(text)}" for key, text in metadata.items())
     return f'{head},"value":{value}}}'
 
 
-def started_entry(name: str, attempts: int, first: int) -> str:
+def started_entry(name: str, executions: int, first: int) -> str:
     """A step whose action is about to start."""
-    return f'{{"name":{quoted(name)},"state":"started","attempts":{attempts},"first":{first}}}'
+    return f'{{"name":{quoted(name)},"state":"started","attempts":{executions},"first":{first}}}'
 
 
-def open_entry(name: str, state: str, attempts: int, kind: str = Kind.STEP, /, **facts: Any) -> str:
+def open_entry(name: str, state: str, executions: int, kind: str = Kind.STEP, /, **facts: Any) -> str:
     """An operation that has no result, or none yet."""
     # A step does not say its kind: version 0.1.0 would take that for metadata of the value. Patterns that look for the
     # state find it behind the name and the kind, before any fact that may hold the same text.
     said = {} if kind == Kind.STEP else {"kind": kind}
-    return json.dumps({"name": name, **said, "state": state, "attempts": attempts, **facts}, separators=(",", ":"))
+    return json.dumps({"name": name, **said, "state": state, "attempts": executions, **facts}, separators=(",", ":"))
 
 
 def annotated(entry: str, **notes: Any) -> str:
@@ -123,7 +133,6 @@ def annotated(entry: str, **notes: Any) -> str:
 
 
 _HEAD = frozenset({"name", "state", "attempts", "at", "ms", "build", "patches"})
-_STATES = {state: state for state in State.KNOWN}
 
 
 def read_entry(field_name: str, raw: bytes) -> Entry:
@@ -131,14 +140,14 @@ def read_entry(field_name: str, raw: bytes) -> Entry:
     if not raw.endswith(b"}"):
         raise damaged(field_name, raw)
     if plain := _plain_done().match(raw):
-        name, attempts, encoding, read, build = plain.groups(b"")
+        name, executions, encoding, read, build = plain.groups(b"")
         metadata = {}
         if encoding:
             metadata["encoding"] = encoding.decode()
             if read:
                 metadata["read"] = read.decode()
         value = raw[plain.end() : -1]
-        return Entry(name.decode(), State.DONE, int(attempts), None, None, None, metadata, value, build.decode())
+        return Entry(name.decode(), State.DONE, int(executions), None, None, None, metadata, value, build.decode())
     # Inside a JSON string a quote is escaped, so the first of these in a step that is done is the key.
     head, found, value = raw.partition(_VALUE) if re.match(_HEAD_OF_DONE.encode(), raw) else (raw, b"", b"")
     try:
@@ -154,7 +163,6 @@ def _entry_of(facts: dict[str, Any], value: bytes | None) -> Entry:
         ValueError, KeyError, TypeError: this version knows such entries, and this one is damaged.
     """
     name, state, until, error = str(facts["name"]), str(facts["state"]), facts.get("until"), facts.get("error")
-    state = _STATES.get(state, state)
     kind = str(facts["kind"]) if "kind" in facts else Kind.STEP if until is None else Kind.SLEEP
     build, patches = str(facts.get("build", "")), tuple(map(str, facts.get("patches", ())))
     if state not in State.KNOWN or kind not in Kind.KNOWN:
@@ -164,8 +172,8 @@ def _entry_of(facts: dict[str, Any], value: bytes | None) -> Entry:
     if kind == Kind.SLEEP and not isinstance(until, int):
         raise TypeError(until)
     metadata = {} if value is None else {key: text for key, text in facts.items() if key not in _HEAD}
-    attempts, first = int(facts["attempts"]), facts.get("first")
-    return Entry(name, state, attempts, first, until, error, metadata, value or b"", build, patches, kind)
+    executions, first = int(facts["attempts"]), facts.get("first")
+    return Entry(name, state, executions, first, until, error, metadata, value or b"", build, patches, kind)
 
 
 def damaged(field_name: str, held: bytes | str) -> JournalUnreadableError:

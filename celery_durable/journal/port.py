@@ -188,7 +188,7 @@ class Journal(Protocol):
         ...
 
     def release(self, *, orderly: bool) -> None:
-        """Give the lease back at once, because this process is about to die.
+        """Give the lease back at once: this process goes no further with the run.
 
         *orderly*: the attempt is not the cause. Else it counts as one that has died.
         """

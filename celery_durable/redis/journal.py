@@ -100,7 +100,7 @@ class RedisJournal:
         fence = self.ownership.take(token, cancel_requested=opened.fields.get(b"cancel") == _REQUESTED)
         self.connection.guard(fence)
         self._record = script("record").call + pack_parts((1, self._keys.run, token))
-        self._pool.ahead = opened.now / 1000 - self.ownership.renewed_at
+        self._pool.clock_ahead = opened.now / 1000 - self.ownership.renewed_at
 
     def suspend(
         self, delay: float, fields: Mapping[str, str], slack: float = 0.0, *, though_cancelled: bool = False
@@ -221,7 +221,7 @@ class RedisJournal:
         return self.ownership.cancel_requested
 
     def by_redis(self, moment: float) -> float | None:
-        return None if self._pool.ahead is None else moment + self._pool.ahead
+        return None if self._pool.clock_ahead is None else moment + self._pool.clock_ahead
 
     def prove_lease(self) -> None:
         asked = time.monotonic()

@@ -37,17 +37,13 @@ class Keys(NamedTuple):
     due: str
 
     @classmethod
-    def of(cls, prefix: str, task_id: str) -> Keys:
-        return cls.under(shard_prefix(prefix, shard_of(task_id)), task_id)
-
-    @classmethod
     def under(cls, shard: str, task_id: str) -> Keys:
         """The keys under the prefix of the run's shard."""
         return cls(task_id, f"{shard}run:{task_id}", f"{shard}leases", f"{shard}due")
 
     @property
     def all(self) -> tuple[str, str, str]:
-        """The keys that each script gets, except ``record``."""
+        """The three keys, as most scripts are given them."""
         return self.run, self.leases, self.due
 
 

@@ -23,6 +23,7 @@ def server_of(pool: JournalConnectionPool, timeout: float) -> Server:
     found: list[Server] = []
     connection = pool.take()
     try:
+        # A probe runs when the connection is made. This one asks for no confirmation, but for the facts of the server.
         connection.set_confirmation(lambda raw: found.append(Server.at(raw)))
         connection.replies(timeout)
     except JournalUnavailableError as error:

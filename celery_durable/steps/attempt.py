@@ -46,7 +46,7 @@ class Attempt:
         self.outbox = outbox = Outbox(pulse, fields, state, order, patches)
         self.replay = Replay(pulse, fields, state.build, order, patches, outbox)
         self.draws = Draws(pulse, state.seed, fields, order, outbox)
-        self._clock_zero = time.monotonic() - opened.now / 1000
+        self._clock_ahead = opened.now / 1000 - time.monotonic()
 
     # -- its beginning and its end
 
@@ -105,7 +105,7 @@ class Attempt:
 
     def at(self, moment: float) -> int:
         """The time by Redis' clock at a *moment* of the monotonic clock."""
-        return int((moment - self._clock_zero) * 1000)
+        return int((moment + self._clock_ahead) * 1000)
 
     # -- what its code asks for
 

@@ -36,7 +36,7 @@ async def perform(step: Step, driver: Driver) -> Any:
         try:
             if pulse.is_in_doubt:
                 await _ask(step, driver)
-            if _announce(step):
+            if _send_start(step):
                 await driver.flush()
         except BaseException:
             if thread is not None:
@@ -70,7 +70,7 @@ async def _ask(step: Step, driver: Driver) -> None:
         await cancel(attempt, step.position, driver, step.name, step.executions)
 
 
-def _announce(step: Step) -> bool:
+def _send_start(step: Step) -> bool:
     """Send what must be known if the process dies inside the action. Returns whether to wait until Redis has it."""
     outbox, backoff = step.attempt.outbox, step.options.backoff
     step.executions += 1

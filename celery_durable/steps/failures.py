@@ -94,10 +94,10 @@ async def count_the_dead(step: Step, entry: Entry, driver: Driver) -> None:
         return
     now = step.attempt.now()
     elapsed = (now - (entry.first or now)) / 1000
-    spent = backoff.max_attempts is not None and entry.attempts >= backoff.max_attempts
+    spent = backoff.max_attempts is not None and entry.executions >= backoff.max_attempts
     late = backoff.max_duration is not None and elapsed > backoff.max_duration
     if spent or late:
-        died = ProcessDied(f"the worker process died during execution {entry.attempts}")
+        died = ProcessDied(f"the worker process died during execution {entry.executions}")
         await _give_up(step, _exhausted(step, died, elapsed), driver)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from celery_durable.drivers.pulse import Pulse
@@ -45,8 +46,13 @@ class Outbox:
             entry = self._annotated(position, entry)
         self.staged[step_field(position)] = entry
 
-    def record(self, position: str, entry: str) -> None:
-        """Send the final entry of an operation, with all that is staged. It counts when its reply has been read."""
+    def record(self, position: str, entry: str, most: float = inf) -> None:
+        """Send the final entry of an operation, with all that is staged. It counts when its reply has been read.
+
+        If the entry has more than *most* characters, it is kept back for a thread.
+        """
+        if len(entry) > most:
+            self.keeps_back = True
         if self.names_build or self._patches.taken:
             entry = self._annotated(position, entry)
             self._patches.are_recorded(position)
@@ -99,9 +105,7 @@ class Outbox:
 
         What is staged until :meth:`sent_large` is kept back, too.
         """
-        if self._order.branched:
-            self._stage_layout()
-        fields, self.staged = self.staged, {}
+        fields = self._take_staged()
 
         def send() -> None:
             self._journal.send(fields)
@@ -118,14 +122,17 @@ class Outbox:
         """Take out what is staged: the script that ends the attempt writes it."""
         if len(self.staged) > _PAIRS_AT_AN_END:
             self.send_staged()
-        if self.staged and self._order.branched:
-            self._stage_layout()
-        fields, self.staged = self.staged, {}
-        return fields
+        return self._take_staged() if self.staged else {}
 
     def drop_all_but_steps(self) -> None:
         """Leave the journal as it is, except for what siblings have done."""
         self.staged = {name: text for name, text in self.staged.items() if name.startswith("step:")}
+
+    def _take_staged(self) -> dict[str, str]:
+        if self._order.branched:
+            self._stage_layout()
+        fields, self.staged = self.staged, {}
+        return fields
 
     def _stage_layout(self) -> None:
         """Say how the branches are numbered, together with the first entry of one."""

@@ -45,8 +45,7 @@ async def record(step: Step, value: Any, began: float, driver: Driver) -> Any:
 async def commit(step: Step, entry: str, driver: Driver) -> None:
     """Write the final entry and wait until Redis has it."""
     outbox = step.attempt.outbox
-    outbox.keeps_back |= len(entry) > driver.most_at_once
-    outbox.record(step.position, entry)
+    outbox.record(step.position, entry, driver.most_at_once)
     try:
         await driver.flush()
     except Interrupt:

@@ -83,7 +83,7 @@ class Step:
         self.position = position
         self.entry = entry
         """What an earlier attempt has recorded of it."""
-        self.executions = entry.attempts if entry else 0
+        self.executions = entry.executions if entry else 0
         self.first = entry.first if entry else None
         """When its first execution began, by Redis' clock."""
         self.deadline = inf
@@ -141,7 +141,7 @@ class Step:
     def check_type(self) -> None:
         """End the run before the action has an effect, if no value of its declared type can be recorded."""
         options = self.options
-        self.hint = declared_types.declared_type(self.action) if options.type_hint is None else options.type_hint
+        self.hint = self.declared_type()
         if options.type_hint is None and declared_types.never_recorded.is_empty:
             return
         reason = declared_types.objection(self.action, options.type_hint)

@@ -189,7 +189,7 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
     def backend(self) -> Any:
         """Celery's result backend; a :class:`SuppressingBackend` while the library has stored a state itself."""
         own = super().backend
-        known = backend.suppressed_run.get() or backend.announced_retry.get()
+        known = backend.suppressed_run.get() or backend.stored_retry.get()
         return own if known is None else backend.SuppressingBackend(own)
 
     @backend.setter

@@ -96,8 +96,7 @@ class Runner:
             return mode is Mode.EAGER and eager_journals.has(request.id)
         if message.header_of(request):
             return True
-        redelivered = bool((request.delivery_info or {}).get("redelivered"))
-        return redelivered and has_journal(self.invocation.task, request.id)
+        return message.is_redelivered(request) and has_journal(self.invocation.task, request.id)
 
     async def _awaitable(self, body: Coroutine[Any, Any, Any]) -> Any:
         invocation = self.invocation

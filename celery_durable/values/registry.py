@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import kombu.compression
@@ -63,6 +66,16 @@ def load_content(raw: bytes, content_type: str, charset: str, accept: frozenset[
     """
     _check_content(content_type, accept)
     return serialization.loads(raw, content_type, charset, accept={content_type})
+
+
+def content_text(raw: bytes, content_type: str, charset: str) -> str:
+    """What :func:`dump_content` gives, as text for the journal."""
+    return json.dumps({"content_type": content_type, "charset": charset, "data": base64.b64encode(raw).decode()})
+
+
+def read_content(facts: Mapping[str, Any], accept: frozenset[str]) -> Any:
+    """The value in what :func:`content_text` has written, when its JSON is read."""
+    return load_content(base64.b64decode(facts["data"]), facts["content_type"], facts["charset"], accept)
 
 
 def check_compression(compression: Any) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery import signals
 
+from celery_durable.app.settings import visibility_timeout
 from celery_durable.exceptions import ConfigurationError, JournalUnavailableError
 from celery_durable.task.base import DurableTask
 
@@ -137,7 +138,7 @@ def _risks_of_a_failover(server: Server, address: Address, syncs: set[str]) -> I
 
 
 def _risks_of_time_limits(app: Any, tasks: list[DurableTask[Any, Any]]) -> Iterator[Risk]:
-    visibility = (app.conf.broker_transport_options or {}).get("visibility_timeout", 3600)
+    visibility = visibility_timeout(app)
     if not str(app.conf.broker_url or "").startswith(("redis", "sentinel", "sqs", "valkey")):
         return
     for task in tasks:

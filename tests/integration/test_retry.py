@@ -92,7 +92,7 @@ def test_a_retry_that_found_no_redis_reopens_the_run_whatever_the_clocks_say(
         task.apply_async(task_id=task_id)
         assert deliver(task, sent(app)[0]) == "FAILURE"
         if not knows:
-            store_of(app).pool.ahead = None
+            store_of(app).pool.clock_ahead = None
         task.apply_async(task_id=task_id)
         [again] = sent(app)
         server.stop()

@@ -28,7 +28,7 @@ def test_a_result_reads_as_it_was_written(
 ) -> None:
     text = done_entry(name, attempts, at, ms, metadata, value)
     entry = read_entry("step:1", text.encode())
-    assert (entry.name, entry.state, entry.attempts, entry.metadata) == (name, "done", attempts, metadata)
+    assert (entry.name, entry.state, entry.executions, entry.metadata) == (name, "done", attempts, metadata)
     assert entry.value == value.encode()
     assert entry.settled
     assert json.loads(text)["value"] == json.loads(value)
@@ -37,14 +37,14 @@ def test_a_result_reads_as_it_was_written(
 @given(names, counts, moments)
 def test_a_start_reads_as_it_was_written(name: str, attempts: int, first: int) -> None:
     entry = read_entry("step:1", started_entry(name, attempts, first).encode())
-    assert (entry.name, entry.state, entry.attempts, entry.first) == (name, "started", attempts, first)
+    assert (entry.name, entry.state, entry.executions, entry.first) == (name, "started", attempts, first)
     assert not entry.settled
 
 
 @given(names, st.sampled_from(["retrying", "failed"]), counts, st.dictionaries(st.text(), st.text()))
 def test_a_failure_reads_as_it_was_written(name: str, state: str, attempts: int, error: dict[str, str]) -> None:
     entry = read_entry("step:1", open_entry(name, state, attempts, first=5, error=error).encode())
-    assert (entry.name, entry.state, entry.attempts, entry.first) == (name, state, attempts, 5)
+    assert (entry.name, entry.state, entry.executions, entry.first) == (name, state, attempts, 5)
     assert entry.error == error
     assert entry.settled is (state == "failed")
 
@@ -81,7 +81,7 @@ def test_what_is_noted_beside_an_entry_is_read_again_and_changes_nothing_else(
 
     entry = read_entry("step:1", raw.encode())
 
-    assert (entry.name, entry.state, entry.attempts, entry.value.decode()) == (name, "done", 2, value)
+    assert (entry.name, entry.state, entry.executions, entry.value.decode()) == (name, "done", 2, value)
     assert entry.metadata == metadata
     assert (entry.build, entry.patches) == (notes.get("build", ""), tuple(notes.get("patches", ())))
     assert json.loads(raw)["value"] == json.loads(value)

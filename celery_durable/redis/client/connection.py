@@ -82,7 +82,7 @@ class JournalConnection:
             if sendall is not None:
                 try:
                     if pending.fence is None or pending.fence.number > 1:
-                        commands = tuple([pending.packed(command, transport.clock) for command in commands])
+                        commands = tuple([pending.packed(command, transport.clock_ahead_ms) for command in commands])
                     # All are bytes by now: an attempt sends none that are dated.
                     packed: Any = commands[0] if len(commands) == 1 else b"".join(commands)  # type: ignore[arg-type]
                     sendall(packed, flags)
@@ -196,7 +196,7 @@ class JournalConnection:
         with self._lock:
             self._carry_over()
             for command, _ in self.pending.commands:
-                transport.send_first(self.pending.packed(command, transport.clock))
+                transport.send_first(self.pending.packed(command, transport.clock_ahead_ms))
             transport.open()
 
     def _carry_over(self) -> None:

@@ -99,7 +99,7 @@ class JournalConnectionPool:
         self._idle: IdleConnections[JournalConnection] = IdleConnections()
         self.writes_results = True
         """Whether the server writes a result of Celery's together with a journal, as far as is known."""
-        self.ahead: float | None = None
+        self.clock_ahead: float | None = None
         """Seconds that the server's clock is ahead of the monotonic one here; None until the server has told it."""
         _everywhere.add(self)
 

@@ -32,7 +32,7 @@ class Transport:
         """The method of the parser that reads a reply."""
         self.more_follows = 0
         """The flag of ``send``: the kernel may wait for the next command."""
-        self.clock = 0.0
+        self.clock_ahead_ms = 0.0
         """Milliseconds that Redis' clock is ahead of this machine's monotonic one."""
         self._spin_wait: SpinWait | None = None
 
@@ -47,7 +47,7 @@ class Transport:
         for _ in scripts:
             raw.read_response()
         seconds, microseconds = map(int, raw.read_response(disable_decoding=True))
-        self.clock = seconds * 1000 + microseconds / 1000 - time.monotonic() * 1000
+        self.clock_ahead_ms = seconds * 1000 + microseconds / 1000 - time.monotonic() * 1000
 
     def send_first(self, command: bytes) -> None:
         """Send a command over a connection that is not open yet."""
