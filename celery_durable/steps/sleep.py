@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from celery_durable.config.checks import seconds
 from celery_durable.drivers.driver import Driver
@@ -66,7 +66,7 @@ async def sleep(wait: Wait, driver: Driver) -> None:
     left = (until - attempt.now()) / 1000
     if pulse.cancel_requested and (entry is None or left > 0):
         # A cancellation is all that may take the place of a sleeping entry: it says what that one says.
-        kept = {"patches": entry.patches} if entry is not None and entry.patches else {}
+        kept: dict[str, Any] = {"patches": entry.patches} if entry is not None and entry.patches else {}
         await cancel(attempt, position, driver, name, kind=Kind.SLEEP, until=until, **kept)
     if entry is None:
         outbox.stage(position, open_entry(name, State.SLEEPING, 0, Kind.SLEEP, until=until))

@@ -103,7 +103,8 @@ class Runner:
         token = current.set(invocation)
         try:
             try:
-                return await self._on_loop(body)
+                value = await self._on_loop(body)
+                return value if invocation.session is None else complete_with_value(invocation, value)
             except BaseException as error:
                 if invocation.session is None:
                     raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from celery_durable import (
     ContextInStepError,
     DurableContext,
     EntryNotRecordableError,
+    InvalidStepError,
     RunOptions,
     durable_task,
 )
@@ -38,6 +41,23 @@ def test_a_direct_call_of_an_async_task_returns_its_result() -> None:
         return a + await ctx.run("one", one)
 
     assert add(1) == 2
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_a_value_that_follows_a_swallowed_interrupt_does_not_count(awaited: bool) -> None:
+    """Also where a coroutine calls the task, and awaits it."""
+
+    @durable_task
+    async def careless(ctx: AsyncDurableContext) -> str:
+        with suppress(BaseException):
+            await ctx.run("no action", None)  # type: ignore[call-overload]
+        return "value"
+
+    async def call() -> Any:
+        return await careless()
+
+    with pytest.raises(InvalidStepError, match="no action"):
+        asyncio.run(call()) if awaited else careless()
 
 
 @pytest.mark.parametrize(
