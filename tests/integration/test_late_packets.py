@@ -327,7 +327,7 @@ def test_a_clock_of_redis_that_was_put_on_is_noticed(store: Store, redis_client:
     """A connection that was made before is made anew, and the act is done."""
     journal = opened(store, task_id := new_id())
     journal.suspend(0, {})
-    journal.connection.transport.clock -= 3600_000
+    journal.connection.transport.clock_ahead_ms -= 3600_000
     journal.close()
 
     assert store.runs.cancel(task_id) == ("suspended", 0)
