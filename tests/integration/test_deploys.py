@@ -829,7 +829,7 @@ def test_what_is_recorded_first_of_several_side_by_side_has_the_change(deploy: D
         if not dies:
             return "slow"
         dies.clear()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
         raise SystemExit
 
     with pytest.raises(SystemExit):

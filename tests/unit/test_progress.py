@@ -519,7 +519,7 @@ def test_a_timeout_is_a_failed_execution(run: Run, options: dict[str, Any], kind
     watchdog.watch(Watch(attempt.pulse, Owner(), current_target()))
     try:
         with pytest.raises(kind) as raised:
-            ctx.run("linger", linger, RunOptions(timeout=0.05, **options))
+            ctx.run("linger", linger, RunOptions(timeout=0.3, **options))
     finally:
         watchdog.forget(attempt.pulse)
     if isinstance(raised.value, RetriesExhausted):

@@ -32,7 +32,7 @@ from tests.unit.conftest import Run
 from tests.unit.tasks import applied, failure_of
 from tests.waiting import eventually
 
-ONCE = RunOptions(timeout=0.05, max_attempts=1)
+ONCE = RunOptions(timeout=0.3, max_attempts=1)
 
 
 class Gate:
@@ -312,9 +312,9 @@ def test_a_timeout_is_kept_in_a_thread_that_no_signal_reaches(app: Celery, gate:
 
     @durable_task
     def task(ctx: DurableContext) -> None:
-        ctx.run("hang", action, RunOptions(timeout=0.05))
+        ctx.run("hang", action, RunOptions(timeout=0.3))
 
-    with ThreadPoolExecutor(1) as thread, pytest.raises(DurableTimeoutError, match=r"within 0.05 s"):
+    with ThreadPoolExecutor(1) as thread, pytest.raises(DurableTimeoutError, match=r"within 0.3 s"):
         thread.submit(task).result(20)
     assert gate.begun == ["hang"]
 

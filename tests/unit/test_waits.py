@@ -378,7 +378,7 @@ def test_a_sleep_inside_the_worker_is_recorded_before_it_begins(run: Run) -> Non
 
     async def body() -> None:
         ctx = run.async_attempt(inline_retry_limit=1)
-        wait = asyncio.ensure_future(ctx.sleep(0.05))
+        wait = asyncio.ensure_future(ctx.sleep(0.5))
         for _ in range(5):
             await asyncio.sleep(0)
         seen.append(run.names())
