@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import signal
@@ -24,6 +25,12 @@ from celery_durable.steps.attempt import Attempt
 # A commit is judged by the same examples every time, and not by how busy the machine is.
 settings.register_profile("unit", deadline=None, derandomize=True)
 settings.load_profile("unit")
+
+
+async def turns(number: int) -> None:
+    """Let everything else on the loop have so many turns."""
+    for _ in range(number):
+        await asyncio.sleep(0)
 
 
 class Run:

@@ -12,7 +12,7 @@ import pytest
 from celery_durable import AsyncDurableContext, InvalidStepError, RunOptions
 from celery_durable.interrupts import EndRun, Interrupt, Sleep
 from celery_durable.journal.positions import in_order
-from tests.unit.conftest import Action, Run
+from tests.unit.conftest import Action, Run, turns
 
 Body = Callable[[AsyncDurableContext], Awaitable[Any]]
 
@@ -141,11 +141,6 @@ def twice(run: Run, body: Body) -> list[Any]:
     attempt(run, retried)
     assert flaky.executions == 2
     return given
-
-
-async def turns(number: int) -> None:
-    for _ in range(number):
-        await asyncio.sleep(0)
 
 
 def in_a_gather(ctx: AsyncDurableContext, *coroutines: Any) -> Any:

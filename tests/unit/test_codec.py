@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -33,6 +33,7 @@ from celery_durable.values.declared_types import declared_type
 from celery_durable.values.registry import check_compression
 from celery_durable.values.serializers import check_serializer
 from celery_durable.values.tagged import is_model
+from tests.unit.world import ask, unkind
 
 # -- what goes round ---------------------------------------------------------------------------------------------------
 
@@ -617,23 +618,6 @@ def test_a_secret_is_never_recorded_as_stars(hint: Any) -> None:
 # -- what was valid when it was recorded -------------------------------------------------------------------------------
 
 
-class World:
-    kind = True
-
-
-def ask(value: Any) -> Any:
-    if not World.kind:
-        raise ValueError("not any more")
-    return value
-
-
-@pytest.fixture
-def unkind() -> Iterator[Callable[[], None]]:
-    """Makes validators refuse everything from here on."""
-    yield lambda: setattr(World, "kind", False)
-    World.kind = True
-
-
 class Asked(pydantic.BaseModel):
     value: Annotated[int, pydantic.AfterValidator(ask)]
     before: Annotated[date | None, pydantic.BeforeValidator(ask)] = None
@@ -703,20 +687,20 @@ ASKED = [
 
 
 @pytest.mark.parametrize(("value", "hint"), ASKED, ids=str)
-def test_no_validator_is_heeded_again(value: Any, hint: Any, unkind: Callable[[], None]) -> None:
+def test_no_validator_is_heeded_again(value: Any, hint: Any) -> None:
     encoded = encode(value, hint)
-    unkind()
-    kept = decode(encoded.text, encoded.metadata, hint)
-    assert same(value, kept)
-    assert same(encoded.value, kept)
+    with unkind():
+        kept = decode(encoded.text, encoded.metadata, hint)
+        assert same(value, kept)
+        assert same(encoded.value, kept)
 
 
 @pytest.mark.parametrize(("value", "hint"), [each for each in ASKED if each[1] is not AskedAtOnce], ids=str)
-def test_nor_for_what_version_0_1_recorded(value: Any, hint: Any, unkind: Callable[[], None]) -> None:
+def test_nor_for_what_version_0_1_recorded(value: Any, hint: Any) -> None:
     encoded = encode(value, hint)
-    unkind()
-    kept = decode(encoded.text, {"encoding": encoded.metadata["encoding"]}, hint)
-    assert repr(kept) == repr(value)
+    with unkind():
+        kept = decode(encoded.text, {"encoding": encoded.metadata["encoding"]}, hint)
+        assert repr(kept) == repr(value)
 
 
 def test_a_path_that_is_gone_is_read(tmp_path: Path) -> None:

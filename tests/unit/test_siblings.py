@@ -17,7 +17,7 @@ import pytest
 from celery_durable import AsyncDurableContext, EntryNotRecordableError, RunOptions, TerminalError
 from celery_durable.drivers import loop, siblings, tasks
 from celery_durable.interrupts import EndRun, Interrupt, RetryStep, Sleep
-from tests.unit.conftest import Action, Run
+from tests.unit.conftest import Action, Run, turns
 
 HOUR = 3600
 AGAIN = RunOptions(max_attempts=3, initial_retry_interval=60)
@@ -54,11 +54,6 @@ def attempt(run: Run, body: Callable[[AsyncDurableContext], Any], later: float =
         return await asyncio.wait_for(asyncio.ensure_future(awaited()), 30)
 
     return asyncio.run(on_the_loop())
-
-
-async def turns(number: int) -> None:
-    for _ in range(number):
-        await asyncio.sleep(0)
 
 
 # -- ways to let two coroutines go on beside each other ----------------------------------------------------------------

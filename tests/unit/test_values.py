@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, IntEnum
@@ -25,6 +24,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from celery_durable.journal.entries import done_entry, read_entry
 from celery_durable.values.codec import NotEncodable, decode, encode
+from tests.unit.world import ask, unkind
 
 # -- an account of a value that owes nothing to the code under test ----------------------------------------------------
 
@@ -51,33 +51,10 @@ def account(value: Any) -> Any:  # noqa: PLR0911
     return kind, repr(value)
 
 
-# -- the world, of which a validator asks ------------------------------------------------------------------------------
-
-
-class World:
-    kind = True
-
-
-@contextmanager
-def unkind() -> Iterator[None]:
-    """Validators refuse all values."""
-    World.kind = False
-    try:
-        yield
-    finally:
-        World.kind = True
-
-
-def check(value: Any) -> Any:
-    if not World.kind:
-        raise ValueError("not any more")
-    return value
-
-
 CHECKS = [
-    pydantic.AfterValidator(check),
-    pydantic.BeforeValidator(check),
-    pydantic.WrapValidator(lambda value, handler: handler(check(value))),
+    pydantic.AfterValidator(ask),
+    pydantic.BeforeValidator(ask),
+    pydantic.WrapValidator(lambda value, handler: handler(ask(value))),
 ]
 
 
@@ -146,7 +123,7 @@ class Strict(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="after")
     def ask(self) -> Strict:
-        return check(self)
+        return ask(self)
 
     @pydantic.computed_field
     @property
