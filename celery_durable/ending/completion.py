@@ -1,7 +1,7 @@
 """The end of an attempt is carried out here, as :func:`ends.decide` has decided it.
 
-Only this module does so. It tells the journal, the result backend and Celery, and gives the run back. The exceptions
-that it raises are for Celery.
+The journal, the result backend and Celery are told, and the run is given back. A table says who does that for each end:
+this module, :mod:`.suspension`, :mod:`.redelivery` or :mod:`.success`. The exceptions that are raised are for Celery.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How an attempt ends is one value. One function decides it from facts, and :mod:`completion` carries it out.
+"""How an attempt ends is one value. One function decides it from facts, and the room ``ending`` carries it out.
 
 The table in docs/design.md shows for each end what the journal, the result backend and Celery are told. This module
 imports neither Celery nor Redis.

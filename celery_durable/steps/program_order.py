@@ -4,6 +4,8 @@ The operations of a body are numbered as it calls them. Coroutines that run besi
 are branches, and each branch counts for itself. Branches are numbered in the order in which their parent makes their
 asyncio tasks: what a coroutine awaits first, and which of them is quicker, must not matter on replay. If a parent makes
 tasks in no fixed order, ``ctx.branch`` gives each branch a name.
+
+``ctx.patched`` is of this module, too: a change of the code holds from a position on (:class:`Patches`).
 """
 
 from __future__ import annotations
