@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery_durable.app.store import store_of
 from celery_durable.delivery import backend, outcome
 from celery_durable.exceptions import EntryNotRecordableError
 from celery_durable.invocation import eager_journals
@@ -23,8 +24,6 @@ def record_success(invocation: Invocation, end: Succeeded) -> ReturnValue:
     assert session is not None and attempt is not None  # noqa: S101, PT018
     result = None
     if invocation.mode is Mode.WORKER and session.outcome.may_be_written_with_outcome:
-        from celery_durable.app.store import store_of  # a process that only sends tasks does without it
-
         result = store_of(invocation.task.app).result_of(invocation.task, request, end.value)
     text = encode_result(invocation, attempt, end.value)
     if session.finish(Status.SUCCEEDED, text, result) and result is not NO_RESULT:

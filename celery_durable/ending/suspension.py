@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from celery.exceptions import Ignore, Retry
 
+from celery_durable.app.store import store_of
 from celery_durable.delivery import backend, message, outcome
 from celery_durable.delivery.announcement import Announcement
 from celery_durable.exceptions import DurableError
@@ -228,8 +229,6 @@ def _report_then_suspend(invocation: Invocation, report: Callable[[], None], sus
 
 
 def _correct_report(invocation: Invocation) -> None:
-    from celery_durable.app.store import store_of  # a process that only sends tasks does without it
-
     task, request = invocation.task, invocation.request
     try:
         fields = store_of(task.app).runs.load(request.id)

@@ -60,7 +60,6 @@ class RedisJournal:
         self._keys = keys
         self._lease = lease
         self._keep = keep
-        self._record = b""
         self.ownership = Ownership(keys, lease)
 
     @cached_property
@@ -99,7 +98,6 @@ class RedisJournal:
     def _own(self, opened: Opened, token: bytes) -> None:
         fence = self.ownership.take(token, cancel_requested=opened.fields.get(b"cancel") == _REQUESTED)
         self.connection.guard(fence)
-        self._record = script("record").call + pack_parts((1, self._keys.run, token))
         self._pool.clock_ahead = opened.now / 1000 - self.ownership.renewed_at
 
     def suspend(
@@ -148,6 +146,11 @@ class RedisJournal:
             self._pool.give_back(connection)
 
     # -- entries
+
+    @cached_property
+    def _record(self) -> bytes:
+        """What each command that records entries begins with."""
+        return script("record").call + pack_parts((1, self._keys.run, self.ownership.token))
 
     def send(self, fields: Mapping[str, str], *, with_next: bool = False) -> None:
         if len(fields) > _PAIRS_PER_WRITE:

@@ -41,12 +41,23 @@ class Attempt:
         self.pulse = pulse = Pulse(journal, info, settings)
         self.state = state = RunState(opened, progress_forgives=settings.progress_forgives)
         self._order = order = ProgramOrder(partial(_by_use, fields, direct=info.direct))
-        self.siblings = Siblings(pulse, order.strands)
         self._patches = patches = Patches()
         self.outbox = outbox = Outbox(pulse, fields, state, order, patches)
         self.replay = Replay(pulse, fields, state.build, order, patches, outbox)
-        self.draws = Draws(pulse, state.seed, fields, order, outbox)
+        self._fields = fields
         self._clock_ahead = opened.now / 1000 - time.monotonic()
+
+    # Most tasks need none of these two, and to open a run should cost little.
+
+    @cached_property
+    def siblings(self) -> Siblings:
+        """The asyncio tasks of the attempt, if it has an ``async def`` body."""
+        return Siblings(self.pulse, self._order.strands)
+
+    @cached_property
+    def draws(self) -> Draws:
+        """What the attempt draws: UUIDs, times, random generators."""
+        return Draws(self.pulse, self.state.seed, self._fields, self._order, self.outbox)
 
     # -- its beginning and its end
 
@@ -87,7 +98,7 @@ class Attempt:
 
     def check_all_awaited(self) -> None:
         """Refuse a good end of the body if it has not awaited all that it has called."""
-        name = every_step_awaited(self.siblings.in_flight)
+        name = every_step_awaited(self.siblings.in_flight) if "siblings" in vars(self) else None
         if name is not None:
             text = f"task {self.info.task_id} did not wait for {name!r}"
             raise self.pulse.end_run(InvalidStepError(f"{text}: write await ctx.run(...), await ctx.sleep(...)"))

@@ -25,7 +25,8 @@ class RunState:
         self.seed = fields.get(b"seed", b"").decode()
         self.build = fields.get(b"build", b"").decode()
         """The build of the entries that name none; empty if it is not known."""
-        self.stalled: dict[str, Any] = json.loads(fields.get(b"stalled") or b"{}")
+        stalled = fields.get(b"stalled")
+        self.stalled: dict[str, Any] = json.loads(stalled) if stalled else {}
         """What kept the attempt before this one from going on."""
         self.progressed = False
         """This attempt has recorded a step."""

@@ -36,9 +36,7 @@ def wrap_run(cls: Any, declared: Any) -> None:
         if type(self).run is not run and is_executing(self):
             # The run() of a subclass calls this one.
             return body(self, *args, **kwargs)
-        from .runner import Runner  # a process that only sends tasks does without it
-
-        return Runner(self, args, kwargs).run(body)
+        return _runner()(self, args, kwargs).run(body)
 
     # Python finds the signature of the body. A signature here would be copied by Celery's autoretry, which wraps the
     # bound method.
@@ -46,6 +44,13 @@ def wrap_run(cls: Any, declared: Any) -> None:
     setattr(run, _OWN_RUN, run)
     cls.run = run
     cls.is_async = inspect.iscoroutinefunction(inspect.unwrap(declared))
+
+
+@functools.cache
+def _runner() -> Any:
+    from .runner import Runner  # a process that only sends tasks does without it
+
+    return Runner
 
 
 # Before Python 3.14 a partial is no method: it is called without the task. Python 3.13 warns of the change.

@@ -191,11 +191,7 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
     @user_code_boundary
     def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
         invocation = invocation_of(self)
-        # A process that only sends tasks does without these.
-        from celery_durable.steps.call_check import args_fit_fast
-
-        from .opening import open_context
-
+        args_fit_fast, open_context = _needed_by_bodies()
         context = open_context(invocation)
         head = (self, context) if bind else (context,)
         if not (as_written and args_fit_fast(fun, (*head, *args), kwargs)):
@@ -206,6 +202,16 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
     itself = inspect.Parameter("_task", inspect.Parameter.POSITIONAL_ONLY)
     run.__signature__ = own.replace(parameters=[itself, *own.parameters.values()])  # type: ignore[attr-defined]
     return run
+
+
+@functools.cache
+def _needed_by_bodies() -> Any:
+    # A process that only sends tasks does without these.
+    from celery_durable.steps.call_check import args_fit_fast
+
+    from .opening import open_context
+
+    return args_fit_fast, open_context
 
 
 def _annotate(body: Any, hints: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
 from celery_durable import django
+from celery_durable.app.store import store_of
 from celery_durable.delivery import backend, call, message
 from celery_durable.drivers.info import TaskInfo
 from celery_durable.drivers.interruption import Target, current_target
@@ -94,8 +95,6 @@ def watch(invocation: Invocation, attempt: Attempt, target: Target | None) -> No
 
 
 def _in_redis(invocation: Invocation) -> tuple[RunSession, Delivery]:
-    from celery_durable.app.store import store_of  # a process that only sends tasks does without it
-
     task, request, settings = invocation.task, invocation.request, invocation.task.durable_settings
     journal, lease = store_of(task.app).journal_for(request.id, settings)
     # If a time limit ends what follows, this session tells that it has ended an opening, and not the task.

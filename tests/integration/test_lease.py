@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -205,11 +206,14 @@ def test_renewals_go_on_after_an_error_that_nobody_expected(
     store.leases.drop(journal.ownership)
 
 
-def test_a_thread_that_is_gone_is_started_again(store: Store, redis_client: redis.Redis) -> None:
-    gone = threading.Thread(target=lambda: None)
-    gone.start()
-    gone.join()
-    lease_module._rounds._thread = gone  # noqa: SLF001
+def test_a_thread_that_is_gone_is_started_again(
+    store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = lease_module._rounds  # noqa: SLF001
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "_make_round", sys.exit)
+        rounds.expect(0.0)
+        eventually(lambda: rounds._thread is None)  # noqa: SLF001
     journal = opened(store, task_id := new_id())
     before = lease(redis_client, store, task_id)
 

@@ -22,13 +22,15 @@ class Fence:
     def __init__(self, token: bytes, run: str) -> None:
         self._token = token
         self._run = run
-        self._packed = self._own = pack_parts((token,))
+        self._packed = self._own = b""
+        """The token as commands are packed with it, and as this connection sends it. Only a later one needs them."""
         self.number = 1
         """The number of the connection."""
 
     def supersede(self) -> bytes:
         """Go on over another connection, and return the command that has to be the first there."""
         self.number += 1
+        self._packed = pack_parts((self._token,))
         self._own = pack_parts((b"%s:%d" % (self._token, self.number),))
         return call("supersede", (self._run,), self._token, self.number)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
 # To format a number takes longer than all the rest of packing a part.
-_SIZES = [b"$%d\r\n" % size for size in range(512)]
+_SIZES = [f"${size}\r\n" for size in range(512)]
 
 
 def pack(*parts: Any) -> bytes:
@@ -15,18 +15,27 @@ def pack(*parts: Any) -> bytes:
     return b"*%d\r\n" % len(parts) + pack_parts(parts)
 
 
-def pack_parts(parts: Iterable[Any]) -> bytes:
+def pack_parts(parts: Collection[Any]) -> bytes:
     """Some arguments of a command. If they stay the same, they are packed once."""
+    texts = [part if type(part) is str else _text(part) for part in parts]
+    text = "\r\n".join([_SIZES[len(part)] + part if len(part) < 512 else f"${len(part)}\r\n{part}" for part in texts])
+    # Other texts have more bytes than characters.
+    return text.encode() + b"\r\n" if text.isascii() else _pack_bytes(parts)
+
+
+def _text(part: Any) -> str:
+    return part.decode("latin-1") if type(part) is bytes else str(part)
+
+
+def _pack_bytes(parts: Iterable[Any]) -> bytes:
     packed: list[bytes] = []
     for part in parts:
         raw = part if type(part) is bytes else str(part).encode()
-        size = len(raw)
-        packed += (_SIZES[size] if size < len(_SIZES) else b"$%d\r\n" % size, raw, b"\r\n")
+        packed += (b"$%d\r\n" % len(raw), raw, b"\r\n")
     return b"".join(packed)
 
 
 def pack_pairs(fields: Mapping[str, str]) -> bytes:
     """The names and values of a hash, like :func:`pack_parts`, but faster: every step does it."""
     text = "".join([f"${len(name)}\r\n{name}\r\n${len(value)}\r\n{value}\r\n" for name, value in fields.items()])
-    # Other texts have more bytes than characters.
-    return text.encode() if text.isascii() else pack_parts(chain.from_iterable(fields.items()))
+    return text.encode() if text.isascii() else _pack_bytes(chain.from_iterable(fields.items()))

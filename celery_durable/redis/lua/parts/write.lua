@@ -2,14 +2,12 @@
 -- (A quote inside a step's name is escaped, so the pattern finds the entry's own state.)
 local settled = {done = true, failed = true, cancelled = true}
 local function write(first, pairs)
-  local names = {}
-  for i = first, #ARGV, 2 do names[#names + 1] = ARGV[i] end
-  local held = names[1] and redis.call('HMGET', KEYS[1], unpack(names))
-  for i, name in ipairs(names) do
-    local kept = held[i] and string.sub(name, 1, 5) == 'step:' and settled[string.match(held[i], '"state":"(%a+)"')]
-    if not kept then
+  for i = first, #ARGV, 2 do
+    local name = ARGV[i]
+    local held = string.sub(name, 1, 5) == 'step:' and redis.call('HGET', KEYS[1], name)
+    if not (held and settled[string.match(held, '"state":"(%a+)"')]) then
       pairs[#pairs + 1] = name
-      pairs[#pairs + 1] = ARGV[first + 2 * i - 1]
+      pairs[#pairs + 1] = ARGV[i + 1]
     end
   end
   if pairs[1] then redis.call('HSET', KEYS[1], unpack(pairs)) end
