@@ -206,6 +206,7 @@ def test_renewals_go_on_after_an_error_that_nobody_expected(
     store.leases.drop(journal.ownership)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_is_gone_is_started_again(
     store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
