@@ -60,6 +60,8 @@ class RedisJournal:
         self._keys = keys
         self._lease = lease
         self._keep = keep
+        self._record = b""
+        """What each command that records entries begins with; packed for the first of them."""
         self.ownership = Ownership(keys, lease)
 
     @cached_property
@@ -147,25 +149,25 @@ class RedisJournal:
 
     # -- entries
 
-    @cached_property
-    def _record(self) -> bytes:
-        """What each command that records entries begins with."""
-        return script("record").call + pack_parts((1, self._keys.run, self.ownership.token))
-
     def send(self, fields: Mapping[str, str], *, with_next: bool = False) -> None:
         if len(fields) > _PAIRS_PER_WRITE:
             items = list(fields.items())
             for start in range(0, len(items), _PAIRS_PER_WRITE):
                 self.send(dict(items[start : start + _PAIRS_PER_WRITE]))
             return
-        command = _HEADS[len(fields)] + self._record + pack_pairs(fields)
+        command = _HEADS[len(fields)] + (self._record or self._packed_record()) + pack_pairs(fields)
         self.connection.send(command, with_next=with_next, confirmed=self._confirmed and not with_next)
 
     def record_aside(self, fields: Mapping[str, str]) -> bool:
-        command = _HEADS[len(fields)] + self._record + pack_pairs(fields)
+        command = _HEADS[len(fields)] + self._packed_record() + pack_pairs(fields)
         fence = self.ownership.fence
         [reply] = self._pool.execute(command if fence is None else fence.put_into(command))
         return bool(reply > 0)
+
+    def _packed_record(self) -> bytes:
+        if not self._record:
+            self._record = script("record").call + pack_parts((1, self._keys.run, self.ownership.token))
+        return self._record
 
     @property
     def has_pending(self) -> bool:
