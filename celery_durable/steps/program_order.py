@@ -13,6 +13,7 @@ from __future__ import annotations
 from asyncio import current_task
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from celery_durable.exceptions import InvalidStepError
@@ -145,11 +146,16 @@ class ProgramOrder:
         self._trunk.branch = self._root
         self._used: dict[str, _Branch] = {"": self._root}
         """Branches that have taken a position, by their paths."""
-        self.strands = Strands(self._root, by_use)
+        self._by_use = by_use
         self._in_task = False
         """The body is an asyncio task."""
         self.branched = False
         """A branch that was numbered when it was made, or was named, has been used."""
+
+    @cached_property
+    def strands(self) -> Strands:
+        """The strands of the asyncio tasks; a ``def`` body has none."""
+        return Strands(self._root, self._by_use)
 
     def begin_in_task(self) -> None:
         """The body is an asyncio task: this one."""

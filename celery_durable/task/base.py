@@ -258,10 +258,10 @@ def _task_class_of_app(cls: type) -> type | None:
 def _finish(task: Any = None, retval: Any = None, state: str | None = None, **_: Any) -> None:
     invocation = opened_by(task.request)
     if invocation is not None:
-        from celery_durable.ending import postrun  # a process that only sends tasks does without it
+        from celery_durable.ending.postrun import finish  # a process that only sends tasks does without it
 
         # If an exception of Celery itself is on its way while this signal is sent, the result may not be stored.
-        postrun.finish(invocation, state, retval, delivered=sys.exc_info()[1] is invocation.outer_exception)
+        finish(invocation, state, retval, delivered=sys.exc_info()[1] is invocation.outer_exception)
 
 
 @signals.task_internal_error.connect(weak=False, dispatch_uid="celery_durable")

@@ -17,14 +17,12 @@ def pack(*parts: Any) -> bytes:
 
 def pack_parts(parts: Collection[Any]) -> bytes:
     """Some arguments of a command. If they stay the same, they are packed once."""
-    texts = [part if type(part) is str else _text(part) for part in parts]
+    texts = [
+        part if type(part) is str else part.decode("latin-1") if type(part) is bytes else str(part) for part in parts
+    ]
     text = "\r\n".join([_SIZES[len(part)] + part if len(part) < 512 else f"${len(part)}\r\n{part}" for part in texts])
     # Other texts have more bytes than characters.
     return text.encode() + b"\r\n" if text.isascii() else _pack_bytes(parts)
-
-
-def _text(part: Any) -> str:
-    return part.decode("latin-1") if type(part) is bytes else str(part)
 
 
 def _pack_bytes(parts: Iterable[Any]) -> bytes:
