@@ -26,24 +26,24 @@ class Rounds:
 
     def expect(self, when: float) -> None:
         """Make a round at this monotonic time, or before."""
-        if self._thread is None:
+        if not self._is_alive():
             # Without the lock, two attempts that begin side by side would start two threads.
             with self._starting:
-                if self._thread is None:
+                if not self._is_alive():
                     # It is a daemon, so it keeps no process from ending.
                     self._thread = threading.Thread(target=self._keep_on, name=self._name, daemon=True)
                     self._thread.start()
         elif when < self._sleeps_until:
             self._bell.set()
 
+    def _is_alive(self) -> bool:
+        # A thread may have ended, and one that could not be started has never lived: the next call starts another one.
+        return self._thread is not None and self._thread.is_alive()
+
     def _keep_on(self) -> None:
-        try:
-            while True:
-                self._bell.clear()
-                # From now on each call of `expect` rings the bell: it may come too late for this round.
-                self._sleeps_until = inf
-                self._sleeps_until = until = self._make_round()
-                self._bell.wait(None if until == inf else max(0.0, until - time.monotonic()))
-        finally:
-            # Whatever has ended this thread: the next call of `expect` starts another one.
-            self._thread = None
+        while True:
+            self._bell.clear()
+            # From now on each call of `expect` rings the bell: it may come too late for this round.
+            self._sleeps_until = inf
+            self._sleeps_until = until = self._make_round()
+            self._bell.wait(None if until == inf else max(0.0, until - time.monotonic()))

@@ -100,6 +100,7 @@ class RedisJournal:
     def _own(self, opened: Opened, token: bytes) -> None:
         fence = self.ownership.take(token, cancel_requested=opened.fields.get(b"cancel") == _REQUESTED)
         self.connection.guard(fence)
+        self._record = b""
         self._pool.clock_ahead = opened.now / 1000 - self.ownership.renewed_at
 
     def suspend(

@@ -44,20 +44,13 @@ class Attempt:
         self._patches = patches = Patches()
         self.outbox = outbox = Outbox(pulse, fields, state, order, patches)
         self.replay = Replay(pulse, fields, state.build, order, patches, outbox)
-        self._fields = fields
+        self.draws = Draws(pulse, state.seed, fields, order, outbox)
         self._clock_ahead = opened.now / 1000 - time.monotonic()
-
-    # Most tasks need none of these two, and to open a run should cost little.
 
     @cached_property
     def siblings(self) -> Siblings:
         """The asyncio tasks of the attempt, if it has an ``async def`` body."""
         return Siblings(self.pulse, self._order.strands)
-
-    @cached_property
-    def draws(self) -> Draws:
-        """What the attempt draws: UUIDs, times, random generators."""
-        return Draws(self.pulse, self.state.seed, self._fields, self._order, self.outbox)
 
     # -- its beginning and its end
 

@@ -149,6 +149,8 @@ def _suspend_first(invocation: Invocation, delay: float, limit: int | None, erro
     except JournalLost as lost:
         # Celery's message brings the run back. The journal accepts it when the lease has lapsed.
         logger.error("task %s: self.retry() could not be recorded: %s", invocation.request.id, lost)
+        # That retry is how the attempt ends now, whatever else its code has met before.
+        attempt.pulse.interrupt = None
         session.close_attempt()
         return False
     planned.log(invocation.request.id)

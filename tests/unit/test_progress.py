@@ -334,6 +334,22 @@ def test_attempts_that_begin_at_the_same_time_start_one_thread(monkeypatch: pyte
     assert started == ["rounds of a test"]
 
 
+def test_a_thread_that_could_not_be_started_is_started_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[float] = []
+    rounds = Rounds("rounds of a test", lambda: made.append(1) or math.inf)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            rounds.expect(1.0)
+    rounds.expect(1.0)
+
+    eventually(lambda: made != [], 5)
+
+
 def test_an_attempt_that_cannot_be_looked_at_does_not_harm_the_others(run: Run) -> None:
     class Broken(Owner):
         def inactive(self, seconds: float) -> None:

@@ -29,10 +29,12 @@ class Fence:
 
     def supersede(self) -> bytes:
         """Go on over another connection, and return the command that has to be the first there."""
-        self.number += 1
+        number = self.number + 1
         self._packed = pack_parts((self._token,))
-        self._own = pack_parts((b"%s:%d" % (self._token, self.number),))
-        return call("supersede", (self._run,), self._token, self.number)
+        self._own = pack_parts((b"%s:%d" % (self._token, number),))
+        # It is raised last: another thread may put the fence into a command meanwhile.
+        self.number = number
+        return call("supersede", (self._run,), self._token, number)
 
     def put_into(self, command: bytes) -> bytes:
         """Return a command as it is sent over this connection. It was packed with the token alone."""
