@@ -21,7 +21,7 @@ from celery_durable.delivery.call import fingerprint
 from celery_durable.delivery.message import HEADER, SEED
 from celery_durable.drivers.info import TaskInfo
 from celery_durable.exceptions import JournalUnavailableError
-from celery_durable.interrupts import Fenced, NotNow
+from celery_durable.interrupts import Fenced, JournalLost, NotNow
 from celery_durable.invocation import eager_journals
 from celery_durable.invocation.session import RunSession
 from celery_durable.redis.journal import RedisJournal
@@ -79,6 +79,13 @@ def sleeps(self: Any) -> None:
 
 def retries_itself(self: Any) -> None:
     self.ctx.run("charge", lambda: 1)
+    raise self.retry(countdown=1)
+
+
+def retries_itself_over_a_loss(self: Any) -> None:
+    """A step has met the lost journal already, and a bare ``except`` has swallowed that."""
+    self.ctx.run("charge", lambda: 1)
+    self.ctx._attempt.pulse.stop(JournalLost(JournalUnavailableError("away")))  # noqa: SLF001
     raise self.retry(countdown=1)
 
 
@@ -169,15 +176,17 @@ def test_a_suspension_that_fails_is_tried_once_and_not_as_something_else(
     assert journal["status"] == "running"
 
 
+@pytest.mark.parametrize("body", [retries_itself, retries_itself_over_a_loss])
 def test_a_users_retry_that_could_not_be_recorded_is_sent_once(
-    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, told: list[set[str]], published: Mock
-) -> None:
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, told: list[set[str]], published: Mock,
+    body: Any,
+) -> None:  # fmt: skip
     """Its message brings the run back. The lost journal is no reason for a second message."""
     refuse(monkeypatch, told, JournalUnavailableError("away"))
     task_id = new_id()
 
     with app_at(redis_url) as app:
-        assert execute(task_of(app, retries_itself), task_id=task_id) == "RETRY"
+        assert execute(task_of(app, body), task_id=task_id) == "RETRY"
         journal = redis_client.hgetall(store_of(app).keys(task_id).run)
 
     assert (len(told), published.call_count) == (1, 1)

@@ -12,7 +12,9 @@ from celery_durable.app.store import Store, store_of
 from celery_durable.interrupts import Fenced
 from celery_durable.journal.entries import done_entry, open_entry, started_entry
 from celery_durable.journal.port import Opened, Result
+from celery_durable.redis.client import fence as fence_module
 from celery_durable.redis.client import scripts
+from celery_durable.redis.client.protocol import pack, pack_parts
 from celery_durable.redis.journal import RedisJournal
 from tests.integration.network import Proxy
 from tests.integration.runs import (
@@ -390,3 +392,31 @@ def test_a_step_whose_start_record_is_late_runs_once(proxy: Proxy, redis_client:
     assert ran == ["ship"]
     assert '"state":"done"' in fields["step:1"]
     assert json.loads(fields["step:2"])["value"] == STALE.decode()
+
+
+def test_a_command_has_its_token_also_while_another_connection_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may send what a step that was given up has returned, at any moment of it."""
+    fence, command = fence_module.Fence(b"token", "run"), pack("EVALSHA", "sha", 1, "run", b"token", "step:1")
+    seen = []
+
+    def pack_slowly(parts: Any) -> bytes:
+        packed = pack_parts(parts)
+        seen.append(fence.put_into(command))
+        return packed
+
+    monkeypatch.setattr(fence_module, "pack_parts", pack_slowly)
+    for _ in range(3):
+        fence.supersede()
+
+    numbered = [
+        pack("EVALSHA", "sha", 1, "run", token, "step:1") for token in ("token", "token:2", "token:3", "token:4")
+    ]
+    assert set(seen) <= set(numbered)
+    assert fence.put_into(command) == numbered[-1]
+
+
+@pytest.mark.parametrize("part", ["", "é", "\x80", b"\xff\x00", b"token", 7, 1.5, "x" * 511, "x" * 512, "é" * 600])
+def test_parts_of_a_command_are_packed_by_their_bytes(part: Any) -> None:
+    raw = part if isinstance(part, bytes) else str(part).encode()
+
+    assert pack("SET", part) == b"*2\r\n$3\r\nSET\r\n$%d\r\n%s\r\n" % (len(raw), raw)
