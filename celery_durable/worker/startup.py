@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("celery_durable")
 
 OLDEST_REDIS = (6, 2)
-_FOR_BODIES = ("celery_durable.task.runner", "celery_durable.task.user_retry", "celery_durable.ending.postrun")
+_FOR_BODIES = (
+    "celery_durable.task.runner",
+    "celery_durable.task.user_retry",
+    "celery_durable.task.resend",
+    "celery_durable.ending.postrun",
+)
 """What runs the bodies of tasks. Processes that only send tasks do without it."""
 _LONGEST_CHECK = 1.0
 """Seconds that the check may take: a worker must start even if its Redis does not answer."""

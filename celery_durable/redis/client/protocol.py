@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
+_SHORT = 512
 # To format a number takes longer than all the rest of packing a part.
-_SIZES = [f"${size}\r\n" for size in range(512)]
+_SIZES = [f"${size}\r\n" for size in range(_SHORT)]
 
 
 def pack(*parts: Any) -> bytes:
@@ -20,9 +21,10 @@ def pack_parts(parts: Collection[Any]) -> bytes:
     texts = [
         part if type(part) is str else part.decode("latin-1") if type(part) is bytes else str(part) for part in parts
     ]
-    text = "\r\n".join([_SIZES[len(part)] + part if len(part) < 512 else f"${len(part)}\r\n{part}" for part in texts])
+    sized = [_SIZES[len(text)] + text if len(text) < _SHORT else f"${len(text)}\r\n{text}" for text in texts]
+    packed = "\r\n".join(sized)
     # Other texts have more bytes than characters.
-    return text.encode() + b"\r\n" if text.isascii() else _pack_bytes(parts)
+    return packed.encode() + b"\r\n" if packed.isascii() else _pack_bytes(parts)
 
 
 def _pack_bytes(parts: Iterable[Any]) -> bytes:
