@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary, ref
 
 from celery_durable.config.settings import Settings
 from celery_durable.delivery import result
+from celery_durable.delivery.backend import Interim
 from celery_durable.journal.port import Result
 from celery_durable.redis.client.cluster import Cluster
 from celery_durable.redis.client.pool import JournalConnectionPool
@@ -63,6 +64,10 @@ class Store:
     def result_of(self, task: Any, request: Any, value: Any) -> Result | None:
         """The result of a success, if the journal can write it: see :mod:`~celery_durable.delivery.result`."""
         return result.colocated_result(task, request, value, self.address.url_for_celery)
+
+    def interim_of(self, task: Any, request: Any, shown: Interim) -> Result | None:
+        """What the result backend shows of a run that goes on later, if the journal can write it."""
+        return result.colocated_interim(task, request, shown, self.address.url_for_celery)
 
     def journal_for(self, task_id: str, settings: Settings) -> tuple[RedisJournal, Lease]:
         """The journal of a run, not opened yet, and its lease; *settings* are the settings of its task."""

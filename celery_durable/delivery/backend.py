@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from contextvars import ContextVar
 from traceback import format_exception
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery import states
 
@@ -41,25 +41,33 @@ def forget_previous_run() -> None:
     stored_retry.set(None)
 
 
-def store_wait(task: Any, request: Any, state: str, info: dict[str, Any]) -> None:
-    """Store that the run waits and holds no worker. If this fails, it is logged: nothing depends on it."""
+class Interim(NamedTuple):
+    """What the result backend shows of a run that goes on later."""
+
+    state: str
+    result: Any = None
+    """The error of RETRY; facts of a wait."""
+    traceback: str | None = None
+
+    @classmethod
+    def of_retry(cls, error: BaseException | None) -> Interim:
+        """RETRY, and the *error* that is its reason."""
+        return cls(states.RETRY, error, None if error is None else "".join(format_exception(error)))
+
+
+def store_interim(task: Any, request: Any, shown: Interim) -> None:
+    """Store it. If this fails, it is logged: nothing depends on it."""
+    is_stored(request, shown)
     try:
-        _store(task, request, info, state)
-    except Exception as error:
-        logger.warning("task %s: its state %s could not be stored: %r", request.id, state, error)
-
-
-def store_retry(task: Any, request: Any, error: BaseException | None) -> None:
-    """Store RETRY and the *error* now: Celery stores it only when the journal has already given the run away.
-
-    If this fails, it is logged: nothing depends on it.
-    """
-    stored_retry.set(request.id)
-    traceback = None if error is None else "".join(format_exception(error))
-    try:
-        _store(task, request, error, states.RETRY, traceback=traceback)
+        _store(task, request, shown.result, shown.state, traceback=shown.traceback)
     except Exception as failed:
-        logger.warning("task %s: its state %s could not be stored: %r", request.id, states.RETRY, failed)
+        logger.warning("task %s: its state %s could not be stored: %r", request.id, shown.state, failed)
+
+
+def is_stored(request: Any, shown: Interim) -> None:
+    """Keep Celery from storing RETRY once more: when it does, the journal has given the run away already."""
+    if shown.state == states.RETRY:
+        stored_retry.set(request.id)
 
 
 def store_revoked(task: Any, request: Any, error: BaseException) -> bool:

@@ -1,8 +1,11 @@
-"""The result of a run, written by the journal if the result backend is the same Redis.
+"""The result of a run, or its state, written by the journal if the result backend is the same Redis.
 
 One script writes the outcome and the result. So no worker can die between the two, and the task waits for Redis once
 instead of three times. This is possible only if the success has no other consequence (a callback, a chord): Celery
 sends these before it stores the result.
+
+In the same way one script suspends a run and stores its state, such as RETRY. So an attempt that has lost the run
+cannot replace the state that a later one has stored.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from celery import Task, signals
 
 from celery_durable.journal.port import NO_RESULT, Result
 from celery_durable.seams.celery import has_receivers, ignores_result
-from celery_durable.seams.results import is_celerys_redis, overridden, stored_success, stores_no_success
+from celery_durable.seams.results import is_celerys_redis, overridden, stored_form, stores_no_success
+
+from .backend import Interim, stores_result
 
 logger = logging.getLogger("celery_durable")
 
@@ -32,15 +37,26 @@ def colocated_result(task: Any, request: Any, value: Any, url: str) -> Result | 
     backend = task.backend
     if ignores_result(task, request):
         return NO_RESULT if stores_no_success(backend) else None
+    return _if_colocated(backend, request, url, value, beside="its outcome")
+
+
+def colocated_interim(task: Any, request: Any, shown: Interim, url: str) -> Result | None:
+    """The state that the journal writes together with the suspension; None if Celery has to store it before."""
+    if not stores_result(task, request, shown.state):
+        return NO_RESULT
+    return _if_colocated(task.backend, request, url, shown.result, shown.state, shown.traceback, beside="its wait")
+
+
+def _if_colocated(backend: Any, request: Any, url: str, *stored: Any, beside: str) -> Result | None:
     if not is_celerys_redis(backend, url):
         return None
     try:
-        # Unlike Celery, the script replaces an older result: the fence has shown that this attempt may end the run.
-        return Result(*stored_success(backend, request, value))
+        # Unlike Celery, the script replaces an older result: the fence has shown that this attempt has the run.
+        return Result(*stored_form(backend, request, *stored))
     except Exception as error:
         # If Celery cannot write it either, the task fails there. If it can, only round trips are lost.
         logger.warning(
-            "task %s: its result cannot be written together with its outcome; Celery writes it: %r", request.id, error
+            "task %s: its result cannot be written together with %s; Celery writes it: %r", request.id, beside, error
         )
         return None
 

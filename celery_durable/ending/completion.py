@@ -56,9 +56,9 @@ from .redelivery import ReturnValue, reject_delivery
 from .success import record_success
 from .suspension import (
     await_retry,
-    report_and_suspend,
     retry_without_journal,
     stall_left,
+    suspend_and_show_retry,
     suspend_for_retry,
     suspend_for_sleep,
     suspend_stalled,
@@ -268,7 +268,7 @@ def _suspend_until_users_retry(invocation: Invocation, end: AskedToRetry) -> Bas
     if due is None:
         due = time.monotonic() + message.seconds_until(invocation.task, said.when)
     if not _session(invocation).has_ended:
-        report_and_suspend(invocation, said.exc, partial(await_retry, invocation, due))
+        suspend_and_show_retry(invocation, said.exc, partial(await_retry, invocation, due))
     return end.raised
 
 

@@ -1,7 +1,7 @@
 """The ends after which a run goes on later: a retry, a sleep, a stall, a journal that does not answer.
 
-Others are told first, and then the journal. The journal gives the lease back: after that the run may go on elsewhere,
-and end, before this process could tell anybody.
+The journal gives the lease back: after that the run may go on elsewhere, and end. So the state that others see is
+stored in the same act, or before it if Celery's results are not in the journal's Redis.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from random import SystemRandom
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 from celery.exceptions import Ignore, Retry
 
@@ -26,12 +26,11 @@ from celery_durable.invocation.ends import Asleep, JournalUnavailable, Retried, 
 from celery_durable.invocation.invocation import Invocation
 from celery_durable.invocation.session import RunSession
 from celery_durable.journal.layout import Status
+from celery_durable.journal.port import NO_RESULT, Result
 from celery_durable.steps.attempt import Attempt
 from celery_durable.values.failure import portable, shown
 
 from .retry_plan import Carrier, plan
-
-T = TypeVar("T")
 
 logger = logging.getLogger("celery_durable")
 
@@ -100,14 +99,10 @@ def _wait(
     though_cancelled: bool = False,
 ) -> BaseException:
     session, _ = _opened(invocation)
-    session.prove_lease()
     announcement = Announcement.of_wait(state, info, delay)
     told = {**message.resume_as_is(invocation.request), **(fields or {})}
-    _report_then_suspend(
-        invocation,
-        partial(backend.store_wait, invocation.task, invocation.request, state, info),
-        partial(session.suspend, delay, told, though_cancelled=though_cancelled),
-    )
+    suspend = partial(session.suspend, delay, told, though_cancelled=though_cancelled)
+    _suspend_and_show(invocation, backend.Interim(state, info), suspend)
     return announcement
 
 
@@ -127,36 +122,33 @@ def suspend_for_retry(invocation: Invocation, end: Retried) -> BaseException:
         )  # fmt: skip
     counts = end.answer.counts if end.answer is not None else {}
     fields = {**counts, **message.resume_of_retry(invocation.request, by_policy=by_policy)}
-    suspend = partial(session.suspend, planned.delay, fields, slack=planned.slack)
-    report_and_suspend(invocation, end.error, suspend)
+    suspend_and_show_retry(invocation, end.error, partial(session.suspend, planned.delay, fields, slack=planned.slack))
     planned.log(invocation.request.id)
     if planned.carrier is Carrier.JOURNAL:
         return _shown_as_retry(end.error, planned.delay)
     return _publish(invocation, end.error, planned.delay, by_policy=by_policy)
 
 
-def report_and_suspend(invocation: Invocation, error: BaseException | None, suspend: Callable[[], T]) -> T:
-    """Store RETRY with this *error*, and then call *suspend*."""
+def suspend_and_show_retry(invocation: Invocation, error: BaseException | None, suspend: Suspend) -> None:
+    """Suspend the run, and store RETRY with this *error*."""
     if invocation.eager:
-        return suspend()
-    session, attempt = invocation.session, invocation.attempt
-    if session is not None and attempt is not None and attempt.pulse.is_out_of_touch:
-        session.prove_lease()
-    report = partial(backend.store_retry, invocation.task, invocation.request, error)
-    return _report_then_suspend(invocation, report, suspend)
+        suspend()
+    else:
+        _suspend_and_show(invocation, backend.Interim.of_retry(error), suspend)
 
 
-def await_retry(invocation: Invocation, due: float) -> None:
+def await_retry(invocation: Invocation, due: float, result: Result = NO_RESULT) -> bool:
     """Suspend the run until the retry arrives that user code has sent before the body ended.
 
-    *due* is the time of the retry, by the monotonic clock (s).
+    *due* is the time of the retry, by the monotonic clock (s). The rest is as in :meth:`RunSession.suspend`.
     """
     session = invocation.session
     assert session is not None  # noqa: S101
     wait = max(0.0, due - time.monotonic())
     # If the retry is due already, its message may have come while this attempt was live, and was ignored then. So a
     # worker must send it again at once.
-    session.suspend(wait, invocation.retry.changes, slack=session.settings.lease if wait else 0.0)
+    slack = session.settings.lease if wait else 0.0
+    return session.suspend(wait, invocation.retry.changes, slack, result)
 
 
 def retry_without_journal(invocation: Invocation, end: JournalUnavailable) -> BaseException:
@@ -173,7 +165,7 @@ def retry_without_journal(invocation: Invocation, end: JournalUnavailable) -> Ba
         # If another attempt may have ended the run, its state must not be replaced.
         ours, repeated = not attempt.pulse.journal.lease_in_doubt, None
     if ours and not invocation.eager:
-        backend.store_retry(invocation.task, request, end.error)
+        backend.store_interim(invocation.task, request, backend.Interim.of_retry(end.error))
     retry = _publish(invocation, end.error, JOURNAL_LOST_DELAY, repeated=repeated)
     return retry if ours or not isinstance(retry, Retry) else Ignore("the journal is lost, and perhaps the run")
 
@@ -215,20 +207,39 @@ def _shown_as_retry(error: BaseException, delay: float, **options: Any) -> BaseE
     return retry
 
 
-# -- first others are told, then the journal ---------------------------------------------------------------------------
+# -- what others see of it ---------------------------------------------------------------------------------------------
 
 
-def _report_then_suspend(invocation: Invocation, report: Callable[[], None], suspend: Callable[[], T]) -> T:
-    report()
+class Suspend(Protocol):
+    """Suspends a run, and stores the result with it. False: nothing is done."""
+
+    def __call__(self, *, result: Result = NO_RESULT) -> bool: ...
+
+
+def _suspend_and_show(invocation: Invocation, interim: backend.Interim, suspend: Suspend) -> None:
+    task, request = invocation.task, invocation.request
+    result = store_of(task.app).interim_of(task, request, interim)
+    if result is not None and suspend(result=result):
+        backend.is_stored(request, interim)
+    else:
+        _show_then_suspend(invocation, interim, suspend)
+
+
+def _show_then_suspend(invocation: Invocation, interim: backend.Interim, suspend: Suspend) -> None:
+    """Let Celery store the state, in a result backend that looks at no fence."""
+    session, attempt = _opened(invocation)
+    if attempt.pulse.is_out_of_touch:
+        session.prove_lease()
+    backend.store_interim(invocation.task, invocation.request, interim)
     try:
-        return suspend()
+        suspend()
     except Fenced:
         # Somebody has ended the run in the meantime. The state that was stored just now must be corrected.
-        _correct_report(invocation)
+        _correct_shown(invocation)
         raise
 
 
-def _correct_report(invocation: Invocation) -> None:
+def _correct_shown(invocation: Invocation) -> None:
     task, request = invocation.task, invocation.request
     try:
         fields = store_of(task.app).runs.load(request.id)

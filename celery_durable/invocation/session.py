@@ -19,7 +19,7 @@ from celery_durable.drivers.info import TaskInfo
 from celery_durable.drivers.watchdog import watchdog
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 from celery_durable.interrupts import Interrupt, JournalLost, NotNow
-from celery_durable.journal.port import Busy, Delivery, Journal, JournalGone, Opened, Result
+from celery_durable.journal.port import NO_RESULT, Busy, Delivery, Journal, JournalGone, Opened, Result
 from celery_durable.steps.attempt import Attempt
 
 from .outcome_delivery import LeaseRenewal, OutcomeDelivery
@@ -83,22 +83,36 @@ class RunSession:
         return self.end_state is EndState.SUSPENDED
 
     def suspend(
-        self, delay: float, fields: Mapping[str, str], slack: float = 0.0, *, though_cancelled: bool = False
-    ) -> None:
-        """Record that the run goes on with another attempt.
+        self,
+        delay: float,
+        fields: Mapping[str, str],
+        slack: float = 0.0,
+        result: Result = NO_RESULT,
+        *,
+        though_cancelled: bool = False,
+    ) -> bool:
+        """Record that the run goes on with another attempt, and store the *result* together with that.
 
         Args:
             delay: seconds until then.
             fields: further fields of the journal.
             slack: seconds after that. If no message of the broker has brought the run back by then, a worker sends it.
+            result: the state of the run, as the result backend stores it.
             though_cancelled: suspend it even if somebody has cancelled it. Else it is due at once.
+
+        Returns whether that is done. False: the attempt has ended before, or the journal cannot store the result.
         """
-        if self.attempt is not None and not self.has_ended:
-            words = {**self.attempt.outbox.drain_staged(), **fields}
-            suspend = partial(self.journal.suspend, delay, words, slack, though_cancelled=though_cancelled)
-            _tell(self.attempt, suspend)
-            self.end_state = EndState.SUSPENDED
-            self.close_attempt()
+        if self.attempt is None or self.has_ended:
+            return False
+        staged = self.attempt.outbox.drain_staged()
+        words = {**staged, **fields}
+        suspend = partial(self.journal.suspend, delay, words, slack, result, though_cancelled=though_cancelled)
+        if not _tell(self.attempt, suspend):
+            self.attempt.outbox.stage_again(staged)
+            return False
+        self.end_state = EndState.SUSPENDED
+        self.close_attempt()
+        return True
 
     def prove_lease(self) -> None:
         """Check that this attempt still has the run, before others are told something about it.

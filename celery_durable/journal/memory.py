@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from .layout import UNBRANCHED, Fields, Status, new_seed
-from .port import Delivery, Finished, Opened, OpenResult, Result
+from .port import NO_RESULT, Delivery, Finished, Opened, OpenResult, Result
 
 _NOT_REOPENED = (Status.SUCCEEDED.encode(), Status.FAILED.encode())
 
@@ -61,10 +61,12 @@ class MemoryJournal:
         delay: float,  # noqa: ARG002
         fields: Mapping[str, str],
         slack: float = 0.0,  # noqa: ARG002
+        result: Result = NO_RESULT,  # noqa: ARG002
         *,
         though_cancelled: bool = False,  # noqa: ARG002
-    ) -> None:
+    ) -> bool:
         self.send({**fields, "status": Status.SUSPENDED})
+        return True
 
     def finish(self, status: str, fields: Mapping[str, str]) -> None:
         self.send({**fields, "status": status})

@@ -107,7 +107,7 @@ class Result(NamedTuple):
 
 
 NO_RESULT = Result("", "", 0)
-"""The task's result is ignored."""
+"""There is none to store: the task's result is ignored, for example."""
 
 OpenResult = Opened | Busy | Outdated | Finished | IdConflict
 """What the journal answers to a delivery."""
@@ -178,12 +178,20 @@ class Journal(Protocol):
         ...
 
     def suspend(
-        self, delay: float, fields: Mapping[str, str], slack: float = 0.0, *, though_cancelled: bool = False
-    ) -> None:
-        """Give the lease back until *delay* seconds from now.
+        self,
+        delay: float,
+        fields: Mapping[str, str],
+        slack: float = 0.0,
+        result: Result = NO_RESULT,
+        *,
+        though_cancelled: bool = False,
+    ) -> bool:
+        """Give the lease back until *delay* seconds from now, and store the *result* in the same act.
 
         If no message has begun an attempt *slack* seconds after that, a worker sends one. A run that was asked to
         cancel does not wait. *though_cancelled*: it waits, because this attempt knew, and could not tell the code.
+
+        False: this Redis cannot do both at once, and has written nothing.
         """
         ...
 

@@ -104,26 +104,37 @@ class RedisJournal:
         self._pool.clock_ahead = opened.now / 1000 - self.ownership.renewed_at
 
     def suspend(
-        self, delay: float, fields: Mapping[str, str], slack: float = 0.0, *, though_cancelled: bool = False
-    ) -> None:
-        self._end("suspend", [ms(delay), ms(slack), int(though_cancelled)], fields)
+        self,
+        delay: float,
+        fields: Mapping[str, str],
+        slack: float = 0.0,
+        result: Result = NO_RESULT,
+        *,
+        though_cancelled: bool = False,
+    ) -> bool:
+        return self._end_with_result("suspend", [ms(delay), ms(slack), int(though_cancelled)], fields, result)
 
     def finish(self, status: str, fields: Mapping[str, str]) -> None:
         self._end("finish", [status, ms(self._lease)], fields)
 
     def conclude(self, fields: Mapping[str, str], keep: float, result: Result) -> bool:
-        written = () if result is NO_RESULT else (result.key,)
-        if written and not self._pool.writes_results:
+        return self._end_with_result("conclude", [ms(keep)], fields, result)
+
+    def _end_with_result(self, script_name: str, facts: list[Any], fields: Mapping[str, str], result: Result) -> bool:
+        facts = [*facts, result.text, result.expires]
+        if result is NO_RESULT:
+            self._end(script_name, facts, fields)
+            return True
+        if not self._pool.writes_results:
             return False
         try:
-            [*_, done] = self._end("conclude", [ms(keep), result.text, result.expires], fields, *written)
+            [*_, done] = self._end(script_name, facts, fields, result.key)
         except Refused as refused:
             # The two keys are on different servers, for example, because there are many behind one address.
-            logger.warning("results are left to Celery, which cannot write them with the outcome: %s", refused)
+            logger.warning("results are left to Celery, which cannot write them with the journal: %s", refused)
             done = WriteReply.RESULT_REFUSED
-        if done == WriteReply.RESULT_REFUSED:
-            self._pool.writes_results = False
-        return bool(done != WriteReply.RESULT_REFUSED)
+        self._pool.writes_results = done != WriteReply.RESULT_REFUSED
+        return self._pool.writes_results
 
     def _end(self, script_name: str, facts: list[Any], fields: Mapping[str, str], *keys: str | bytes) -> list[Any]:
         pairs = [part for pair in fields.items() for part in pair]

@@ -31,10 +31,12 @@ def is_celerys_redis(backend: Any, url: str) -> bool:
     return type(backend) is _RedisBackend and backend.url == url
 
 
-def stored_success(backend: Any, request: Any, value: Any) -> tuple[str, str | bytes, int]:
-    """How a backend stores a success: the key, the text, and for how many seconds."""
+def stored_form(
+    backend: Any, request: Any, result: Any, state: str = states.SUCCESS, traceback: str | None = None
+) -> tuple[str, str | bytes, int]:
+    """How a backend stores a state and its result: the key, the text, and for how many seconds."""
     meta = backend._get_result_meta(
-        result=backend.encode_result(value, states.SUCCESS), state=states.SUCCESS, traceback=None, request=request
+        result=backend.encode_result(result, state), state=state, traceback=traceback, request=request
     )
     text = backend.encode({**meta, "task_id": request.id})
     text = text if isinstance(text, str) else bytes(text)

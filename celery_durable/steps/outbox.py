@@ -124,6 +124,10 @@ class Outbox:
             self.send_staged()
         return self._take_staged() if self.staged else {}
 
+    def stage_again(self, drained: dict[str, str]) -> None:
+        """Keep what was taken out: the script has not written it."""
+        self.staged = {**drained, **self.staged}
+
     def drop_all_but_steps(self) -> None:
         """Leave the journal as it is, except for what siblings have done."""
         self.staged = {name: text for name, text in self.staged.items() if name.startswith("step:")}

@@ -10,6 +10,7 @@ from typing import Any
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
+from celery_durable.delivery import backend
 from celery_durable.delivery.call import fields_of_user_retry
 from celery_durable.delivery.message import (
     check_encodable,
@@ -26,9 +27,10 @@ from celery_durable.delivery.message import (
     step_retries,
 )
 from celery_durable.ending.retry_plan import Carrier, plan
-from celery_durable.ending.suspension import fail_unsendable_retry, report_and_suspend
+from celery_durable.ending.suspension import fail_unsendable_retry, suspend_and_show_retry
 from celery_durable.interrupts import Fenced, JournalLost
 from celery_durable.invocation.invocation import Invocation
+from celery_durable.steps.attempt import Attempt
 
 logger = logging.getLogger("celery_durable")
 
@@ -143,18 +145,28 @@ def _suspend_first(invocation: Invocation, delay: float, limit: int | None, erro
     planned = plan(invocation, delay, "self.retry()")
     try:
         suspend = partial(session.suspend, planned.delay, invocation.retry.changes, slack=planned.slack)
-        report_and_suspend(invocation, error, suspend)
+        suspend_and_show_retry(invocation, error, suspend)
     except Fenced:
         raise Ignore("another attempt has taken over") from None
     except JournalLost as lost:
         # Celery's message brings the run back. The journal accepts it when the lease has lapsed.
         logger.error("task %s: self.retry() could not be recorded: %s", invocation.request.id, lost)
+        _show_without_journal(invocation, attempt, error)
         # That retry is how the attempt ends now, whatever else its code has met before.
         attempt.pulse.interrupt = None
         session.close_attempt()
         return False
     planned.log(invocation.request.id)
     return planned.carrier is Carrier.JOURNAL
+
+
+def _show_without_journal(invocation: Invocation, attempt: Attempt, error: BaseException | None) -> None:
+    # Celery would store RETRY after it has sent the message, and then the next attempt may have ended the run.
+    interim = backend.Interim.of_retry(error)
+    if attempt.pulse.journal.lease_in_doubt:
+        backend.is_stored(invocation.request, interim)  # another attempt may have the run already
+    else:
+        backend.store_interim(invocation.task, invocation.request, interim)
 
 
 def _send(invocation: Invocation, send: Callable[[], Any], delay: float, signature: Callable[[], Any]) -> Any:

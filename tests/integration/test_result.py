@@ -3,8 +3,8 @@
 import gc
 import json
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -12,10 +12,11 @@ import pytest
 import redis
 from celery import Celery, signals
 from celery.backends.redis import RedisBackend
-from celery.exceptions import SoftTimeLimitExceeded
+from celery.exceptions import Retry, SoftTimeLimitExceeded
 from celery.result import EagerResult, GroupResult
 from kombu.exceptions import EncodeError
 
+from celery_durable import RunOptions
 from celery_durable.app.store import Store, store_of
 from celery_durable.delivery import outcome
 from celery_durable.delivery.backend import SuppressingBackend
@@ -473,3 +474,119 @@ def test_what_strikes_amid_the_end_makes_no_failure_of_it(app: Celery, monkeypat
     errbacks.assert_not_called()
     assert task.AsyncResult(task_id).result == VALUE
     assert store_of(app).runs.load(task_id)[b"status"] == b"succeeded"
+
+
+# -- the state of a run that goes on later
+
+
+def asks_for_a_retry(self: Any) -> None:
+    self.ctx.run("charge", lambda: 1 / 0, RunOptions(initial_retry_interval=60, max_attempts=3))
+
+
+def retries_itself(self: Any) -> None:
+    self.ctx.run("charge", lambda: 1)
+    raise self.retry(exc=OSError("away"), countdown=60)
+
+
+def retries_itself_and_goes_on(self: Any) -> None:
+    self.ctx.run("charge", lambda: 1)
+    with suppress(Retry):
+        self.retry(countdown=60)
+
+
+def sleeps(self: Any) -> None:
+    self.ctx.sleep(60, name="a while")
+
+
+GOES_ON_LATER = [
+    (asks_for_a_retry, "RETRY"),
+    (retries_itself, "RETRY"),
+    (retries_itself_and_goes_on, "RETRY"),
+    (sleeps, "SUSPENDED"),
+]
+
+
+@pytest.mark.parametrize(("body", "shown"), GOES_ON_LATER)
+def test_the_state_of_a_run_that_goes_on_later_is_stored_with_its_suspension(
+    app: Celery, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, body: Any, shown: str
+) -> None:
+    """So the state is stored once, and the run has gone nowhere by then."""
+    task, task_id = task_of(app, body), new_id()
+    monkeypatch.setattr(app, "send_task", mock.Mock())
+    redis_client.config_resetstat()
+    with watched(redis_client, task_id) as states:
+        execute(task, task_id=task_id)
+
+        assert states() == [shown]
+
+    assert state(redis_client, store_of(app), task_id)["fields"]["status"] == "suspended"
+    assert task.AsyncResult(task_id).state == shown
+    of_step = 0 if body is sleeps else 1
+    assert executions(redis_client, "evalsha") == AT_ONCE + of_step, "the lease was not proven before"
+
+
+@pytest.mark.parametrize(("body", "shown"), GOES_ON_LATER)
+def test_an_attempt_that_has_lost_its_run_replaces_no_state(
+    app: Celery, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, body: Any, shown: str
+) -> None:
+    """Its process was frozen when it was about to store the state. Another attempt has ended the run meanwhile."""
+    task, task_id = task_of(app, body), new_id()
+    encode, store = app.backend.encode, store_of(app)
+    ended = json.dumps({"status": "SUCCESS", "result": VALUE, "task_id": task_id})
+
+    def thawed(meta: Any) -> Any:
+        if meta["status"] == shown and redis_client.zscore(store.keys(task_id).leases, task_id):
+            lapse(redis_client, store, task_id)
+            opened_again(task, store, task_id).conclude({"outcome": "{}"}, 60, Result(key_of(task_id), ended, 0))
+        return encode(meta)
+
+    # Celery has looked by now whether there is a SUCCESS that it must not replace.
+    monkeypatch.setattr(app.backend, "encode", thawed)
+    monkeypatch.setattr(app, "send_task", mock.Mock())
+    with watched(redis_client, task_id) as states:
+        assert execute(task, task_id=task_id) == "IGNORED"
+
+        assert states() == ["SUCCESS"]
+    assert task.AsyncResult(task_id).result == VALUE
+
+
+@pytest.mark.parametrize(("body", "shown"), GOES_ON_LATER)
+def test_where_its_state_is_refused_celery_stores_it_before_the_suspension(
+    redis_server: RedisServer, app: Celery, monkeypatch: pytest.MonkeyPatch, body: Any, shown: str
+) -> None:
+    task, task_id = task_of(app, body), new_id()
+    stored = mock.Mock()
+    monkeypatch.setattr(app.backend, "store_result", stored)
+    monkeypatch.setattr(app, "send_task", mock.Mock())
+    with redis_server.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "default", "-setex")
+        try:
+            execute(task, task_id=task_id)
+        finally:
+            admin.execute_command("ACL", "SETUSER", "default", "allcommands")
+        fields = state(admin, store_of(app), task_id)["fields"]
+
+    assert [call.args[2] for call in stored.call_args_list] == [shown]
+    assert fields["status"] == "suspended"
+    assert "step:1" in fields, "what was to be written with the suspension"
+
+
+@contextmanager
+def watched(client: redis.Redis, task_id: str) -> Iterator[Callable[[], list[str]]]:
+    """Yield a function that returns the states that were published until now to those who wait for the result."""
+    with client.pubsub(ignore_subscribe_messages=True) as results:
+        results.subscribe(key_of(task_id))
+        results.get_message(timeout=10)  # it has begun
+
+        def states() -> list[str]:
+            client.publish(key_of(task_id), '{"status": "read"}')
+            said = iter(lambda: json.loads(results.get_message(timeout=10)["data"])["status"], "read")
+            return list(said)
+
+        yield states
+
+
+def opened_again(task: Any, store: Store, task_id: str) -> RedisJournal:
+    """Begin another attempt of a run of this *task*."""
+    call, fingerprint = store.runs.load(task_id)[b"call"].decode(), store.runs.load(task_id)[b"fingerprint"].decode()
+    return opened(store, task_id, task=task.name, call=call, fingerprint=fingerprint)

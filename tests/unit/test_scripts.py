@@ -111,7 +111,7 @@ WRITES = {
     "record": {WriteReply.DONE, WriteReply.TO_BE_CANCELLED, WriteReply.FENCED, WriteReply.NO_JOURNAL},
     "renew": {WriteReply.DONE, WriteReply.TO_BE_CANCELLED, WriteReply.FENCED, WriteReply.NO_JOURNAL},
     "supersede": {WriteReply.DONE, WriteReply.FENCED},
-    "suspend": {WriteReply.DONE, WriteReply.FENCED, WriteReply.NO_JOURNAL},
+    "suspend": {WriteReply.DONE, WriteReply.FENCED, WriteReply.NO_JOURNAL, WriteReply.RESULT_REFUSED},
 }
 
 

@@ -5,16 +5,10 @@
 -- Replies 1, 0 to a stale attempt or connection, -1 if there is no journal, -2 if the result is refused (then no
 -- outcome is written)
 --include write
+--include store_result
 local fence = redis.call('HGET', KEYS[1], 'fence')
 if fence ~= ARGV[1] then return fence and 0 or -1 end
-if KEYS[4] then
-  -- The result comes first: Redis takes back nothing that a script has written.
-  local set = ARGV[5] == '0' and redis.pcall('SET', KEYS[4], ARGV[4])
-              or redis.pcall('SETEX', KEYS[4], ARGV[5], ARGV[4])
-  if set.err then return -2 end
-  local told = redis.pcall('PUBLISH', KEYS[4], ARGV[4])
-  if type(told) == 'table' then return -2 end
-end
+if KEYS[4] and not store_result(KEYS[4], ARGV[4], ARGV[5]) then return -2 end
 local time = redis.call('TIME')
 write(6, {'status', 'succeeded', 'ended', time[1] * 1000 + math.floor(time[2] / 1000), 'delivered', 1})
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
