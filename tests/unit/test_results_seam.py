@@ -19,7 +19,7 @@ from celery_durable.seams.results import (
     connection_parameters,
     is_celerys_redis,
     overridden,
-    stored_success,
+    stored_form,
     stores_no_success,
 )
 
@@ -47,7 +47,7 @@ def test_a_success_is_stored_as_is_expected(app: Celery, task_id: str, extended:
 
     backend.store_result(task_id, {"sum": 3}, states.SUCCESS, request=request)
     celerys = stored(backend, task_id)
-    key, text, _ = stored_success(backend, request, {"sum": 3})
+    key, text, _ = stored_form(backend, request, {"sum": 3})
     ours = json.loads(text)
 
     assert backend.get(key)
@@ -55,6 +55,24 @@ def test_a_success_is_stored_as_is_expected(app: Celery, task_id: str, extended:
     assert (celerys["result"], celerys["traceback"]) == ({"sum": 3}, None)
     assert ("args" in celerys) == extended
     assert {**celerys, "date_done": ""} == {**ours, "date_done": ""}
+
+
+@pytest.mark.parametrize(
+    ("state", "result", "traceback"),
+    [(states.RETRY, OSError("away"), "Traceback ..."), ("SUSPENDED", {"until": "2030-01-01"}, None)],
+)
+def test_a_state_of_a_run_that_goes_on_is_stored_as_is_expected(
+    app: Celery, task_id: str, state: str, result: Any, traceback: str | None
+) -> None:
+    backend: Any = app.backend
+    request = Context(id=task_id, task="seam", args=[1], kwargs={}, hostname="w@x")
+
+    backend.store_result(task_id, result, state, request=request, traceback=traceback)
+    celerys = stored(backend, task_id)
+    _, text, _ = stored_form(backend, request, result, state, traceback)
+
+    assert (celerys["status"], celerys["traceback"]) == (state, traceback)
+    assert {**celerys, "date_done": ""} == {**json.loads(text), "date_done": ""}
 
 
 def test_celery_makes_what_it_stores_by_the_methods_that_are_used(app: Celery, task_id: str) -> None:
@@ -93,11 +111,11 @@ def test_celerys_own_backend_of_this_redis_is_known(app: Celery) -> None:
     assert is_celerys_redis(backend, "redis://shop:1/2")
     assert not is_celerys_redis(backend, "redis://shop:1/3")
     assert not is_celerys_redis(derived, "redis://shop:1/2")
-    key, _, seconds = stored_success(backend, Context(id="1"), 3)
+    key, _, seconds = stored_form(backend, Context(id="1"), 3)
     assert key == b"celery-task-meta-1"
     assert seconds == 60
     app.conf.result_expires = None
-    assert stored_success(RedisBackend(app=app, url="redis://shop:1/2"), Context(id="1"), 3)[2] == 0
+    assert stored_form(RedisBackend(app=app, url="redis://shop:1/2"), Context(id="1"), 3)[2] == 0
 
 
 def test_a_backend_that_stores_no_success_is_known(app: Celery) -> None:
