@@ -29,7 +29,9 @@ class WriteReply:
     FENCED = 0
     NO_JOURNAL = -1
     RESULT_REFUSED = -2
-    """Redis does not take the result; so no outcome is written, either."""
+    """Redis does not take the result; so nothing else is written, either."""
+
+    NOTHING_WRITTEN = frozenset({FENCED, NO_JOURNAL, RESULT_REFUSED})
 
 
 class ReleaseResult(Enum):

@@ -19,6 +19,7 @@ from celery_durable import (
 )
 from celery_durable.app.store import Store, store_of
 from celery_durable.interrupts import Fenced
+from celery_durable.journal.port import Result
 from celery_durable.redis.journal import RedisJournal
 from celery_durable.worker.startup import risks_of
 from tests.groups import MAKES, is_linked
@@ -205,6 +206,21 @@ def test_a_stale_attempt_does_not_wait_for_replicas(pair: Pair, store: Store) ->
     assert calls(pair.master, "wait") - before == 1
     stale.close()
     newer.close()
+
+
+def test_an_end_whose_result_is_refused_does_not_wait_for_replicas(pair: Pair, store: Store) -> None:
+    """Nothing is written. The attempt lets Celery store its state, and then ends without it."""
+    journal = journal_of(store, new_id())
+    before = calls(pair.master, "wait")
+    with pair.master.client() as admin, pair.without_replica():
+        admin.execute_command("ACL", "SETUSER", "default", "-set")
+        try:
+            assert not journal.suspend(60, {}, result=Result("result", "text", 0))
+        finally:
+            admin.execute_command("ACL", "SETUSER", "default", "allcommands")
+    assert calls(pair.master, "wait") - before == 1
+    journal.suspend(60, {})
+    journal.close()
 
 
 def test_what_an_interrupted_attempt_left_unread_does_not_confuse_the_next(pair: Pair, store: Store) -> None:
