@@ -403,6 +403,21 @@ def test_an_attempt_may_send_the_start_of_a_step_again_with_its_result() -> None
     assert broken(run) == set()
 
 
+@pytest.mark.parametrize(
+    ("fault", "db", "sound"), [("freeze child", 1, True), ("freeze child", 0, False), ("", 1, False)]
+)
+def test_only_who_was_frozen_may_tell_what_the_run_waits_for_when_it_is_over_and_only_where_no_fence_is(
+    fault: str, db: int, sound: bool
+) -> None:
+    run = flawless(saga_program())
+    ended = run.results[-1]
+    run.faults = [Struck(fault, 0.0, 1.0, frozenset([PID]))] if fault else []
+    run.results += [replace(ended, fields={"": json.dumps({"status": "RETRY", "result": None})}), ended]
+    run.results[:] = [replace(result, db=db) for result in run.results]
+
+    assert broken(run) == (set() if sound else {"the_outcome_is_written_once"})
+
+
 @pytest.mark.parametrize("silences", [True, False])
 def test_only_a_journal_that_was_away_may_lose_a_reading_of_the_clock(silences: bool) -> None:
     program = [{"do": "draw", "kind": "now"}, step()]
