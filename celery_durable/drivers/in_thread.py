@@ -14,10 +14,11 @@ from celery_durable.user_code import user_code_boundary
 from celery_durable.values.tagged import KINDS
 
 from . import upkeep
+from .action import begin_action
 from .interruption import current_target
 from .loop import is_async, is_to_be_lent, limited, wait_for
 from .pulse import Pulse, Running
-from .threads import Thread, begin_action, timed
+from .threads import Thread, timed
 from .watchdog import timed_out, watchdog
 
 T = TypeVar("T")

@@ -11,12 +11,13 @@ from celery_durable.interrupts import OUT_OF_TOUCH, PATIENT, Interrupt
 from celery_durable.journal.port import LONGEST_READ
 
 from . import upkeep
+from .action import act_in_lent_thread, begin_action
 from .driver import LARGE, LargeWrites, off_loop
 from .loop import is_async, is_to_be_lent, limited
 from .pulse import Pulse, Running
 from .siblings import Siblings
 from .tasks import cancellable, is_idle, step_begins, step_ends
-from .threads import Thread, act_in_lent_thread, actions, begin_action, to_its_end
+from .threads import Thread, actions, to_its_end
 from .watchdog import timed_out
 
 S = TypeVar("S", bound=Running)

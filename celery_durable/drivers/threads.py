@@ -13,13 +13,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextvars import copy_context
-from functools import partial
 from typing import Any, Generic, TypeVar
 
-from celery_durable import django
-
-from . import upkeep
 from .pulse import Pulse, Running
 
 T = TypeVar("T")
@@ -34,45 +29,6 @@ def begin_thread() -> None:
     """Prepare the thread that calls this."""
     for prepare in in_each_thread:
         prepare()
-
-
-class Stale(BaseException):
-    """The action was not started: it is not certain any more that its attempt may start one."""
-
-
-def act(step: Running) -> Any:
-    """Call the action of a step in a thread that is not Celery's. All such calls are made here.
-
-    Raises:
-        Stale: the process stood still, for example, and another attempt may have begun since.
-    """
-    if not step.pulse.may_start:
-        raise Stale
-    with upkeep.OfAction(step):
-        return step.action(*step.args, **step.kwargs)
-
-
-def begin_action(step: Running, thread: Thread) -> WorkItem[Any]:
-    """Let a thread call the action of a step, in the context of the code that calls this."""
-    context = copy_context()
-    step.work = item = thread.begin(lambda: context.run(act, step), partial(step.record_late, step.executions))
-    return item
-
-
-def act_in_lent_thread(step: Running) -> Future[Any]:
-    """Call the action of a step in the thread that waits for this code. The future has its result."""
-    outcome: Future[Any] = Future()
-
-    def run() -> None:
-        value, error = _done(partial(act, step))
-        outcome.set_exception(error) if error is not None else outcome.set_result(value)
-
-    def ended(sent: asyncio.Task[None]) -> None:
-        if not outcome.done():
-            outcome.set_exception(asyncio.CancelledError() if sent.cancelled() else sent.exception())
-
-    asyncio.ensure_future(django.in_lent_thread(run)).add_done_callback(ended)
-    return outcome
 
 
 class WorkItem(Generic[T]):
@@ -115,7 +71,7 @@ class WorkItem(Generic[T]):
 
     def run(self) -> bool:
         """Do the work. Returns whether the thread is free for another item."""
-        value, error = _done(self.work)
+        value, error = done(self.work)
         thread = self._thread
         with thread.pool.lock:
             self._has_ended = True
@@ -174,7 +130,8 @@ class Thread:
         return item.run()
 
 
-def _done(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+def done(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    """Do the work. Returns its value, or the error that it has raised."""
     try:
         return work(), None
     except StopIteration as stop:  # a future cannot hold it

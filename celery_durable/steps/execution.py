@@ -10,10 +10,11 @@ import time
 from typing import Any
 
 from celery_durable import django, tracing
+from celery_durable.drivers.action import Stale
 from celery_durable.drivers.driver import Driver
 from celery_durable.drivers.loop import needs_thread
 from celery_durable.drivers.pulse import StepWork, running_step
-from celery_durable.drivers.threads import Stale, Thread
+from celery_durable.drivers.threads import Thread
 from celery_durable.interrupts import Interrupt
 from celery_durable.journal.entries import started_entry
 

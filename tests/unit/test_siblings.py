@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from celery_durable import AsyncDurableContext, EntryNotRecordableError, RunOptions, TerminalError
-from celery_durable.drivers import loop, siblings, tasks
+from celery_durable.drivers import loop, parking, tasks
 from celery_durable.interrupts import EndRun, Interrupt, RetryStep, Sleep
 from tests.unit.conftest import Action, Run, turns
 
@@ -243,7 +243,7 @@ def test_siblings_that_wait_for_each_other_and_a_sleeper_keep_no_worker(run: Run
 def test_a_sleep_that_is_held_up_for_long_is_told(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(siblings, "LONG", 0.05)
+    monkeypatch.setattr(parking, "LONG", 0.05)
     caplog.set_level(logging.INFO, "celery_durable")
 
     async def body(ctx: AsyncDurableContext) -> None:

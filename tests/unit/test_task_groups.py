@@ -15,7 +15,7 @@ from celery_durable import (
     TerminalError,
     durable_task,
 )
-from celery_durable.drivers import siblings
+from celery_durable.drivers import parking
 from celery_durable.invocation.eager_journals import _journals as _eager_journals
 from celery_durable.journal.memory import MemoryJournal
 from tests.unit.conftest import Action
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("app")
 def test_a_step_that_waits_for_the_body_which_waits_for_the_end_of_another_is_let_finish(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(siblings, "STUCK", 0.1)
+    monkeypatch.setattr(parking, "STUCK", 0.1)
     charges, journals = Action("charged"), []
 
     @durable_task(name="eager.siblings")
