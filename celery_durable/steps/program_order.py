@@ -168,7 +168,7 @@ class ProgramOrder:
         Raises:
             InvalidStepError: it is called in no fixed order.
         """
-        branch = self._branch()
+        branch = self._branch() if self._in_task else self._root  # a def body has no other branch, and no races
         branch.operations += 1
         return f"{branch.path}{branch.operations}"
 

@@ -20,6 +20,7 @@ from uuid import UUID
 from pydantic_core import from_json, to_json
 
 TAG, CONTENT = "$type", "$value"
+_DOLLAR = ord("$")
 
 
 class NotEncodable(Exception):
@@ -74,7 +75,8 @@ def dumps(value: Any, *, faithful: bool = False, enums: bool = False) -> str:
 
 def loads(text: str | bytes) -> Any:
     """What :func:`dumps` was given."""
-    if (b'"$type"' if isinstance(text, bytes) else '"$type"') in text:  # type: ignore[operator]
+    # Most values have no dollar. To look for its number in bytes takes a tenth of the time of a search for the text.
+    if (_DOLLAR in text and b'"$type"' in text) if isinstance(text, bytes) else '"$type"' in text:
         return json.loads(text, object_hook=_untag)
     try:
         return from_json(text)

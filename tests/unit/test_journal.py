@@ -34,6 +34,16 @@ def test_a_result_reads_as_it_was_written(
     assert json.loads(text)["value"] == json.loads(value)
 
 
+@pytest.mark.parametrize("metadata", [{}, {"encoding": "typed"}, {"serializer": "own"}], ids=len)
+@pytest.mark.parametrize("value", ["{}", '{"a":{"b":"}"}}', '[\n  {"a": 1}\n]'], ids=repr)
+def test_a_value_ends_where_its_entry_ends(value: str, metadata: dict[str, str]) -> None:
+    raw = done_entry("pay", 1, 5, 7, metadata, value).encode()
+    assert read_entry("step:1", raw).value == value.encode()
+    for more in (b"\n", b" ", b","):
+        with pytest.raises(JournalUnreadableError, match="step:1 is damaged"):
+            read_entry("step:1", raw + more)
+
+
 @given(names, counts, moments)
 def test_a_start_reads_as_it_was_written(name: str, attempts: int, first: int) -> None:
     entry = read_entry("step:1", started_entry(name, attempts, first).encode())
