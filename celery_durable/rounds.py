@@ -19,31 +19,41 @@ class Rounds:
 
     def begin_anew(self) -> None:
         """Begin without a thread. A forked child does so: the thread of its parent is not here."""
-        self._thread: threading.Thread | None = None
+        self._runs = False
+        """Whether there is a thread. It says itself when it ends: to ask it takes a microsecond of each attempt."""
         self._starting = threading.Lock()
         self._bell = threading.Event()
         self._sleeps_until = inf
 
     def expect(self, when: float) -> None:
         """Make a round at this monotonic time, or before."""
-        if not self._is_alive():
-            # Without the lock, two attempts that begin side by side would start two threads.
-            with self._starting:
-                if not self._is_alive():
-                    # It is a daemon, so it keeps no process from ending.
-                    self._thread = threading.Thread(target=self._keep_on, name=self._name, daemon=True)
-                    self._thread.start()
+        if not self._runs:
+            # A thread may have ended, and one that could not be started has never lived: each call tries it again.
+            self._start()
         elif when < self._sleeps_until:
             self._bell.set()
 
-    def _is_alive(self) -> bool:
-        # A thread may have ended, and one that could not be started has never lived: the next call starts another one.
-        return self._thread is not None and self._thread.is_alive()
+    def _start(self) -> None:
+        # Without the lock, two attempts that begin side by side would start two threads.
+        with self._starting:
+            if self._runs:
+                return
+            # It is a daemon, so it keeps no process from ending.
+            thread = threading.Thread(target=self._keep_on, name=self._name, daemon=True)
+            try:
+                thread.start()
+            finally:
+                self._runs = thread.is_alive()
 
     def _keep_on(self) -> None:
-        while True:
-            self._bell.clear()
-            # From now on each call of `expect` rings the bell: it may come too late for this round.
-            self._sleeps_until = inf
-            self._sleeps_until = until = self._make_round()
-            self._bell.wait(None if until == inf else max(0.0, until - time.monotonic()))
+        self._runs = True  # a time limit may have ended the start
+        try:
+            while True:
+                self._bell.clear()
+                # From now on each call of `expect` rings the bell: it may come too late for this round.
+                self._sleeps_until = inf
+                self._sleeps_until = until = self._make_round()
+                self._bell.wait(None if until == inf else max(0.0, until - time.monotonic()))
+        finally:
+            with self._starting:
+                self._runs = False

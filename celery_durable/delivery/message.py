@@ -56,11 +56,6 @@ def header_of(request: Any) -> dict[str, Any]:
     return (request.headers or {}).get(HEADER) or {}
 
 
-def serializer_of(task: Any, request: Any) -> str:
-    """The name of the serializer that the message was sent with. It can write the same arguments again."""
-    return (request.properties or {}).get(SERIALIZER) or default_serializer(task)
-
-
 def default_serializer(task: Any) -> str:
     """The name of the serializer for a message of the task if the sender names none."""
     name: str = task.serializer or task.app.conf.task_serializer
@@ -69,8 +64,9 @@ def default_serializer(task: Any) -> str:
 
 def serializer_option(task: Any, request: Any) -> dict[str, Any]:
     """The option ``serializer`` to send the arguments of this message again; empty if that is the task's default."""
-    serializer = serializer_of(task, request)
-    return {} if serializer == default_serializer(task) else {"serializer": serializer}
+    default = default_serializer(task)
+    serializer = (request.properties or {}).get(SERIALIZER) or default
+    return {} if serializer == default else {"serializer": serializer}
 
 
 def library_retries(request: Any) -> int:
@@ -132,8 +128,10 @@ def sending_id(request: Any) -> str:
     It tells copies from new messages where the broker does not mark copies (SQS). RabbitMQ keeps a rejected message
     in a dead letter queue. If somebody moves it back from there, it counts as a new message, and not as a copy.
     """
-    deaths = (request.headers or {}).get("x-death") or ()
-    return "" if any(death.get("reason") == "rejected" for death in deaths) else seed_of(request)
+    deaths = (request.headers or {}).get("x-death")
+    if deaths and any(death.get("reason") == "rejected" for death in deaths):
+        return ""
+    return seed_of(request)
 
 
 def header_of_repeat(request: Any, *, fresh: bool, by_redis: Callable[[float], float | None]) -> dict[str, Any]:

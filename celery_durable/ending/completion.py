@@ -84,7 +84,7 @@ def complete_with_value(invocation: Invocation, value: Any) -> Any:
         return value
     attempt.check_all_awaited()
     if retry.due is None:
-        attempt.replay.check_nothing_left()
+        attempt.check_nothing_left()
     if invocation.task.auto_retry and hasattr(value, "model_dump"):
         value = value.model_dump(mode="json")
     carry_out(invocation, decide_success(value, retry.due))
@@ -202,7 +202,7 @@ def _is_autoretried(task: Any, error: BaseException) -> bool:
 
 def _left_over(attempt: Attempt) -> Interrupt | None:
     try:
-        attempt.replay.check_nothing_left()
+        attempt.check_nothing_left()
     except Interrupt as interrupt:
         return interrupt
     return None

@@ -8,7 +8,7 @@ entry.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,25 +22,24 @@ Accepted = list[Any]
 class Arguments:
     """The arguments of one attempt: whether they fitted, and the models among them, in their order."""
 
-    def __init__(self) -> None:
-        self._attempt: Any = None
-        self._accepted: list[Accepted | None] = []
-        self._next = 0
-        self.have_fitted = False
-        """Whether they fitted the function, and it has begun."""
+    # Few tasks have models. So these are values of the class until there is another one.
+    _attempt: Any = None
+    _accepted: Sequence[Accepted | None] = ()
+    _next = 0
+    have_fitted = False
+    """Whether they fitted the function, and it has begun."""
 
     def begin(self, attempt: Any) -> None:
         """The run is open. With ``base=DurableTask`` this may come later than the validation."""
         self._attempt = attempt
-        recorded = attempt.state.arguments
-        if recorded is not None:
-            self._accepted = json.loads(recorded)
-        elif self._accepted:
+        if self._accepted and attempt.state.arguments is None:
             self._keep()
 
     def next(self, validate: Callable[[Any, Any], Any], model: Any, value: Any) -> Any:
         """The next argument: as the first attempt accepted it, else as *validate* gives it."""
         number, self._next = self._next, self._next + 1
+        if number == 0 and self._attempt is not None:
+            self._accepted = json.loads(self._attempt.state.arguments or "[]")
         if number < len(self._accepted) and self._accepted[number] is not None:
             metadata, text = self._accepted[number]  # type: ignore[misc]
             with suppress(Exception):  # the model has changed, and cannot read the old value
@@ -54,13 +53,13 @@ class Arguments:
             # has begun the run, or because it cannot be recorded.
             return validate(_Lenient(model), value)
         if number >= len(self._accepted):
-            self._accepted.append(_recorded(accepted, model))
+            self._accepted = [*self._accepted, _recorded(accepted, model)]
             if self._attempt is not None:
                 self._keep()
         return accepted
 
     def _keep(self) -> None:
-        self._attempt.keep_arguments(json.dumps(self._accepted))
+        self._attempt.outbox.staged[self._attempt.state.arguments_field] = json.dumps(self._accepted)
 
 
 def _recorded(argument: Any, model: Any) -> Accepted | None:

@@ -21,5 +21,5 @@ def has(task_id: str) -> bool:
 
 def forget(invocation: Invocation) -> None:
     """Drop the journal of a run that has ended, if it was eager."""
-    if invocation.eager:
+    if _journals and invocation.eager:
         _journals.pop(invocation.request.id, None)

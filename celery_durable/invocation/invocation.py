@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from enum import Enum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from celery_durable.delivery.call import Call
@@ -35,17 +36,15 @@ class Mode(Enum):
 class UserRetry:
     """What ``self.retry()`` has done in one call of the body."""
 
-    __slots__ = ("changes", "due", "exhausted", "raised")
-
-    def __init__(self) -> None:
-        self.raised: Retry | None = None
-        """The exception of a retry that was sent, or that the journal keeps: it holds even if user code swallows it."""
-        self.due: float | None = None
-        """When the retry of ``self.retry(throw=False)`` is due, by the monotonic clock (s). The body goes on."""
-        self.exhausted: BaseException | None = None
-        """The error that it raised because ``max_retries`` was reached. No policy retries this error."""
-        self.changes: Mapping[str, str] = {}
-        """Fields of the journal that it has changed: new arguments and options."""
+    # Few tasks call it. So these are values of the class until there is another one.
+    raised: Retry | None = None
+    """The exception of a retry that was sent, or that the journal keeps: it holds even if user code swallows it."""
+    due: float | None = None
+    """When the retry of ``self.retry(throw=False)`` is due, by the monotonic clock (s). The body goes on."""
+    exhausted: BaseException | None = None
+    """The error that it raised because ``max_retries`` was reached. No policy retries this error."""
+    changes: Mapping[str, str] = MappingProxyType({})
+    """Fields of the journal that it has changed: new arguments and options."""
 
 
 class Invocation:
@@ -110,7 +109,7 @@ class Invocation:
     @property
     def interrupt(self) -> Interrupt | None:
         """The interrupt that ended the attempt, even if user code has swallowed it; None if there was none."""
-        attempt = self.attempt
+        attempt = None if self.session is None else self.session.attempt
         return self.refused or (attempt.pulse.interrupt if attempt is not None else None)
 
     def restore_arguments(self) -> None:

@@ -104,7 +104,7 @@ class RunSession:
         """
         if self.attempt is None or self.has_ended:
             return False
-        staged = self.attempt.outbox.drain_staged()
+        staged = self.attempt.drain_staged()
         words = {**staged, **fields}
         suspend = partial(self.journal.suspend, delay, words, slack, result, though_cancelled=though_cancelled)
         if not _tell(self.attempt, suspend):
@@ -160,7 +160,7 @@ class RunSession:
             raise self.attempt.pulse.stop(lost) from lost.error
 
     def _record_outcome(self, attempt: Attempt, status: str, outcome: str | None, result: Result | None = None) -> bool:
-        words = attempt.outbox.drain_staged()
+        words = attempt.drain_staged()
         if outcome is not None:
             words["outcome"] = outcome
         delivered = False

@@ -9,14 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 
-from celery_durable import django
 from celery_durable.config.settings import AttemptSettings
 from celery_durable.drivers.info import TaskInfo
 from celery_durable.drivers.pulse import Pulse
 from celery_durable.drivers.siblings import Siblings
 from celery_durable.exceptions import ConfigurationError, InvalidStepError, JournalUnreadableError
 from celery_durable.interrupts import Fenced, Interrupt
-from celery_durable.journal.entries import Entry
 from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Fields
 from celery_durable.journal.port import Journal, Opened
 from celery_durable.values.failure import text_of
@@ -24,7 +22,7 @@ from celery_durable.values.failure import text_of
 from .determinism import check_usable, every_step_awaited
 from .draws import Draws
 from .outbox import Outbox
-from .program_order import Patches, ProgramOrder
+from .program_order import ProgramOrder
 from .replay import Replay
 from .run_state import RunState
 
@@ -32,20 +30,31 @@ logger = logging.getLogger("celery_durable")
 
 
 class Attempt:
-    """One execution of the body of a task."""
+    """One execution of the body of a task. The parts that only operations need are made for the first of them."""
 
     def __init__(self, journal: Journal, opened: Opened, info: TaskInfo, settings: AttemptSettings) -> None:
-        fields = opened.fields
         self.info = info
         self.settings = settings
-        self.pulse = pulse = Pulse(journal, info, settings)
-        self.state = state = RunState(opened, progress_forgives=settings.progress_forgives)
-        self._order = order = ProgramOrder(partial(_by_use, fields, direct=info.direct))
-        self._patches = patches = Patches()
-        self.outbox = outbox = Outbox(pulse, fields, state, order, patches)
-        self.replay = Replay(pulse, fields, state.build, order, patches, outbox)
-        self.draws = Draws(pulse, state.seed, fields, order, outbox)
+        self.pulse = Pulse(journal, info, settings)
+        self.state = RunState(opened, progress_forgives=settings.progress_forgives)
+        self._fields = opened.fields
         self._clock_ahead = opened.now / 1000 - time.monotonic()
+
+    @cached_property
+    def _order(self) -> ProgramOrder:
+        return ProgramOrder(partial(_by_use, self._fields, direct=self.info.direct))
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        return Outbox(self.pulse, self._fields, self.state, self._order)
+
+    @cached_property
+    def replay(self) -> Replay:
+        return Replay(self.pulse, self._fields, self.state.build, self._order, self.outbox)
+
+    @cached_property
+    def draws(self) -> Draws:
+        return Draws(self.pulse, self.state.seed, self._fields, self._order, self.outbox)
 
     @cached_property
     def siblings(self) -> Siblings:
@@ -85,9 +94,15 @@ class Attempt:
         found, expected = "those of its first message", text_of(error)
         return self.replay.refuse(error, "its arguments", found, expected, self.state.build)
 
-    def keep_arguments(self, text: str) -> None:
-        """Record the models that were accepted, with the next write."""
-        self.outbox.staged[self.state.arguments_field] = text
+    def drain_staged(self) -> dict[str, str]:
+        """Take out what is staged: the script that ends the attempt writes it."""
+        # Without an operation there is no outbox. Its first write would say that the run has got past a stall.
+        return self.outbox.drain_staged() if "outbox" in vars(self) or self.state.stalled else {}
+
+    def check_nothing_left(self) -> None:
+        """Refuse a good end of the body if it has not reached all that earlier attempts have recorded."""
+        if self.state.number > 1:
+            self.replay.check_nothing_left()
 
     def check_all_awaited(self) -> None:
         """Refuse a good end of the body if it has not awaited all that it has called."""
@@ -121,26 +136,6 @@ class Attempt:
         own.addFilter(lambda _record: not self.replay.ahead)
         return own
 
-    def patched(self, patch: str) -> bool:
-        """Whether this run takes the path of a change here.
-
-        The answer is recorded with the operation that comes next, and not before: until then old code may take the
-        run over.
-        """
-        check_usable(self.pulse)
-        if not (isinstance(patch, str) and patch):  # type: ignore[redundant-expr]
-            text = f'the id of ctx.patched is a text, got {patch!r}: write ctx.patched("check address")'
-            raise self.pulse.invalid(text)
-        try:
-            here = self._order.here()
-        except InvalidStepError as error:
-            raise self.pulse.invalid(error) from None
-        recorded = self.replay.patches_behind(here)
-        if recorded is not None and patch not in recorded:
-            return False
-        self._patches.add(here, patch)
-        return True
-
     @contextmanager
     def branch(self, key: str) -> Iterator[None]:
         """What is called inside belongs to a branch with this name."""
@@ -153,21 +148,6 @@ class Attempt:
             yield
         finally:
             leave()
-
-    def check_not_atomic(self, verb: str, name: str, entry: Entry | None) -> None:
-        """Refuse to record inside a transaction: a retry rolls it back, and what is recorded is not executed again."""
-        alias = django.entered_since(self.info.atomic_blocks)
-        if alias is None:
-            return
-        text = (
-            f"task {self.info.task_id}: {verb} {name!r} was called inside of transaction.atomic() on the database "
-            f"connection {alias!r}: a retry or a sleep rolls the transaction back, and its steps are not executed "
-            f"again; open the transaction inside the step"
-        )
-        if not self.settings.allow_atomic:
-            raise self.pulse.end_run(InvalidStepError(f"{text} (durable_allow_atomic=True makes this a warning)"))
-        if entry is None:  # if there is an entry, an earlier attempt has logged it
-            logger.warning("%s", text)
 
 
 def _by_use(fields: Fields, *, direct: bool) -> bool:

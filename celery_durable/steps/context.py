@@ -38,8 +38,7 @@ class _Context:
 
     __slots__ = ("_attempt",)
 
-    def __init__(self, attempt: Attempt) -> None:
-        self._attempt = attempt
+    _attempt: Attempt
 
     @property
     def task_id(self) -> str:
@@ -102,7 +101,7 @@ class _Context:
         Args:
             patch: names the change in the journal.
         """
-        return self._attempt.patched(patch)
+        return self._attempt.replay.patched(patch)
 
     def __repr__(self) -> str:
         info = self._attempt.info
@@ -115,7 +114,7 @@ class DurableContext(_Context):
     __slots__ = ("_driver",)
 
     def __init__(self, attempt: Attempt) -> None:
-        super().__init__(attempt)
+        self._attempt = attempt
         self._driver = InThread(attempt.pulse)
 
     @overload
@@ -193,7 +192,7 @@ class AsyncDurableContext(_Context):
     __slots__ = ("_driver",)
 
     def __init__(self, attempt: Attempt) -> None:
-        super().__init__(attempt)
+        self._attempt = attempt
         self._driver = OnLoop(attempt.pulse, attempt.outbox, attempt.siblings)
 
     @overload

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable
 from typing import Any
 
+from celery_durable import django
 from celery_durable.drivers.pulse import Pulse, running_step
 from celery_durable.drivers.siblings import InFlight
-from celery_durable.exceptions import ContextClosedError, ContextInStepError
+from celery_durable.exceptions import ContextClosedError, ContextInStepError, InvalidStepError
 from celery_durable.interrupts import EndRun
 from celery_durable.journal.entries import Entry
 from celery_durable.journal.layout import State
 from celery_durable.journal.positions import in_order
+
+logger = logging.getLogger("celery_durable")
 
 
 def same_name(recorded: Entry, name: str) -> bool:
@@ -76,3 +80,19 @@ def check_usable(pulse: Pulse, *, draws: bool = False) -> None:
     if pulse.interrupt is not None and not (draws and pulse.is_ending):
         raise pulse.interrupt
     no_context_in_a_step(pulse, inside)
+
+
+def check_not_atomic(pulse: Pulse, verb: str, name: str, entry: Entry | None) -> None:
+    """Refuse to record inside a transaction: a retry rolls it back, and what is recorded is not executed again."""
+    alias = django.entered_since(pulse.info.atomic_blocks)
+    if alias is None:
+        return
+    text = (
+        f"task {pulse.info.task_id}: {verb} {name!r} was called inside of transaction.atomic() on the database "
+        f"connection {alias!r}: a retry or a sleep rolls the transaction back, and its steps are not executed "
+        f"again; open the transaction inside the step"
+    )
+    if not pulse.settings.allow_atomic:
+        raise pulse.end_run(InvalidStepError(f"{text} (durable_allow_atomic=True makes this a warning)"))
+    if entry is None:  # if there is an entry, an earlier attempt has logged it
+        logger.warning("%s", text)

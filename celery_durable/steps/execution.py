@@ -18,6 +18,7 @@ from celery_durable.drivers.threads import Thread
 from celery_durable.interrupts import Interrupt
 from celery_durable.journal.entries import started_entry
 
+from .determinism import check_not_atomic
 from .failures import cancel, count_the_dead, fail, is_failure, meaning
 from .record import record
 from .step import Step
@@ -25,9 +26,9 @@ from .step import Step
 
 async def perform(step: Step, driver: Driver) -> Any:
     """Execute the action until its result is recorded. Raises an interrupt if another attempt must go on."""
-    attempt, pulse = step.attempt, step.pulse
+    pulse = step.pulse
     if django.is_imported():
-        attempt.check_not_atomic("step", step.name, step.entry)
+        check_not_atomic(pulse, "step", step.name, step.entry)
     if step.entry is not None and not pulse.cancel_requested:
         await count_the_dead(step, step.entry, driver)
     step.check_type()

@@ -11,7 +11,7 @@ from celery_durable.drivers.pulse import Pulse
 from celery_durable.journal.entries import annotated
 from celery_durable.journal.layout import LAYOUT, Fields, step_field
 
-from .program_order import Patches, ProgramOrder
+from .program_order import ProgramOrder
 from .run_state import RunState
 
 logger = logging.getLogger("celery_durable")
@@ -24,12 +24,12 @@ _PAIRS_AT_AN_END = 500
 class Outbox:
     """The fields that one attempt has still to write."""
 
-    def __init__(self, pulse: Pulse, fields: Fields, state: RunState, order: ProgramOrder, patches: Patches) -> None:
+    def __init__(self, pulse: Pulse, fields: Fields, state: RunState, order: ProgramOrder) -> None:
         self._pulse = pulse
         self._journal = pulse.journal
         self._state = state
         self._order = order
-        self._patches = patches
+        self._patches = order.patches
         # The first write of this attempt says that the run has got past its stall.
         self.staged: dict[str, str] = {"stalled": ""} if state.stalled else {}
         """Fields that are not sent yet."""

@@ -149,6 +149,7 @@ class ProgramOrder:
         self._by_use = by_use
         self._in_task = False
         """The body is an asyncio task."""
+        self.patches = Patches()
         self.branched = False
         """A branch that was numbered when it was made, or was named, has been used."""
 

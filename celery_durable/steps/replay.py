@@ -10,9 +10,9 @@ from celery_durable.journal.layout import Fields, Kind, step_field
 from celery_durable.journal.positions import in_order
 from celery_durable.values.failure import failure_of
 
-from .determinism import nothing_left_over, same_kind, same_name
+from .determinism import check_usable, nothing_left_over, same_kind, same_name
 from .outbox import Outbox
-from .program_order import Here, Patches, ProgramOrder
+from .program_order import Here, ProgramOrder
 
 UNKNOWN_BUILD = "unknown"
 """Stands for the build of what version 0.1.0 recorded."""
@@ -21,14 +21,12 @@ UNKNOWN_BUILD = "unknown"
 class Replay:
     """The recorded operations of a run, as the code of one attempt reaches them."""
 
-    def __init__(
-        self, pulse: Pulse, fields: Fields, build: str, order: ProgramOrder, patches: Patches, outbox: Outbox
-    ) -> None:
+    def __init__(self, pulse: Pulse, fields: Fields, build: str, order: ProgramOrder, outbox: Outbox) -> None:
         self._pulse = pulse
         self._fields = fields
         self._build = build
         self._order = order
-        self._patches = patches
+        self._patches = order.patches
         self._outbox = outbox
         self.ahead = sum(name.startswith(b"step:") for name in fields)
         """Recorded operations that the code has not reached yet."""
@@ -63,16 +61,31 @@ class Replay:
             self._patches.are_recorded(position)
         return position, entry
 
-    def patches_behind(self, here: Here) -> tuple[str, ...] | None:
-        """The changes of the code that are recorded behind this point; None if nothing is recorded there."""
-        if not self.ahead:
-            return None
+    def patched(self, patch: str) -> bool:
+        """Whether this run takes the path of a change here.
+
+        The answer is recorded with the operation that comes next, and not before: until then old code may take the
+        run over.
+        """
+        check_usable(self._pulse)
+        if not (isinstance(patch, str) and patch):  # type: ignore[redundant-expr]
+            text = f'the id of ctx.patched is a text, got {patch!r}: write ctx.patched("check address")'
+            raise self._pulse.invalid(text)
         try:
-            return self._patches_behind(here)
+            here = self._order.here()
+        except InvalidStepError as error:
+            raise self._pulse.invalid(error) from None
+        try:
+            recorded = self._patches_behind(here) if self.ahead else None
         except JournalUnreadableError as error:
             raise self._pulse.unreadable(error) from None
+        if recorded is not None and patch not in recorded:
+            return False
+        self._patches.add(here, patch)
+        return True
 
     def _patches_behind(self, here: Here) -> tuple[str, ...] | None:
+        """The changes of the code that are recorded behind this point; None if nothing is recorded there."""
         field_name = step_field(here.next)
         following = self._fields.get(field_name.encode())
         if following is not None:

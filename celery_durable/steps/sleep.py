@@ -16,7 +16,7 @@ from celery_durable.journal.entries import Entry, open_entry
 from celery_durable.journal.layout import Kind, State
 
 from .attempt import Attempt
-from .determinism import check_usable
+from .determinism import check_not_atomic, check_usable
 from .failures import cancel
 
 LONGEST = timedelta(days=3653)
@@ -39,7 +39,7 @@ def make_wait(attempt: Attempt, duration: Duration, name: str | None) -> Wait:
     name = "sleep" if name is None else name
     wait = _checked(attempt.pulse, duration, name)
     position, entry = attempt.replay.take_position(name, Kind.SLEEP)
-    attempt.check_not_atomic("wait", name, entry)
+    check_not_atomic(attempt.pulse, "wait", name, entry)
     return Wait(attempt, name, wait, position, entry)
 
 

@@ -214,7 +214,7 @@ def test_a_thread_that_is_gone_is_started_again(
     with monkeypatch.context() as patch:
         patch.setattr(rounds, "_make_round", sys.exit)
         rounds.expect(0.0)
-        eventually(lambda: not rounds._is_alive())  # noqa: SLF001
+        eventually(lambda: not rounds._runs)  # noqa: SLF001
     journal = opened(store, task_id := new_id())
     before = lease(redis_client, store, task_id)
 
