@@ -137,7 +137,7 @@ class Call(NamedTuple):
 
 def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
     """The facts of the present message that the journal decides by."""
-    header = header_of(request)
+    header, seed = header_of(request), seed_of(request)
     redelivered = is_redelivered(request)
     return Delivery(
         task_id=request.id,
@@ -150,8 +150,8 @@ def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
         received=received_at(request),
         changed=int(header.get("changed", 0)),
         wake_up=bool(header.get("hint")),
-        seed=seed_of(request),
-        sent=sending_id(request),
+        seed=seed,
+        sent=sending_id(request, seed),
         asked=header.get("asked"),
         build=task.durable_attempt_settings.build,
     )

@@ -105,8 +105,7 @@ def seed_of(request: Any) -> str:
 
 def set_seed(request: Any, seed: str) -> None:
     """Put the seed of the run into *request*: the messages that are made from it bring it to later attempts."""
-    if seed_of(request) != seed:
-        request.properties = {**(request.properties or {}), SEED: seed}
+    request.properties = {**(request.properties or {}), SEED: seed}
 
 
 # -- reopening a run ---------------------------------------------------------------------------------------------------
@@ -122,16 +121,17 @@ def received_at(request: Any) -> float:
     return float((request.properties or {}).get(RECEIVED) or time.monotonic())
 
 
-def sending_id(request: Any) -> str:
+def sending_id(request: Any, seed: str) -> str:
     """A name for one sending of a first message: all copies of the message have the same. Empty if it is not known.
 
-    It tells copies from new messages where the broker does not mark copies (SQS). RabbitMQ keeps a rejected message
-    in a dead letter queue. If somebody moves it back from there, it counts as a new message, and not as a copy.
+    It is the *seed* that the message has brought. It tells copies from new messages where the broker does not mark
+    copies (SQS). RabbitMQ keeps a rejected message in a dead letter queue. If somebody moves it back from there, it
+    counts as a new message, and not as a copy.
     """
     deaths = (request.headers or {}).get("x-death")
     if deaths and any(death.get("reason") == "rejected" for death in deaths):
         return ""
-    return seed_of(request)
+    return seed
 
 
 def header_of_repeat(request: Any, *, fresh: bool, by_redis: Callable[[float], float | None]) -> dict[str, Any]:
@@ -248,9 +248,9 @@ def resume_as_is(request: Any) -> dict[str, str]:
     return _resume(request.retries, lasting_header(header_of(request)))
 
 
-def apply_newest(request: Any, resume: bytes | None) -> None:
+def apply_newest(request: Any, resume: bytes) -> None:
     """Give *request* the retry count and the header of the newest message: this one may be an older copy."""
-    newest = json.loads(resume) if resume else {}
+    newest = json.loads(resume)
     if newest.get("retries", 0) > request.retries:
         request.retries = newest["retries"]
         request.headers = {**(request.headers or {}), HEADER: newest["header"]}

@@ -42,7 +42,8 @@ def finish(invocation: Invocation, state: str | None, result: Any, *, delivered:
     except Interrupt as error:
         logger.error("task %s: its end could not be recorded: %s", invocation.request.id, error)
     finally:
-        _mark_delivery(session, state, result, delivered=delivered)
+        if session.outcome.pending:
+            _mark_delivery(session, state, result, delivered=delivered)
         session.close()
         # The request and the invocation refer to each other. Else the garbage collector would have to free them.
         forget_opened(invocation.request)

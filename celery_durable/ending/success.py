@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery_durable.app.store import store_of
 from celery_durable.delivery import backend, outcome
 from celery_durable.exceptions import EntryNotRecordableError
 from celery_durable.invocation import eager_journals
 from celery_durable.invocation.ends import Succeeded
-from celery_durable.invocation.invocation import Invocation, Mode
+from celery_durable.invocation.invocation import Invocation
 from celery_durable.journal.layout import Status
 from celery_durable.journal.port import NO_RESULT
 from celery_durable.seams.celery import ignores_result
@@ -23,8 +22,8 @@ def record_success(invocation: Invocation, end: Succeeded) -> ReturnValue:
     session, attempt, request = invocation.session, invocation.attempt, invocation.request
     assert session is not None and attempt is not None  # noqa: S101, PT018
     result = None
-    if invocation.mode is Mode.WORKER and session.outcome.may_be_written_with_outcome:
-        result = store_of(invocation.task.app).result_of(invocation.task, request, end.value)
+    if session.store is not None and session.outcome.may_be_written_with_outcome:
+        result = session.store.result_of(invocation.task, request, end.value)
     text = encode_result(invocation, attempt, end.value)
     if session.finish(Status.SUCCEEDED, text, result) and result is not NO_RESULT:
         backend.suppressed_run.set(request.id)

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from celery.exceptions import SoftTimeLimitExceeded
 
+from celery_durable.app.store import Store
 from celery_durable.config.settings import AttemptSettings, Settings
 from celery_durable.drivers.info import TaskInfo
 from celery_durable.drivers.watchdog import watchdog
@@ -48,9 +49,13 @@ class EndState(Enum):
 class RunSession:
     """What one delivery needs of a run: its journal, its attempt, its lease, and the delivery of its outcome."""
 
-    def __init__(self, journal: Journal, settings: Settings, lease: LeaseRenewal | None = None) -> None:
+    def __init__(
+        self, journal: Journal, settings: Settings, lease: LeaseRenewal | None = None, store: Store | None = None
+    ) -> None:
         self.journal = journal
         self.settings = settings
+        self.store = store
+        """The Redis of the run; None: the journal is in memory."""
         self.delivery: Delivery | None = None
         """The delivery; None until its message is read."""
         self.attempt: Attempt | None = None
@@ -142,7 +147,7 @@ class RunSession:
 
         Returns whether the outcome is delivered already, because the *result* was written together with it.
         """
-        if self.attempt is None or self.has_ended:
+        if self.attempt is None or self.end_state is not EndState.OPEN:
             return False
         return self._record_outcome(self.attempt, status, outcome, result)
 
@@ -179,7 +184,7 @@ class RunSession:
 
     def close_attempt(self) -> None:
         """End the attempt. The journal is told nothing more about it."""
-        if not self.has_ended:
+        if self.end_state is EndState.OPEN:
             self.end_state = EndState.UNRECORDED
         if self.attempt is not None:
             self.attempt.pulse.closed = True
@@ -195,7 +200,8 @@ class RunSession:
     def close(self) -> None:
         """End the session: tell the journal of the delivery, and give its connection back."""
         try:
-            self.outcome.confirm()
+            if self.outcome.pending:
+                self.outcome.confirm()
         except (JournalUnavailableError, Interrupt) as error:
             logger.error("the delivery of an outcome could not be recorded: %r", error)
         finally:
@@ -208,7 +214,10 @@ class RunSession:
 
 def _open(journal: Journal, delivery: Delivery, lease: float) -> Opened:
     while True:
-        opening = _answer(partial(journal.open, delivery))
+        try:
+            opening = journal.open(delivery)
+        except JournalUnavailableError as error:
+            raise JournalLost(error) from error
         match opening:
             case Opened():
                 return opening

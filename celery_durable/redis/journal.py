@@ -75,7 +75,7 @@ class RedisJournal:
     # -- begin and end of an attempt
 
     def open(self, delivery: Delivery) -> OpenResult:
-        command, sent = OpenCommand.of(delivery), time.monotonic()
+        command, sent = OpenCommand(delivery), time.monotonic()
         if self._probe is not None:
             self.connection.set_confirmation(self._probe)
         self.connection.send(*command.commands(self._keys, self._owner, self._lease))

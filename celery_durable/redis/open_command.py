@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from celery_durable.journal.layout import LAYOUT, Fields, new_seed
 from celery_durable.journal.port import Busy, Delivery, Finished, IdConflict, Opened, OpenResult, Outdated
@@ -20,24 +20,20 @@ _REASONS = {
 }
 
 
-class OpenCommand(NamedTuple):
+class OpenCommand:
     """One try to begin an attempt."""
 
-    delivery: Delivery
-    fence: str
-    """The token of the attempt, if it begins."""
-    seed: str
-    is_expected: bool
-    """Whether a journal is expected to be there.
+    def __init__(self, delivery: Delivery) -> None:
+        self.delivery = delivery
+        self.fence = new_fence()
+        """The token of the attempt, if it begins."""
+        self.seed = delivery.seed or new_seed()
+        self.is_expected = not delivery.fresh or delivery.reopen != ""
+        """Whether a journal is expected to be there.
 
-    A command of its own loads it, because Redis needs three times as long to load it in a script. If no journal is
-    expected, that command is left out.
-    """
-
-    @classmethod
-    def of(cls, delivery: Delivery) -> OpenCommand:
-        is_expected = not delivery.fresh or delivery.reopen != ""
-        return cls(delivery, new_fence(), delivery.seed or new_seed(), is_expected)
+        A command of its own loads it, because Redis needs three times as long to load it in a script. If no journal is
+        expected, that command is left out.
+        """
 
     def commands(self, keys: Keys, owner: str, lease: float) -> tuple[bytes | Dated, ...]:
         """The commands to send: the script, and the one that loads the journal."""

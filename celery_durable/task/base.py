@@ -129,38 +129,28 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
 
         return open_context(invocation)
 
-    @property
+    @cached_property
     def durable_settings(self) -> Settings:
         """The settings of the app, with those that this task sets itself."""
-        try:
-            return self.__dict__["_durable_settings"]  # type: ignore[no-any-return]
-        except KeyError:
-            app = self.app
-            given = {option: getattr(self, option) for option in TASK_OPTIONS}
-            # A task of the user may have a method with the name of an option, such as ``build``.
-            own = settings_of(app).of_task(
-                {option: value for option, value in given.items() if not (value is None or inspect.isroutine(value))}
-            )
-            self.__dict__["_durable_settings"] = own
-            return own
+        given = {option: getattr(self, option) for option in TASK_OPTIONS}
+        # A task of the user may have a method with the name of an option, such as ``build``.
+        return settings_of(self.app).of_task(
+            {option: value for option, value in given.items() if not (value is None or inspect.isroutine(value))}
+        )
 
-    @property
+    @cached_property
     def durable_attempt_settings(self) -> AttemptSettings:
         """The settings of each attempt. They are read once, because Celery takes microseconds to find a setting."""
-        try:
-            return self.__dict__["_durable_attempt_settings"]  # type: ignore[no-any-return]
-        except KeyError:
-            conf, settings = self.app.conf, self.durable_settings
-            self.__dict__["_durable_attempt_settings"] = own = AttemptSettings.of(
-                settings,
-                build=settings.build or build.of(type(self).run),
-                abort_timeout=inf if self._has_time_limit else settings.abort_timeout,
-                # The content types that the app reads in messages or in results.
-                accept=frozenset([*conf.accept_content, *(conf.result_accept_content or ())]),
-                progress_forgives=not self.auto_retry or self.retry_rules.resets_on_progress,
-                db_reuse_max=int(conf.get("CELERY_DB_REUSE_MAX") or 0),
-            )
-            return own
+        conf, settings = self.app.conf, self.durable_settings
+        return AttemptSettings.of(
+            settings,
+            build=settings.build or build.of(type(self).run),
+            abort_timeout=inf if self._has_time_limit else settings.abort_timeout,
+            # The content types that the app reads in messages or in results.
+            accept=frozenset([*conf.accept_content, *(conf.result_accept_content or ())]),
+            progress_forgives=not self.auto_retry or self.retry_rules.resets_on_progress,
+            db_reuse_max=int(conf.get("CELERY_DB_REUSE_MAX") or 0),
+        )
 
     @cached_property
     def durable_result_serializer(self) -> str:

@@ -59,8 +59,8 @@ def _begin(invocation: Invocation) -> Attempt:
     session.delivery = delivery
     info = TaskInfo(
         delivery.task_id, task.name, request, _task_logger(task.name),
-        direct=mode is Mode.DIRECT, eager=invocation.eager, control_flow=(Retry, Ignore, Reject),
-        limits=(SoftTimeLimitExceeded,),
+        direct=mode is Mode.DIRECT, eager=mode is not Mode.WORKER and invocation.eager,
+        control_flow=(Retry, Ignore, Reject), limits=(SoftTimeLimitExceeded,),
         # In a worker, Celery calls the body outside of any atomic block. So every block was entered by the task.
         atomic_blocks={} if mode is Mode.WORKER else django.atomic_blocks(),
     )  # fmt: skip
@@ -69,13 +69,16 @@ def _begin(invocation: Invocation) -> Attempt:
         keep_opened(invocation)
     backend.opened_run.set(delivery.task_id)
     attempt = session.open(delivery, info, task.durable_attempt_settings)
-    message.apply_newest(request, attempt.state.resume)
-    if mode is Mode.WORKER:
-        message.set_seed(request, attempt.state.seed)
-    if attempt.state.reopened:
+    state = attempt.state
+    if state.resume:
+        message.apply_newest(request, state.resume)
+    if mode is Mode.WORKER and state.seed != delivery.seed:
+        message.set_seed(request, state.seed)
+    if state.reopened:
         logger.info("task %s: the failed run is reopened, with fresh budgets", delivery.task_id)
     attempt.check_whole()
-    _check_recoveries(attempt, session.settings.max_recoveries)
+    if state.recoveries > session.settings.max_recoveries:
+        raise _died_too_often(attempt, session.settings.max_recoveries)
     invocation.arguments.begin(attempt)
     if not task.is_async:
         watch(invocation, attempt, current_target())
@@ -96,9 +99,10 @@ def watch(invocation: Invocation, attempt: Attempt, target: Target | None) -> No
 
 def _in_redis(invocation: Invocation) -> tuple[RunSession, Delivery]:
     task, request, settings = invocation.task, invocation.request, invocation.task.durable_settings
-    journal, lease = store_of(task.app).journal_for(request.id, settings)
+    store = store_of(task.app)
+    journal, lease = store.journal_for(request.id, settings)
     # If a time limit ends what follows, this session tells that it has ended an opening, and not the task.
-    invocation.session = session = RunSession(journal, settings, lease)
+    invocation.session = session = RunSession(journal, settings, lease, store)
     # If the body opens the run late, it may have changed its arguments in place before.
     sent = (request.properties or {}).get(message.ARGUMENTS) or (invocation.args, invocation.kwargs)
     return session, call.delivery_of(task, request, *sent)
@@ -112,12 +116,11 @@ def _in_memory(invocation: Invocation) -> tuple[RunSession, Delivery]:
     return session, Delivery(task_id, task.name, "", "{}", build=task.durable_attempt_settings.build)
 
 
-def _check_recoveries(attempt: Attempt, limit: int) -> None:
-    if attempt.state.recoveries > limit:
-        raise attempt.pulse.end_run(
-            RecoveryLimitExceeded(
-                f"task {attempt.info.task_id}: {attempt.state.recoveries} attempts in a row died without recording "
-                f"a step (max_recoveries={limit}); the journal is kept: look at why the worker dies, then "
-                f"retry the task"
-            )
+def _died_too_often(attempt: Attempt, limit: int) -> Interrupt:
+    return attempt.pulse.end_run(
+        RecoveryLimitExceeded(
+            f"task {attempt.info.task_id}: {attempt.state.recoveries} attempts in a row died without recording "
+            f"a step (max_recoveries={limit}); the journal is kept: look at why the worker dies, then "
+            f"retry the task"
         )
+    )

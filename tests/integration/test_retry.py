@@ -302,6 +302,6 @@ def test_a_run_that_was_refused_for_its_serializer_goes_on_once_the_app_accepts_
     assert (kept["status"], "step:1" in kept) == ("failed", False)
 
     app.conf.accept_content = ["json", "pickle"]
-    del task.__dict__["_durable_attempt_settings"]  # as in a new process
+    del task.__dict__["durable_attempt_settings"]  # as in a new process
     assert app.tasks[NAME].apply((task_id,)).get()["task"] == task.name
     assert execute(task, task_id=task_id) == "SUCCESS"

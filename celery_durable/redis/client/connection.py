@@ -154,8 +154,9 @@ class JournalConnection:
 
     def discard_replies(self) -> None:
         """Drop the replies to what is still pending, when they come: the connection is given back."""
-        self.pending.discard_replies()
-        self._probe = None
+        if self.pending.commands:
+            self.pending.discard_replies()
+        self.pending.fence = self._probe = None
 
     def _read(self) -> list[Any]:
         # Nothing is forgotten before all is read: if the connection is lost half-way, everything is sent again. What a

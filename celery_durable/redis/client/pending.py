@@ -72,7 +72,6 @@ class Pending:
             (command if isinstance(command, Dated) else self._fenced(command), None if wanted else wanted)
             for command, wanted in self.commands
         ]
-        self.fence = None
 
 
 def _carried_out(_reply: Any, _before: list[Any]) -> None:

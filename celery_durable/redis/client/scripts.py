@@ -64,16 +64,12 @@ class Dated(NamedTuple):
         return self.command + pack_parts((int(now + _LONGEST_REPLY * 1000),))
 
 
-def call(script_name: str, keys: tuple[str | bytes, ...], *args: Any) -> bytes:
-    """The command that runs a script."""
-    return _call(script_name, keys, args, 0)
+def call(script_name: str, keys: tuple[str | bytes, ...], *args: Any, to_come: int = 0) -> bytes:
+    """The command that runs a script; so many arguments are *to_come*."""
+    parts = (len(keys), *keys, *args)
+    return b"*%d\r\n" % (2 + len(parts) + to_come) + script(script_name).call + pack_parts(parts)
 
 
 def dated_call(script_name: str, keys: tuple[str | bytes, ...], *args: Any) -> Dated:
     """The same for a script that includes ``in_time``."""
-    return Dated(_call(script_name, keys, args, 1))
-
-
-def _call(script_name: str, keys: tuple[str | bytes, ...], args: tuple[Any, ...], to_come: int) -> bytes:
-    parts = (len(keys), *keys, *args)
-    return b"*%d\r\n" % (2 + len(parts) + to_come) + script(script_name).call + pack_parts(parts)
+    return Dated(call(script_name, keys, *args, to_come=1))
