@@ -94,7 +94,7 @@ class Call(NamedTuple):
         Raises:
             EntryNotRecordableError: no serializer that the app accepts gives the arguments back unchanged.
         """
-        facts = self._asdict()
+        facts = {"args": self.args, "kwargs": self.kwargs, "options": self.options}
         serializer = self.options.get("serializer") or default_serializer(task)
         try:
             return _text(facts, serializer)

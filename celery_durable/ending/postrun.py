@@ -16,7 +16,7 @@ from celery_durable.invocation import eager_journals
 from celery_durable.invocation.current import forget_opened
 from celery_durable.invocation.ends import over
 from celery_durable.invocation.invocation import Invocation
-from celery_durable.invocation.session import RunSession
+from celery_durable.invocation.session import EndState, RunSession
 from celery_durable.journal.layout import Status
 
 from .completion import carry_out
@@ -57,17 +57,17 @@ def _adopt_celerys_end(invocation: Invocation, session: RunSession, state: str |
     if state == states.FAILURE:
         # If Celery's autoretry has given up, the journal does not know this yet.
         carry_out(invocation, over(result, is_direct=invocation.direct, is_eager=invocation.eager))
-    elif state == states.SUCCESS and _contradicts_success(session):
-        # A ``__call__`` of the user has caught the exception of the body, and has returned a result.
-        assert session.attempt is not None  # noqa: S101
-        session.follow_with(Status.SUCCEEDED, encode_result(invocation, session.attempt, result))
+    elif state == states.SUCCESS:
+        if session.attempt is not None and _knows_no_success(session):
+            # A ``__call__`` of the user has caught the exception of the body, and has returned a result.
+            session.follow_with(Status.SUCCEEDED, encode_result(invocation, session.attempt, result))
     elif isinstance(result, Announcement):
         result.call_hooks(invocation.task, invocation.request)
 
 
-def _contradicts_success(session: RunSession) -> bool:
+def _knows_no_success(session: RunSession) -> bool:
     """Whether the journal does not know yet that the run is a success, or says that it has failed."""
-    return session.attempt is not None and (not session.has_ended or session.outcome.status == Status.FAILED)
+    return session.end_state is EndState.OPEN or session.outcome.status == Status.FAILED
 
 
 def _mark_delivery(session: RunSession, state: str | None, result: Any, *, delivered: bool) -> None:

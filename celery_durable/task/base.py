@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from functools import cached_property
+from functools import cache, cached_property
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
@@ -248,10 +248,15 @@ def _task_class_of_app(cls: type) -> type | None:
 def _finish(task: Any = None, retval: Any = None, state: str | None = None, **_: Any) -> None:
     invocation = opened_by(task.request)
     if invocation is not None:
-        from celery_durable.ending.postrun import finish  # a process that only sends tasks does without it
-
         # If an exception of Celery itself is on its way while this signal is sent, the result may not be stored.
-        finish(invocation, state, retval, delivered=sys.exc_info()[1] is invocation.outer_exception)
+        _finishing()(invocation, state, retval, delivered=sys.exc_info()[1] is invocation.outer_exception)
+
+
+@cache
+def _finishing() -> Any:
+    from celery_durable.ending.postrun import finish  # a process that only sends tasks does without it
+
+    return finish
 
 
 @signals.task_internal_error.connect(weak=False, dispatch_uid="celery_durable")

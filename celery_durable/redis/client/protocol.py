@@ -27,6 +27,12 @@ def pack_parts(parts: Collection[Any]) -> bytes:
     return packed.encode() + b"\r\n" if packed.isascii() else _pack_bytes(parts)
 
 
+def pack_number(number: int) -> bytes:
+    """One argument that is a number."""
+    text = b"%d" % number
+    return b"$%d\r\n%b\r\n" % (len(text), text)
+
+
 def _pack_bytes(parts: Iterable[Any]) -> bytes:
     packed: list[bytes] = []
     for part in parts:

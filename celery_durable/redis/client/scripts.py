@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from celery_durable.journal.port import LONGEST_READ
 
-from .protocol import pack_parts
+from .protocol import pack_number, pack_parts
 
 _LONGEST_REPLY = LONGEST_READ + 1
 """Nobody waits longer than so many seconds for a reply: the connection is given up before."""
@@ -61,7 +61,7 @@ class Dated(NamedTuple):
 
     def packed(self, now: float) -> bytes:
         """The command as it is sent *now*, in milliseconds of Redis' clock."""
-        return self.command + pack_parts((int(now + _LONGEST_REPLY * 1000),))
+        return self.command + pack_number(int(now + _LONGEST_REPLY * 1000))
 
 
 def call(script_name: str, keys: tuple[str | bytes, ...], *args: Any, to_come: int = 0) -> bytes:
