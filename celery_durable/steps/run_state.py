@@ -21,15 +21,21 @@ class RunState:
         self.opened_at = opened.now
         self.recoveries = opened.recoveries
         self.reopened = opened.reopened
-        self.layout = fields.get(b"v", b"").decode() or LAYOUT
         self.seed = fields.get(b"seed", b"").decode()
-        self.build = fields.get(b"build", b"").decode()
-        """The build of the entries that name none; empty if it is not known."""
         stalled = fields.get(b"stalled")
         self.stalled: dict[str, Any] = json.loads(stalled) if stalled else {}
         """What kept the attempt before this one from going on."""
         self.progressed = False
         """This attempt has recorded a step."""
+
+    @property
+    def layout(self) -> str:
+        return self._fields.get(b"v", b"").decode() or LAYOUT
+
+    @property
+    def build(self) -> str:
+        """The build of the entries that name none; empty if it is not known."""
+        return self._fields.get(b"build", b"").decode()
 
     @property
     def resume(self) -> bytes | None:

@@ -49,8 +49,8 @@ class Runner:
             current.reset(token)
             if sender is not None:
                 running_step.reset(sender)
-            if not self._awaited:
-                self._close_if_direct()
+            if mode is Mode.DIRECT and not self._awaited:
+                self._close()
 
     def _run(self, body: Callable[..., Any]) -> Any:
         invocation = self.invocation
@@ -67,8 +67,8 @@ class Runner:
         finally:
             del ended  # it refers to this frame, and the frame to it: the attempt would wait for the garbage collector
 
-    def _close_if_direct(self) -> None:
-        if self.invocation.direct and self.invocation.session is not None:
+    def _close(self) -> None:
+        if self.invocation.session is not None:
             self.invocation.session.close_attempt()
 
     @user_code_boundary
@@ -112,7 +112,7 @@ class Runner:
             return complete(invocation, ended)
         finally:
             current.reset(token)
-            self._close_if_direct()
+            self._close()
 
     async def _on_loop(self, body: Coroutine[Any, Any, Any]) -> Any:
         attempt = self.invocation.attempt
