@@ -37,9 +37,10 @@ STATES_OF_ENDED = {Status.SUCCEEDED: states.SUCCESS, Status.FAILED: states.FAILU
 
 def forget_previous_run() -> None:
     """Another run begins in this thread: what was noted for the previous one does not hold for it."""
-    for noted in (suppressed_run, stored_retry):
-        if noted.get() is not None:  # to look is faster than to set it
-            noted.set(None)
+    if suppressed_run.get() is not None:  # to look is faster than to set it
+        suppressed_run.set(None)
+    if stored_retry.get() is not None:
+        stored_retry.set(None)
 
 
 class Interim(NamedTuple):

@@ -136,12 +136,17 @@ class Pulse:
         """End the run: its journal cannot be read."""
         return self.end_run(JournalUnreadableError(f"task {self.info.task_id}: {error}"))
 
-    def ask(self, question: Callable[[], T]) -> T:
-        """Ask the journal. If the attempt is fenced, or the journal is lost, the attempt ends."""
+    def ask(self, question: Callable[[], T], *, loss_ends_it: bool = True) -> T:
+        """Ask the journal. If the attempt is fenced, it ends. If the journal is lost, *loss_ends_it* decides.
+
+        Raises:
+            Interrupt: the attempt is fenced, or the journal is lost, or cannot be read.
+        """
         try:
             return question()
         except JournalUnavailableError as error:
-            raise self.stop(JournalLost(error)) from error
+            lost = JournalLost(error)
+            raise (self.stop(lost) if loss_ends_it else lost) from error
         except JournalUnreadableError as error:
             raise self.end_run(error) from error
         except Fenced as fenced:

@@ -19,12 +19,12 @@ from .redelivery import ReturnValue
 
 def record_success(invocation: Invocation, end: Succeeded) -> ReturnValue:
     """Write the outcome of a success, and its result together with it if possible."""
-    session, attempt, request = invocation.session, invocation.attempt, invocation.request
-    assert session is not None and attempt is not None  # noqa: S101, PT018
+    session, request = invocation.session, invocation.request
+    assert session is not None and session.attempt is not None  # noqa: S101, PT018
     result = None
     if session.store is not None and session.outcome.may_be_written_with_outcome:
         result = session.store.result_of(invocation.task, request, end.value)
-    text = encode_result(invocation, attempt, end.value)
+    text = encode_result(invocation, session.attempt, end.value)
     if session.finish(Status.SUCCEEDED, text, result) and result is not NO_RESULT:
         backend.suppressed_run.set(request.id)
     eager_journals.forget(invocation)

@@ -229,12 +229,11 @@ def _open(journal: Journal, delivery: Delivery, lease: float) -> Opened:
 
 def _tell(attempt: Attempt, write: Callable[[], T]) -> T:
     # A lost journal is no interrupt of the attempt yet: the caller knows whether the run has another way to go on.
-    told = partial(_answer, write)
     try:
-        return attempt.pulse.ask(told)
+        return attempt.pulse.ask(write, loss_ends_it=False)
     except SoftTimeLimitExceeded:
         # A soft time limit is raised once, and the body, which it was to stop, has ended.
-        return attempt.pulse.ask(told)
+        return attempt.pulse.ask(write, loss_ends_it=False)
 
 
 def _release(journal: Journal, attempt: Attempt, *, orderly: bool) -> None:
@@ -246,15 +245,3 @@ def _release(journal: Journal, attempt: Attempt, *, orderly: bool) -> None:
             attempt.info.task_id,
             error,
         )
-
-
-def _answer(question: Callable[[], T]) -> T:
-    """What the journal answers.
-
-    Raises:
-        JournalLost: Redis does not answer.
-    """
-    try:
-        return question()
-    except JournalUnavailableError as error:
-        raise JournalLost(error) from error
