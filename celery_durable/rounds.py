@@ -19,8 +19,9 @@ class Rounds:
 
     def begin_anew(self) -> None:
         """Begin without a thread. A forked child does so: the thread of its parent is not here."""
+        self._thread: threading.Thread | None = None
         self._runs = False
-        """Whether there is a thread. It says itself when it ends: to ask it takes a microsecond of each attempt."""
+        """Whether the thread runs. It says so itself: to ask it takes a microsecond of each attempt."""
         self._starting = threading.Lock()
         self._bell = threading.Event()
         self._sleeps_until = inf
@@ -36,17 +37,16 @@ class Rounds:
     def _start(self) -> None:
         # Without the lock, two attempts that begin side by side would start two threads.
         with self._starting:
-            if self._runs:
-                return
-            # It is a daemon, so it keeps no process from ending.
-            thread = threading.Thread(target=self._keep_on, name=self._name, daemon=True)
-            try:
-                thread.start()
-            finally:
-                self._runs = thread.is_alive()
+            if self._thread is None or not self._thread.is_alive():
+                # It is a daemon, so it keeps no process from ending.
+                self._thread = threading.Thread(target=self._keep_on, name=self._name, daemon=True)
+                self._thread.start()
 
     def _keep_on(self) -> None:
-        self._runs = True  # a time limit may have ended the start
+        with self._starting:
+            if self._thread is not threading.current_thread():
+                return  # a time limit struck while this thread was started, and another one was started in its place
+            self._runs = True
         try:
             while True:
                 self._bell.clear()

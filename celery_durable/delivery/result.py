@@ -14,7 +14,7 @@ import logging
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from celery import Task, signals
+from celery import Task, signals, states
 
 from celery_durable.journal.port import NO_RESULT, Result
 from celery_durable.seams.celery import has_receivers, ignores_result
@@ -44,15 +44,24 @@ def colocated_interim(task: Any, request: Any, shown: Interim, url: str) -> Resu
     """The state that the journal writes together with the suspension; None if Celery has to store it before."""
     if not stores_result(task, request, shown.state):
         return NO_RESULT
-    return _if_colocated(task.backend, request, url, shown.result, shown.state, shown.traceback, beside="its wait")
+    facts = shown.result, shown.state, shown.traceback
+    stored = _if_colocated(task.backend, request, url, *facts, beside="its wait")
+    return None if stored is None else stored._replace(lasting=_beginning_of_success(stored.text, shown.state))
+
+
+def _beginning_of_success(text: str | bytes, state: str) -> str:
+    """What a success begins with where a result with this *state* is stored as *text*. Empty: it is not known.
+
+    In JSON, Celery writes the state first.
+    """
+    before, found, _ = text.partition(f'"{state}"') if isinstance(text, str) else ("", "", "")
+    return f'{before}"{states.SUCCESS}"' if found else ""
 
 
 def _if_colocated(backend: Any, request: Any, url: str, *stored: Any, beside: str) -> Result | None:
-    if not is_celerys_redis(backend, url):
-        return None
     try:
-        # Unlike Celery, the script replaces an older result: the fence has shown that this attempt has the run.
-        return Result(*stored_form(backend, request, *stored))
+        # Unlike Celery, the script replaces an older outcome: the fence has shown that this attempt may end the run.
+        return Result(*stored_form(backend, request, *stored)) if is_celerys_redis(backend, url) else None
     except Exception as error:
         # If Celery cannot write it either, the task fails there. If it can, only round trips are lost.
         logger.warning(

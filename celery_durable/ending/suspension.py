@@ -14,6 +14,7 @@ from functools import partial
 from random import SystemRandom
 from typing import Any, Protocol
 
+from celery import states
 from celery.exceptions import Ignore, Retry
 
 from celery_durable.app.store import store_of
@@ -217,8 +218,9 @@ class Suspend(Protocol):
 
 
 def _suspend_and_show(invocation: Invocation, interim: backend.Interim, suspend: Suspend) -> None:
-    task, request = invocation.task, invocation.request
-    result = store_of(task.app).interim_of(task, request, interim)
+    request = invocation.request
+    session, _ = _opened(invocation)
+    result = None if session.store is None else session.store.interim_of(invocation.task, request, interim)
     if result is not None and suspend(result=result):
         backend.is_stored(request, interim)
     else:
@@ -228,7 +230,8 @@ def _suspend_and_show(invocation: Invocation, interim: backend.Interim, suspend:
 def _show_then_suspend(invocation: Invocation, interim: backend.Interim, suspend: Suspend) -> None:
     """Let Celery store the state, in a result backend that looks at no fence."""
     session, attempt = _opened(invocation)
-    if attempt.pulse.is_out_of_touch:
+    # A caller waits for a sleeper for as long as the state says so. What is shown of a retry is corrected by the retry.
+    if interim.state != states.RETRY or attempt.pulse.is_out_of_touch:
         session.prove_lease()
     backend.store_interim(invocation.task, invocation.request, interim)
     try:

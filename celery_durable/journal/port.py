@@ -104,6 +104,8 @@ class Result(NamedTuple):
     text: str | bytes
     expires: int
     """Seconds. 0: never."""
+    lasting: str | bytes = ""
+    """What a result begins with that this one does not replace. Empty: it replaces any."""
 
 
 NO_RESULT = Result("", "", 0)

@@ -39,8 +39,8 @@ def _on_disk(counts: list[int], answers: list[Any]) -> None:
 
 
 def _refused(answers: list[Any]) -> bool:
-    """Whether nothing was written that could be confirmed: the attempt is fenced, for example."""
-    return bool(answers) and answers[-1] in WriteReply.NOTHING_WRITTEN
+    """Whether nothing was written that could be confirmed: the attempt is fenced, or its journal is gone."""
+    return bool(answers) and answers[-1] in (WriteReply.FENCED, WriteReply.NO_JOURNAL)
 
 
 _REPLICATED = Confirmation(pack("WAIT", 1, _REPLICA_MS), _replicated)

@@ -121,28 +121,25 @@ class RedisJournal:
         return self._end_with_result("conclude", [ms(keep)], fields, result)
 
     def _end_with_result(self, script_name: str, facts: list[Any], fields: Mapping[str, str], result: Result) -> bool:
-        facts = [*facts, result.text, result.expires]
+        facts = [*facts, result.text, result.expires, result.lasting]
         if result is NO_RESULT:
             self._end(script_name, facts, fields)
             return True
         if not self._pool.writes_results:
             return False
         try:
-            [*_, done] = self._end(script_name, facts, fields, result.key)
+            self._end(script_name, facts, fields, result.key)
         except Refused as refused:
-            # The two keys are on different servers, for example, because there are many behind one address.
-            logger.warning("results are left to Celery, which cannot write them with the journal: %s", refused)
-            done = WriteReply.RESULT_REFUSED
-        self._pool.writes_results = done != WriteReply.RESULT_REFUSED
+            # The user may not store results, or the two keys are on different servers behind one address.
+            logger.warning("results are left to Celery, because they cannot be written with the journal: %s", refused)
+            self._pool.writes_results = False
         return self._pool.writes_results
 
-    def _end(self, script_name: str, facts: list[Any], fields: Mapping[str, str], *keys: str | bytes) -> list[Any]:
+    def _end(self, script_name: str, facts: list[Any], fields: Mapping[str, str], *keys: str | bytes) -> None:
         pairs = [part for pair in fields.items() for part in pair]
         ending = call(script_name, (*self._keys.all, *keys), self.ownership.token, self._keys.task_id, *facts, *pairs)
         self.connection.send(ending, confirmed=self._confirmed)
-        replies = self._replies()
-        self._check(replies)
-        return replies
+        self._check(self._replies())
 
     def deliver(self, keep: float, *, arrived: bool = True) -> None:
         keys = self._keys

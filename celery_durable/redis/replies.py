@@ -28,10 +28,6 @@ class WriteReply:
     """It is done, and somebody has asked to cancel the run."""
     FENCED = 0
     NO_JOURNAL = -1
-    RESULT_REFUSED = -2
-    """Redis does not take the result; so nothing else is written, either."""
-
-    NOTHING_WRITTEN = frozenset({FENCED, NO_JOURNAL, RESULT_REFUSED})
 
 
 class ReleaseResult(Enum):

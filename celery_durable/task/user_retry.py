@@ -30,7 +30,7 @@ from celery_durable.ending.retry_plan import Carrier, plan
 from celery_durable.ending.suspension import fail_unsendable_retry, suspend_and_show_retry
 from celery_durable.interrupts import Fenced, JournalLost
 from celery_durable.invocation.invocation import Invocation
-from celery_durable.steps.attempt import Attempt
+from celery_durable.journal.port import JournalGone
 
 logger = logging.getLogger("celery_durable")
 
@@ -151,7 +151,7 @@ def _suspend_first(invocation: Invocation, delay: float, limit: int | None, erro
     except JournalLost as lost:
         # Celery's message brings the run back. The journal accepts it when the lease has lapsed.
         logger.error("task %s: self.retry() could not be recorded: %s", invocation.request.id, lost)
-        _show_without_journal(invocation, attempt, error)
+        _show_without_journal(invocation, lost, error)
         # That retry is how the attempt ends now, whatever else its code has met before.
         attempt.pulse.interrupt = None
         session.close_attempt()
@@ -160,13 +160,14 @@ def _suspend_first(invocation: Invocation, delay: float, limit: int | None, erro
     return planned.carrier is Carrier.JOURNAL
 
 
-def _show_without_journal(invocation: Invocation, attempt: Attempt, error: BaseException | None) -> None:
+def _show_without_journal(invocation: Invocation, lost: JournalLost, error: BaseException | None) -> None:
     # Celery would store RETRY after it has sent the message, and then the next attempt may have ended the run.
     interim = backend.Interim.of_retry(error)
-    if attempt.pulse.journal.lease_in_doubt:
-        backend.is_stored(invocation.request, interim)  # another attempt may have the run already
-    else:
+    if isinstance(lost.error, JournalGone):
         backend.store_interim(invocation.task, invocation.request, interim)
+    else:
+        # The run may be suspended: only the reply is lost. Then the state was stored, and another attempt may have it.
+        backend.is_stored(invocation.request, interim)
 
 
 def _send(invocation: Invocation, send: Callable[[], Any], delay: float, signature: Callable[[], Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import math
 import sys
 import threading
 import weakref
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import redis
+from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_durable import RetryPolicy, RunOptions, durable_task
 from celery_durable.app.store import Store, store_of
@@ -335,6 +337,30 @@ def test_an_attempt_that_was_frozen_but_not_taken_over_goes_on(redis_url: str, r
 
 def lease_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "celery-durable-leases"]
+
+
+def test_a_start_that_a_time_limit_cuts_off_makes_no_second_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first thread begins to run only when another one was started in its place."""
+    made: list[str] = []
+    rounds = Rounds("celery-durable-leases", lambda: made.append(threading.current_thread().name) or math.inf)
+    start, late = threading.Thread.start, []
+
+    def cut_off(thread: threading.Thread) -> None:
+        monkeypatch.undo()
+        late.append(thread)
+        raise SoftTimeLimitExceeded
+
+    monkeypatch.setattr(threading.Thread, "start", cut_off)
+    with pytest.raises(SoftTimeLimitExceeded):
+        rounds.expect(0.0)
+    rounds.expect(0.0)
+    eventually(lambda: made, what="a round of the second thread")
+
+    start(late[0])
+    late[0].join(10)
+
+    assert not late[0].is_alive()
+    assert len(made) == 1
 
 
 def test_attempts_that_begin_at_the_same_time_start_one_thread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

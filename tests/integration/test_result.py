@@ -2,6 +2,7 @@
 
 import gc
 import json
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ import pytest
 import redis
 from celery import Celery, signals
 from celery.backends.redis import RedisBackend
+from celery.canvas import Signature
 from celery.exceptions import Retry, SoftTimeLimitExceeded
 from celery.result import EagerResult, GroupResult
 from kombu.exceptions import EncodeError
@@ -20,13 +22,16 @@ from celery_durable import RunOptions
 from celery_durable.app.store import Store, store_of
 from celery_durable.delivery import outcome
 from celery_durable.delivery.backend import SuppressingBackend
+from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.interrupts import Fenced
-from celery_durable.journal.port import NO_RESULT, Result
+from celery_durable.journal.port import NO_RESULT, JournalGone, Result
+from celery_durable.redis.client.protocol import pack
 from celery_durable.redis.journal import RedisJournal
 from tests.integration.network import Waits
 from tests.integration.runs import (
     app_at,
     execute,
+    execute_sent,
     executions,
     lapse,
     new_id,
@@ -38,6 +43,8 @@ from tests.integration.runs import (
 )
 from tests.servers import RedisServer, free_port
 from tests.waiting import eventually
+
+DAY = 86400.0
 
 AT_ONCE, BY_CELERY = 2, 3
 """Scripts that an attempt needs: to open, to end, and if Celery delivers the outcome, to say that it has."""
@@ -569,6 +576,95 @@ def test_where_its_state_is_refused_celery_stores_it_before_the_suspension(
     assert [call.args[2] for call in stored.call_args_list] == [shown]
     assert fields["status"] == "suspended"
     assert "step:1" in fields, "what was to be written with the suspension"
+
+
+@pytest.mark.parametrize("body", [sell_durably, sleeps])
+def test_a_refusal_that_passes_is_waited_for(
+    redis_server: RedisServer, app: Celery, redis_client: redis.Redis, body: Any
+) -> None:
+    """There are too few replicas for a moment, say. Celery would meet the same refusal."""
+    task_id, store = new_id(), store_of(app)
+    store.pool.execute(pack("PING"))
+    redis_client.config_resetstat()
+
+    def replicas_are_back() -> None:
+        with redis_server.client() as admin:
+            eventually(lambda: "errorstat_NOREPLICAS" in admin.info("errorstats"), what="a refusal")
+            admin.config_set("min-replicas-to-write", 0)
+
+    def without_replicas(self: Any, *args: Any) -> Any:
+        try:
+            return body(self, *args)
+        finally:
+            redis_client.config_set("min-replicas-to-write", 1)
+            back.start()
+
+    task, back = task_of(app, without_replicas), threading.Thread(target=replicas_are_back)
+    try:
+        told = execute(task, task_id=task_id)
+    finally:
+        redis_client.config_set("min-replicas-to-write", 0)
+        back.join(10)
+
+    assert told == ("IGNORED" if body is sleeps else "SUCCESS")
+    assert task.AsyncResult(task_id).state == ("SUSPENDED" if body is sleeps else "SUCCESS")
+    assert store.pool.writes_results
+
+
+def test_as_with_celery_a_success_that_stands_until_a_retry_has_run_is_not_replaced(
+    app: Celery, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def body(self: Any) -> Any:
+        if self.request.retries:
+            return self.ctx.sleep(60)
+        self.ctx.uuid()
+        self.retry(countdown=0, throw=False)
+        return VALUE
+
+    task, task_id, messages = task_of(app, body), new_id(), []
+    monkeypatch.setattr(Signature, "apply_async", lambda signature, *_, **__: messages.append(signature))
+    assert execute(task, task_id=task_id) == "SUCCESS"
+
+    assert execute_sent(task, redis_client, messages[0]) == "IGNORED"
+
+    assert state(redis_client, store_of(app), task_id)["fields"]["status"] == "suspended"
+    assert task.AsyncResult(task_id).result == VALUE
+
+
+def test_of_a_run_that_was_revoked_no_wait_is_stored_where_no_fence_guards_the_results(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id, stored = new_id(), mock.Mock()
+
+    def body(self: Any) -> None:
+        self.ctx.uuid()
+        assert store_of(app).runs.terminate(task_id, "revoked", DAY, "{}")
+        sleeps(self)
+
+    with app_with_results(redis_url, result_backend="cache+memory://") as app:
+        monkeypatch.setattr(app.backend, "store_result", stored)
+        assert execute(task_of(app, body), task_id=task_id) == "IGNORED"
+
+    stored.assert_not_called()
+
+
+@pytest.mark.parametrize(("error", "times"), [(JournalUnavailableError("away"), 0), (JournalGone("gone"), 1)])
+def test_a_users_retry_whose_suspension_may_have_happened_stores_no_state_beside_it(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, error: Exception, times: int
+) -> None:
+    """Only the reply may be lost. Another attempt may have ended the run before this one could store RETRY."""
+    stored = mock.Mock()
+
+    def suspend(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(RedisJournal, "suspend", suspend)
+    monkeypatch.setattr(app.backend, "store_result", stored)
+    monkeypatch.setattr(Signature, "apply_async", lambda *_, **__: None)
+
+    assert execute(task_of(app, retries_itself), task_id=new_id()) == "RETRY"
+
+    assert stored.call_count == times
 
 
 @contextmanager

@@ -105,13 +105,13 @@ def test_an_opening_replies_each_word_that_is_known_and_no_other() -> None:
 
 
 WRITES = {
-    "conclude": {WriteReply.DONE, WriteReply.FENCED, WriteReply.NO_JOURNAL, WriteReply.RESULT_REFUSED},
+    "conclude": {WriteReply.DONE, WriteReply.FENCED, WriteReply.NO_JOURNAL},
     "deliver": {WriteReply.DONE, WriteReply.FENCED},
     "finish": {WriteReply.DONE, WriteReply.FENCED, WriteReply.NO_JOURNAL},
     "record": {WriteReply.DONE, WriteReply.TO_BE_CANCELLED, WriteReply.FENCED, WriteReply.NO_JOURNAL},
     "renew": {WriteReply.DONE, WriteReply.TO_BE_CANCELLED, WriteReply.FENCED, WriteReply.NO_JOURNAL},
     "supersede": {WriteReply.DONE, WriteReply.FENCED},
-    "suspend": {WriteReply.DONE, WriteReply.FENCED, WriteReply.NO_JOURNAL, WriteReply.RESULT_REFUSED},
+    "suspend": {WriteReply.DONE, WriteReply.FENCED, WriteReply.NO_JOURNAL},
 }
 
 

@@ -30,7 +30,7 @@ TRANSIENT = (
 # redis-py has no class for these. LATE is our own.
 _NOT_NOW = ("BUSY", "MISCONF", "NOREPLICAS", "LATE")
 # Redis 6.2 puts this before an error that a script has met.
-_MET_IN_SCRIPT = r"Error running script \(call to \w+\): .*@user_script: ?\d+: -?"
+_MET_IN_SCRIPT = r"(?:Error running script \(call to \w+\): .*)?@user_script: ?\d+: -?"
 
 
 class TransientError(RedisConnectionError):

@@ -1,16 +1,17 @@
 -- Write the outcome and deliver it in one act. This is for outcomes that have no consequence but a result, which is
 -- stored in this Redis. The script stores it as Celery's backend would, so no worker can die between the two.
 -- KEYS run, leases, due [, result]
--- ARGV fence, id, ttl ms, result, seconds it is kept (0: for ever), field, value, ...
--- Replies 1, 0 to a stale attempt or connection, -1 if there is no journal, -2 if the result is refused (then no
--- outcome is written)
+-- ARGV fence, id, ttl ms, result, seconds it is kept (0: for ever), what a result begins with that stays, field, value, ...
+-- Replies 1, 0 to a stale attempt or connection, -1 if there is no journal, the error by which Redis refuses the result
+-- (then no outcome is written)
 --include write
 --include store_result
 local fence = redis.call('HGET', KEYS[1], 'fence')
 if fence ~= ARGV[1] then return fence and 0 or -1 end
-if KEYS[4] and not store_result(KEYS[4], ARGV[4], ARGV[5]) then return -2 end
+local refused = KEYS[4] and store_result(KEYS[4], ARGV[4], ARGV[5], ARGV[6])
+if refused then return refused end
 local time = redis.call('TIME')
-write(6, {'status', 'succeeded', 'ended', time[1] * 1000 + math.floor(time[2] / 1000), 'delivered', 1})
+write(7, {'status', 'succeeded', 'ended', time[1] * 1000 + math.floor(time[2] / 1000), 'delivered', 1})
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('ZREM', KEYS[2], ARGV[2])
 redis.call('ZREM', KEYS[3], ARGV[2])

@@ -1,6 +1,13 @@
--- Store a result at *key* as Celery's backend would, for *seconds* ('0': for ever). Returns whether Redis takes it.
--- A script does this first: Redis takes back nothing that a script has written.
-local function store_result(key, text, seconds)
+-- Store a result at *key* as Celery's backend would, for *seconds* ('0': for ever). Returns an error that Redis replies.
+-- The script replies that error: the caller knows which errors pass. A script stores the result before all else, because
+-- Redis takes back nothing that a script has written.
+-- As with Celery, a result that begins with *lasting* (a success) is not replaced; '': any is.
+local function store_result(key, text, seconds, lasting)
+  local held = lasting ~= '' and redis.pcall('GET', key)
+  if type(held) == 'table' then return held end
+  if held and string.sub(held, 1, #lasting) == lasting then return nil end
   local set = seconds == '0' and redis.pcall('SET', key, text) or redis.pcall('SETEX', key, seconds, text)
-  return not set.err and type(redis.pcall('PUBLISH', key, text)) ~= 'table'
+  if set.err then return set end
+  local told = redis.pcall('PUBLISH', key, text)
+  if type(told) == 'table' then return told end
 end
