@@ -13,7 +13,7 @@ from celery_durable.drivers.driver import run_to_end
 from celery_durable.drivers.in_thread import InThread
 from celery_durable.drivers.pulse import Overrun
 from celery_durable.exceptions import TerminalError
-from celery_durable.interrupts import Interrupt, RetryStep
+from celery_durable.interrupts import Fenced, Interrupt, RetryStep
 from celery_durable.invocation.ends import LeftToAutoretry, over
 from celery_durable.invocation.invocation import Invocation, Mode
 from celery_durable.invocation.session import RunSession
@@ -80,7 +80,9 @@ class OrphanedAttempt:
                 )
             except BaseException as raised:
                 self._release_to_others(step, raised)
-            attempt.detach()
+            # The run goes on without this code. What its step still returns is progress after the failure.
+            attempt.pulse.interrupt = Fenced()
+            attempt.state.fails_without()
 
     def _release_to_others(self, step: Step, raised: BaseException) -> None:
         """Let other workers carry out the end of the attempt. Celery in this process does not learn of it."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property, partial
 
 from celery_durable.config.settings import AttemptSettings
@@ -14,12 +12,12 @@ from celery_durable.drivers.info import TaskInfo
 from celery_durable.drivers.pulse import Pulse
 from celery_durable.drivers.siblings import Siblings
 from celery_durable.exceptions import ConfigurationError, InvalidStepError, JournalUnreadableError
-from celery_durable.interrupts import Fenced, Interrupt
+from celery_durable.interrupts import Interrupt
 from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Fields
 from celery_durable.journal.port import Journal, Opened
 from celery_durable.values.failure import text_of
 
-from .determinism import check_usable, every_step_awaited
+from .determinism import every_step_awaited
 from .draws import Draws
 from .outbox import Outbox
 from .program_order import ProgramOrder
@@ -41,25 +39,25 @@ class Attempt:
         self._clock_ahead = opened.now / 1000 - time.monotonic()
 
     @cached_property
-    def _order(self) -> ProgramOrder:
+    def order(self) -> ProgramOrder:
         return ProgramOrder(partial(_by_use, self._fields, direct=self.info.direct))
 
     @cached_property
     def outbox(self) -> Outbox:
-        return Outbox(self.pulse, self._fields, self.state, self._order)
+        return Outbox(self.pulse, self._fields, self.state, self.order)
 
     @cached_property
     def replay(self) -> Replay:
-        return Replay(self.pulse, self._fields, self.state.build, self._order, self.outbox)
+        return Replay(self.pulse, self._fields, self.state.build, self.order, self.outbox)
 
     @cached_property
     def draws(self) -> Draws:
-        return Draws(self.pulse, self.state.seed, self._fields, self._order, self.outbox)
+        return Draws(self.pulse, self.state.seed, self._fields, self.order, self.outbox)
 
     @cached_property
     def siblings(self) -> Siblings:
         """The asyncio tasks of the attempt, if it has an ``async def`` body."""
-        return Siblings(self.pulse, self._order.strands)
+        return Siblings(self.pulse, self.order.strands)
 
     # -- its beginning and its end
 
@@ -84,7 +82,7 @@ class Attempt:
     def begin_here(self) -> None:
         """The body is this asyncio task, in this thread."""
         self.pulse.home = threading.get_ident()
-        self._order.begin_in_task()
+        self.order.begin_in_task()
         if not self.info.direct:
             # A task that is called as a function may be on a loop of the user's.
             self.siblings.begin()
@@ -111,11 +109,6 @@ class Attempt:
             text = f"task {self.info.task_id} did not wait for {name!r}"
             raise self.pulse.end_run(InvalidStepError(f"{text}: write await ctx.run(...), await ctx.sleep(...)"))
 
-    def detach(self) -> None:
-        """The run goes on without this code. What its step still returns is progress after the failure."""
-        self.pulse.interrupt = Fenced()
-        self.state.fails_without()
-
     # -- time
 
     def now(self) -> int:
@@ -135,19 +128,6 @@ class Attempt:
         own.parent = self.info.logger
         own.addFilter(lambda _record: not self.replay.ahead)
         return own
-
-    @contextmanager
-    def branch(self, key: str) -> Iterator[None]:
-        """What is called inside belongs to a branch with this name."""
-        check_usable(self.pulse, draws=True)
-        try:
-            leave = self._order.name(key)
-        except InvalidStepError as error:
-            raise self.pulse.invalid(error) from None
-        try:
-            yield
-        finally:
-            leave()
 
 
 def _by_use(fields: Fields, *, direct: bool) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from functools import partial
 from typing import Any, NoReturn, ParamSpec, TypeVar, overload
@@ -19,11 +19,12 @@ from celery_durable.drivers.on_loop import OnLoop
 from celery_durable.drivers.pulse import running_step
 from celery_durable.drivers.siblings import gives_operations
 from celery_durable.durations import Duration
-from celery_durable.exceptions import ContextClosedError
+from celery_durable.exceptions import ContextClosedError, InvalidStepError
 from celery_durable.interrupts import Interrupt
 
 from .attempt import Attempt
 from .call_check import MISSING
+from .determinism import check_usable
 from .draws import derived_uuid
 from .execution import perform
 from .sleep import make_wait, sleep
@@ -263,7 +264,7 @@ class AsyncDurableContext(_Context):
         Raises:
             InvalidStepError: the key is not valid, or is used twice. It ends the run; no ``except Exception`` sees it.
         """
-        return self._attempt.branch(key)
+        return _in_branch(self._attempt, key)
 
     async def time(self) -> int:
         """Milliseconds since the epoch, the same on every attempt; a new reading each time. Mirrors ``ctx.time()``."""
@@ -272,6 +273,19 @@ class AsyncDurableContext(_Context):
     async def now(self) -> datetime:
         """The time as an aware ``datetime`` (UTC), the same on every attempt; each call is a new reading."""
         return self._attempt.draws.datetime()
+
+
+@contextmanager
+def _in_branch(attempt: Attempt, key: str) -> Iterator[None]:
+    check_usable(attempt.pulse, draws=True)
+    try:
+        leave = attempt.order.name(key)
+    except InvalidStepError as error:
+        raise attempt.pulse.invalid(error) from None
+    try:
+        yield
+    finally:
+        leave()
 
 
 @gives_operations
