@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from functools import cached_property, partial
+from typing import Any, Generic, TypeVar
 
 from celery_durable.config.settings import AttemptSettings
 from celery_durable.drivers.info import TaskInfo
@@ -24,7 +26,18 @@ from .program_order import ProgramOrder
 from .replay import Replay
 from .run_state import RunState
 
-logger = logging.getLogger("celery_durable")
+T = TypeVar("T")
+
+
+class _Part(Generic[T]):
+    """A part of an attempt that is made when it is first asked for. All threads get the same one."""
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self._make = make
+
+    def __get__(self, attempt: Attempt, _kind: type | None = None) -> T:
+        # A thread that logs may ask at the same time as the body. Only one of what they make is kept.
+        return vars(attempt).setdefault(self._make.__name__, self._make(attempt))  # type: ignore[no-any-return]
 
 
 class Attempt:
@@ -38,19 +51,19 @@ class Attempt:
         self._fields = opened.fields
         self._clock_ahead = opened.now / 1000 - time.monotonic()
 
-    @cached_property
+    @_Part
     def order(self) -> ProgramOrder:
         return ProgramOrder(partial(_by_use, self._fields, direct=self.info.direct))
 
-    @cached_property
+    @_Part
     def outbox(self) -> Outbox:
         return Outbox(self.pulse, self._fields, self.state, self.order)
 
-    @cached_property
+    @_Part
     def replay(self) -> Replay:
         return Replay(self.pulse, self._fields, self.state.build, self.order, self.outbox)
 
-    @cached_property
+    @_Part
     def draws(self) -> Draws:
         return Draws(self.pulse, self.state.seed, self._fields, self.order, self.outbox)
 

@@ -28,7 +28,7 @@ class Replay:
         self._order = order
         self._patches = order.patches
         self._outbox = outbox
-        self.ahead = sum(name.startswith(b"step:") for name in fields)
+        self.ahead = sum([name.startswith(b"step:") for name in list(fields)])  # the body may take one out meanwhile
         """Recorded operations that the code has not reached yet."""
 
     # -- what is recorded at a position

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -26,6 +27,7 @@ from celery_durable.drivers.pulse import Pulse, running_step
 from celery_durable.interrupts import EndRun, Sleep
 from celery_durable.journal.entries import Entry
 from celery_durable.journal.memory import MemoryJournal
+from celery_durable.steps import attempt as attempt_module
 from celery_durable.steps.determinism import (
     check_usable,
     every_step_awaited,
@@ -34,6 +36,7 @@ from celery_durable.steps.determinism import (
     same_kind,
     same_name,
 )
+from celery_durable.steps.program_order import ProgramOrder
 from tests.unit.conftest import Action, Run
 from tests.unit.tasks import applied, failure_of
 
@@ -51,6 +54,26 @@ class Inside:
 
     def __init__(self, pulse: Pulse) -> None:
         self.pulse = pulse
+
+
+def test_threads_that_ask_at_the_same_time_find_the_same_program_order(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(2, timeout=10)
+
+    class MadeTogether(ProgramOrder):
+        def __init__(self, *by_use: Any) -> None:
+            together.wait()
+            super().__init__(*by_use)
+
+    monkeypatch.setattr(attempt_module, "ProgramOrder", MadeTogether)
+    run.attempt()
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(lambda _: run.last.order, range(2))
+
+    assert one is other is run.last.order
+    assert run.last.replay.take_position("charge") == ("1", None)
+    assert one.next() == "2"
 
 
 def test_an_operation_has_the_name_and_the_kind_that_are_recorded() -> None:
