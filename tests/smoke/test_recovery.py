@@ -30,6 +30,7 @@ from tests.smoke.watching import (
     deliver_again,
     delivered,
     journal,
+    outcome,
     wait_until_delivered,
     wait_until_idle,
     wait_until_logged,
@@ -299,7 +300,7 @@ def test_a_poison_task_is_given_up_and_can_be_retried(durable: DurableSetup, nam
 
     # A result that has been looked at keeps the FAILURE that it saw.
     eventually(lambda: AsyncResult(result.id, app=durable.app).state == "SUCCESS")
-    assert AsyncResult(result.id, app=durable.app).get(timeout=5) == "cured"
+    assert outcome(durable, result.id) == "cured"
     assert effects.count("poison", result.id) == 4
     wait_until_idle(durable)
 

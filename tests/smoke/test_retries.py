@@ -18,6 +18,7 @@ from tests.smoke.watching import (
     countdowns,
     journal,
     logged,
+    outcome,
     steps,
     wait_for_countdowns,
     wait_until_delivered,
@@ -375,9 +376,9 @@ def test_a_hard_time_limit_ends_the_run_and_a_retry_goes_on_from_its_journal(dur
     eventually(lambda: journal(durable.redis, result.id)["status"] == "failed")
     assert steps(durable.redis, result.id)[0] == ("before", "done", 1)
     wait_until_idle(durable)
-    again = crashes.hard_limited.apply_async(task_id=result.id)
+    crashes.hard_limited.apply_async(task_id=result.id)
     wait_until_logged(worker, f"[{result.id}] succeeded")  # until then its state is that of the failure
 
-    assert again.get(timeout=10) == [killed, 2]
+    assert outcome(durable, result.id) == [killed, 2]
     assert effects.count("before", result.id) == 1
     assert effects.count("limited", result.id) == 2

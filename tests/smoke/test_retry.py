@@ -17,7 +17,7 @@ from tests.smoke import effects
 from tests.smoke.apps import flower as tasks
 from tests.smoke.flower import RETRY, Flower
 from tests.smoke.nodes import BROKER_DB, DurableSetup
-from tests.smoke.watching import entries, journal, wait_until_delivered
+from tests.smoke.watching import entries, journal, outcome, wait_until_delivered
 from tests.waiting import eventually
 
 
@@ -59,7 +59,7 @@ def test_flower_retries_a_failed_run_which_goes_on_where_it_stopped(durable: Dur
     retry_id = flower.retry(task_id)
 
     eventually(lambda: result_of(durable.app, task_id).successful())
-    assert result_of(durable.app, task_id).get() == {"number": 7, "key": key}
+    assert outcome(durable, task_id) == {"number": 7, "key": key}
     assert result_of(durable.app, retry_id).get(timeout=10)["task_id"] == task_id
     assert [effects.count(name, task_id) for name in ("reserve", "charge", "ship")] == [1, 2, 1]
     assert steps(durable, task_id) == ["reserve done", "charge done", "ship done"]
@@ -115,7 +115,7 @@ def test_a_body_that_ended_with_a_terminal_error_runs_again(durable: DurableSetu
     flower.retry(task_id)
 
     eventually(lambda: result_of(durable.app, task_id).successful())
-    assert result_of(durable.app, task_id).get() == "in stock"
+    assert outcome(durable, task_id) == "in stock"
     assert [effects.count(name, task_id) for name in ("reserve", "body")] == [1, 2]
 
 
@@ -130,7 +130,7 @@ def test_a_failed_chain_goes_on_to_its_end(durable: DurableSetup, flower: Flower
 
     # Celery had marked the tasks that were to follow as failed, too.
     eventually(lambda: result_of(durable.app, end.id).successful())
-    assert result_of(durable.app, end.id).get().startswith("last after next after")
+    assert outcome(durable, end.id).startswith("last after next after")
     assert [effects.count(name) for name in ("reserve", "charge", "ship", "next", "last")] == [1, 2, 1, 1, 1]
 
 
@@ -264,7 +264,7 @@ def test_headers_priority_queue_links_and_chain_survive(durable: DurableSetup) -
     retried(durable.app, task_id)
 
     eventually(lambda: result_of(durable.app, task_id).successful())
-    assert result_of(durable.app, task_id).get() == {
+    assert outcome(durable, task_id) == {
         "args": [1],
         "kwargs": {"two": 2},
         "types": ["int"],
@@ -300,7 +300,7 @@ def test_arguments_keep_their_types(durable: DurableSetup) -> None:
 
     eventually(lambda: result_of(durable.app, task_id).successful())
     expected = f"{tasks.Item(sku='a', amount=2)!r} {at.isoformat()} {Decimal('9.90')!r} {customer!r}"
-    assert result_of(durable.app, task_id).get() == expected
+    assert outcome(durable, task_id) == expected
 
 
 def test_the_note_says_that_a_restart_is_needed_where_compensations_followed(
@@ -334,7 +334,7 @@ def test_two_retries_in_a_row_execute_the_rest_once(durable: DurableSetup) -> No
     consumer.restart()
 
     eventually(lambda: result_of(durable.app, end.id).successful())
-    assert result_of(durable.app, end.id).get() == "next after charge"
+    assert outcome(durable, end.id) == "next after charge"
     eventually(lambda: consumer.log().count(f"[{task_id}] received") == 3)
     # The second one finds the run under way, or over.
     over = (

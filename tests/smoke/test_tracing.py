@@ -12,6 +12,7 @@ from celery_durable import TerminalError
 from tests.smoke import effects
 from tests.smoke.apps import tracing
 from tests.smoke.nodes import DurableSetup
+from tests.smoke.watching import outcome
 from tests.waiting import eventually
 
 LONG = 20
@@ -92,7 +93,7 @@ def test_the_trace_goes_on_when_a_failed_run_is_retried(durable: DurableSetup) -
     sent = durable.app.tasks["celery_durable.retry"].delay(result.id)
 
     assert sent.get(timeout=LONG)["task_id"] == result.id
-    assert durable.app.AsyncResult(result.id).get(timeout=LONG) == TRACE
+    assert outcome(durable, result.id, LONG) == TRACE
     assert [hit.key for hit in effects.hits("failing")] == [TRACE] * 2
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import redis
+from celery.states import READY_STATES
 
 from tests.smoke.nodes import BROKER_DB, DurableSetup, Worker
 from tests.waiting import eventually
@@ -86,6 +87,17 @@ def elapse(durable: DurableSetup, task_id: str) -> None:
         together.hset(key, "due", ended)
         together.zadd(due_set(client, task_id), {task_id: ended}, xx=True)
         together.execute()
+
+
+def outcome(durable: DurableSetup, task_id: str, deadline: float = 20) -> Any:
+    """Return the value or the error that is stored of a task, when there is one; for an id whose task has ended before.
+
+    Celery may have read the first end before its message came. It keeps that message for the next result of the id,
+    whose `get()` then gives the first end once more.
+    """
+    backend = durable.app.backend
+    eventually(lambda: backend.get_task_meta(task_id)["status"] in READY_STATES, deadline=deadline, what="an outcome")
+    return backend.get_task_meta(task_id)["result"]
 
 
 def received(worker: Worker, task_id: str) -> int:
