@@ -1,4 +1,4 @@
-"""Replies are read by hiredis, which comes with the package, or by redis-py's own parser, where there is no hiredis."""
+"""Commands are packed and replies read by hiredis, which comes with the package, or by Python where it is not there."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ from celery_durable.app.store import Store, store_of
 from celery_durable.interrupts import Fenced
 from celery_durable.journal.entries import done_entry
 from celery_durable.journal.port import Opened
+from celery_durable.redis.client import protocol
 from tests.alarms import Struck, alarms
 from tests.integration.network import Proxy
 from tests.integration.runs import app_at, delivery, execute, lapse, new_id, opened, store_at, task_of, written
@@ -25,7 +26,19 @@ def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> A
     """Let connections have this parser, as if hiredis were there, or were not."""
     use = AbstractConnection.set_parser
     monkeypatch.setattr(AbstractConnection, "set_parser", lambda connection, _: use(connection, request.param))
+    if request.param is not _HiredisParser:
+        monkeypatch.setattr(protocol, "_pack_command", None)
     return request.param
+
+
+def test_a_command_is_packed_in_the_same_way() -> None:
+    parts = ("EVALSHA", b"\xff\r\n", "", "☃ é", "x" * 70_000, 0, -7, 10**18, 0.25, 1e20, "a\r\nb")
+
+    packed = protocol.pack(*parts)
+
+    texts = [part if isinstance(part, bytes) else str(part).encode() for part in parts]
+    assert packed == b"*11\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(text), text) for text in texts)
+    assert protocol.pack_parts(parts) == packed.removeprefix(b"*11\r\n")
 
 
 def test_hiredis_comes_with_the_package(store: Store, parser: Any) -> None:

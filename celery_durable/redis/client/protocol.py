@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
-_SHORT = 512
-# To format a number takes longer than all the rest of packing a part.
-_SIZES = [f"${size}\r\n" for size in range(_SHORT)]
+_pack_command: Callable[[tuple[Any, ...]], bytes] | None
+try:
+    from hiredis import pack_command as _pack_command
+except ImportError:  # where it cannot be installed
+    _pack_command = None
 
 
 def pack(*parts: Any) -> bytes:
@@ -16,15 +18,12 @@ def pack(*parts: Any) -> bytes:
     return b"*%d\r\n" % len(parts) + pack_parts(parts)
 
 
-def pack_parts(parts: Collection[Any]) -> bytes:
-    """Some arguments of a command. If they stay the same, they are packed once."""
-    texts = [
-        part if type(part) is str else part.decode("latin-1") if type(part) is bytes else str(part) for part in parts
-    ]
-    sized = [_SIZES[len(text)] + text if len(text) < _SHORT else f"${len(text)}\r\n{text}" for text in texts]
-    packed = "\r\n".join(sized)
-    # Other texts have more bytes than characters.
-    return packed.encode() + b"\r\n" if packed.isascii() else _pack_bytes(parts)
+def pack_parts(parts: tuple[Any, ...]) -> bytes:
+    """Some arguments of a command: texts, bytes and numbers. If they stay the same, they are packed once."""
+    if _pack_command is None:
+        return _pack_bytes(parts)
+    packed = _pack_command(parts)
+    return packed[packed.index(b"\n") + 1 :]  # without the number of arguments, because others stand before these
 
 
 def pack_number(number: int) -> bytes:
@@ -42,6 +41,7 @@ def _pack_bytes(parts: Iterable[Any]) -> bytes:
 
 
 def pack_pairs(fields: Mapping[str, str]) -> bytes:
-    """The names and values of a hash, like :func:`pack_parts`, but faster: every step does it."""
+    """The names and values of a hash, like :func:`pack_parts`, but for a few of them faster: every step does it."""
     text = "".join([f"${len(name)}\r\n{name}\r\n${len(value)}\r\n{value}\r\n" for name, value in fields.items()])
+    # Other texts have more bytes than characters.
     return text.encode() if text.isascii() else _pack_bytes(chain.from_iterable(fields.items()))
