@@ -267,7 +267,8 @@ def _suspend_until_users_retry(invocation: Invocation, end: AskedToRetry) -> Bas
     due = invocation.retry.due
     if due is None:
         due = time.monotonic() + message.seconds_until(invocation.task, said.when)
-    if not _session(invocation).has_ended:
+    # If the run could not be opened, Celery alone tells of the retry.
+    if invocation.attempt is not None and not _session(invocation).has_ended:
         suspend_and_show_retry(invocation, said.exc, partial(await_retry, invocation, due))
     return end.raised
 

@@ -667,6 +667,44 @@ def test_a_users_retry_whose_suspension_may_have_happened_stores_no_state_beside
     assert stored.call_count == times
 
 
+@pytest.mark.parametrize("body", [sleeps, retries_itself])
+def test_a_key_of_the_result_that_holds_something_else_ends_no_run(
+    app: Celery, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, body: Any
+) -> None:
+    """The wait of the run is worth more than what is shown of it."""
+    task, task_id = task_of(app, body), new_id()
+    redis_client.rpush(key_of(task_id), "something else")
+    monkeypatch.setattr(app, "send_task", mock.Mock())
+
+    execute(task, task_id=task_id)
+
+    assert state(redis_client, store_of(app), task_id)["fields"]["status"] == "suspended"
+
+
+def test_a_retry_of_a_body_whose_run_could_not_be_opened_in_time_is_a_retry(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A soft time limit has struck while Redis was asked, and the body retries itself for that."""
+
+    def body(self: Any) -> None:
+        try:
+            self.ctx.uuid()
+        except SoftTimeLimitExceeded as limit:
+            raise self.retry(exc=limit, countdown=1) from None
+
+    def struck(*_: Any) -> None:
+        raise SoftTimeLimitExceeded
+
+    task, task_id, sent = task_of(app, body), new_id(), mock.Mock()
+    monkeypatch.setattr(RedisJournal, "open", struck)
+    monkeypatch.setattr(Signature, "apply_async", sent)
+
+    assert execute(task, task_id=task_id) == "RETRY"
+
+    assert sent.call_count == 1
+    assert task.AsyncResult(task_id).state == "RETRY"
+
+
 @contextmanager
 def watched(client: redis.Redis, task_id: str) -> Iterator[Callable[[], list[str]]]:
     """Yield a function that returns the states that were published until now to those who wait for the result."""

@@ -4,8 +4,8 @@
 -- As with Celery, a result that begins with *lasting* (a success) is not replaced; '': any is.
 local function store_result(key, text, seconds, lasting)
   local held = lasting ~= '' and redis.pcall('GET', key)
-  if type(held) == 'table' then return held end
-  if held and string.sub(held, 1, #lasting) == lasting then return nil end
+  -- If it cannot be read, it is no success: another type is replaced, and what forbids to store says so below.
+  if held and type(held) ~= 'table' and string.sub(held, 1, #lasting) == lasting then return nil end
   local set = seconds == '0' and redis.pcall('SET', key, text) or redis.pcall('SETEX', key, seconds, text)
   if set.err then return set end
   local told = redis.pcall('PUBLISH', key, text)
