@@ -54,7 +54,7 @@ def with_trace(headers: Mapping[str, Any]) -> dict[str, Any]:
         propagate.inject(own)
         if not own.keys().isdisjoint(headers):
             own = {}
-    if "sentry_sdk" in sys.modules and "sentry-trace" not in headers:
+    if "sentry-trace" not in headers:
         own |= sentry.trace_headers()
     return {**own, **headers}
 

@@ -170,5 +170,4 @@ class AttemptSettings(NamedTuple):
         Raises:
             ConfigurationError: the app does not accept the serializer of its values.
         """
-        if self.serializer != "json":  # that is always there, and each attempt asks
-            check_serializer(self.serializer, self.accept, "durable_serializer")
+        check_serializer(self.serializer, self.accept, "durable_serializer")

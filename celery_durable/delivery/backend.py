@@ -59,14 +59,14 @@ class Interim(NamedTuple):
 
 def store_interim(task: Any, request: Any, shown: Interim) -> None:
     """Store it. If this fails, it is logged: nothing depends on it."""
-    is_stored(request, shown)
+    mark_stored(request, shown)
     try:
         _store(task, request, shown.result, shown.state, traceback=shown.traceback)
     except Exception as failed:
         logger.warning("task %s: its state %s could not be stored: %r", request.id, shown.state, failed)
 
 
-def is_stored(request: Any, shown: Interim) -> None:
+def mark_stored(request: Any, shown: Interim) -> None:
     """Keep Celery from storing RETRY once more: when it does, the journal has given the run away already."""
     if shown.state == states.RETRY:
         stored_retry.set(request.id)

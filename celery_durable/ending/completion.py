@@ -44,7 +44,7 @@ from celery_durable.invocation.ends import (
     decide,
     decide_success,
 )
-from celery_durable.invocation.invocation import Invocation, Mode
+from celery_durable.invocation.invocation import Invocation
 from celery_durable.invocation.session import RunSession
 from celery_durable.journal.layout import Status
 from celery_durable.seams.celery import EXIT_BY_SIGTERM
@@ -80,7 +80,7 @@ def complete_with_value(invocation: Invocation, value: Any) -> Any:
         raise interrupt
     if retry.raised is not None:
         raise retry.raised
-    if invocation.mode is Mode.DIRECT or attempt is None:
+    if invocation.direct or attempt is None:
         return value
     attempt.check_all_awaited()
     if retry.due is None:

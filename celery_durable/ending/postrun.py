@@ -16,7 +16,7 @@ from celery_durable.invocation import eager_journals
 from celery_durable.invocation.current import forget_opened
 from celery_durable.invocation.ends import over
 from celery_durable.invocation.invocation import Invocation
-from celery_durable.invocation.session import EndState, RunSession
+from celery_durable.invocation.session import RunSession
 from celery_durable.journal.layout import Status
 
 from .completion import carry_out
@@ -42,8 +42,7 @@ def finish(invocation: Invocation, state: str | None, result: Any, *, delivered:
     except Interrupt as error:
         logger.error("task %s: its end could not be recorded: %s", invocation.request.id, error)
     finally:
-        if session.outcome.pending:
-            _mark_delivery(session, state, result, delivered=delivered)
+        _mark_delivery(session, state, result, delivered=delivered)
         session.close()
         # The request and the invocation refer to each other. Else the garbage collector would have to free them.
         forget_opened(invocation.request)
@@ -67,7 +66,7 @@ def _adopt_celerys_end(invocation: Invocation, session: RunSession, state: str |
 
 def _knows_no_success(session: RunSession) -> bool:
     """Whether the journal does not know yet that the run is a success, or says that it has failed."""
-    return session.end_state is EndState.OPEN or session.outcome.status == Status.FAILED
+    return not session.has_ended or session.outcome.status == Status.FAILED
 
 
 def _mark_delivery(session: RunSession, state: str | None, result: Any, *, delivered: bool) -> None:

@@ -222,7 +222,7 @@ def _suspend_and_show(invocation: Invocation, interim: backend.Interim, suspend:
     session, _ = _opened(invocation)
     result = None if session.store is None else session.store.interim_of(invocation.task, request, interim)
     if result is not None and suspend(result=result):
-        backend.is_stored(request, interim)
+        backend.mark_stored(request, interim)
     else:
         _show_then_suspend(invocation, interim, suspend)
 

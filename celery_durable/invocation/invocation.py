@@ -109,7 +109,7 @@ class Invocation:
     @property
     def interrupt(self) -> Interrupt | None:
         """The interrupt that ended the attempt, even if user code has swallowed it; None if there was none."""
-        attempt = None if self.session is None else self.session.attempt
+        attempt = self.attempt
         return self.refused or (attempt.pulse.interrupt if attempt is not None else None)
 
     def restore_arguments(self) -> None:

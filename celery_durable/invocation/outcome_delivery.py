@@ -32,7 +32,7 @@ class OutcomeDelivery:
         self._journal = journal
         self._settings = settings
         self._lease = lease
-        self.pending = False
+        self._pending = False
         """Whether Celery is to store the outcome and to send the callbacks, and has not failed to do so."""
         self.status = ""
         """The status of the outcome; empty until there is one."""
@@ -66,20 +66,21 @@ class OutcomeDelivery:
 
     def mark_pending(self, status: str) -> None:
         """The outcome is recorded, and Celery delivers it now. The lease keeps other workers from doing so, too."""
-        self.status, self.pending = status, True
+        self.status, self._pending = status, True
         if self._lease is not None:
             self._lease.keep()
 
     def mark_failed(self) -> None:
         """The outcome could not be delivered: a worker tries again, after pauses that grow."""
-        self.pending = False
+        self._pending = False
 
     def mark_impossible(self) -> None:
         """A callback can never be sent. A Retry tries it all the same."""
-        if self.pending:
+        if self._pending:
             self._journal.deliver(self._settings.failure_retention, arrived=False)
-            self.pending = False
+            self._pending = False
 
     def confirm(self) -> None:
-        """Celery has finished, and no failure was marked: tell the journal that the outcome is delivered."""
-        self._journal.deliver(self.retention(self.status))
+        """Celery has finished. If no failure was marked, tell the journal that the outcome is delivered."""
+        if self._pending:
+            self._journal.deliver(self.retention(self.status))

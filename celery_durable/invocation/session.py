@@ -147,7 +147,7 @@ class RunSession:
 
         Returns whether the outcome is delivered already, because the *result* was written together with it.
         """
-        if self.attempt is None or self.end_state is not EndState.OPEN:
+        if self.attempt is None or self.has_ended:
             return False
         return self._record_outcome(self.attempt, status, outcome, result)
 
@@ -184,7 +184,7 @@ class RunSession:
 
     def close_attempt(self) -> None:
         """End the attempt. The journal is told nothing more about it."""
-        if self.end_state is EndState.OPEN:
+        if not self.has_ended:
             self.end_state = EndState.UNRECORDED
         if self.attempt is not None:
             self.attempt.pulse.closed = True
@@ -200,8 +200,7 @@ class RunSession:
     def close(self) -> None:
         """End the session: tell the journal of the delivery, and give its connection back."""
         try:
-            if self.outcome.pending:
-                self.outcome.confirm()
+            self.outcome.confirm()
         except (JournalUnavailableError, Interrupt) as error:
             logger.error("the delivery of an outcome could not be recorded: %r", error)
         finally:

@@ -67,7 +67,7 @@ class Attempt:
     def draws(self) -> Draws:
         return Draws(self.pulse, self.state.seed, self._fields, self.order, self.outbox)
 
-    @cached_property
+    @_Part
     def siblings(self) -> Siblings:
         """The asyncio tasks of the attempt, if it has an ``async def`` body."""
         return Siblings(self.pulse, self.order.strands)

@@ -39,7 +39,8 @@ class _Context:
 
     __slots__ = ("_attempt",)
 
-    _attempt: Attempt
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
 
     @property
     def task_id(self) -> str:
@@ -115,7 +116,7 @@ class DurableContext(_Context):
     __slots__ = ("_driver",)
 
     def __init__(self, attempt: Attempt) -> None:
-        self._attempt = attempt
+        super().__init__(attempt)
         self._driver = InThread(attempt.pulse)
 
     @overload
@@ -193,7 +194,7 @@ class AsyncDurableContext(_Context):
     __slots__ = ("_driver",)
 
     def __init__(self, attempt: Attempt) -> None:
-        self._attempt = attempt
+        super().__init__(attempt)
         self._driver = OnLoop(attempt.pulse, attempt.outbox, attempt.siblings)
 
     @overload

@@ -192,7 +192,7 @@ def _body(fun: Callable[..., Any], bind: bool) -> Callable[..., Any]:
     def run(self: DurableTask[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
         invocation = invocation_of(self)
         args_fit_fast, open_context = _needed_by_bodies()
-        context = invocation.context or open_context(invocation)
+        context = open_context(invocation)
         head = (self, context) if bind else (context,)
         if not (as_written and args_fit_fast(fun, (*head, *args), kwargs)):
             own.bind(*args, **kwargs)

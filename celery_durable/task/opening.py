@@ -59,7 +59,7 @@ def _begin(invocation: Invocation) -> Attempt:
     session.delivery = delivery
     info = TaskInfo(
         delivery.task_id, task.name, request, _task_logger(task.name),
-        direct=mode is Mode.DIRECT, eager=mode is not Mode.WORKER and invocation.eager,
+        direct=mode is Mode.DIRECT, eager=invocation.eager,
         control_flow=(Retry, Ignore, Reject), limits=(SoftTimeLimitExceeded,),
         # In a worker, Celery calls the body outside of any atomic block. So every block was entered by the task.
         atomic_blocks={} if mode is Mode.WORKER else django.atomic_blocks(),

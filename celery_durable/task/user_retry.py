@@ -167,7 +167,7 @@ def _show_without_journal(invocation: Invocation, lost: JournalLost, error: Base
         backend.store_interim(invocation.task, invocation.request, interim)
     else:
         # The run may be suspended: only the reply is lost. Then the state was stored, and another attempt may have it.
-        backend.is_stored(invocation.request, interim)
+        backend.mark_stored(invocation.request, interim)
 
 
 def _send(invocation: Invocation, send: Callable[[], Any], delay: float, signature: Callable[[], Any]) -> Any:
