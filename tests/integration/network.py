@@ -7,12 +7,14 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from math import inf
 from typing import Any
 
 import pytest
 import redis.connection
 from typing_extensions import Self
 
+from celery_durable.drivers import pulse
 from tests.servers import RedisServer
 from tests.waiting import eventually
 
@@ -28,10 +30,15 @@ class Waits:
         """Fail unless what is done here waits exactly so often."""
         before = self.count
         yield
-        assert self.count - before == expected
+        count = self.count - before
+        assert count == expected, f"it has waited {count} times, not {expected} times"
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> Self:
-        """Watch all connections that are made from now on."""
+        """Watch all connections that are made from now on.
+
+        A machine that stands still for a second adds no wait: attempts do not ask then whether they may go on.
+        """
+        monkeypatch.setattr(pulse, "ASK_AFTER", inf)
         connect = redis.connection.Connection._connect  # noqa: SLF001  where the socket is made
         monkeypatch.setattr(
             redis.connection.Connection, "_connect", lambda connection: _WatchedSocket(connect(connection), self)
