@@ -35,11 +35,17 @@ def check_processes(expected: set[psutil.Process]) -> None:
     """End all processes of this test run but the expected ones, and fail when there were any."""
     if processes.alive() <= expected:
         return
-    # Some end by themselves: a moment after their parent, or, like the Erlang that RabbitMQ starts now and then to look
-    # for its port mapper, when they have begun. On a busy machine that takes many seconds.
-    with suppress(AssertionError):
-        eventually(lambda: processes.alive() <= expected, deadline=30)
+    with suppress(AssertionError):  # some end by themselves, a moment after their parent
+        eventually(lambda: processes.alive() <= expected, deadline=3)
+    if _looks_for_port_mapper(expected):
+        with suppress(AssertionError):
+            eventually(lambda: not _looks_for_port_mapper(expected), deadline=30)
     left = processes.alive() - expected
     commands = [f"{process.pid}: {processes.command_line(process)}" for process in left]
     processes.end(left)
     assert not left, f"processes left behind: {commands}"
+
+
+def _looks_for_port_mapper(expected: set[psutil.Process]) -> bool:
+    """Whether RabbitMQ has an Erlang look for its port mapper just now. On a busy machine that takes many seconds."""
+    return any("epmd-starter" in processes.command_line(process) for process in processes.alive() - expected)
