@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .commands import cancel
@@ -22,7 +23,10 @@ from .exceptions import (
     RetriesExhausted,
     RetryableError,
     RunNotCancellableError,
+    RunNotFound,
+    RunNotPurgeableError,
     RunNotRetryableError,
+    RunNotWakeableError,
     TaskCancelled,
     TerminalError,
 )
@@ -31,6 +35,7 @@ from .task.decorator import durable_task
 from .worker import startup as _startup  # noqa: F401  what workers check when they start
 
 if TYPE_CHECKING:
+    from .operate.runs import Runs
     from .steps.context import AsyncDurableContext, DurableContext, current_step
 
 __all__ = [
@@ -53,8 +58,12 @@ __all__ = [
     "RetryPolicy",
     "RetryableError",
     "RunNotCancellableError",
+    "RunNotFound",
+    "RunNotPurgeableError",
     "RunNotRetryableError",
+    "RunNotWakeableError",
     "RunOptions",
+    "Runs",
     "TaskCancelled",
     "TerminalError",
     "cancel",
@@ -63,13 +72,20 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """What only a body uses is loaded when it is first named: a process that only sends tasks does without it."""
-    if name not in ("AsyncDurableContext", "DurableContext", "current_step"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .steps import context
+_LATE = {
+    "AsyncDurableContext": "steps.context",
+    "DurableContext": "steps.context",
+    "Runs": "operate.runs",
+    "current_step": "steps.context",
+}
+"""What a process that only sends tasks does without; the module of each."""
 
-    value = globals()[name] = getattr(context, name)
+
+def __getattr__(name: str) -> Any:
+    """It is loaded when it is first named."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_LATE[name]}", __name__), name)
     return value
 
 

@@ -238,6 +238,18 @@ class JournalUnavailableError(DurableError):
     """Redis did not read or write the journal in time. The attempt ends, and Celery retries it."""
 
 
+class RunNotFound(DurableError, LookupError):
+    """There is no journal of this run: it has not begun, never used its context, or its retention is over."""
+
+
+class RunNotWakeableError(DurableError):
+    """The run does not wait: it is running, has ended, or has no journal."""
+
+
+class RunNotPurgeableError(DurableError):
+    """The run has not ended, its outcome is not delivered, or it has no journal."""
+
+
 class RunNotRetryableError(DurableError):
     """Somebody called the task ``celery_durable.retry`` for a run that did not end in FAILURE."""
 

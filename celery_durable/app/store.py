@@ -13,10 +13,11 @@ from celery_durable.delivery.backend import Interim
 from celery_durable.journal.port import Result
 from celery_durable.redis.client.cluster import Cluster
 from celery_durable.redis.client.pool import JournalConnectionPool
+from celery_durable.redis.index import Index
 from celery_durable.redis.journal import RedisJournal
 from celery_durable.redis.keys import Keys
 from celery_durable.redis.lease import Lease, LeaseKeeper
-from celery_durable.redis.runs import Runs
+from celery_durable.redis.runs import StoredRuns
 from celery_durable.redis.shards import Shards
 
 from .address import Address
@@ -42,7 +43,8 @@ class Store:
         self._keepers = {pool: LeaseKeeper(pool, timeout) for pool in self.shards.by_pool()}
         self.pool, self.leases = next(iter(self._keepers.items()))
         """The connections and the leases of one Redis; in a Cluster, those of the first shard."""
-        self.runs = Runs(self.shards, self.settings.lease)
+        self.runs = StoredRuns(self.shards, self.settings.lease)
+        self.index = Index(self.shards)
 
     def masters(self) -> list[JournalConnectionPool]:
         """The connections to each server that has runs.

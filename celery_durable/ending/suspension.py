@@ -26,7 +26,7 @@ from celery_durable.invocation import eager_journals
 from celery_durable.invocation.ends import Asleep, JournalUnavailable, Retried, Stalled
 from celery_durable.invocation.invocation import Invocation
 from celery_durable.invocation.session import RunSession
-from celery_durable.journal.layout import Status
+from celery_durable.journal.layout import Status, Wait
 from celery_durable.journal.port import NO_RESULT, Result
 from celery_durable.steps.attempt import Attempt
 from celery_durable.values.failure import portable, shown
@@ -40,6 +40,7 @@ JOURNAL_LOST_DELAY = 5.0
 
 _STALL_PAUSE, _LONGEST_STALL_PAUSE = 1.0, 30.0
 """Seconds until a stalled run is sent again, at most. The pause doubles from the first value to the second."""
+_WAITS = {backend.SUSPENDED: Wait.SLEEP, backend.STALLED: Wait.STALL}
 _MISFIT = ("position", "found", "found_build", "expected_build", "expected")
 
 
@@ -102,7 +103,7 @@ def _wait(
     session, _ = _opened(invocation)
     announcement = Announcement.of_wait(state, info, delay)
     told = {**message.resume_as_is(invocation.request), **(fields or {})}
-    suspend = partial(session.suspend, delay, told, though_cancelled=though_cancelled)
+    suspend = partial(session.suspend, delay, told, waits=_WAITS[state], though_cancelled=though_cancelled)
     _suspend_and_show(invocation, backend.Interim(state, info), suspend)
     return announcement
 

@@ -20,6 +20,7 @@ from celery_durable.drivers.info import TaskInfo
 from celery_durable.drivers.watchdog import watchdog
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 from celery_durable.interrupts import Interrupt, JournalLost, NotNow
+from celery_durable.journal.layout import Wait
 from celery_durable.journal.port import NO_RESULT, Busy, Delivery, Journal, JournalGone, Opened, Result
 from celery_durable.steps.attempt import Attempt
 
@@ -94,6 +95,7 @@ class RunSession:
         slack: float = 0.0,
         result: Result = NO_RESULT,
         *,
+        waits: str = Wait.RETRY,
         though_cancelled: bool = False,
     ) -> bool:
         """Record that the run goes on with another attempt, and store the *result* together with that.
@@ -103,6 +105,7 @@ class RunSession:
             fields: further fields of the journal.
             slack: seconds after that. If no message of the broker has brought the run back by then, a worker sends it.
             result: the state of the run, as the result backend stores it.
+            waits: what it waits for, a word of :class:`Wait`.
             though_cancelled: suspend it even if somebody has cancelled it. Else it is due at once.
 
         Returns whether that is done. False: the attempt has ended before, or the journal cannot store the result.
@@ -111,7 +114,9 @@ class RunSession:
             return False
         staged = self.attempt.drain_staged()
         words = {**staged, **fields}
-        suspend = partial(self.journal.suspend, delay, words, slack, result, though_cancelled=though_cancelled)
+        suspend = partial(
+            self.journal.suspend, delay, words, slack, result, waits=waits, though_cancelled=though_cancelled
+        )
         if not _tell(self.attempt, suspend):
             self.attempt.outbox.stage_again(staged)
             return False

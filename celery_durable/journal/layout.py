@@ -15,10 +15,14 @@ branches are numbered when they are made, in layout 1 when they first use the co
     failures, failing_since                        the task retry policy's count
     build        that of the code that began it    attempt_build  <n>:<build>, that of the newest attempt
     stalled      what kept the last attempt from going on, JSON: code that does not fit
+    waits, left  what a suspended run waits for (retry | sleep | stall), and since when (ms)
     outcome      how the run ended, JSON           delivered    1: the result backend has it, callbacks are sent
     cancel       requested | raised                resent       messages sent by recovery since the last attempt began
     reopened     the requests that have reopened it after a failure, one a line
     changed      how often self.retry() has changed the arguments
+    actions      what people have done with it, one JSON document a line: {"what", "by", "at"}
+    attempt.<n>  an attempt before the newest one: how it was left (what it waited for, or the status), when it began,
+                 when it was left (nothing: it died), its process, its build; the newest 100
     step:<n>     the n-th operation, an entry: {"name", "kind", "state", "attempts", ...}; "build" if another one than
                  the run's recorded it, "patches" that ctx.patched() let in before it
                  a step, whose kind is not written: started | retrying | done (with its "value") | failed | cancelled
@@ -59,6 +63,16 @@ class Status:
 
     LIVE = frozenset({RUNNING, SUSPENDED})
     ENDED = frozenset({SUCCEEDED, FAILED, REVOKED, IGNORED})
+
+
+class Wait:
+    """What a suspended run waits for."""
+
+    RETRY = "retry"
+    """A step, its task or the broker has it executed again."""
+    SLEEP = "sleep"
+    STALL = "stall"
+    """A worker whose code fits its journal."""
 
 
 class Kind:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from .layout import UNBRANCHED, Fields, Status, new_seed
+from .layout import UNBRANCHED, Fields, Status, Wait, new_seed
 from .port import NO_RESULT, Delivery, Finished, Opened, OpenResult, Result
 
 _NOT_REOPENED = (Status.SUCCEEDED.encode(), Status.FAILED.encode())
@@ -63,6 +63,7 @@ class MemoryJournal:
         slack: float = 0.0,  # noqa: ARG002
         result: Result = NO_RESULT,  # noqa: ARG002
         *,
+        waits: str = Wait.RETRY,  # noqa: ARG002
         though_cancelled: bool = False,  # noqa: ARG002
     ) -> bool:
         self.send({**fields, "status": Status.SUSPENDED})

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from celery_durable.exceptions import JournalUnavailableError
 
-from .layout import Fields
+from .layout import Fields, Wait
 
 LONGEST_READ = 5.0
 """Seconds that a reply may take. A connection that takes longer is closed."""
@@ -186,10 +186,12 @@ class Journal(Protocol):
         slack: float = 0.0,
         result: Result = NO_RESULT,
         *,
+        waits: str = Wait.RETRY,
         though_cancelled: bool = False,
     ) -> bool:
         """Give the lease back until *delay* seconds from now, and store the *result* in the same act.
 
+        *waits* says what the run waits for, for those who look at it.
         If no message has begun an attempt *slack* seconds after that, a worker sends one. A run that was asked to
         cancel does not wait. *though_cancelled*: it waits, because this attempt knew, and could not tell the code.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from celery_durable.exceptions import ConfigurationError, JournalUnavailableError, JournalUnreadableError
 from celery_durable.interrupts import Fenced
-from celery_durable.journal.layout import Cancellation
+from celery_durable.journal.layout import Cancellation, Wait
 from celery_durable.journal.port import (
     NO_RESULT,
     Delivery,
@@ -110,9 +110,11 @@ class RedisJournal:
         slack: float = 0.0,
         result: Result = NO_RESULT,
         *,
+        waits: str = Wait.RETRY,
         though_cancelled: bool = False,
     ) -> bool:
-        return self._end_with_result("suspend", [ms(delay), ms(slack), int(though_cancelled)], fields, result)
+        facts = [ms(delay), ms(slack), int(though_cancelled)]
+        return self._end_with_result("suspend", facts, fields, result, waits)
 
     def finish(self, status: str, fields: Mapping[str, str]) -> None:
         self._end("finish", [status, ms(self._lease)], fields)
@@ -120,8 +122,10 @@ class RedisJournal:
     def conclude(self, fields: Mapping[str, str], keep: float, result: Result) -> bool:
         return self._end_with_result("conclude", [ms(keep)], fields, result)
 
-    def _end_with_result(self, script_name: str, facts: list[Any], fields: Mapping[str, str], result: Result) -> bool:
-        facts = [*facts, result.text, result.expires, result.lasting]
+    def _end_with_result(
+        self, script_name: str, facts: list[Any], fields: Mapping[str, str], result: Result, *further: str
+    ) -> bool:
+        facts = [*facts, result.text, result.expires, result.lasting, *further]
         if result is NO_RESULT:
             self._end(script_name, facts, fields)
             return True

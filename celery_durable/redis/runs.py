@@ -45,8 +45,8 @@ class Claims(NamedTuple):
     """The ids of runs that had not ended, and whose journals are gone."""
 
 
-class Runs:
-    """All runs of an app."""
+class StoredRuns:
+    """All runs of an app, as Redis keeps them."""
 
     def __init__(self, shards: Shards, lease: float) -> None:
         self._shards = shards
@@ -98,6 +98,23 @@ class Runs:
         cancelled = dated_call("cancel", self.keys(task_id).all, task_id)
         [[status, ended]] = self._ask(task_id, cancelled, timeout=SHORT_TIMEOUT)
         return status.decode(), int(ended or 0)
+
+    def wake(self, task_id: str) -> str:
+        """End the wait of a suspended run now. Returns its status before."""
+        [status] = self._act("wake", task_id)
+        return str(status.decode())
+
+    def purge(self, task_id: str) -> tuple[str, bool]:
+        """Delete the journal of a run that has ended and is delivered. Returns its status, and whether that is done."""
+        [[status, purged]] = self._act("purge", task_id)
+        return status.decode(), bool(purged)
+
+    def note(self, task_id: str, what: str, by: str) -> None:
+        """Keep in the journal that *by* has done this, now."""
+        self._act("note", task_id, what, by)
+
+    def _act(self, script_name: str, task_id: str, *facts: str) -> list[Any]:
+        return self._ask(task_id, dated_call(script_name, self.keys(task_id).all, *(facts or (task_id,))))
 
     def is_known(self, task_id: str) -> bool:
         """Whether an attempt of the run has begun, and its journal is still there."""

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
+from math import inf
 from typing import Any
 
 from celery_durable.app.store import store_of
@@ -33,6 +34,8 @@ _LONGEST_STOP = 2.0
 """Seconds for which a worker that stops waits for the present look."""
 _SHORT_INTERVAL = 0.05
 """Seconds until the next look if the last one has not seen all runs."""
+_SWEEP_INTERVAL = 60.0
+"""Seconds between two sweeps of the index."""
 _REMINDER = 60.0
 """Seconds after which a failure that goes on is logged again."""
 
@@ -50,10 +53,12 @@ class Recovery:
         self._tasks = sorted(name for name, task in app.tasks.items() if isinstance(task, DurableTask))
         self._accept = frozenset(app.conf.accept_content)
         self._found: list[Claims] | None = None
+        self._swept_at = -inf
 
     def recover(self) -> tuple[int, int]:
         """Look once, and send the runs that are found. Returns how many were sent, and how many could not be."""
         with no_fork:
+            self._sweep_index()
             self._found = self.store.runs.claim(self._tasks, self._found)
         for task_id in [task_id for each in self._found for task_id in each.lost]:
             with no_fork:
@@ -61,6 +66,11 @@ class Recovery:
         claimed = [run for each in self._found for run in each.runs]
         sent = self._send(claimed)
         return sent, len(claimed) - sent
+
+    def _sweep_index(self) -> None:
+        if time.monotonic() - self._swept_at >= _SWEEP_INTERVAL:
+            self.store.index.sweep()
+            self._swept_at = time.monotonic()
 
     @property
     def pause(self) -> float:

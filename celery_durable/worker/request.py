@@ -26,7 +26,7 @@ from celery_durable.delivery.message import ARGUMENTS, HEADER, RECEIVED, SEED, S
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.journal.layout import Status
 from celery_durable.redis.replies import ReleaseResult
-from celery_durable.redis.runs import Runs
+from celery_durable.redis.runs import StoredRuns
 from celery_durable.seams.kombu import serializer_of
 from celery_durable.seams.requests import OpenRequest, request_class
 
@@ -164,14 +164,14 @@ class DurableRequest(OpenRequest):
         With *pid*, only if that process has the run.
         """
 
-        def end(runs: Runs) -> bool:
+        def end(runs: StoredRuns) -> bool:
             keep = self.task.durable_settings.failure_retention  # type: ignore[attr-defined]
             owner = "" if pid is None else owner_name(pid)
             return runs.terminate(self.id, status, keep, outcome.encode_error(error), owner=owner)
 
         return self._ask_journal(end, "its end could not be recorded")
 
-    def _ask_journal(self, question: Callable[[Runs], T], otherwise: str) -> T | None:
+    def _ask_journal(self, question: Callable[[StoredRuns], T], otherwise: str) -> T | None:
         try:
             return question(store_of(self.app).runs)
         except ConfigurationError:

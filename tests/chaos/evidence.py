@@ -83,6 +83,8 @@ class Run:
     """All that happened in its round."""
     lapses: list[str] = field(default_factory=list)
     """Where the journal still keeps it at the end: among the leases, or among the runs that are due."""
+    headings: list[str] = field(default_factory=list)
+    """Where it is in the index at the end."""
     children: dict[str, "Run"] = field(default_factory=dict)
     """The runs that it sent, by the place of the sending."""
 

@@ -74,6 +74,7 @@ class _Author:
         result = {"status": "FAILURE", "result": _failure(error, self._run.id)}
         self._result(result if error else {"status": "SUCCESS", "result": seen})
         self._record(delivered="1")
+        self._run.headings = ["failed" if error else "succeeded"]
 
     # -- operations
 

@@ -380,6 +380,12 @@ def every_run_ends(run: Run) -> Iterator[str]:
         yield f"the run has ended, and is still among the {run.lapses}"
 
 
+def the_index_says_what_has_become_of_it(run: Run) -> Iterator[str]:
+    """I17. It is under one heading, whoever has moved it, and in which order."""
+    if run.writes and run.headings != [run.journal.get("status")]:
+        yield f"the journal says {run.journal.get('status')}, and it is in the index under {run.headings}"
+
+
 # -- crowds ------------------------------------------------------------------------------------------------------------
 
 
@@ -448,6 +454,7 @@ INVARIANTS_OF_A_CROWD: tuple[Invariant, ...] = (
     the_outcome_is_written_once,
     every_attempt_that_is_cut_short_has_a_cause,
     every_run_ends,
+    the_index_says_what_has_become_of_it,
 )
 
 INVARIANTS: list[Invariant] = [
@@ -475,6 +482,7 @@ INVARIANTS: list[Invariant] = [
     every_attempt_that_is_cut_short_has_a_cause,
     a_poison_is_parked,
     every_run_ends,
+    the_index_says_what_has_become_of_it,
 ]
 
 

@@ -230,7 +230,7 @@ class Round:
 
     def _complete(self, stage: Stage, struck: list[Struck]) -> None:
         """Give each run what the servers and the faults know of it."""
-        kept = stage.kept()
+        kept, headings = stage.kept(), stage.headings()
         writes: dict[str, list[Write]] = defaultdict(list)
         results: dict[str, list[Write]] = defaultdict(list)
         for write in history.read(stage.journal.directory):
@@ -243,6 +243,7 @@ class Round:
             run.writes, run.results = writes[run.id], results[run.id]
             run.faults = struck
             run.lapses = kept.get(run.id, [])
+            run.headings = headings.get(run.id, [])
 
 
 def _dump(found: list[Violation]) -> str:

@@ -138,7 +138,7 @@ class Stage:
         arguments += ["--pool=prefork", f"--concurrency={self.terms.concurrency}"]
         arguments += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         log = self.folder / f"{name}.log"
-        # The code of the one whose place it takes.
+        # The code of the one whose heading it takes.
         missing = Counter(self.terms.builds) - Counter(worker.build for worker in self.workers)
         build = next(iter(missing), self.terms.builds[0])
         env = {TERMS_VARIABLE: json.dumps(self._terms_of_a_worker(build))}
@@ -237,6 +237,15 @@ class Stage:
     def has_begun(self, run: str) -> bool:
         with self.journal.client() as client:
             return any(client.scan_iter(match=f"durable:*:run:{run}", count=1000))
+
+    def headings(self) -> dict[str, list[str]]:
+        """Return where runs are in the index."""
+        found: dict[str, list[str]] = {}
+        with self.journal.client() as client:
+            for key in client.scan_iter(match="durable:*:index:*", count=1000):
+                for run in client.zrange(key, 0, -1):
+                    found.setdefault(run, []).append(key.split(":index:")[1].partition(":")[0])
+        return found
 
     def kept(self) -> dict[str, list[str]]:
         """Return the runs that stand among the leases, or among those that are due."""

@@ -289,6 +289,11 @@ def a_run_that_keeps_its_lease(run: Run) -> None:
     run.lapses.append("leases")
 
 
+@spoilt("the_index_says_what_has_become_of_it")
+def a_run_that_is_in_two_places(run: Run) -> None:
+    run.headings.append("retry")
+
+
 @pytest.mark.parametrize(("spoil", "noticed"), SPOILT)
 def test_what_contradicts_an_invariant_is_noticed(spoil: Spoil, noticed: set[str]) -> None:
     run = flawless(saga_program())

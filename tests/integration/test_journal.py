@@ -493,6 +493,7 @@ def test_retry_forgets_what_the_budgets_counted_and_reopens_the_last_failure(
     assert isinstance(verdict, Opened)
     assert (verdict.number, verdict.recoveries, verdict.reopened) == (2, 0, True)
     fields = redis_client.hgetall(store.keys(task_id).run)
+    assert fields.pop("attempt.1").startswith("failed ")
     assert {name: value for name, value in fields.items() if ":" in name} == kept
     assert fields["seed"] == seed
     assert fields.keys() & {"outcome", "ended", "delivered", "failures", "failing_since", "due"} == set()

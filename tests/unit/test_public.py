@@ -15,7 +15,7 @@ from celery_durable.steps import context
 PROMISED = {
     "durable_task", "DurableTask", "DurableContext", "AsyncDurableContext", "RunOptions", "RetryPolicy", "current_step",
     "DurableError", "TerminalError", "RetryableError", "RetriesExhausted", "JournalMismatchError", "ContextInStepError",
-    "EntryNotRecordableError", "RecoveryLimitExceeded", "ConfigurationError", "TaskCancelled", "cancel",
+    "EntryNotRecordableError", "RecoveryLimitExceeded", "ConfigurationError", "TaskCancelled", "cancel", "Runs",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@
 --include in_time
 local most, skips, pause = tonumber(ARGV[2]), {tonumber(ARGV[3]), tonumber(ARGV[4])}, tonumber(ARGV[5])
 local longest = 24 * 3600000
+local index = string.sub(KEYS[1], 1, -7) .. 'index'  -- see parts/index.lua
 local ours = {}
 for i = 6, #ARGV do ours[ARGV[i]] = true end
 
@@ -15,7 +16,7 @@ local found, lost, not_ours = {}, {}, 0
 
 local function claim(id)
   local key = ARGV[1] .. id
-  local run = redis.pcall('HMGET', key, 'status', 'delivered', 'v', 'task', 'call', 'resume', 'resent')
+  local run = redis.pcall('HMGET', key, 'status', 'delivered', 'v', 'task', 'call', 'resume', 'resent', 'created')
   if run.err then
     -- Under this key is something else. The other runs must still be found.
     not_ours = not_ours + 1
@@ -39,6 +40,10 @@ local function claim(id)
     redis.call('HSET', key, 'resent', resent + 1)
     redis.call('ZREM', KEYS[1], id)
     redis.call('ZADD', KEYS[2], now + math.min(pause * 4 ^ math.min(resent, 20), longest), id)
+    if run[1] == 'running' then
+      redis.call('ZADD', index .. ':running:' .. run[4], run[8], id)
+      redis.call('SADD', index, run[4])
+    end
     found[#found + 1] = {id, run[1], run[4], run[5], run[6] or ''}
   end
 end

@@ -6,8 +6,8 @@
 -- (then no outcome is written)
 --include write
 --include store_result
-local fence = redis.call('HGET', KEYS[1], 'fence')
-if fence ~= ARGV[1] then return fence and 0 or -1 end
+local run = redis.call('HMGET', KEYS[1], 'fence', 'task', 'created')
+if run[1] ~= ARGV[1] then return run[1] and 0 or -1 end
 local refused = KEYS[4] and store_result(KEYS[4], ARGV[4], ARGV[5], ARGV[6])
 if refused then return refused end
 local time = redis.call('TIME')
@@ -15,4 +15,10 @@ write(7, {'status', 'succeeded', 'ended', time[1] * 1000 + math.floor(time[2] / 
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('ZREM', KEYS[2], ARGV[2])
 redis.call('ZREM', KEYS[3], ARGV[2])
+-- parts/index.lua has more than is needed here, and this script runs once per task.
+local index = string.sub(KEYS[2], 1, -7) .. 'index'
+local key = index .. ':succeeded:' .. run[2]
+redis.call('ZADD', key, run[3], ARGV[2])
+if redis.call('ZCARD', key) == 1 then redis.call('SADD', index, run[2]) end
+redis.call('ZREM', index .. ':running:' .. run[2], ARGV[2])  -- its process may have seemed to be lost
 return 1

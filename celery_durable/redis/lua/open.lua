@@ -29,7 +29,24 @@ if not redis.call('HGET', run, 'status') then
   return create()
 end
 
+--include index
+local known = redis.call('HMGET', run, 'status', 'v', 'task', 'fingerprint', 'nesting', 'attempt', 'fence', 'due',
+                         'progress', 'recoveries', 'changed', 'stalled', 'waits', 'created', 'left', 'ended')
+local status, stalled = known[1], known[12] and known[12] ~= ''
+
+-- What is kept of an attempt when the next one begins; of the newest, the fields of the run say it.
+-- (How it was left, when it began, when it was left, its process, its build. A process that died has left no word.)
+local function remember(attempt)
+  local its = redis.call('HMGET', run, 'opened', 'owner', 'attempt_build')
+  local left = status == 'suspended' and known[15] or status == 'failed' and known[16]
+  local facts = {heading_of(status, known[13]), its[1] or '', left or '', its[2] or '', its[3] or ''}
+  redis.call('HSET', run, 'attempt.' .. attempt, table.concat(facts, ' '))
+  redis.call('HDEL', run, 'attempt.' .. attempt - 100)
+end
+
 local function begin(recoveries, reopened)
+  remember(known[6])
+  leave(id, heading_of(status, known[13]), task)
   local attempt = redis.call('HINCRBY', run, 'attempt', 1)
   -- An entry without a build is of the build that began the run. But version 0.1.0, which may run beside this one,
   -- names no build. If it has run an attempt since, the builds of such entries are not known any more.
@@ -38,7 +55,7 @@ local function begin(recoveries, reopened)
   if builds[1] and last ~= attempt - 1 then redis.call('HSET', run, 'build', '') end
   redis.call('HSET', run, 'status', 'running', 'fence', fence, 'owner', ARGV[13], 'opened', now, 'recoveries', recoveries,
              'attempt_build', attempt .. ':' .. build)
-  redis.call('HDEL', run, 'due', 'resent')
+  redis.call('HDEL', run, 'due', 'resent', 'waits', 'left')
   redis.call('ZREM', due, id)
   redis.call('ZADD', leases, now + lease, id)
   return {'open', attempt, now, recoveries, reopened}
@@ -50,10 +67,6 @@ local function renew_budgets()
   redis.call('HDEL', run, 'outcome', 'ended', 'delivered', 'failures', 'failing_since', 'resume', 'cancel', 'stalled')
   redis.call('PERSIST', run)
 end
-
-local known = redis.call('HMGET', run, 'status', 'v', 'task', 'fingerprint', 'nesting', 'attempt', 'fence', 'due',
-                         'progress', 'recoveries', 'changed', 'stalled')
-local status, stalled = known[1], known[12] and known[12] ~= ''
 
 local function known_run()
   -- This very call has begun the attempt. It was sent again, because its reply was lost, or it is a late copy.
@@ -71,6 +84,7 @@ local function known_run()
     -- Task.replace() gives the id to another task. That is a run of its own. It begins when the replaced one has ended.
     if held then return {'replaced', 250} end
     redis.call('DEL', run)
+    leave(id, heading_of(status, known[13]), known[3])
     return create()
   end
   if nesting < tonumber(known[5]) or known[3] ~= task then return {'id_conflict', known[3]} end
@@ -111,6 +125,8 @@ local function known_run()
     return begin(0, 1)
   end
 
+  -- Its process seemed to be lost, and has ended the run all the same.
+  leave(id, 'running', task)
   if redis.call('HEXISTS', run, 'delivered') == 0 then
     -- The worker that delivers the outcome has the lease, so its callbacks and the like are sent once.
     if expiry and tonumber(expiry) > now then return {'busy', tonumber(expiry) - now} end

@@ -2,7 +2,8 @@
 -- KEYS run, leases, due   ARGV id, 'fence' or 'owner', its value, 1 if that is no sign of a poison pill
 -- Replies 1 if the run goes on, or if this process has ended it by a failure, which is delivered; 3 if its success is
 -- delivered; 2 if another process has ended it in another way; 0 if there is no journal
-local run = redis.call('HMGET', KEYS[1], 'status', 'delivered', ARGV[2], 'attempt')
+--include index
+local run = redis.call('HMGET', KEYS[1], 'status', 'delivered', ARGV[2], 'attempt', 'task', 'created')
 if not run[1] then return 0 end
 local held, value = run[3] or '', ARGV[3]
 if ARGV[2] == 'fence' then
@@ -17,6 +18,7 @@ if own and live and run[1] ~= 'suspended' then
   local time = redis.call('TIME')
   redis.call('ZREM', KEYS[2], ARGV[1])
   redis.call('ZADD', KEYS[3], time[1] * 1000 + math.floor(time[2] / 1000), ARGV[1])
+  if run[1] == 'running' then enter(ARGV[1], run[1], run[5], run[6]) end
 end
 if live then return 1 end
 return run[1] == 'succeeded' and 3 or own and 1 or 2

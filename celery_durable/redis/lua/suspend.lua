@@ -4,12 +4,13 @@
 -- that was frozen before it says so cannot replace the state of a run that has gone on without it.
 -- KEYS run, leases, due [, result]
 -- ARGV fence, id, delay ms, slack ms, 1 (it waits even if it was asked to cancel), result, seconds it is kept
---   (0: for ever), what a result begins with that stays, field, value, ...
+--   (0: for ever), what a result begins with that stays, what it waits for, field, value, ...
 -- Replies 1, 0 to a stale attempt or connection or if an outcome is delivered, -1 if there is no journal, the error by
 -- which Redis refuses the result (then the run is not suspended)
 --include write
 --include store_result
-local run = redis.call('HMGET', KEYS[1], 'fence', 'cancel', 'delivered', 'status')
+--include index
+local run = redis.call('HMGET', KEYS[1], 'fence', 'cancel', 'delivered', 'status', 'task', 'created')
 if run[1] ~= ARGV[1] or run[3] then return run[1] and 0 or -1 end
 -- The call was sent again, because its reply was lost. The wait has begun, and does not last longer for that.
 if run[4] == 'suspended' then return 1 end
@@ -19,8 +20,11 @@ local delay, slack = tonumber(ARGV[3]), tonumber(ARGV[4])
 -- A run that was asked to cancel does not wait.
 if run[2] == 'requested' and ARGV[5] ~= '1' then delay, slack = 0, 0 end
 local time = redis.call('TIME')
-local at = time[1] * 1000 + math.floor(time[2] / 1000) + delay
-write(9, {'status', 'suspended', 'due', at})
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local at = now + delay
+write(10, {'status', 'suspended', 'due', at, 'waits', ARGV[9], 'left', now})
+leave(ARGV[2], run[4], run[5])
+enter(ARGV[2], ARGV[9], run[5], run[6])
 redis.call('ZREM', KEYS[2], ARGV[2])
 redis.call('ZADD', KEYS[3], at + slack, ARGV[2])
 return 1

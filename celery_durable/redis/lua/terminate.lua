@@ -2,7 +2,8 @@
 -- KEYS run, leases, due   ARGV id, fence, status, ttl ms, owner ('' for any), field, value, ..., until when
 -- Replies 1, or 0 if there is no live run or if another process has it
 --include in_time
-local run = redis.call('HMGET', KEYS[1], 'status', 'fence', 'owner')
+--include index
+local run = redis.call('HMGET', KEYS[1], 'status', 'fence', 'owner', 'waits', 'task', 'created')
 if run[1] ~= 'running' and run[1] ~= 'suspended' then
   -- 1: this call has ended it before. It is sent again because its reply was lost, or because its caller could
   -- not tell everybody.
@@ -14,4 +15,6 @@ redis.call('HSET', KEYS[1], 'status', ARGV[3], 'fence', ARGV[2], 'delivered', 1,
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
+leave(ARGV[1], heading_of(run[1], run[4]), run[5])
+enter(ARGV[1], ARGV[3], run[5], run[6])
 return 1

@@ -1,0 +1,13 @@
+"""``celery durable ...``: a plugin of the ``celery`` command, found by its entry point."""
+
+from celery_durable.worker import control  # noqa: F401  so that `celery control` knows durable_cancel
+
+from .acting import cancel, purge, retry, wake
+from .group import durable
+from .looking import list_, show
+from .recovery import recover
+
+for _command in (list_, show, retry, cancel, wake, purge, recover):
+    durable.add_command(_command)
+
+__all__ = ["durable"]

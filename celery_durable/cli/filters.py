@@ -1,0 +1,45 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import click
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document per line.")
+
+
+class _When(click.ParamType):  # type: ignore[type-arg] # older versions take no argument
+    name = "time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
+        try:
+            when = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is no time: write it as 2030-01-31T12:00:00+00:00", param, ctx)
+        return when if when.tzinfo is not None else when.astimezone()
+
+
+def _in_capitals(_ctx: Any, _param: Any, value: tuple[str, ...]) -> list[str] | None:
+    return [word.upper() for word in value] or None
+
+
+def _or_none(_ctx: Any, _param: Any, value: tuple[str, ...]) -> tuple[str, ...] | None:
+    return value or None
+
+
+_FILTERS = (
+    click.option("--state", multiple=True, callback=_in_capitals, help="Only runs in this state; may be repeated."),
+    click.option("--task", multiple=True, callback=_or_none, help="Only runs of this task; may be repeated."),
+    click.option("--since", type=_When(), help="Only runs that were created at this time or later (ISO 8601)."),
+    click.option("--until", type=_When(), help="Only runs that were created at this time or earlier."),
+)
+
+
+def filtered(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that choose runs: ``state``, ``task``, ``since``, ``until``."""
+    for option in reversed(_FILTERS):
+        command = option(command)
+    return command

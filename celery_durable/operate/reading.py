@@ -1,0 +1,182 @@
+"""Reads a record from the fields of a journal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from math import inf
+from typing import Any
+
+from celery import states
+
+from celery_durable.delivery import backend
+from celery_durable.delivery.call import Call
+from celery_durable.journal.layout import Fields, Kind, State, Status, Wait
+from celery_durable.journal.positions import in_order
+
+from .records import ActionRecord, AttemptRecord, Run, StepRecord
+
+STATE_OF_HEADING = {
+    Status.RUNNING: states.STARTED,
+    Wait.RETRY: states.RETRY,
+    Wait.SLEEP: backend.SUSPENDED,
+    Wait.STALL: backend.STALLED,
+    Status.SUSPENDED: backend.SUSPENDED,
+    **backend.STATES_OF_ENDED,
+    Status.IGNORED: states.IGNORED,
+}
+"""Where a run is in the index → its state."""
+
+SUMMARY = (
+    b"status", b"waits", b"task", b"call", b"created", b"opened", b"ended", b"owner", b"build", b"due", b"stalled",
+    b"outcome", b"attempt",
+)  # fmt: skip
+"""The fields that a list of runs needs."""
+
+DIED = "DIED"
+_LONGEST_PREVIEW = 200
+_LONGEST_ERROR = 500
+
+
+def heading_of(fields: Fields) -> str:
+    """Where the run belongs in the index."""
+    status = fields[b"status"].decode()
+    return fields.get(b"waits", b"suspended").decode() if status == Status.SUSPENDED else status
+
+
+def read_run(task_id: str, fields: Fields, lease_ms: float | None, accept: frozenset[str], *, whole: bool) -> Run:
+    """The record of a run. Not *whole*: without its attempts and steps."""
+    call = _call_of(fields, accept)
+    steps = tuple(_steps(fields)) if whole else ()
+    live = heading_of(fields) not in Status.ENDED
+    return Run(
+        id=task_id,
+        task=_text(fields, b"task"),
+        state=STATE_OF_HEADING.get(heading_of(fields), heading_of(fields)),
+        args=None if call is None else call.args,
+        kwargs=None if call is None else call.kwargs,
+        created=_time(fields, b"created") or _EPOCH,
+        began=_time(fields, b"opened") or _EPOCH,
+        ended=None if live else _time(fields, b"ended"),
+        worker=_text(fields, b"owner"),
+        lease=_at(lease_ms) if lease_ms and live else None,
+        waits_for=_waits_for(fields, steps),
+        until=_time(fields, b"due") if _text(fields, b"status") == Status.SUSPENDED else None,
+        build=_text(fields, b"build"),
+        error=_error_of(json.loads(fields.get(b"outcome", b"{}")).get("error")),
+        attempts=tuple(_attempts(fields)) if whole else (),
+        steps=steps,
+        actions=tuple(_actions(fields)) if whole else (),
+    )
+
+
+# -- its parts ---------------------------------------------------------------------------------------------------------
+
+
+def _attempts(fields: Fields) -> Iterator[AttemptRecord]:
+    newest = int(fields.get(b"attempt", b"1"))
+    for number in range(1, newest):
+        past = fields.get(b"attempt.%d" % number)
+        if past is not None:
+            how, began, left, owner, build = past.decode().split(" ", 4)
+            state = DIED if how == Status.RUNNING else STATE_OF_HEADING.get(how, how)
+            times = _at(began or 0), _at(left) if left else None
+            yield AttemptRecord(number, *times, state, owner, _build(build, fields))
+    status = _text(fields, b"status")
+    ended = _time(fields, b"left" if status == Status.SUSPENDED else b"ended")
+    state = STATE_OF_HEADING.get(heading_of(fields), heading_of(fields))
+    times = _time(fields, b"opened") or _EPOCH, ended
+    yield AttemptRecord(newest, *times, state, _text(fields, b"owner"), _build(_text(fields, b"attempt_build"), fields))
+
+
+def _actions(fields: Fields) -> Iterator[ActionRecord]:
+    for line in _text(fields, b"actions").splitlines():
+        action = json.loads(line)
+        yield ActionRecord(action["what"], action["by"], _at(action["at"]))
+
+
+def _build(attempt_build: str, fields: Fields) -> str:
+    # The first attempt has the build of the run.
+    return attempt_build.partition(":")[2] if attempt_build else _text(fields, b"build")
+
+
+def _steps(fields: Fields) -> Iterator[StepRecord]:
+    entries = {name[len(b"step:") :].decode(): text for name, text in fields.items() if name.startswith(b"step:")}
+    # The entry of a sleep is not replaced when it is over. One that is not over was not when the run was suspended.
+    left = int(fields.get(b"left") or 0) if _text(fields, b"status") == Status.SUSPENDED else inf
+    for place in sorted(entries, key=in_order):
+        entry = json.loads(entries[place])
+        if entry["state"] == State.SLEEPING and entry["until"] <= left:
+            entry["state"] = State.DONE
+        yield _step(place, entry)
+
+
+def _step(place: str, entry: dict[str, Any]) -> StepRecord:
+    ended = entry.get("until", entry.get("at"))
+    return StepRecord(
+        kind=entry.get("kind", Kind.SLEEP if "until" in entry else Kind.STEP),
+        name=entry["name"],
+        place=place,
+        state=entry["state"],
+        executions=entry["attempts"],
+        first=_at(entry["first"]) if "first" in entry else None,
+        at=None if ended is None else _at(ended),
+        ms=entry.get("ms"),
+        error=_error_of(entry.get("error")),
+        preview=_preview(entry) if "value" in entry else "",
+    )
+
+
+def _preview(entry: dict[str, Any]) -> str:
+    if "serializer" in entry:
+        return f"<{entry['serializer']}, {len(entry['value'])} characters>"
+    return _cut(json.dumps(entry.get("value"), ensure_ascii=False), _LONGEST_PREVIEW)
+
+
+def _waits_for(fields: Fields, steps: tuple[StepRecord, ...]) -> str:
+    if _text(fields, b"status") != Status.SUSPENDED:
+        return ""
+    waits = heading_of(fields)
+    if waits == Wait.STALL:
+        misfit = json.loads(fields.get(b"stalled") or b"{}")
+        return f"code that fits: {misfit.get('found', '?')} is recorded at {misfit.get('position', '?')}"
+    waiting = {Wait.RETRY: State.RETRYING, Wait.SLEEP: State.SLEEPING}.get(waits)
+    names = [repr(step.name) for step in steps if step.state == waiting]
+    what = {Wait.RETRY: "its next attempt", Wait.SLEEP: "the end of a sleep"}.get(waits, "its due time")
+    return f"{what}: {', '.join(names)}" if names else what
+
+
+def _call_of(fields: Fields, accept: frozenset[str]) -> Call | None:
+    try:
+        return Call.load(fields[b"call"], accept)
+    except Exception:  # another serializer, or a journal that was damaged: the rest is shown all the same
+        return None
+
+
+def _error_of(facts: dict[str, Any] | None) -> str:
+    if not facts:
+        return ""
+    return _cut(f"{facts.get('type', 'Exception')}: {facts.get('message', '')}".replace("\n", " "), _LONGEST_ERROR)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+# -- times -------------------------------------------------------------------------------------------------------------
+
+
+def _at(ms: float | str) -> datetime:
+    return datetime.fromtimestamp(float(ms) / 1000, timezone.utc)
+
+
+_EPOCH = _at(0)
+
+
+def _time(fields: Fields, name: bytes) -> datetime | None:
+    return _at(fields[name].decode()) if fields.get(name) else None
+
+
+def _text(fields: Fields, name: bytes) -> str:
+    return fields.get(name, b"").decode()

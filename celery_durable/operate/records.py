@@ -1,0 +1,116 @@
+"""What is shown of a run, of its attempts and of its steps. The records are frozen: they say how things were."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A step or a wait of a run, as its journal says it.
+
+    Attributes:
+        kind: ``step`` or ``sleep``.
+        name: its name.
+        place: its position in program order (``3``; ``2.1`` is the first of the second branch).
+        state: ``started``, ``retrying``, ``done``, ``failed``, ``cancelled``, or ``sleeping``.
+        executions: how often it was started.
+        first: when it was first started, if that is recorded (aware datetime, UTC).
+        at: when it ended (aware datetime), or when its sleep is over; None: it has not.
+        ms: how long its last execution took, in milliseconds.
+        error: its last error, as one line; empty if there was none.
+        preview: what it returned, as text that is cut to 200 characters.
+    """
+
+    kind: str
+    name: str
+    place: str
+    state: str
+    executions: int
+    first: datetime | None = None
+    at: datetime | None = None
+    ms: int | None = None
+    error: str = ""
+    preview: str = ""
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """An attempt of a run.
+
+    Attributes:
+        number: the first is 1.
+        began: when it began (aware datetime, UTC).
+        ended: when it ended; None: it has not, or it died, and nobody knows when.
+        how: the state in which it left the run (``RETRY``, ``SUSPENDED``, ``STALLED``, ``FAILURE``, ...); ``STARTED``:
+            it goes on; ``DIED``: its process was lost.
+        worker: the host, the worker (a token) and the process that had it.
+        build: the build of its code; empty if it is not known.
+    """
+
+    number: int
+    began: datetime
+    ended: datetime | None
+    how: str
+    worker: str
+    build: str
+
+
+@dataclass(frozen=True)
+class ActionRecord:
+    """What somebody has done with a run.
+
+    Attributes:
+        what: ``retry``, ``cancel``, or ``wake``.
+        by: who; empty: nobody has said.
+        at: when (aware datetime, UTC, by Redis' clock).
+    """
+
+    what: str
+    by: str
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, as its journal says it.
+
+    Attributes:
+        id: the id of the task.
+        task: the name of the task.
+        state: Celery's state (``STARTED``, ``RETRY``, ``SUCCESS``, ``FAILURE``, ``REVOKED``, ``IGNORED``), or
+            ``SUSPENDED`` (it sleeps), or ``STALLED`` (it waits for code that fits its journal).
+        args, kwargs: its arguments. None: this process does not read their serializer.
+        created: when its first attempt began (aware datetime, UTC, by Redis' clock, as all times here).
+        began: when its newest attempt began.
+        ended: when it ended; None: it is live.
+        worker: what has, or had, its newest attempt.
+        lease: until when that attempt has the run, if it is not renewed; None: nobody has it.
+        waits_for: what a run that waits does so for, as text; empty: it does not wait.
+        until: until when it waits; None: it does not.
+        build: the build of the code that began it; empty if it is not known.
+        error: why it has failed, as one line; empty: it has not.
+        attempts: its attempts, the oldest first; empty in a list of runs.
+        steps: its steps and waits in program order; empty in a list of runs.
+        actions: what people have done with it, the oldest first; empty in a list of runs.
+    """
+
+    id: str
+    task: str
+    state: str
+    args: Any
+    kwargs: Any
+    created: datetime
+    began: datetime
+    ended: datetime | None
+    worker: str
+    lease: datetime | None
+    waits_for: str
+    until: datetime | None
+    build: str
+    error: str
+    attempts: tuple[AttemptRecord, ...] = ()
+    steps: tuple[StepRecord, ...] = ()
+    actions: tuple[ActionRecord, ...] = ()

@@ -1,0 +1,239 @@
+"""All durable runs of an app: to find one, to look at it, and to count them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+from celery_durable.app.store import store_of
+from celery_durable.commands import cancel
+from celery_durable.exceptions import ConfigurationError, RunNotFound, RunNotPurgeableError, RunNotWakeableError
+from celery_durable.journal.layout import Status
+from celery_durable.redis.index import HEADINGS, Indexed, Range
+from celery_durable.task.apps import resolve_app
+from celery_durable.task.resend import resend_run
+
+from .reading import STATE_OF_HEADING, SUMMARY, heading_of, read_run
+from .records import Run
+
+STATES = tuple(dict.fromkeys(STATE_OF_HEADING[heading] for heading in HEADINGS))
+"""The states of runs, the live ones first."""
+
+_LONGEST_PAGE = 1_000
+_CHUNK = 500
+"""So many runs are read at a time if each is looked at."""
+
+
+class Page(Sequence[Run]):
+    """Some runs, the newest first.
+
+    Attributes:
+        cursor: for the next page (text); None: there is none.
+    """
+
+    def __init__(self, runs: list[Run], cursor: str | None) -> None:
+        self._runs = runs
+        self.cursor = cursor
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._runs[number]
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __repr__(self) -> str:
+        return f"<Page of {len(self)} runs, {'more follow' if self.cursor else 'the last one'}>"
+
+
+class Runs:
+    """The durable runs of an app.
+
+    Args:
+        app: the Celery app. Default: the current app; in a thread without one, the only app of the process.
+
+    Raises:
+        ConfigurationError: no app is given, and the process has several; or no Redis is configured.
+    """
+
+    def __init__(self, app: Any = None) -> None:
+        self.app = resolve_app("Runs()") if app is None else app
+        self._store = store_of(self.app)
+        self._accept = frozenset(self.app.conf.accept_content)
+
+    def get(self, task_id: str) -> Run:
+        """The run with this id, with its attempts and its steps.
+
+        Raises:
+            RunNotFound: it has no journal.
+            JournalUnavailableError: Redis does not answer.
+            JournalUnreadableError: its journal is damaged, or of a newer layout.
+        """
+        fields = self._store.runs.load(task_id)
+        if b"status" not in fields:
+            raise RunNotFound(
+                f"task {task_id} has no journal: it has not begun, never used its context, or its retention is over"
+            )
+        [(_, lease)] = self._store.index.load([Indexed.of(task_id)], (b"status",))
+        return read_run(task_id, fields, lease, self._accept, whole=True)
+
+    def list(
+        self,
+        *,
+        state: str | Collection[str] | None = None,
+        task: str | Collection[str] | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        text: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page:
+        """A page of runs, the newest first. Their attempts and steps are not read.
+
+        Args:
+            state: only runs in this state, or in one of these (:data:`STATES`). Default: all.
+            task: only runs of the task with this name, or of one of these.
+            since: only runs that were created at this time or later (aware datetime).
+            until: only runs that were created at this time or earlier.
+            text: only runs whose id, task or arguments have this in them, in small or in capital letters. Each run is
+                looked at, so this takes seconds where there are many.
+            limit: how many runs a page has at most, from 1 to 1,000. Default 50.
+            cursor: that of the page before.
+
+        Raises:
+            ConfigurationError: an argument is wrong.
+            JournalUnavailableError: Redis does not answer.
+        """
+        if not 1 <= limit <= _LONGEST_PAGE:
+            raise ConfigurationError(f"limit must be from 1 to {_LONGEST_PAGE:,}, got {limit!r}")
+        headings, tasks = _headings(state), _names(task)
+        span = Range(_ms("until", until), _ms("since", since))
+        span = span if cursor is None else _behind(span, cursor)
+        found: list[Run] = []
+        last = None
+        for indexed, run in self._read(span, headings, tasks, _CHUNK if text else limit + 1):
+            if text and not _mentions(run, text):
+                continue
+            if last is not None and len(found) == limit:
+                return Page(found, f"{last.created}-{last.task_id}")
+            found.append(run)
+            last = indexed
+        return Page(found, None)
+
+    def _read(
+        self, span: Range, headings: Sequence[str], tasks: Sequence[str], most: int
+    ) -> Iterator[tuple[Indexed, Run]]:
+        """All runs of a part of the index, *most* of them at a time."""
+        index = self._store.index
+        while page := index.page(most, span, headings, tasks):
+            for run, (fields, lease) in zip(page, index.load(page, SUMMARY), strict=True):
+                heading = heading_of(fields) if b"status" in fields else None
+                if heading != run.heading:
+                    # Its journal has expired, or a worker of an older version has changed it.
+                    index.forget(run)
+                if heading in headings:
+                    yield run, read_run(run.task_id, fields, lease, self._accept, whole=False)
+            if len(page) < most:
+                return
+            span = span.behind(page[-1])
+
+    # -- what an operator does
+
+    def retry(self, task_id: str, *, by: str | None = None) -> str:
+        """Send a failed run again under its id, as the task ``celery_durable.retry`` does.
+
+        It goes on from its journal, with fresh budgets. Returns what is replayed and what runs again, as text.
+
+        Args:
+            task_id: the id of the run.
+            by: who does it; kept in the journal.
+
+        Raises:
+            RunNotRetryableError: it has not ended in FAILURE, or has no journal.
+            JournalUnreadableError: an entry is damaged, and nothing was sent.
+        """
+        sent = resend_run(self.app, task_id, str(uuid4()))
+        self._note(task_id, "retry", by)
+        return str(sent["note"])
+
+    def cancel(self, task_id: str, *, by: str | None = None) -> None:
+        """Cancel a live run: see :func:`celery_durable.cancel`.
+
+        Raises:
+            RunNotCancellableError: it has not begun, or has ended.
+        """
+        cancel(task_id, self.app)
+        self._note(task_id, "cancel", by)
+
+    def wake(self, task_id: str, *, by: str | None = None) -> None:
+        """End the wait of a run now: a sleep is over, or the next attempt of a retry begins.
+
+        Raises:
+            RunNotWakeableError: it does not wait.
+        """
+        status = self._store.runs.wake(task_id)
+        if status != Status.SUSPENDED:
+            raise RunNotWakeableError(f"task {task_id} does not wait: {_said(status)}")
+        self._note(task_id, "wake", by)
+
+    def purge(self, task_id: str) -> None:
+        """Delete the journal of a run that has ended. Nothing is left of it but its result.
+
+        Raises:
+            RunNotPurgeableError: it has not ended, its outcome is not delivered, or it has no journal.
+        """
+        status, purged = self._store.runs.purge(task_id)
+        if not purged:
+            ended = "its outcome is not delivered yet" if status in Status.ENDED else _said(status)
+            raise RunNotPurgeableError(f"task {task_id} cannot be purged: {ended}")
+
+    def _note(self, task_id: str, what: str, by: str | None) -> None:
+        self._store.runs.note(task_id, what, by or "")
+
+    # -- how many
+
+    def counts(self) -> dict[str, int]:
+        """How many runs are in each state. States without runs are left out."""
+        counts: dict[str, int] = {}
+        for (heading, _), number in self._store.index.counts().items():
+            state = STATE_OF_HEADING[heading]
+            counts[state] = counts.get(state, 0) + number
+        return {state: counts[state] for state in STATES if state in counts}
+
+
+def _said(status: str) -> str:
+    return "it has no journal" if status == Status.UNKNOWN else f"its run is {status}"
+
+
+def _mentions(run: Run, text: str) -> bool:
+    return text.casefold() in f"{run.id} {run.task} {run.args} {run.kwargs}".casefold()
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------------
+
+
+def _names(given: str | Collection[str] | None) -> list[str]:
+    return [] if given is None else [given] if isinstance(given, str) else list(given)
+
+
+def _headings(state: str | Collection[str] | None) -> tuple[str, ...]:
+    wanted = _names(state)
+    if unknown := sorted(set(wanted) - set(STATES)):
+        raise ConfigurationError(f"state must be one of {', '.join(STATES)}, got {', '.join(unknown)}")
+    return tuple(heading for heading in HEADINGS if not wanted or STATE_OF_HEADING[heading] in wanted)
+
+
+def _ms(name: str, when: datetime | None) -> int | None:
+    if when is None:
+        return None
+    if when.tzinfo is None:
+        raise ConfigurationError(f"{name} must be an aware datetime, got {when!r}: say its time zone")
+    return int(when.timestamp() * 1000)
+
+
+def _behind(span: Range, cursor: str) -> Range:
+    created, dash, task_id = cursor.partition("-")
+    if not (dash and created.isdigit() and task_id):
+        raise ConfigurationError(f"cursor must be that of a page of runs, got {cursor!r}")
+    return span.behind(Indexed.of(task_id, int(created)))

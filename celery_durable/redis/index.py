@@ -1,0 +1,135 @@
+"""The index of all runs: by what becomes of them, by task, and by when they were created.
+
+    <prefix>{<shard>}:index                   set: the names of the tasks that have runs in the shard
+    <prefix>{<shard>}:index:<heading>:<task>  sorted set: ids of runs, by when they were created (ms)
+
+The heading of a run is its status; if it is suspended, what it waits for. The scripts that change these move the run.
+A run that is running costs nothing here: it is found among the leases, and enters only if its process was lost. A
+journal expires by itself: whoever meets its id afterwards lets it leave the index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from heapq import merge
+from itertools import islice
+from random import SystemRandom
+from typing import Any, NamedTuple
+
+from celery_durable.journal.layout import Fields, Status, Wait
+
+from .client.protocol import pack
+from .client.scripts import call
+from .shards import Shard, Shards
+
+LIVE_HEADINGS = (Status.RUNNING, Wait.RETRY, Wait.SLEEP, Wait.STALL, Status.SUSPENDED)
+"""The last one is of runs that version 0.1.0 has suspended: it does not say what they wait for."""
+ENDED_HEADINGS = tuple(sorted(Status.ENDED))
+HEADINGS = (*LIVE_HEADINGS, *ENDED_HEADINGS)
+
+_MOST_LET_GO = 100
+"""So many journals of a shard that have expired leave the index before runs are counted."""
+_MOST_SWEPT = 2000
+_SWEPT_BY_CHANCE = 50
+"""So many of each heading and task are looked at besides the oldest ones."""
+
+
+class Indexed(NamedTuple):
+    """A run as the index has it."""
+
+    created: int
+    """Milliseconds since the epoch, by Redis' clock."""
+    task_id: str
+    heading: str
+    task: str
+
+    @classmethod
+    def of(cls, task_id: str, created: int = 0) -> Indexed:
+        """A run of which no more is known."""
+        return cls(created, task_id, "", "")
+
+
+class Range(NamedTuple):
+    """A part of the index, from the newest run to the oldest."""
+
+    newest: int | None = None
+    """The time of creation, in milliseconds; None: any."""
+    oldest: int | None = None
+    before: str = ""
+    """Of the runs that are as new as *newest*, only those whose ids come before this one."""
+
+    def behind(self, last: Indexed) -> Range:
+        """What follows the run that was read last."""
+        return self._replace(newest=last.created, before=last.task_id)
+
+
+class Index:
+    """The index of an app."""
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+
+    def page(self, most: int, span: Range, headings: Sequence[str], tasks: Iterable[str] = ()) -> list[Indexed]:
+        """The newest runs, at most so many, the newest first. No *tasks*: of all tasks."""
+        newest = "+inf" if span.newest is None else span.newest
+        oldest = "-inf" if span.oldest is None else span.oldest
+        facts, names = (most, newest, oldest, span.before, len(headings)), (*headings, *tasks)
+        replies = self._ask(lambda shard: call("page", _keys(shard), *facts, shard.keys("").run, *names))
+        pages = [map(_indexed, zip(*[iter(reply)] * 4, strict=True)) for reply in replies]
+        return list(islice(merge(*pages, reverse=True), most))
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """How many runs there are, by heading and task."""
+        return self._counted(_MOST_LET_GO, besides=0)
+
+    def sweep(self) -> None:
+        """Let journals leave that have expired."""
+        self._counted(_MOST_SWEPT, besides=_SWEPT_BY_CHANCE)
+
+    def _counted(self, most: int, *, besides: int) -> dict[tuple[str, str], int]:
+        counts: dict[tuple[str, str], int] = {}
+        facts = most, besides, round(SystemRandom().random(), 6)
+        replies = self._ask(lambda shard: call("counts", _keys(shard), shard.keys("").run, *facts, *HEADINGS))
+        for reply in replies:
+            for heading, task, number in zip(*[iter(reply)] * 3, strict=True):
+                where = heading.decode(), task.decode()
+                counts[where] = counts.get(where, 0) + number
+        return counts
+
+    def load(self, runs: Sequence[Indexed], names: Sequence[bytes]) -> list[tuple[Fields, float | None]]:
+        """Some fields of these runs, and when their leases lapse (ms). The fields are empty if a journal is gone."""
+        by_pool: dict[Any, list[tuple[int, bytes, bytes]]] = {}
+        for number, run in enumerate(runs):
+            shard = self._shards.of(run.task_id)
+            keys = shard.keys(run.task_id)
+            questions = pack("HMGET", keys.run, *names), pack("ZSCORE", keys.leases, run.task_id)
+            by_pool.setdefault(shard.pool, []).append((number, *questions))
+        found: dict[int, tuple[Fields, float | None]] = {}
+        for pool, asked in by_pool.items():
+            replies = pool.execute(*(question for _, *questions in asked for question in questions))
+            for (number, *_), held, lease in zip(asked, replies[::2], replies[1::2], strict=True):
+                fields = {name: text for name, text in zip(names, held, strict=True) if text is not None}
+                found[number] = fields, None if lease is None else float(lease)
+        return [found[number] for number in range(len(runs))]
+
+    def forget(self, run: Indexed) -> None:
+        """A run was met under a heading where it does not belong any more."""
+        shard = self._shards.of(run.task_id)
+        keys = shard.keys(run.task_id)
+        shard.pool.execute(call("forget", (keys.run, keys.leases), run.task_id, run.heading, run.task))
+
+    def _ask(self, command: Callable[[Shard], bytes]) -> list[Any]:
+        """Ask all shards. Those of one Redis are asked together."""
+        replies: list[Any] = []
+        for pool, shards in self._shards.by_pool().items():
+            replies += pool.execute(*map(command, shards))
+        return replies
+
+
+def _keys(shard: Shard) -> tuple[str, str]:
+    return f"{shard.prefix}index", shard.keys("").leases
+
+
+def _indexed(found: tuple[bytes, bytes, bytes, bytes]) -> Indexed:
+    task_id, created, heading, task = found
+    return Indexed(int(created), task_id.decode(), heading.decode(), task.decode())

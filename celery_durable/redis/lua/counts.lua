@@ -1,0 +1,49 @@
+-- How many runs of a shard are under each of these headings, by task. Journals that have expired leave the index first.
+-- KEYS index, leases
+-- ARGV prefix of the keys of runs, most that leave at one time, how many are looked at besides, where (0 to 1), heading, ...
+-- Replies {heading, task, number, ...}
+--include index
+local prefix, most, besides, where = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local counts, running = {}, {}
+
+local function count(heading, task, number)
+  counts[#counts + 1] = heading
+  counts[#counts + 1] = task
+  counts[#counts + 1] = number
+end
+
+local function has_left(key, id)
+  if redis.call('EXISTS', prefix .. id) == 1 then return false end
+  redis.call('ZREM', key, id)
+  most = most - 1
+  return true
+end
+
+-- Runs of one task under one heading are kept for the same time. So the oldest expire first. But a run that has slept for long
+-- is old, and is kept all the same, and those behind it expire before it.
+local function let_go(key)
+  while most > 0 do
+    local oldest = redis.call('ZRANGE', key, 0, 0)[1]
+    if not oldest or not has_left(key, oldest) then break end
+  end
+  if besides > 0 and most > 0 then
+    local first = math.floor(where * math.max(0, redis.call('ZCARD', key) - besides + 1))
+    for _, id in ipairs(redis.call('ZRANGE', key, first, first + besides - 1)) do has_left(key, id) end
+  end
+end
+
+for _, task in ipairs(redis.call('SMEMBERS', index)) do
+  for i = 5, #ARGV do
+    local key = index .. ':' .. ARGV[i] .. ':' .. task
+    let_go(key)
+    local number = redis.call('ZCARD', key)
+    if number > 0 then count(ARGV[i], task, number) end
+  end
+end
+
+for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+  local run = redis.call('HMGET', prefix .. id, 'status', 'task')
+  if run[1] == 'running' then running[run[2]] = (running[run[2]] or 0) + 1 end
+end
+for task, number in pairs(running) do count('running', task, number) end
+return counts

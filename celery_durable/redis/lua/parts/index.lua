@@ -1,0 +1,18 @@
+-- The index: for each heading and task a sorted set of the ids of runs, by when they were created. The heading of a run is
+-- its status; if it is suspended, what it waits for. A run that is running is found among the leases, and is in the
+-- index only if its process was lost.
+local index = string.sub(KEYS[2], 1, -7) .. 'index'  -- KEYS[2] is <shard>leases
+
+local function heading_of(status, waits)
+  return status == 'suspended' and waits or status
+end
+
+local function leave(id, heading, task)
+  redis.call('ZREM', index .. ':' .. heading .. ':' .. task, id)
+end
+
+local function enter(id, heading, task, created)
+  local key = index .. ':' .. heading .. ':' .. task
+  redis.call('ZADD', key, created, id)
+  if redis.call('ZCARD', key) == 1 then redis.call('SADD', index, task) end
+end

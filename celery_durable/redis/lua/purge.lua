@@ -1,0 +1,14 @@
+-- Delete the journal of a run that has ended, and whose outcome is delivered.
+-- KEYS run, leases, due   ARGV id, until when
+-- Replies its status ('unknown': it has no journal), and whether it was deleted (1)
+--include in_time
+--include index
+local run = redis.call('HMGET', KEYS[1], 'status', 'delivered', 'task')
+local status = run[1] or 'unknown'
+local is_live = status == 'running' or status == 'suspended'
+if not run[1] or is_live or not run[2] then return {status, 0} end
+redis.call('DEL', KEYS[1])
+leave(ARGV[1], status, run[3])
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
+return {status, 1}

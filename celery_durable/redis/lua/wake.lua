@@ -1,0 +1,20 @@
+-- End the wait of a suspended run now. A sleep that is not over ends with it.
+-- KEYS run, leases, due   ARGV id, until when
+-- Replies its status before ('unknown': it has no journal)
+--include in_time
+local status = redis.call('HGET', KEYS[1], 'status') or 'unknown'
+if status ~= 'suspended' then return status end
+local fields = redis.call('HGETALL', KEYS[1])
+for i = 1, #fields, 2 do
+  local entry = string.sub(fields[i], 1, 5) == 'step:' and fields[i + 1]
+  if entry and string.match(entry, '"state":"(%a+)"') == 'sleeping' then
+    -- (A quote inside a step's name is escaped, so the patterns find the entry's own facts.)
+    local ends = tonumber(string.match(entry, '"until":(%d+)'))
+    if ends > now then
+      redis.call('HSET', KEYS[1], fields[i], (string.gsub(entry, '"until":%d+', '"until":' .. now, 1)))
+    end
+  end
+end
+redis.call('HSET', KEYS[1], 'due', now)
+redis.call('ZADD', KEYS[3], now, ARGV[1])
+return status

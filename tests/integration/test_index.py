@@ -1,0 +1,231 @@
+"""The index of all runs: each is in one heading, and leaves with its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from celery_durable.app.store import Store
+from celery_durable.journal.layout import Wait
+from celery_durable.journal.port import NO_RESULT
+from celery_durable.redis.index import HEADINGS, Index, Indexed, Range
+from celery_durable.redis.journal import RedisJournal
+from tests.integration.runs import TASK, lapse, new_id, opened, store_at
+from tests.waiting import eventually
+
+DAY = 86400.0
+OTHER = "tests.other"
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[Store]:
+    with store_at(redis_url) as store:
+        yield store
+
+
+@pytest.fixture
+def index(store: Store) -> Index:
+    return store.index
+
+
+def headings(index: Index, task_id: str) -> list[str]:
+    """Under which headings a run is; under one, if all is well."""
+    return [run.heading for run in index.page(1_000, Range(), HEADINGS) if run.task_id == task_id]
+
+
+def ids(page: list[Indexed]) -> list[str]:
+    return [run.task_id for run in page]
+
+
+MOVES: dict[str, Callable[[RedisJournal], Any]] = {
+    "retry": lambda journal: journal.suspend(60, {}),
+    "sleep": lambda journal: journal.suspend(60, {}, waits=Wait.SLEEP),
+    "stall": lambda journal: journal.suspend(60, {}, waits=Wait.STALL),
+    "succeeded": lambda journal: journal.conclude({"outcome": "{}"}, DAY, NO_RESULT),
+    "failed": lambda journal: journal.finish("failed", {"outcome": "{}"}),
+    "ignored": lambda journal: journal.finish("ignored", {}),
+    "revoked": lambda journal: journal.finish("revoked", {"outcome": "{}"}),
+}
+
+
+@pytest.mark.parametrize("heading", MOVES)
+def test_an_end_of_an_attempt_moves_the_run(store: Store, index: Index, heading: str) -> None:
+    journal = opened(store, task_id := new_id())
+    assert headings(index, task_id) == ["running"]
+
+    MOVES[heading](journal)
+    assert headings(index, task_id) == [heading]
+    assert index.counts() == {(heading, TASK): 1}
+
+    MOVES[heading](journal) if heading == "succeeded" else None  # its reply was lost
+    assert headings(index, task_id) == [heading]
+
+
+@pytest.mark.parametrize("waits", [Wait.RETRY, Wait.SLEEP, Wait.STALL])
+def test_a_run_that_goes_on_is_running_again(store: Store, index: Index, redis_client: redis.Redis, waits: str) -> None:
+    opened(store, task_id := new_id()).suspend(0, {}, waits=waits)
+
+    journal = opened(store, task_id)
+
+    assert headings(index, task_id) == ["running"]
+    fields = redis_client.hgetall(store.keys(task_id).run)
+    assert "waits" not in fields
+    assert fields["attempt.1"].split(" ")[0] == waits
+    journal.finish("failed", {"outcome": "{}"})
+    assert headings(index, task_id) == ["failed"]
+
+
+def test_a_run_whose_attempt_died_stays_where_it_is(store: Store, index: Index, redis_client: redis.Redis) -> None:
+    opened(store, task_id := new_id())
+    lapse(redis_client, store, task_id)
+
+    opened(store, task_id)
+
+    assert headings(index, task_id) == ["running"]
+    how, _began, left, *_ = redis_client.hget(store.keys(task_id).run, "attempt.1").split(" ")
+    assert (how, left) == ("running", ""), "it has left no word"
+
+
+@pytest.mark.parametrize("sent", [True, False])
+@pytest.mark.parametrize("heading", MOVES)
+def test_a_run_whose_process_only_seemed_to_be_lost_is_under_one_heading(
+    store: Store, index: Index, redis_client: redis.Redis, heading: str, sent: bool
+) -> None:
+    """It was frozen, say. A worker has claimed the run, and its message has found the lease renewed."""
+    journal = opened(store, task_id := new_id())
+    lapse(redis_client, store, task_id)
+    claimed = [run for claims in store.runs.claim([TASK]) for run in claims.runs]
+    assert [run.task_id for run in claimed] == [task_id]
+    assert headings(index, task_id) == ["running"]
+    if not sent:
+        store.runs.unclaim(claimed)
+
+    MOVES[heading](journal)
+
+    assert headings(index, task_id) == [heading]
+
+
+def test_the_newest_hundred_attempts_are_kept(store: Store, redis_client: redis.Redis) -> None:
+    task_id = new_id()
+    for _ in range(103):
+        opened(store, task_id).suspend(0, {})
+
+    kept = {name for name in redis_client.hkeys(store.keys(task_id).run) if name.startswith("attempt.")}
+
+    assert kept == {f"attempt.{number}" for number in range(3, 103)}
+
+
+def test_an_end_after_a_suspension_moves_the_run(store: Store, index: Index) -> None:
+    """The message of its retry could not be sent, say."""
+    journal = opened(store, task_id := new_id())
+    journal.suspend(60, {})
+
+    journal.finish("failed", {"outcome": "{}"})
+
+    assert headings(index, task_id) == ["failed"]
+
+
+@pytest.mark.parametrize("waits", [None, Wait.SLEEP])
+def test_a_run_that_is_terminated_moves(store: Store, index: Index, waits: str | None) -> None:
+    journal = opened(store, task_id := new_id())
+    if waits is not None:
+        journal.suspend(60, {}, waits=waits)
+
+    assert store.runs.terminate(task_id, "revoked", DAY, "{}")
+
+    assert headings(index, task_id) == ["revoked"]
+
+
+def test_a_run_that_is_not_kept_leaves_at_once(store: Store, index: Index, redis_client: redis.Redis) -> None:
+    journal = opened(store, task_id := new_id())
+    journal.finish("succeeded", {"outcome": "{}"})
+
+    journal.deliver(0)
+
+    eventually(lambda: not redis_client.exists(store.keys(task_id).run), what="the deletion")
+    assert headings(index, task_id) == []
+    assert index.counts() == {}
+
+
+def test_a_run_in_place_of_another_one_is_of_its_own_task(store: Store, index: Index) -> None:
+    opened(store, task_id := new_id()).conclude({"outcome": "{}"}, DAY, NO_RESULT)
+
+    opened(store, task_id, task=OTHER, nesting=1)
+
+    assert index.counts() == {("running", OTHER): 1}
+
+
+def test_expired_journals_are_not_counted(store: Store, index: Index, redis_client: redis.Redis) -> None:
+    kept, *expired = (new_id() for _ in range(5))
+    for task_id in (*expired, kept):
+        opened(store, task_id).conclude({"outcome": "{}"}, DAY, NO_RESULT)
+    for task_id in expired:
+        redis_client.delete(store.keys(task_id).run)
+
+    assert index.counts() == {("succeeded", TASK): 1}
+
+
+def test_journals_that_have_expired_behind_one_that_is_kept_are_swept(
+    store: Store, index: Index, redis_client: redis.Redis
+) -> None:
+    """The run that has slept for long is the oldest, and is kept longer than those that were created after it."""
+    slept, expired = new_id(), [new_id() for _ in range(40)]
+    for task_id in (slept, *expired):
+        opened(store, task_id).conclude({"outcome": "{}"}, DAY, NO_RESULT)
+    for shard in store.shards:
+        redis_client.zadd(f"{shard.prefix}index:succeeded:{TASK}", {slept: 0}, xx=True)
+    for task_id in expired:
+        redis_client.delete(store.keys(task_id).run)
+
+    index.sweep()
+
+    assert ids(index.page(100, Range(), HEADINGS)) == [slept]
+
+
+def test_pages_are_read_from_the_newest_run_to_the_oldest(
+    store: Store, index: Index, redis_client: redis.Redis
+) -> None:
+    """Many are created in one millisecond."""
+    runs = []
+    for number in range(60):
+        task_id, created = new_id(), 1_000 + number // 7
+        opened(store, task_id, task=(TASK, OTHER)[number % 2])
+        keys, heading = store.keys(task_id), ("running", "failed")[number // 2 % 2]
+        redis_client.hset(keys.run, mapping={"created": created})
+        if heading == "failed":
+            assert store.runs.terminate(task_id, "failed", DAY, "{}")
+        runs.append((created, task_id, heading))
+    runs.sort(reverse=True)
+    expected = [task_id for _, task_id, _ in runs]
+
+    for size in (1, 4, 25, 60, 100):
+        read, span = [], Range()
+        while page := index.page(size, span, HEADINGS):
+            read += page
+            span = span.behind(page[-1])
+        assert ids(read) == expected
+
+    some = index.page(100, Range(newest=1_005, oldest=1_002), ["running"])
+    assert [run[:3] for run in some] == [run for run in runs if 1_002 <= run[0] <= 1_005 and run[2] == "running"]
+    assert len(index.page(100, Range(), HEADINGS, [OTHER])) == 30
+    assert index.page(100, Range(), ["revoked"]) == []
+
+
+def test_a_run_that_was_met_under_another_heading_is_put_under_its_own(
+    store: Store, index: Index, redis_client: redis.Redis
+) -> None:
+    """A worker of an older version has moved it without the index."""
+    opened(store, task_id := new_id())
+    redis_client.hset(store.keys(task_id).run, mapping={"status": "suspended", "waits": "sleep"})
+
+    index.forget(Indexed(0, task_id, "running", TASK))
+    assert headings(index, task_id) == ["sleep"]
+    index.forget(Indexed(0, task_id, "sleep", TASK))
+    assert headings(index, task_id) == ["sleep"]
+
+    redis_client.delete(store.keys(task_id).run)
+    index.forget(Indexed(0, task_id, "sleep", TASK))
+    assert headings(index, task_id) == []

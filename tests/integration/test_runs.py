@@ -1,0 +1,341 @@
+"""Runs: what an operator finds, sees and counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+from celery_durable import RunOptions, TerminalError
+from celery_durable.app.store import store_of
+from celery_durable.exceptions import (
+    ConfigurationError,
+    RunNotCancellableError,
+    RunNotFound,
+    RunNotPurgeableError,
+    RunNotRetryableError,
+    RunNotWakeableError,
+)
+from celery_durable.operate.runs import Runs
+from tests.integration.runs import app_at, execute, lapse, new_id, opened, task_of
+from tests.waiting import eventually
+
+
+def sells(self: Any, number: int) -> int:
+    self.ctx.run("charge", lambda: {"id": f"ch_{number}"})
+    return number
+
+
+def sleeps(self: Any) -> None:
+    self.ctx.run("charge", lambda: 1)
+    self.ctx.sleep(timedelta(hours=1), name="until tomorrow")
+
+
+def waits(self: Any) -> None:
+    self.ctx.run("charge", lambda: 1 / 0, RunOptions(initial_retry_interval=60, max_attempts=3))
+
+
+def fails(self: Any) -> None:
+    self.ctx.run("charge", _decline)
+
+
+def _decline() -> None:
+    raise TerminalError("declined")
+
+
+@pytest.fixture
+def app(redis_url: str) -> Iterator[Celery]:
+    with app_at(redis_url) as app:
+        yield app
+
+
+@pytest.fixture
+def runs(app: Celery) -> Runs:
+    return Runs(app)
+
+
+def executed(app: Celery, body: Any, *args: Any) -> str:
+    """Execute a task as a worker does that knows it; return its id."""
+    task, task_id = task_of(app, body), new_id()
+    execute(task, *args, task_id=task_id)
+    return task_id
+
+
+def test_a_run_that_has_succeeded(app: Celery, runs: Runs) -> None:
+    task_id = executed(app, sells, 7)
+
+    run = runs.get(task_id)
+
+    assert (run.id, run.task, run.state, run.args, run.kwargs) == (task_id, "shop.sells", "SUCCESS", [7], {})
+    assert run.created == run.began <= (run.ended or run.began) <= datetime.now(timezone.utc) + timedelta(seconds=5)
+    assert (run.lease, run.waits_for, run.until, run.error) == (None, "", None, "")
+    [step] = run.steps
+    assert (step.kind, step.name, step.place, step.state, step.executions) == ("step", "charge", "1", "done", 1)
+    assert step.preview == '{"id": "ch_7"}'
+    [attempt] = run.attempts
+    assert (attempt.number, attempt.began, attempt.ended, attempt.how) == (1, run.began, run.ended, "SUCCESS")
+    assert (attempt.worker, attempt.build) == (run.worker, run.build)
+
+
+def test_a_run_that_sleeps(app: Celery, runs: Runs) -> None:
+    run = runs.get(executed(app, sleeps))
+
+    assert (run.state, run.ended, run.lease) == ("SUSPENDED", None, None)
+    assert run.waits_for == "the end of a sleep: 'until tomorrow'"
+    assert run.until is not None
+    assert timedelta(minutes=59) < run.until - run.began < timedelta(minutes=61)
+    assert [(step.kind, step.name, step.state) for step in run.steps] == [
+        ("step", "charge", "done"),
+        ("sleep", "until tomorrow", "sleeping"),
+    ]
+    assert run.attempts[-1].how == "SUSPENDED"
+
+
+def test_a_sleep_that_is_over_is_done(app: Celery, runs: Runs, redis_client: redis.Redis) -> None:
+    def body(self: Any) -> None:
+        self.ctx.sleep(60, name="first")
+        self.ctx.sleep(3600, name="second")
+
+    task, task_id = task_of(app, body), new_id()
+    execute(task, task_id=task_id)
+    key = store_of(app).keys(task_id).run
+    entry = json.loads(redis_client.hget(key, "step:1"))
+    redis_client.hset(key, mapping={"step:1": json.dumps({**entry, "until": entry["until"] - 61_000}), "due": 0})
+    execute(task, task_id=task_id, delivery_info={"redelivered": True})
+
+    run = runs.get(task_id)
+
+    assert [(step.name, step.state) for step in run.steps] == [("first", "done"), ("second", "sleeping")]
+    assert run.waits_for == "the end of a sleep: 'second'"
+    assert [(attempt.number, attempt.how) for attempt in run.attempts] == [(1, "SUSPENDED"), (2, "SUSPENDED")]
+
+
+def test_a_run_that_is_retried_later(app: Celery, runs: Runs) -> None:
+    run = runs.get(executed(app, waits))
+
+    assert (run.state, run.waits_for) == ("RETRY", "its next attempt: 'charge'")
+    [step] = run.steps
+    assert (step.state, step.error) == ("retrying", "ZeroDivisionError: division by zero")
+    assert step.first is not None
+
+
+def test_a_run_that_has_failed(app: Celery, runs: Runs) -> None:
+    run = runs.get(executed(app, fails))
+
+    assert (run.state, run.error) == ("FAILURE", "TerminalError: declined")
+    assert [(step.state, step.error) for step in run.steps] == [("failed", "TerminalError: declined")]
+
+
+def test_an_attempt_that_died_is_told(app: Celery, runs: Runs, redis_client: redis.Redis) -> None:
+    store, task_id = store_of(app), new_id()
+    opened(store, task_id)
+    lapse(redis_client, store, task_id)
+    opened(store, task_id)
+
+    run = runs.get(task_id)
+
+    assert run.state == "STARTED"
+    assert run.lease is not None
+    assert [(attempt.number, attempt.how, attempt.ended) for attempt in run.attempts] == [
+        (1, "DIED", None),
+        (2, "STARTED", None),
+    ]
+
+
+def test_the_arguments_of_another_serializer_are_left_out(app: Celery, runs: Runs, redis_client: redis.Redis) -> None:
+    task_id = executed(app, sells, 7)
+    redis_client.hset(store_of(app).keys(task_id).run, "call", '{"content_type": "application/x-python-serialize"}')
+
+    run = runs.get(task_id)
+
+    assert (run.state, run.args, run.kwargs) == ("SUCCESS", None, None)
+
+
+def test_an_unknown_run_is_not_found(runs: Runs) -> None:
+    with pytest.raises(RunNotFound, match=r"^task nowhere has no journal: it has not begun"):
+        runs.get("nowhere")
+
+
+def test_runs_are_counted_and_listed_by_state_and_task(app: Celery, runs: Runs) -> None:
+    sold = [executed(app, sells, number) for number in range(5)]
+    asleep, failed = executed(app, sleeps), executed(app, fails)
+
+    assert runs.counts() == {"SUSPENDED": 1, "SUCCESS": 5, "FAILURE": 1}
+    assert [run.id for run in runs.list()] == [failed, asleep, *reversed(sold)]
+    assert [run.id for run in runs.list(state="FAILURE")] == [failed]
+    assert [run.id for run in runs.list(state=["FAILURE", "SUSPENDED"])] == [failed, asleep]
+    assert [run.id for run in runs.list(task="shop.sleeps")] == [asleep]
+    assert [run.id for run in runs.list(task="shop.sleeps", state="FAILURE")] == []
+    created = runs.get(asleep).created
+    assert [run.id for run in runs.list(since=created)] == [failed, asleep]
+    assert [run.id for run in runs.list(until=created, limit=2)] == [asleep, sold[4]]
+
+
+def test_a_list_goes_on_behind_its_cursor(app: Celery, runs: Runs) -> None:
+    sold = [executed(app, sells, number) for number in range(7)]
+
+    first = runs.list(limit=3)
+    second = runs.list(limit=3, cursor=first.cursor)
+    third = runs.list(limit=3, cursor=second.cursor)
+
+    assert [run.id for page in (first, second, third) for run in page] == list(reversed(sold))
+    assert [len(first), len(second), len(third)] == [3, 3, 1]
+    assert third.cursor is None
+
+
+def test_a_full_page_that_is_the_last_one_says_so(app: Celery, runs: Runs) -> None:
+    for number in range(3):
+        executed(app, sells, number)
+
+    assert runs.list(limit=3).cursor is None
+    assert runs.list(limit=2).cursor is not None
+
+
+def test_runs_are_found_by_what_is_shown_of_them(app: Celery, runs: Runs) -> None:
+    seven, _eight = (executed(app, sells, number) for number in (7_000, 8_000))
+    asleep = executed(app, sleeps)
+
+    assert [run.id for run in runs.list(text="7000")] == [seven]
+    assert [run.id for run in runs.list(text="SHOP.SLEEPS")] == [asleep]
+    assert [run.id for run in runs.list(text=seven[:13])] == [seven]
+    assert [run.id for run in runs.list(text="shop.", limit=1)] == [asleep]
+    assert list(runs.list(text="nothing of that")) == []
+
+
+def test_expired_runs_are_passed_over_and_leave_the_index(app: Celery, runs: Runs, redis_client: redis.Redis) -> None:
+    sold = [executed(app, sells, number) for number in range(6)]
+    for task_id in sold[1:5]:
+        redis_client.delete(store_of(app).keys(task_id).run)
+
+    page = runs.list(limit=2)
+
+    assert [run.id for run in page] == [sold[5], sold[0]]
+    assert runs.counts() == {"SUCCESS": 2}
+
+
+def test_a_run_that_an_older_worker_has_moved_is_shown_as_it_is(
+    app: Celery, runs: Runs, redis_client: redis.Redis
+) -> None:
+    """It changes the journal, and does not know the index."""
+    task_id = executed(app, sleeps)
+    redis_client.hset(store_of(app).keys(task_id).run, mapping={"status": "failed", "outcome": "{}", "ended": 1})
+
+    assert list(runs.list(state="SUSPENDED")) == []
+    assert [run.id for run in runs.list(state="FAILURE")] == [task_id]
+    assert runs.counts() == {"FAILURE": 1}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"state": "DONE"}, "state must be one of STARTED, RETRY, SUSPENDED, STALLED, .*, got DONE"),
+        ({"limit": 0}, "limit must be from 1 to 1,000, got 0"),
+        ({"limit": 1001}, "limit must be from 1 to 1,000, got 1001"),
+        ({"cursor": "x"}, "cursor must be that of a page of runs, got 'x'"),
+        ({"since": datetime(2026, 1, 1)}, "since must be an aware datetime, got .*: say its time zone"),  # noqa: DTZ001
+    ],
+)
+def test_a_wrong_filter_is_refused(runs: Runs, wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        runs.list(**wrong)
+
+
+# -- what an operator does
+
+
+def test_a_sleeper_that_is_woken_goes_on(app: Celery, runs: Runs, redis_client: redis.Redis) -> None:
+    task_id = executed(app, sleeps)
+
+    runs.wake(task_id, by="ann")
+
+    assert execute(app.tasks["shop.sleeps"], task_id=task_id, delivery_info={"redelivered": True}) == "SUCCESS"
+    run = runs.get(task_id)
+    assert [(step.name, step.state) for step in run.steps] == [("charge", "done"), ("until tomorrow", "done")]
+    [action] = run.actions
+    assert (action.what, action.by) == ("wake", "ann")
+    assert run.created <= action.at <= (run.ended or run.created)
+
+
+def test_a_run_that_waits_for_its_retry_is_woken(app: Celery, runs: Runs, redis_client: redis.Redis) -> None:
+    task_id = executed(app, waits)
+    keys = store_of(app).keys(task_id)
+
+    runs.wake(task_id)
+
+    due, now = redis_client.zscore(keys.due, task_id), redis_client.time()
+    assert due <= now[0] * 1000 + now[1] / 1000
+    assert execute(app.tasks["shop.waits"], task_id=task_id, delivery_info={"redelivered": True}) == "RETRY"
+    assert [attempt.how for attempt in runs.get(task_id).attempts] == ["RETRY", "RETRY"]
+
+
+def test_who_has_cancelled_a_run_is_kept(app: Celery, runs: Runs) -> None:
+    task_id = executed(app, sleeps)
+
+    runs.cancel(task_id, by="ann")
+
+    assert execute(app.tasks["shop.sleeps"], task_id=task_id, delivery_info={"redelivered": True}) == "IGNORED"
+    run = runs.get(task_id)
+    assert run.state == "REVOKED"
+    assert [(action.what, action.by) for action in run.actions] == [("cancel", "ann")]
+
+
+def test_a_failed_run_is_retried(app: Celery, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(app, "send_task", lambda name, *_, **options: sent.append(options["task_id"]))
+    task_id = executed(app, fails)
+
+    note = runs.retry(task_id, by="ann")
+
+    assert note == "finished steps are replayed, the rest runs again"
+    assert sent == [task_id]
+    assert [(action.what, action.by) for action in runs.get(task_id).actions] == [("retry", "ann")]
+
+
+def test_a_run_that_is_purged_leaves_nothing(app: Celery, runs: Runs, redis_client: redis.Redis) -> None:
+    task_id = executed(app, sells, 7)
+    eventually(lambda: redis_client.hget(store_of(app).keys(task_id).run, "delivered") == "1", what="the delivery")
+
+    runs.purge(task_id)
+
+    assert not redis_client.keys("*:run:*")
+    assert runs.counts() == {}
+    with pytest.raises(RunNotFound):
+        runs.get(task_id)
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "error", "said"),
+    [
+        ("wake", sells, RunNotWakeableError, "does not wait: its run is succeeded"),
+        ("cancel", sells, RunNotCancellableError, "has ended already"),
+        ("retry", sells, RunNotRetryableError, "has not ended in FAILURE, its run is succeeded"),
+        ("purge", sleeps, RunNotPurgeableError, "cannot be purged: its run is suspended"),
+        ("wake", None, RunNotWakeableError, "does not wait: it has no journal"),
+        ("cancel", None, RunNotCancellableError, "has no journal"),
+        ("retry", None, RunNotRetryableError, "has no journal"),
+        ("purge", None, RunNotPurgeableError, "cannot be purged: it has no journal"),
+    ],
+)
+def test_what_the_state_of_a_run_forbids_is_refused_and_changes_nothing(
+    app: Celery, runs: Runs, redis_client: redis.Redis, verb: str, body: Any, error: type[Exception], said: str
+) -> None:
+    args = (7,) if body is sells else ()
+    task_id = executed(app, body, *args) if body else "nowhere"
+    if body:
+        key = store_of(app).keys(task_id).run
+        eventually(lambda: _is_settled(redis_client.hgetall(key)), what="the delivery")
+    before = redis_client.hgetall(store_of(app).keys(task_id).run)
+
+    with pytest.raises(error, match=f"^task {task_id} {said}"):
+        getattr(runs, verb)(task_id)
+
+    assert redis_client.hgetall(store_of(app).keys(task_id).run) == before
+
+
+def _is_settled(fields: dict[str, str]) -> bool:
+    return fields["status"] == "suspended" or "delivered" in fields
