@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from celery_durable.operate.records import AttemptRecord, Run, StepRecord
 from celery_durable.operate.runs import Page
+from celery_durable.records import AttemptRecord, Run, StepRecord
 
 _COLOURS = {
     "SUCCESS": "green", "done": "green", "FAILURE": "red", "failed": "red", "DIED": "red", "REVOKED": "red",

@@ -1,1 +1,1 @@
-"""What an operator sees of runs: frozen records, read from the journals by way of the index."""
+"""What an operator sees of runs: records, read from the journals by way of the index."""

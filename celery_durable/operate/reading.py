@@ -14,8 +14,7 @@ from celery_durable.delivery import backend
 from celery_durable.delivery.call import Call
 from celery_durable.journal.layout import Fields, Kind, State, Status, Wait
 from celery_durable.journal.positions import in_order
-
-from .records import ActionRecord, AttemptRecord, Run, StepRecord
+from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord
 
 STATE_OF_HEADING = {
     Status.RUNNING: states.STARTED,
