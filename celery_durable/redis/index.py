@@ -1,6 +1,6 @@
 """The index of all runs: by what becomes of them, by task, and by when they were created.
 
-    <prefix>{<shard>}:index                   set: the names of the tasks that have runs in the shard
+    <prefix>{<shard>}:index                   sorted set: the names of the tasks that have had runs in the shard
     <prefix>{<shard>}:index:<heading>:<task>  sorted set: ids of runs, by when they were created (ms)
 
 The heading of a run is its status; if it is suspended, what it waits for. The scripts that change these move the run.

@@ -36,6 +36,7 @@ _SHORT_INTERVAL = 0.05
 """Seconds until the next look if the last one has not seen all runs."""
 _SWEEP_INTERVAL = 60.0
 """Seconds between two sweeps of the index."""
+_RIGHTS = "docs/durability.md, 'A user with few rights'"
 _REMINDER = 60.0
 """Seconds after which a failure that goes on is logged again."""
 
@@ -58,19 +59,28 @@ class Recovery:
     def recover(self) -> tuple[int, int]:
         """Look once, and send the runs that are found. Returns how many were sent, and how many could not be."""
         with no_fork:
-            self._sweep_index()
             self._found = self.store.runs.claim(self._tasks, self._found)
         for task_id in [task_id for each in self._found for task_id in each.lost]:
             with no_fork:
                 lost_journal.report_lost_journal(self.app, task_id)
         claimed = [run for each in self._found for run in each.runs]
         sent = self._send(claimed)
+        self._sweep_index()
         return sent, len(claimed) - sent
 
     def _sweep_index(self) -> None:
-        if time.monotonic() - self._swept_at >= _SWEEP_INTERVAL:
-            self.store.index.sweep()
-            self._swept_at = time.monotonic()
+        if time.monotonic() - self._swept_at < _SWEEP_INTERVAL:
+            return
+        self._swept_at = time.monotonic()
+        try:
+            with no_fork:
+                self.store.index.sweep()
+        except DurableError as error:
+            # Nothing but the index suffers: it keeps the ids of runs that have expired.
+            logger.warning(
+                "expired runs cannot leave the index: %s; tried again in %g s; what it needs: %s",
+                error, _SWEEP_INTERVAL, _RIGHTS,
+            )  # fmt: skip
 
     @property
     def pause(self) -> float:

@@ -11,6 +11,8 @@ from redis.exceptions import NoPermissionError
 import celery_durable
 from celery_durable import DurableContext, JournalUnavailableError, RunOptions, durable_task
 from celery_durable.app.store import store_of
+from celery_durable.operate.runs import Runs
+from celery_durable.worker.recovery import Recovery
 from celery_durable.worker.startup import risks_of
 from tests.groups import MAKES, RedisCluster
 from tests.integration.runs import app_at, execute, lapse, new_id, opened, store_at
@@ -53,7 +55,7 @@ def test_each_command_of_each_script_is_documented() -> None:
     called = {name.lower() for file in SCRIPTS for name in re.findall(r"redis\.call\('(\w+)'", file.read_text())}
 
     assert len(called) > 10
-    assert called <= {word.removeprefix("+") for word in documented(0) + documented(3)}
+    assert called <= {word.removeprefix("+") for word in documented(0) + documented(3) + documented(4)}
 
 
 def test_the_documented_rights_are_enough_for_a_run_with_all_that_may_happen_to_it(server: RedisServer) -> None:
@@ -84,6 +86,35 @@ def test_the_documented_rights_are_enough_where_results_are_kept_beside_the_jour
 
         assert store_of(app).runs.load(task_id)[b"delivered"] == b"1"
         assert admin.exists(f"celery-task-meta-{task_id}") == 1
+
+
+def test_the_documented_rights_are_enough_to_look_at_runs(server: RedisServer) -> None:
+    with app_at(grant(server, 0, 4), durable_lease=5) as app, server.client() as admin:
+        runs, ids = Runs(app), [new_id(), new_id()]
+        for task_id in ids:
+            assert execute(app.tasks["acl.steps"], task_id=task_id) == "SUCCESS"
+        admin.execute_command("ACL", "LOG", "RESET")
+
+        assert {run.id for run in runs.list(task="acl.steps")} >= set(ids)
+        assert runs.counts()["SUCCESS"] >= 2
+        assert [runs.get(task_id).state for task_id in ids] == ["SUCCESS", "SUCCESS"]
+        runs.purge(ids[0])
+        Recovery(app).recover()
+
+        assert [entry for entry in admin.acl_log() if "setinfo" not in entry["object"]] == []
+
+
+def test_a_worker_without_the_rights_to_sweep_the_index_recovers_all_the_same(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with app_at(grant(server, 0), durable_lease=5) as app:
+        assert execute(app.tasks["acl.steps"], task_id=new_id()) == "SUCCESS"
+
+        assert Recovery(app).recover() == (0, 0)
+
+    [record] = [record for record in caplog.records if "index" in record.message]
+    assert "expired runs cannot leave the index" in record.message
+    assert "refused the journal" in record.message
 
 
 def test_other_keys_and_commands_are_out_of_reach(server: RedisServer) -> None:

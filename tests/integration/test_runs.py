@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -64,6 +64,11 @@ def executed(app: Celery, body: Any, *args: Any) -> str:
     task, task_id = task_of(app, body), new_id()
     execute(task, *args, task_id=task_id)
     return task_id
+
+
+def newest_first(runs: Runs, ids: Iterable[str]) -> list[str]:
+    """As a list has them: those that were created in the same millisecond are in the order of their ids."""
+    return sorted(ids, key=lambda task_id: (runs.get(task_id).created, task_id), reverse=True)
 
 
 def test_a_run_that_has_succeeded(app: Celery, runs: Runs) -> None:
@@ -166,14 +171,16 @@ def test_runs_are_counted_and_listed_by_state_and_task(app: Celery, runs: Runs) 
     asleep, failed = executed(app, sleeps), executed(app, fails)
 
     assert runs.counts() == {"SUSPENDED": 1, "SUCCESS": 5, "FAILURE": 1}
-    assert [run.id for run in runs.list()] == [failed, asleep, *reversed(sold)]
+    assert [run.id for run in runs.list()] == newest_first(runs, [failed, asleep, *sold])
     assert [run.id for run in runs.list(state="FAILURE")] == [failed]
-    assert [run.id for run in runs.list(state=["FAILURE", "SUSPENDED"])] == [failed, asleep]
+    assert [run.id for run in runs.list(state=["FAILURE", "SUSPENDED"])] == newest_first(runs, [failed, asleep])
     assert [run.id for run in runs.list(task="shop.sleeps")] == [asleep]
     assert [run.id for run in runs.list(task="shop.sleeps", state="FAILURE")] == []
-    created = runs.get(asleep).created
-    assert [run.id for run in runs.list(since=created)] == [failed, asleep]
-    assert [run.id for run in runs.list(until=created, limit=2)] == [asleep, sold[4]]
+    created = {task_id: runs.get(task_id).created for task_id in [failed, asleep, *sold]}
+    since = [task_id for task_id, at in created.items() if at >= created[asleep]]
+    until = [task_id for task_id, at in created.items() if at <= created[asleep]]
+    assert [run.id for run in runs.list(since=created[asleep])] == newest_first(runs, since)
+    assert [run.id for run in runs.list(until=created[asleep], limit=2)] == newest_first(runs, until)[:2]
 
 
 def test_a_list_goes_on_behind_its_cursor(app: Celery, runs: Runs) -> None:
@@ -183,7 +190,7 @@ def test_a_list_goes_on_behind_its_cursor(app: Celery, runs: Runs) -> None:
     second = runs.list(limit=3, cursor=first.cursor)
     third = runs.list(limit=3, cursor=second.cursor)
 
-    assert [run.id for page in (first, second, third) for run in page] == list(reversed(sold))
+    assert [run.id for page in (first, second, third) for run in page] == newest_first(runs, sold)
     assert [len(first), len(second), len(third)] == [3, 3, 1]
     assert third.cursor is None
 
@@ -197,13 +204,13 @@ def test_a_full_page_that_is_the_last_one_says_so(app: Celery, runs: Runs) -> No
 
 
 def test_runs_are_found_by_what_is_shown_of_them(app: Celery, runs: Runs) -> None:
-    seven, _eight = (executed(app, sells, number) for number in (7_000, 8_000))
+    seven, eight = (executed(app, sells, number) for number in (7_000, 8_000))
     asleep = executed(app, sleeps)
 
     assert [run.id for run in runs.list(text="7000")] == [seven]
     assert [run.id for run in runs.list(text="SHOP.SLEEPS")] == [asleep]
     assert [run.id for run in runs.list(text=seven[:13])] == [seven]
-    assert [run.id for run in runs.list(text="shop.", limit=1)] == [asleep]
+    assert [run.id for run in runs.list(text="shop.", limit=1)] == newest_first(runs, [seven, eight, asleep])[:1]
     assert list(runs.list(text="nothing of that")) == []
 
 
@@ -214,7 +221,7 @@ def test_expired_runs_are_passed_over_and_leave_the_index(app: Celery, runs: Run
 
     page = runs.list(limit=2)
 
-    assert [run.id for run in page] == [sold[5], sold[0]]
+    assert [run.id for run in page] == newest_first(runs, [sold[5], sold[0]])
     assert runs.counts() == {"SUCCESS": 2}
 
 

@@ -28,7 +28,10 @@ from celery_durable import (
     RetriesExhausted,
     RetryableError,
     RunNotCancellableError,
+    RunNotFound,
+    RunNotPurgeableError,
     RunNotRetryableError,
+    RunNotWakeableError,
     TaskCancelled,
     TerminalError,
 )
@@ -61,7 +64,10 @@ ERRORS = [
             NoContextError,
             RecoveryLimitExceeded,
             RunNotCancellableError,
+            RunNotFound,
+            RunNotPurgeableError,
             RunNotRetryableError,
+            RunNotWakeableError,
             TaskCancelled,
         )
     ],

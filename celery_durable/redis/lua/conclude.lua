@@ -17,8 +17,7 @@ redis.call('ZREM', KEYS[2], ARGV[2])
 redis.call('ZREM', KEYS[3], ARGV[2])
 -- parts/index.lua has more than is needed here, and this script runs once per task.
 local index = string.sub(KEYS[2], 1, -7) .. 'index'
-local key = index .. ':succeeded:' .. run[2]
-redis.call('ZADD', key, run[3], ARGV[2])
-if redis.call('ZCARD', key) == 1 then redis.call('SADD', index, run[2]) end
+redis.call('ZADD', index .. ':succeeded:' .. run[2], run[3], ARGV[2])
+redis.call('ZADD', index, 0, run[2])
 redis.call('ZREM', index .. ':running:' .. run[2], ARGV[2])  -- its process may have seemed to be lost
 return 1

@@ -32,7 +32,7 @@ local function let_go(key)
   end
 end
 
-for _, task in ipairs(redis.call('SMEMBERS', index)) do
+for _, task in ipairs(redis.call('ZRANGE', index, 0, -1)) do
   for i = 5, #ARGV do
     local key = index .. ':' .. ARGV[i] .. ':' .. task
     let_go(key)

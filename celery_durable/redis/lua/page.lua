@@ -6,7 +6,7 @@
 --include index
 local most, newest, oldest, before = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
 local last_heading = 6 + tonumber(ARGV[5])
-local tasks = #ARGV > last_heading and {unpack(ARGV, last_heading + 1)} or redis.call('SMEMBERS', index)
+local tasks = #ARGV > last_heading and {unpack(ARGV, last_heading + 1)} or redis.call('ZRANGE', index, 0, -1)
 local found = {}
 
 local function newest_first(a, b)

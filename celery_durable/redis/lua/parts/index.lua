@@ -12,7 +12,6 @@ local function leave(id, heading, task)
 end
 
 local function enter(id, heading, task, created)
-  local key = index .. ':' .. heading .. ':' .. task
-  redis.call('ZADD', key, created, id)
-  if redis.call('ZCARD', key) == 1 then redis.call('SADD', index, task) end
+  redis.call('ZADD', index .. ':' .. heading .. ':' .. task, created, id)
+  redis.call('ZADD', index, 0, task)
 end
