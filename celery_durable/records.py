@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
+
+STARTED = "STARTED"
+"""Celery's state of a run that is under way."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class ActionRecord:
 
 @dataclass(frozen=True)
 class Run:
-    """A run, as its journal says it.
+    """A run, as its journal says it. A signal may know less of it: see :mod:`celery_durable.signals`.
 
     Attributes:
         id: the id of the task.
@@ -114,3 +117,30 @@ class Run:
     attempts: tuple[AttemptRecord, ...] = ()
     steps: tuple[StepRecord, ...] = ()
     actions: tuple[ActionRecord, ...] = ()
+
+
+# -- what records are made of ------------------------------------------------------------------------------------------
+
+_LONGEST_PREVIEW = 200
+_LONGEST_ERROR = 500
+
+
+def moment(ms: float | str) -> datetime:
+    """A time of the journal, *ms* since the epoch."""
+    return datetime.fromtimestamp(float(ms) / 1000, timezone.utc)
+
+
+def error_line(facts: dict[str, Any] | None) -> str:
+    """An error of the journal as one line; empty if there is none."""
+    if not facts:
+        return ""
+    return _cut(f"{facts.get('type', 'Exception')}: {facts.get('message', '')}".replace("\n", " "), _LONGEST_ERROR)
+
+
+def preview_of(text: str, serializer: str = "") -> str:
+    """A value for people: the beginning of its JSON; of what a *serializer* has written, only its name and size."""
+    return f"<{serializer}, {len(text)} characters>" if serializer else _cut(text, _LONGEST_PREVIEW)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."

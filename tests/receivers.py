@@ -1,10 +1,13 @@
-"""Receivers of Celery's signals, for as long as a test listens."""
+"""Receivers of Celery's signals, and observers of happenings, for as long as a test listens."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import Mock
 
 from celery.utils.dispatch import Signal
+
+from celery_durable import happenings
 
 
 @contextmanager
@@ -16,3 +19,18 @@ def receiver(signal: Signal) -> Iterator[Mock]:
         yield listener
     finally:
         signal.disconnect(listener)
+
+
+@contextmanager
+def observed() -> Iterator[list[tuple[str, Any, Any]]]:
+    """Yield what an observer is told: what has happened, the record of the run, and that of the step or None."""
+    told: list[tuple[str, Any, Any]] = []
+
+    def note(happening: str, run: Any, step: Any) -> None:
+        told.append((happening, run, step))
+
+    happenings.observe(note)
+    try:
+        yield told
+    finally:
+        happenings.forget(note)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery import states
 
-from celery_durable.journal.layout import Status
+from celery_durable.journal.layout import Status, Wait
 from celery_durable.seams.celery import ignores_result
 
 if TYPE_CHECKING:
@@ -33,6 +33,16 @@ stored_retry: ContextVar[str | None] = ContextVar("celery_durable_announced", de
 
 STATES_OF_ENDED = {Status.SUCCEEDED: states.SUCCESS, Status.FAILED: states.FAILURE, Status.REVOKED: states.REVOKED}
 """Status in the journal → Celery's state, of a run that has ended."""
+STATE_OF_HEADING = {
+    Status.RUNNING: states.STARTED,
+    Wait.RETRY: states.RETRY,
+    Wait.SLEEP: SUSPENDED,
+    Wait.STALL: STALLED,
+    Status.SUSPENDED: SUSPENDED,
+    **STATES_OF_ENDED,
+    Status.IGNORED: states.IGNORED,
+}
+"""Where a run is in the index → its state."""
 
 
 def forget_previous_run() -> None:

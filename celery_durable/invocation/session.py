@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from celery.exceptions import SoftTimeLimitExceeded
 
+from celery_durable import happenings
 from celery_durable.app.store import Store
 from celery_durable.config.settings import AttemptSettings, Settings
 from celery_durable.drivers.info import TaskInfo
@@ -24,6 +25,7 @@ from celery_durable.journal.layout import Wait
 from celery_durable.journal.port import NO_RESULT, Busy, Delivery, Journal, JournalGone, Opened, Result
 from celery_durable.steps.attempt import Attempt
 
+from . import news
 from .outcome_delivery import LeaseRenewal, OutcomeDelivery
 
 T = TypeVar("T")
@@ -74,6 +76,8 @@ class RunSession:
         self.attempt = Attempt(self.journal, _open(self.journal, delivery, self.settings.lease), info, settings)
         if self._lease is not None:
             self._lease.keep()
+        if happenings.observers:
+            news.begun(self.attempt)
         return self.attempt
 
     # -- the end of the attempt
@@ -122,6 +126,9 @@ class RunSession:
             return False
         self.end_state = EndState.SUSPENDED
         self.close_attempt()
+        # A message of the broker brings the run back from a retry that is due already, and from one that has slack.
+        if happenings.observers and (waits != Wait.RETRY or (delay and not slack)):
+            news.suspended(self.attempt, waits, delay)
         return True
 
     def prove_lease(self) -> None:
@@ -173,29 +180,35 @@ class RunSession:
         words = attempt.drain_staged()
         if outcome is not None:
             words["outcome"] = outcome
-        delivered = False
+        delivered, is_recorded = False, True
         try:
             delivered = _tell(attempt, partial(self.outcome.write, status, words, result))
         except JournalLost as lost:
             if not isinstance(lost.error, JournalGone):
                 raise
             # The work is done. If the task were retried, it would do it twice.
+            is_recorded = False
             logger.error("task %s: its outcome is not recorded: %s", attempt.info.task_id, lost)
         self.end_state = EndState.FINISHED
         attempt.pulse.closed = True
         if not delivered:
             self.outcome.mark_pending(status)
+        if happenings.observers and is_recorded:
+            news.ended(attempt, status, outcome)
         return delivered
 
     def close_attempt(self) -> None:
         """End the attempt. The journal is told nothing more about it."""
-        if not self.has_ended:
+        attempt, is_unrecorded = self.attempt, not self.has_ended
+        if is_unrecorded:
             self.end_state = EndState.UNRECORDED
-        if self.attempt is not None:
-            self.attempt.pulse.closed = True
-            watchdog.forget(self.attempt.pulse)
+        if attempt is not None:
+            attempt.pulse.closed = True
+            watchdog.forget(attempt.pulse)
         if self._lease is not None:
             self._lease.drop()
+        if happenings.observers and attempt is not None and is_unrecorded and attempt.is_fenced:
+            news.fenced(attempt)
 
     def lapse(self) -> None:
         """Stop renewing the lease, as if this process had died: nobody knows when its code ends."""

@@ -14,6 +14,7 @@ _NOT_REOPENED = (Status.SUCCEEDED.encode(), Status.FAILED.encode())
 class MemoryJournal:
     """A run in this process only: for direct calls, eager mode and unit tests. It never waits and is never fenced."""
 
+    owner = ""
     lease_in_doubt = False
     has_pending = False
     cancel_requested = False

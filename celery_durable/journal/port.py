@@ -121,6 +121,9 @@ class Journal(Protocol):
     It has many methods, because it is one port: all that they ask goes over one connection, in the order of the calls.
     """
 
+    owner: str
+    """The process that has the run; empty if the journal is in memory."""
+
     def open(self, delivery: Delivery) -> OpenResult:
         """Take the lease and load the run, or say why the delivery begins no attempt."""
         ...

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import datetime
 from math import inf
 from typing import Any
 
-from celery import states
-
-from celery_durable.delivery import backend
+from celery_durable.delivery.backend import STATE_OF_HEADING
 from celery_durable.delivery.call import Call
 from celery_durable.journal.layout import Fields, Kind, State, Status, Wait
 from celery_durable.journal.positions import in_order
-from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord
-
-STATE_OF_HEADING = {
-    Status.RUNNING: states.STARTED,
-    Wait.RETRY: states.RETRY,
-    Wait.SLEEP: backend.SUSPENDED,
-    Wait.STALL: backend.STALLED,
-    Status.SUSPENDED: backend.SUSPENDED,
-    **backend.STATES_OF_ENDED,
-    Status.IGNORED: states.IGNORED,
-}
-"""Where a run is in the index → its state."""
+from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord, error_line, moment, preview_of
 
 SUMMARY = (
     b"status", b"waits", b"task", b"call", b"created", b"opened", b"ended", b"owner", b"build", b"due", b"stalled",
@@ -34,8 +21,6 @@ SUMMARY = (
 """The fields that a list of runs needs."""
 
 DIED = "DIED"
-_LONGEST_PREVIEW = 200
-_LONGEST_ERROR = 500
 
 
 def heading_of(fields: Fields) -> str:
@@ -59,11 +44,11 @@ def read_run(task_id: str, fields: Fields, lease_ms: float | None, accept: froze
         began=_time(fields, b"opened") or _EPOCH,
         ended=None if live else _time(fields, b"ended"),
         worker=_text(fields, b"owner"),
-        lease=_at(lease_ms) if lease_ms and live else None,
+        lease=moment(lease_ms) if lease_ms and live else None,
         waits_for=_waits_for(fields, steps),
         until=_time(fields, b"due") if _text(fields, b"status") == Status.SUSPENDED else None,
         build=_text(fields, b"build"),
-        error=_error_of(json.loads(fields.get(b"outcome", b"{}")).get("error")),
+        error=error_line(json.loads(fields.get(b"outcome", b"{}")).get("error")),
         attempts=tuple(_attempts(fields)) if whole else (),
         steps=steps,
         actions=tuple(_actions(fields)) if whole else (),
@@ -80,7 +65,7 @@ def _attempts(fields: Fields) -> Iterator[AttemptRecord]:
         if past is not None:
             how, began, left, owner, build = past.decode().split(" ", 4)
             state = DIED if how == Status.RUNNING else STATE_OF_HEADING.get(how, how)
-            times = _at(began or 0), _at(left) if left else None
+            times = moment(began or 0), moment(left) if left else None
             yield AttemptRecord(number, *times, state, owner, _build(build, fields))
     status = _text(fields, b"status")
     ended = _time(fields, b"left" if status == Status.SUSPENDED else b"ended")
@@ -92,7 +77,7 @@ def _attempts(fields: Fields) -> Iterator[AttemptRecord]:
 def _actions(fields: Fields) -> Iterator[ActionRecord]:
     for line in _text(fields, b"actions").splitlines():
         action = json.loads(line)
-        yield ActionRecord(action["what"], action["by"], _at(action["at"]))
+        yield ActionRecord(action["what"], action["by"], moment(action["at"]))
 
 
 def _build(attempt_build: str, fields: Fields) -> str:
@@ -119,18 +104,18 @@ def _step(place: str, entry: dict[str, Any]) -> StepRecord:
         place=place,
         state=entry["state"],
         executions=entry["attempts"],
-        first=_at(entry["first"]) if "first" in entry else None,
-        at=None if ended is None else _at(ended),
+        first=moment(entry["first"]) if "first" in entry else None,
+        at=None if ended is None else moment(ended),
         ms=entry.get("ms"),
-        error=_error_of(entry.get("error")),
+        error=error_line(entry.get("error")),
         preview=_preview(entry) if "value" in entry else "",
     )
 
 
 def _preview(entry: dict[str, Any]) -> str:
     if "serializer" in entry:
-        return f"<{entry['serializer']}, {len(entry['value'])} characters>"
-    return _cut(json.dumps(entry.get("value"), ensure_ascii=False), _LONGEST_PREVIEW)
+        return preview_of(entry["value"], entry["serializer"])
+    return preview_of(json.dumps(entry.get("value"), ensure_ascii=False))
 
 
 def _waits_for(fields: Fields, steps: tuple[StepRecord, ...]) -> str:
@@ -153,28 +138,14 @@ def _call_of(fields: Fields, accept: frozenset[str]) -> Call | None:
         return None
 
 
-def _error_of(facts: dict[str, Any] | None) -> str:
-    if not facts:
-        return ""
-    return _cut(f"{facts.get('type', 'Exception')}: {facts.get('message', '')}".replace("\n", " "), _LONGEST_ERROR)
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
 # -- times -------------------------------------------------------------------------------------------------------------
 
 
-def _at(ms: float | str) -> datetime:
-    return datetime.fromtimestamp(float(ms) / 1000, timezone.utc)
-
-
-_EPOCH = _at(0)
+_EPOCH = moment(0)
 
 
 def _time(fields: Fields, name: bytes) -> datetime | None:
-    return _at(fields[name].decode()) if fields.get(name) else None
+    return moment(fields[name].decode()) if fields.get(name) else None
 
 
 def _text(fields: Fields, name: bytes) -> str:

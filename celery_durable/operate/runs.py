@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from celery_durable.app.store import store_of
 from celery_durable.commands import cancel
+from celery_durable.delivery.backend import STATE_OF_HEADING
 from celery_durable.exceptions import ConfigurationError, RunNotFound, RunNotPurgeableError, RunNotWakeableError
 from celery_durable.journal.layout import Status
 from celery_durable.records import Run
@@ -16,7 +17,7 @@ from celery_durable.redis.index import HEADINGS, Indexed, Range
 from celery_durable.task.apps import resolve_app
 from celery_durable.task.resend import resend_run
 
-from .reading import STATE_OF_HEADING, SUMMARY, heading_of, read_run
+from .reading import SUMMARY, heading_of, read_run
 
 STATES = tuple(dict.fromkeys(STATE_OF_HEADING[heading] for heading in HEADINGS))
 """The states of runs, the live ones first."""

@@ -54,7 +54,7 @@ class RedisJournal:
         self, pool: JournalConnectionPool, keys: Keys, owner: str, lease: float, sync: str = "memory", keep: float = inf
     ) -> None:
         self._pool = pool
-        self._owner = owner
+        self.owner = owner
         self._probe = probe_for(sync)
         self._confirmed = self._probe is not None
         self._keys = keys
@@ -78,7 +78,7 @@ class RedisJournal:
         command, sent = OpenCommand(delivery), time.monotonic()
         if self._probe is not None:
             self.connection.set_confirmation(self._probe)
-        self.connection.send(*command.commands(self._keys, self._owner, self._lease))
+        self.connection.send(*command.commands(self._keys, self.owner, self._lease))
         try:
             replies = self._replies()
         except BaseException:

@@ -14,9 +14,10 @@ from celery_durable.drivers.info import TaskInfo
 from celery_durable.drivers.pulse import Pulse
 from celery_durable.drivers.siblings import Siblings
 from celery_durable.exceptions import ConfigurationError, InvalidStepError, JournalUnreadableError
-from celery_durable.interrupts import Interrupt
+from celery_durable.interrupts import Fenced, Interrupt
 from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Fields
 from celery_durable.journal.port import Journal, Opened
+from celery_durable.records import STARTED, AttemptRecord, Run, moment
 from celery_durable.values.failure import text_of
 
 from .determinism import every_step_awaited
@@ -71,6 +72,22 @@ class Attempt:
     def siblings(self) -> Siblings:
         """The asyncio tasks of the attempt, if it has an ``async def`` body."""
         return Siblings(self.pulse, self.order.strands)
+
+    @_Part
+    def shown_run(self) -> Run:
+        """What observers are shown of the run while this attempt goes on. Only who listens pays for it."""
+        state, info, worker, build = self.state, self.info, self.pulse.journal.owner, self.settings.build
+        created, began = moment(state.created), moment(state.opened_at)
+        return Run(
+            id=info.task_id, task=info.task, state=STARTED, args=info.request.args, kwargs=info.request.kwargs,
+            created=created, began=began, ended=None, worker=worker, lease=None, waits_for="", until=None,
+            build=state.build, error="", attempts=(AttemptRecord(state.number, began, None, STARTED, worker, build),),
+        )  # fmt: skip
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether it has found that another attempt has the run, or that the run has ended elsewhere."""
+        return isinstance(self.pulse.interrupt, Fenced)
 
     # -- its beginning and its end
 

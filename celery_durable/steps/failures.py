@@ -7,12 +7,15 @@ import logging
 from datetime import timedelta
 from typing import Any, NoReturn
 
+from celery_durable import happenings
 from celery_durable.drivers.driver import Driver
 from celery_durable.drivers.pulse import Overrun
 from celery_durable.exceptions import RetriesExhausted, RetryableError, TaskCancelled, TerminalError
+from celery_durable.happenings import Happening
 from celery_durable.interrupts import FailAttempt, Interrupt, RetryStep
 from celery_durable.journal.entries import Entry, open_entry
 from celery_durable.journal.layout import Cancellation, Kind, State
+from celery_durable.records import error_line
 from celery_durable.values.codec import NotEncodable
 from celery_durable.values.failure import describe, failure_of, leading, shown, text_of, traceback_of
 
@@ -110,9 +113,14 @@ async def _give_up(step: Step, error: TerminalError, driver: Driver) -> None:
             f"its {type(error).__name__}, whose arguments are to be plain data, cannot be recorded: {reason}"
         ) from error
     attempt = step.attempt
-    facts = {"at": attempt.now(), "begun": attempt.replay.begun(step.position), "error": described}
-    await commit(step, open_entry(step.name, State.FAILED, step.executions, **facts), driver)
+    at = attempt.now()
+    facts = {"at": at, "begun": attempt.replay.begun(step.position), "error": described}
+    late = await commit(step, open_entry(step.name, State.FAILED, step.executions, **facts), driver)
     logger.warning("%s failed for good (execution %d): %s", step.where, step.executions, error)
+    if happenings.observers:
+        step.tell_observers(Happening.STEP_FAILED, State.FAILED, at, error=error_line(described))
+    if late is not None:
+        raise late
     raise failure_of(described).with_traceback(error.__traceback__) from error.__cause__
 
 

@@ -7,9 +7,12 @@ import time
 from functools import partial
 from typing import Any
 
+from celery_durable import happenings
 from celery_durable.drivers.driver import LARGE, Driver, off_loop
+from celery_durable.happenings import Happening
 from celery_durable.interrupts import Interrupt
 from celery_durable.journal.entries import done_entry
+from celery_durable.journal.layout import State
 from celery_durable.values.codec import seems_large
 
 from .step import Step
@@ -32,9 +35,13 @@ async def record(step: Step, value: Any, began: float, driver: Driver) -> Any:
         limit, encoded = met, step.encode(value)
     pulse.progressed_at = pulse.heard_at = ended = time.monotonic()
     ms = int((ended - began) * 1000)
-    entry = done_entry(step.name, step.executions, attempt.at(ended), ms, encoded.metadata, encoded.text)
-    await commit(step, entry, driver)
+    at = attempt.at(ended)
+    entry = done_entry(step.name, step.executions, at, ms, encoded.metadata, encoded.text)
+    late = await commit(step, entry, driver)
     logger.info("task %s: step %r recorded (%d ms)", pulse.info.task_id, step.name, ms)
+    if happenings.observers:
+        step.tell_observers(Happening.STEP_SUCCEEDED, State.DONE, at, ms=ms, value=encoded)
+    limit = late if limit is None else limit
     if limit is not None:
         raise limit
     if pulse.closed and pulse.interrupt is not None:
@@ -42,8 +49,8 @@ async def record(step: Step, value: Any, began: float, driver: Driver) -> Any:
     return encoded.value
 
 
-async def commit(step: Step, entry: str, driver: Driver) -> None:
-    """Write the final entry and wait until Redis has it."""
+async def commit(step: Step, entry: str, driver: Driver) -> BaseException | None:
+    """Write the final entry and wait until Redis has it. The record comes before a time limit, which is returned."""
     outbox = step.attempt.outbox
     outbox.record(step.position, entry, driver.most_at_once)
     try:
@@ -51,6 +58,7 @@ async def commit(step: Step, entry: str, driver: Driver) -> None:
     except Interrupt:
         logger.error("%s ran but could not be recorded; it will run again", step.where)
         raise
-    except BaseException:  # a time limit came between the action and its record: the record comes first
+    except BaseException as met:
         await driver.flush()
-        raise
+        return met
+    return None

@@ -33,6 +33,11 @@ class RunState:
         return self._fields.get(b"v", b"").decode() or LAYOUT
 
     @property
+    def created(self) -> int:
+        """When the first attempt began."""
+        return int(self._fields.get(b"created", self.opened_at))
+
+    @property
     def build(self) -> str:
         """The build of the entries that name none; empty if it is not known."""
         return self._fields.get(b"build", b"").decode()

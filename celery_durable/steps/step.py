@@ -8,6 +8,7 @@ from math import inf
 from threading import Lock
 from typing import Any
 
+from celery_durable import happenings
 from celery_durable.config.retry import RunOptions
 from celery_durable.drivers.pulse import StepWork
 from celery_durable.exceptions import (
@@ -16,9 +17,11 @@ from celery_durable.exceptions import (
     JournalUnavailableError,
     JournalUnreadableError,
 )
+from celery_durable.happenings import Happening
 from celery_durable.interrupts import Interrupt
 from celery_durable.journal.entries import Entry, done_entry
-from celery_durable.journal.layout import State
+from celery_durable.journal.layout import Kind, State
+from celery_durable.records import StepRecord, moment, preview_of
 from celery_durable.values import codec, declared_types
 from celery_durable.values.failure import shown
 
@@ -186,16 +189,39 @@ class Step:
         reason = reason.replace("{action}", getattr(self.action, "__qualname__", "the action"))
         return self.pulse.end_run(EntryNotRecordableError(f"{self.where} ran, but {reason}"))
 
+    # -- what others hear of it
+
+    def tell_observers(
+        self,
+        happening: str,
+        state: str,
+        at: int,
+        *,
+        ms: int | None = None,
+        error: str = "",
+        value: codec.Encoded | None = None,
+    ) -> None:
+        """Tell them what has become of the step, as its entry says it."""
+        attempt, first = self.attempt, self.first
+        info = attempt.info
+        if not info.is_local:
+            preview = "" if value is None else preview_of(value.text, value.metadata.get("serializer", ""))
+            times = None if first is None else moment(first), moment(at)
+            step = StepRecord(Kind.STEP, self.name, self.position, state, self.executions, *times, ms, error, preview)
+            happenings.tell(happening, attempt.shown_run, step, limits=info.limits)
+
     # -- after it was given up
 
     def record_late(self, execution: int, value: Any) -> None:
         """Record what an execution has returned after it was given up, unless the run has gone on meanwhile."""
-        attempt, recorded = self.attempt, False
+        attempt, recorded, at = self.attempt, False, self.attempt.now()
         if self.unfinished and self.executions == execution and not attempt.info.is_local:
             try:
                 encoded = self.encode(value)
-                entry = done_entry(self.name, execution, attempt.now(), 0, encoded.metadata, encoded.text)
+                entry = done_entry(self.name, execution, at, 0, encoded.metadata, encoded.text)
                 recorded = attempt.outbox.record_late(self.position, entry)
+                if recorded and happenings.observers:
+                    self.tell_observers(Happening.STEP_SUCCEEDED, State.DONE, at, ms=0, value=encoded)
             except (JournalUnavailableError, JournalUnreadableError) as error:
                 logger.warning("%s: %s", self.where, error)
             except Interrupt:

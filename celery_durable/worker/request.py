@@ -30,6 +30,8 @@ from celery_durable.redis.runs import StoredRuns
 from celery_durable.seams.kombu import serializer_of
 from celery_durable.seams.requests import OpenRequest, request_class
 
+from . import news
+
 T = TypeVar("T")
 
 logger = logging.getLogger("celery_durable")
@@ -169,7 +171,10 @@ class DurableRequest(OpenRequest):
             owner = "" if pid is None else owner_name(pid)
             return runs.terminate(self.id, status, keep, outcome.encode_error(error), owner=owner)
 
-        return self._ask_journal(end, "its end could not be recorded")
+        ended = self._ask_journal(end, "its end could not be recorded")
+        if ended:
+            news.ended(self.app, self.id, status)
+        return ended
 
     def _ask_journal(self, question: Callable[[StoredRuns], T], otherwise: str) -> T | None:
         try:

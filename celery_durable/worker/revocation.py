@@ -19,6 +19,8 @@ from celery_durable.journal.layout import Fields, Status
 from celery_durable.redis.client.fence import new_fence
 from celery_durable.seams.requests import all_of
 
+from . import news
+
 logger = logging.getLogger("celery_durable")
 
 
@@ -49,6 +51,7 @@ class Revocations:
                     request = self._end(task_id)
                 if request is not None:
                     self._tell_listeners(request)
+                    news.ended(self._app, task_id, Status.REVOKED)
             except Exception:
                 logger.exception(
                     "task %s: was revoked, but the result backend or monitors could not be told; tried again",

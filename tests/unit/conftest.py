@@ -36,8 +36,9 @@ async def turns(number: int) -> None:
 class Run:
     """One run, whose attempts begin one after the other on the same journal."""
 
-    def __init__(self, task_id: str = "task-1") -> None:
+    def __init__(self, task_id: str = "task-1", request: Any = None) -> None:
         self.task_id = task_id
+        self.request = request or {"id": task_id}
         self.journal = MemoryJournal()
         self._last: Attempt | None = None
 
@@ -82,7 +83,7 @@ class Run:
         self.end()
         opened = self.journal.open(Delivery(self.task_id, "shop.checkout", "", "{}"))
         assert isinstance(opened, Opened)
-        about = TaskInfo(self.task_id, "shop.checkout", request={"id": self.task_id})
+        about = TaskInfo(self.task_id, "shop.checkout", request=self.request)
         opened = opened._replace(now=opened.now + int(later * 1000))
         self._last = attempt = Attempt(
             self.journal, opened, about, AttemptSettings.of(Settings(), **{"build": "", **terms})

@@ -1,4 +1,4 @@
-"""``step_prerun`` and ``step_postrun``: who keeps something by thread is told of each step in a thread of its own."""
+"""Signals: who keeps something by thread is told of steps in other threads; observers, of what has become of steps."""
 
 from __future__ import annotations
 
@@ -9,10 +9,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from celery import Celery
+from celery.app.task import Context
+from celery.exceptions import SoftTimeLimitExceeded
 
-from celery_durable import DurableContext, RunOptions, TerminalError
-from celery_durable.signals import step_postrun, step_prerun
+from celery_durable import DurableContext, RunOptions, TerminalError, durable_task, happenings
+from celery_durable.config.settings import AttemptSettings, Settings
+from celery_durable.drivers.info import TaskInfo
+from celery_durable.interrupts import FailAttempt, RetryStep
+from celery_durable.journal.memory import MemoryJournal
+from celery_durable.journal.port import Delivery, Opened
+from celery_durable.signals import run_started, run_succeeded, step_failed, step_postrun, step_prerun, step_succeeded
+from celery_durable.steps.attempt import Attempt
+from tests.receivers import observed, receiver
 from tests.unit.conftest import Action, Run
+
+# -- threads that Celery does not know ---------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -86,3 +98,163 @@ def test_steps_in_the_thread_of_the_task_are_celerys_to_tell_of(run: Run) -> Non
         ctx.run("pay", Action("paid"))
 
     assert told == []
+
+
+# -- what has become of a step -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _nobody_observes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(happenings, "observers", ())
+
+
+@pytest.fixture
+def run() -> Run:
+    """A run that has not begun, of a task with arguments."""
+    return Run(request=Context(args=["o-1"], kwargs={"n": 2}))
+
+
+def test_a_step_that_succeeds_is_told_of_once_with_its_records(run: Run) -> None:
+    with receiver(step_succeeded) as heard:
+        for _ in range(2):
+            ctx = run.attempt()
+            ctx.run("charge", Action({"id": "ch_1"}))
+            ctx.run("ship", Action(None))
+
+    charged, shipped = (call.kwargs for call in heard.call_args_list)
+    assert (charged["sender"], charged["signal"]) == ("shop.checkout", step_succeeded)
+    step = charged["step"]
+    assert (step.kind, step.name, step.place, step.state, step.executions) == ("step", "charge", "1", "done", 1)
+    entry = run.entry("step:1")
+    assert (round(step.at.timestamp() * 1000), step.ms) == (entry["at"], entry["ms"])
+    assert (step.preview, step.error, step.first) == ('{"id":"ch_1"}', "", None)
+    told = charged["run"]
+    assert (told.id, told.task, told.state, told.args, told.kwargs) == (
+        "task-1", "shop.checkout", "STARTED", ["o-1"], {"n": 2},
+    )  # fmt: skip
+    assert (told.ended, told.steps, told.actions, [attempt.number for attempt in told.attempts]) == (None, (), (), [1])
+    assert shipped["run"] is told
+    assert shipped["step"].place == "2"
+
+
+def test_it_is_recorded_before_it_is_told_of(run: Run) -> None:
+    with receiver(step_succeeded) as heard:
+        heard.side_effect = lambda **_: seen.append(run.entry("step:1")["state"])
+        seen: list[str] = []
+        run.attempt().run("pay", Action(1))
+
+    assert seen == ["done"]
+
+
+def test_a_step_has_failed_if_no_replay_will_execute_it(run: Run) -> None:
+    fails, declines = Action(OSError("away")), Action(TerminalError("declined"))
+    with receiver(step_failed) as failed, receiver(step_succeeded) as succeeded:
+        for _ in range(2):
+            ctx = run.attempt()
+            with pytest.raises(TerminalError):
+                ctx.run("pay", declines)
+            with pytest.raises(FailAttempt):
+                ctx.run("ask", fails)
+
+    assert succeeded.call_args_list == []
+    [call] = failed.call_args_list
+    step = call.kwargs["step"]
+    assert (step.name, step.state, step.executions, step.error) == ("pay", "failed", 1, "TerminalError: declined")
+
+
+def test_a_step_whose_retries_are_exhausted_has_failed(run: Run) -> None:
+    fails, options = Action(OSError("away")), RunOptions(max_attempts=2, initial_retry_interval=3600)
+    with receiver(step_failed) as failed:
+        with pytest.raises(RetryStep):
+            run.attempt().run("ask", fails, options)
+        assert failed.call_args_list == []
+        with pytest.raises(TerminalError):
+            run.attempt().run("ask", fails, options)
+
+    [call] = failed.call_args_list
+    assert (call.kwargs["step"].executions, call.kwargs["run"].attempts[0].number) == (2, 2)
+    assert call.kwargs["step"].first is not None
+
+
+def test_steps_of_an_async_task_are_told_of_on_its_loop(run: Run) -> None:
+    with observed() as told:
+        asyncio.run(in_coroutine(run, ("pay", Action("paid"))))
+
+    assert [(happening, step.name) for happening, _, step in told] == [("step_succeeded", "pay")]
+
+
+def test_where_nobody_listens_nothing_is_made(run: Run) -> None:
+    run.attempt().run("pay", Action("paid"))
+
+    assert happenings.observers == ()
+    assert "shown_run" not in vars(run.last)
+
+
+def test_who_listens_no_more_is_told_nothing(run: Run) -> None:
+    with receiver(step_succeeded):
+        pass
+    with receiver(step_failed) as failed:
+        run.attempt().run("pay", Action("paid"))
+    assert failed.call_args_list == []
+
+
+def test_a_receiver_of_one_task_hears_of_no_other(run: Run) -> None:
+    heard: list[str] = []
+    hear = step_succeeded.connect(sender="shop.other", weak=False)(lambda step, **_: heard.append(step.name))
+    run.attempt().run("pay", Action("paid"))
+    step_succeeded.disconnect(hear, sender="shop.other")
+
+    assert heard == []
+
+
+@pytest.mark.parametrize("how", ["receiver", "observer"])
+def test_one_that_fails_is_logged_and_changes_nothing(run: Run, caplog: pytest.LogCaptureFixture, how: str) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("oh")
+
+    happenings.observe(fail)
+    with receiver(step_succeeded) as heard, observed() as told:
+        heard.side_effect = fail
+        if how == "receiver":
+            happenings.forget(fail)
+        assert run.attempt().run("pay", Action("paid")) == "paid"
+
+    assert len(told) == 1
+    assert "ZeroDivisionError" in caplog.text
+    assert run.entry("step:1")["value"] == "paid"
+
+
+def test_a_time_limit_that_hits_a_receiver_is_the_tasks(run: Run) -> None:
+    info = TaskInfo("task-1", "shop.checkout", run.request, limits=(SoftTimeLimitExceeded,))
+    journal = MemoryJournal()
+    opened = journal.open(Delivery("task-1", "shop.checkout", "", "{}"))
+    assert isinstance(opened, Opened)
+    ctx = DurableContext(Attempt(journal, opened, info, AttemptSettings.of(Settings(), build="")))
+    with receiver(step_succeeded) as heard, observed() as told:
+        heard.side_effect = SoftTimeLimitExceeded
+        with pytest.raises(SoftTimeLimitExceeded):
+            ctx.run("pay", Action("paid"))
+
+    assert len(told) == 1
+    assert b'"paid"' in journal.fields[b"step:1"]
+
+
+@pytest.mark.parametrize("call", ["direct", "eager"])
+@pytest.mark.usefixtures("app")
+def test_of_a_run_that_its_caller_executes_nothing_is_told(app: Celery, call: str) -> None:
+    @durable_task
+    def pay(ctx: DurableContext) -> int:
+        return ctx.run("pay", lambda: 7)
+
+    with receiver(run_started) as started, receiver(run_succeeded) as succeeded, observed() as told:
+        assert (pay() if call == "direct" else pay.apply().get()) == 7
+
+    assert (started.call_args_list, succeeded.call_args_list, told) == ([], [], [])
+
+
+def test_an_observer_is_told_once_however_often_it_registers(run: Run) -> None:
+    with observed() as told:
+        happenings.observe(happenings.observers[0])
+        run.attempt().run("pay", Action("paid"))
+
+    assert len(told) == 1

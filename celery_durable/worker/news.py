@@ -1,0 +1,28 @@
+"""What observers are told of a run that the main process of a worker has ended."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery_durable import happenings
+from celery_durable.app.store import store_of
+from celery_durable.happenings import Happening
+from celery_durable.journal.layout import Status
+from celery_durable.operate.reading import read_run
+
+logger = logging.getLogger("celery_durable")
+
+_ENDS = {Status.FAILED: Happening.RUN_FAILED, Status.REVOKED: Happening.RUN_CANCELLED}
+
+
+def ended(app: Any, task_id: str, status: str) -> None:
+    """The run has this *status* now. Only if there is an observer, its journal is read."""
+    if happenings.observers:
+        try:
+            fields = store_of(app).runs.load(task_id)
+            run = read_run(task_id, fields, None, frozenset(app.conf.accept_content), whole=True)
+        except Exception as error:
+            logger.error("task %s: nobody is told of its end, because its journal cannot be read: %r", task_id, error)
+        else:
+            happenings.tell(_ENDS[status], run)
