@@ -26,13 +26,17 @@ from .settings import settings_of
 
 
 class Store:
-    """Keeps the runs of an app in Redis: gives their journals, and a view of all runs."""
+    """Keeps the runs of an app in Redis: gives their journals, and a view of all runs.
 
-    def __init__(self, app: Any) -> None:
+    A command is tried again for *patience* seconds; None: for as long as a lease lasts.
+    """
+
+    def __init__(self, app: Any, patience: float | None = None) -> None:
         self.settings = settings_of(app)
         self.address = Address.of(app.conf, self.settings)
-        # A write is tried again for as long as the lease lasts. The reference is weak: an app holds its store.
-        app, address, timeout = ref(app), self.address, self.settings.lease
+        # The reference is weak: an app holds its store.
+        app, address, lease = ref(app), self.address, self.settings.lease
+        timeout = lease if patience is None else patience
         if address.is_cluster:
             self._cluster: Cluster | None = Cluster(lambda: address.connector(app()), address.nodes, timeout)
             self.shards = Shards(self.settings.key_prefix, self._cluster.pool_for)
@@ -40,7 +44,7 @@ class Store:
             self._cluster, pool = None, JournalConnectionPool(lambda: address.connector(app()), timeout)
             self.shards = Shards(self.settings.key_prefix, lambda _key: pool)
         # In a Cluster each shard has its own keeper. So one that waits for a dead node does not hold up the others.
-        self._keepers = {pool: LeaseKeeper(pool, timeout) for pool in self.shards.by_pool()}
+        self._keepers = {pool: LeaseKeeper(pool, lease) for pool in self.shards.by_pool()}
         self.pool, self.leases = next(iter(self._keepers.items()))
         """The connections and the leases of one Redis; in a Cluster, those of the first shard."""
         self.runs = StoredRuns(self.shards, self.settings.lease)
@@ -84,8 +88,8 @@ _stores: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
 _making = threading.Lock()
 
 
-def store_of(app: Any) -> Store:
-    """The store of *app*. It is made at the first call.
+def store_of(app: Any, patience: float | None = None) -> Store:
+    """The store of *app*. It is made at the first call, which says how patient it is: see :class:`Store`.
 
     Raises:
         ConfigurationError: a ``durable_*`` setting is wrong, or no Redis is configured.
@@ -93,5 +97,5 @@ def store_of(app: Any) -> Store:
     store = _stores.get(app)
     if store is None:
         with _making:
-            store = _stores.get(app) or _stores.setdefault(app, Store(app))
+            store = _stores.get(app) or _stores.setdefault(app, Store(app, patience))
     return store

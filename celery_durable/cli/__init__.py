@@ -4,10 +4,10 @@ from celery_durable.worker import control  # noqa: F401  so that `celery control
 
 from .acting import cancel, purge, retry, wake
 from .group import durable
-from .looking import list_, show
+from .looking import list_, show, watch
 from .recovery import recover
 
-for _command in (list_, show, retry, cancel, wake, purge, recover):
+for _command in (list_, show, watch, retry, cancel, wake, purge, recover):
     durable.add_command(_command)
 
 __all__ = ["durable"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import getpass
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,55 +13,65 @@ import click
 
 from celery_durable.exceptions import DurableError
 
+from . import completion
 from .filters import as_json, filtered
-from .group import loaded_app, refusals
+from .group import refusals, runs_of
 
 
-def _command(name: str, done: str, help_text: str) -> click.Command:
-    """A command that does with runs what the method *name* of ``Runs`` does; *done* says that in the past tense."""
+def _command(name: str, done: str, of_states: tuple[str, ...], help_text: str) -> click.Command:
+    """A command that does with runs what the method *name* of ``Runs`` does; *done* says that in the past tense.
+
+    *of_states*: the shell completes the ids of runs in these states.
+    """
 
     @click.command(name=name, help=help_text)
-    @click.argument("ids", metavar="[ID]...", nargs=-1)
+    @click.argument("ids", metavar="[ID]...", nargs=-1, shell_complete=completion.ids(*of_states))
     @filtered
     @click.option("--by", help="Who does it; kept in the journal. Default: the name of the user.")
     @click.option("--yes", is_flag=True, help="Do it with several runs. Without it, they are only counted.")
     @as_json
     @click.pass_context
     def command(ctx: Any, /, *, ids: tuple[str, ...], by: str | None, yes: bool, as_json: bool, **wanted: Any) -> None:
+        ids = tuple(dict.fromkeys(ids))
+        given = {option: value for option, value in wanted.items() if value}
+        if bool(ids) == bool(given):
+            raise click.UsageError("name runs by their ids, or by a filter (--state, --task, --since, --until)")
         with refusals(name):
-            runs = _runs(ctx)
-            ids = _targets(runs, ids, wanted)
-            if len(ids) != 1 and not yes:
-                click.echo(f"{len(ids)} runs; nothing is done: say --yes, and they are {done}")
+            runs = runs_of(ctx)
+            found = {} if ids else {run.id: run.state for run in _all(runs, given)}
+            if not (len(ids) == 1 or (yes and (ids or found))):
+                _say_how_many(name, done, len(ids), found, as_json=as_json)
                 return
             act = _act(runs, name, by)
-            all_done = [_do(name, done, task_id, act, as_json=as_json) for task_id in ids]
-            if not all(all_done):
-                ctx.exit(1)
+            all_done = [_do(name, done, task_id, act, as_json=as_json) for task_id in ids or found]
+        if not all(all_done):
+            ctx.exit(1)
 
     return command
 
 
-def _runs(ctx: Any) -> Any:
-    from celery_durable.operate.runs import Runs
-
-    return Runs(loaded_app(ctx))
-
-
-def _targets(runs: Any, ids: tuple[str, ...], wanted: dict[str, Any]) -> tuple[str, ...]:
-    given = {name: value for name, value in wanted.items() if value}
-    if bool(ids) == bool(given):
-        raise click.UsageError("name runs by their ids, or by a filter (--state, --task, --since, --until)")
-    if ids:
-        return tuple(dict.fromkeys(ids))
-    found: list[str] = []
-    cursor: str | None = None
+def _all(runs: Any, given: dict[str, Any]) -> Iterator[Any]:
+    """All runs that a filter finds."""
+    cursor = None
     while True:
         page = runs.list(**given, limit=1_000, cursor=cursor)
-        found += [run.id for run in page]
+        yield from page
         cursor = page.cursor
         if cursor is None:
-            return tuple(found)
+            return
+
+
+def _say_how_many(name: str, done: str, ids: int, found: dict[str, str], *, as_json: bool) -> None:
+    states = Counter(found.values())
+    number = ids or len(found)
+    if as_json:
+        click.echo(json.dumps({"what": name, "runs": number, "states": states, "done": False}))
+    elif number:
+        by_state = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
+        runs = f"{number} run{'s' if number > 1 else ''}" + (f" ({by_state})" if states else "")
+        click.echo(f"{runs}; nothing is done: say --yes, and they are {done}")
+    else:
+        click.echo("no run matches; nothing is done")
 
 
 def _act(runs: Any, name: str, by: str | None) -> Callable[[str], Any]:
@@ -70,11 +81,15 @@ def _act(runs: Any, name: str, by: str | None) -> Callable[[str], Any]:
 
 def _do(name: str, done: str, task_id: str, act: Callable[[str], Any], *, as_json: bool) -> bool:
     """Act on one run, and say what has come of it. Returns whether it was done."""
+    from celery_durable.delivery.message import BROKER_ERRORS
+
     try:
         note = act(task_id)
         said, is_done = f"{done}: {note}" if note else done, True
     except DurableError as error:
         said, is_done = str(error), False
+    except BROKER_ERRORS as error:
+        said, is_done = f"task {task_id}: nothing was sent, the broker cannot be reached: {error}", False
     if as_json:
         click.echo(json.dumps({"id": task_id, "what": name, "done": is_done, "said": said}))
     else:
@@ -82,7 +97,7 @@ def _do(name: str, done: str, task_id: str, act: Callable[[str], Any], *, as_jso
     return is_done
 
 
-retry = _command("retry", "retried", "Send failed runs again. They go on from their journals.")
-cancel = _command("cancel", "cancelled", "Cancel live runs: their code is told, and can compensate.")
-wake = _command("wake", "woken", "End the waits of runs now: a sleep, or the time until a retry.")
-purge = _command("purge", "purged", "Delete the journals of runs that have ended.")
+retry = _command("retry", "retried", ("FAILURE",), "Send failed runs again. They go on from their journals.")
+cancel = _command("cancel", "cancelled", completion.LIVE, "Cancel live runs: their code is told, and can compensate.")
+wake = _command("wake", "woken", completion.WAITING, "End the waits of runs now: a sleep, or the time until a retry.")
+purge = _command("purge", "purged", completion.ENDED, "Delete the journals of runs that have ended.")

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from . import completion
+
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document per line.")
 
 
@@ -31,11 +33,17 @@ def _or_none(_ctx: Any, _param: Any, value: tuple[str, ...]) -> tuple[str, ...] 
 
 
 _FILTERS = (
-    click.option("--state", multiple=True, callback=_in_capitals, help="Only runs in this state; may be repeated."),
-    click.option("--task", multiple=True, callback=_or_none, help="Only runs of this task; may be repeated."),
+    click.option(
+        "--state", multiple=True, callback=_in_capitals, shell_complete=completion.states,
+        help="Only runs in this state; may be repeated.",
+    ),
+    click.option(
+        "--task", multiple=True, callback=_or_none, shell_complete=completion.tasks,
+        help="Only runs of this task; may be repeated.",
+    ),
     click.option("--since", type=_When(), help="Only runs that were created at this time or later (ISO 8601)."),
     click.option("--until", type=_When(), help="Only runs that were created at this time or earlier."),
-)
+)  # fmt: skip
 
 
 def filtered(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,3 +51,8 @@ def filtered(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_FILTERS):
         command = option(command)
     return command
+
+
+def one_id(*of_states: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the argument ``task_id``. The shell completes the ids of runs in these states; none: in any."""
+    return click.argument("task_id", metavar="ID", shell_complete=completion.ids(*of_states))

@@ -5,26 +5,53 @@ Every ``celery`` command loads these modules, even ``celery --help``. So each im
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import Any
 
 import click
 
 from celery_durable.exceptions import ConfigurationError, DurableError
 
+_PATIENCE = 2.0
+"""Seconds for which a command tries to reach Redis: a person waits for it."""
+
 
 @click.group(name="durable", help="Runs of durable tasks.")
 def durable() -> None:
     """The ``celery`` command finds this group by its entry point."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A terminal may not know every letter of a name or a value.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def loaded_app(ctx: Any) -> Any:
-    """The app of ``celery -A``, with its tasks."""
+    """The app of ``celery -A``, with its tasks.
+
+    Raises:
+        ClickException: its modules of tasks cannot be imported.
+        ConfigurationError: a ``durable_*`` setting is wrong, or no Redis is configured.
+    """
+    from celery_durable.app.store import store_of
+
     app = ctx.obj.app
-    app.loader.import_default_modules()
-    app.finalize()
+    try:
+        app.loader.import_default_modules()
+        app.finalize()
+    except Exception as error:
+        said = f"the tasks of the app {app.main!r} cannot be imported: {type(error).__name__}: {error}"
+        raise click.ClickException(said) from error
+    store_of(app, _PATIENCE)
     return app
+
+
+def runs_of(ctx: Any) -> Any:
+    """The runs of that app."""
+    from celery_durable.operate.runs import Runs
+
+    return Runs(loaded_app(ctx))
 
 
 @contextmanager

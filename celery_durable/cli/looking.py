@@ -1,4 +1,4 @@
-"""``celery durable list`` and ``celery durable show``."""
+"""``celery durable list``, ``show`` and ``watch``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Any
 
 import click
 
-from .filters import as_json, filtered
-from .group import loaded_app, refusals
+from . import completion
+from .filters import as_json, filtered, one_id
+from .group import refusals, runs_of
+
+_ENDED_BY_CTRL_C = 130
 
 
 @click.command(name="list")
@@ -19,12 +22,11 @@ from .group import loaded_app, refusals
 @click.pass_context
 def list_(ctx: Any, /, *, as_json: bool, **wanted: Any) -> None:
     """List durable runs, the newest first."""
-    from celery_durable.operate.runs import Runs
-
-    from .output import print_json, print_runs
+    from .output import print_json
+    from .runs import print_runs
 
     with refusals("list"):
-        runs = Runs(loaded_app(ctx))
+        runs = runs_of(ctx)
         page = runs.list(**wanted)
         if as_json:
             print_json(page)
@@ -33,15 +35,33 @@ def list_(ctx: Any, /, *, as_json: bool, **wanted: Any) -> None:
 
 
 @click.command()
-@click.argument("task_id", metavar="ID")
+@one_id()
 @as_json
 @click.pass_context
 def show(ctx: Any, /, *, task_id: str, as_json: bool) -> None:
     """Show a run: its attempts, its steps, what it waits for, why it has failed."""
-    from celery_durable.operate.runs import Runs
-
-    from .output import print_json, print_run
+    from .output import print_json
+    from .runs import print_run
 
     with refusals("show"):
-        run = Runs(loaded_app(ctx)).get(task_id)
+        run = runs_of(ctx).get(task_id)
         print_json([run]) if as_json else print_run(run)
+
+
+@click.command()
+@one_id(*completion.LIVE)
+@as_json
+@click.pass_context
+def watch(ctx: Any, /, *, task_id: str, as_json: bool) -> None:
+    """Follow a run until it has ended. Ctrl-C leaves it."""
+    from celery_durable.operate.following import follow
+
+    from .live import print_changes
+    from .output import print_json
+
+    try:
+        with refusals("watch"):
+            changes = follow(runs_of(ctx), task_id)
+            print_json(changes) if as_json else print_changes(changes)
+    except KeyboardInterrupt:
+        ctx.exit(_ENDED_BY_CTRL_C)

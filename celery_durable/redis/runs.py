@@ -70,6 +70,12 @@ class StoredRuns:
         check_layout(keys, fields)
         return fields
 
+    def glance(self, task_id: str, names: Iterable[bytes]) -> tuple[int, tuple[bytes | None, ...]]:
+        """How many fields the journal has, and some of them: a small question, to see whether it has changed."""
+        key = self.keys(task_id).run
+        number, values = self._ask(task_id, pack("HLEN", key), pack("HMGET", key, *names))
+        return number, tuple(values)
+
     def terminate(
         self, task_id: str, status: str, keep: float, outcome: str, *, owner: str = "", fence: str | None = None
     ) -> bool:

@@ -28,6 +28,12 @@ def fails_once(ctx: DurableContext) -> int:
     return ctx.run("decline", declined_once, RunOptions())
 
 
+@durable_task
+def names(ctx: DurableContext, name: str) -> str:
+    """Return the name."""
+    return ctx.run(name, lambda: name)
+
+
 def declined_once() -> int:
     number = count_execution()
     if number == 1:

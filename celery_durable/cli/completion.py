@@ -1,0 +1,98 @@
+"""What a shell completes: states, tasks, and the ids of the newest runs.
+
+A person waits for it with a half-written line. So what goes wrong, or takes long, completes nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from threading import Thread
+from typing import Any
+
+from click.shell_completion import CompletionItem
+
+Completion = Callable[[Any, Any, str], list[CompletionItem]]
+
+_LONGEST = 1.0
+"""Seconds that Redis has to answer."""
+_MOST_IDS = 50
+
+WAITING = ("RETRY", "SUSPENDED", "STALLED")
+LIVE = ("STARTED", *WAITING)
+ENDED = ("SUCCESS", "FAILURE", "REVOKED", "IGNORED")
+
+
+def states(_ctx: Any, _param: Any, incomplete: str) -> list[CompletionItem]:
+    """The states of runs."""
+    from celery_durable.operate.runs import STATES
+
+    return [CompletionItem(state) for state in STATES if state.startswith(incomplete.upper())]
+
+
+def tasks(ctx: Any, _param: Any, incomplete: str) -> list[CompletionItem]:
+    """The names of the durable tasks of the app."""
+    from celery_durable.task.base import DurableTask
+
+    app = _app_of(ctx)
+    named = {} if app is None else app.tasks
+    names = sorted(name for name, task in named.items() if isinstance(task, DurableTask))
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def ids(*of_states: str) -> Completion:
+    """The ids of the newest runs in these states."""
+
+    def complete(ctx: Any, _param: Any, incomplete: str) -> list[CompletionItem]:
+        app = _app_of(ctx)
+        found = [] if app is None else _within(_LONGEST, lambda: _newest(app, of_states))
+        return [
+            CompletionItem(run.id, help=f"{run.task} {run.state}") for run in found if run.id.startswith(incomplete)
+        ]
+
+    return complete
+
+
+def _newest(app: Any, of_states: tuple[str, ...]) -> list[Any]:
+    from celery_durable.app.store import store_of
+    from celery_durable.operate.runs import Runs
+
+    store_of(app, patience=0)
+    return list(Runs(app).list(state=of_states, limit=_MOST_IDS))
+
+
+def _app_of(ctx: Any) -> Any:
+    """The app of ``celery -A``. It is not loaded yet: while a line is completed, no command runs."""
+    from celery.app.utils import find_app
+
+    given = ctx.find_root().params
+    for option, variable in (("broker", "CELERY_BROKER_URL"), ("result_backend", "CELERY_RESULT_BACKEND")):
+        if given.get(option):
+            os.environ[variable] = given[option]
+    try:
+        # What its modules print would be taken for completions.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            app = find_app(given["app"])
+            app.loader.import_default_modules()
+            app.finalize()
+    except Exception:
+        return None
+    return app
+
+
+def _within(seconds: float, ask: Callable[[], list[Any]]) -> list[Any]:
+    """What *ask* returns; empty if it fails, or does not return in time."""
+    answers: list[list[Any]] = [[]]
+
+    def answer() -> None:
+        try:
+            answers.append(ask())
+        except Exception:
+            return
+
+    asking = Thread(target=answer, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return answers[-1]

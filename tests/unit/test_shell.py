@@ -1,0 +1,165 @@
+"""What the shell prints, without a server: tables that fit, and nothing that a terminal would take for a command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import click
+import pytest
+from celery.bin.base import CLIContext
+
+from celery_durable.cli import durable
+from celery_durable.cli.live import lines_between, print_changes
+from celery_durable.cli.output import print_json, shown
+from celery_durable.cli.runs import print_run, print_runs
+from celery_durable.operate.runs import Page
+from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord
+
+NOON = datetime(2030, 1, 31, 12, tzinfo=timezone.utc)
+ID = "8e8e30ca-1cf6-49a5-a62c-27c4b61c9026"
+WORKER = "worker-7d4b9c:3f2a9c1b:4711"
+
+STEP = StepRecord("step", "charge card", "1", "done", 1, NOON, NOON, 12, preview='{"id": "ch_7"}')
+ATTEMPT = AttemptRecord(1, NOON, None, "STARTED", WORKER, "5f3c2a1b9d8e")
+RUN = Run(
+    id=ID, task="shop.tasks.order", state="STARTED", args=[7], kwargs={"gift": True}, created=NOON, began=NOON,
+    ended=None, worker=WORKER, lease=NOON, waits_for="", until=None, build="5f3c2a1b9d8e", error="",
+    attempts=(ATTEMPT,), steps=(STEP,), actions=(ActionRecord("wake", "ann", NOON),),
+)  # fmt: skip
+FAILED = replace(RUN, state="FAILURE", ended=NOON, error="TerminalError: " + "declined " * 50)
+ASLEEP = replace(
+    RUN, state="SUSPENDED", waits_for="the end of a sleep: 'until tomorrow'", until=NOON + timedelta(days=1)
+)
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Print something as a command does, on a terminal of so many columns (None: where no terminal is)."""
+
+    def printing(columns: int | None, show: Any, *facts: Any, no_color: bool = False) -> str:
+        for name in ("NO_COLOR", "FORCE_COLOR", "TTY_INTERACTIVE", "COLORTERM"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("TERM", "xterm-256color")
+        if columns is not None:
+            monkeypatch.setenv("COLUMNS", str(columns))
+            monkeypatch.setenv("LINES", "40")
+            monkeypatch.setenv("TTY_COMPATIBLE", "1")
+            monkeypatch.setenv("FORCE_COLOR", "1")
+        context = CLIContext(app=object(), no_color=no_color, workdir=None)
+        with click.Context(durable, obj=context):
+            show(*facts)
+        return capsys.readouterr().out
+
+    return printing
+
+
+VIEWS = {
+    "list": (print_runs, Page([RUN, FAILED, ASLEEP], f"1895000000000-{ID}"), {"STARTED": 1, "FAILURE": 20_000}),
+    "show": (print_run, replace(FAILED, attempts=(ATTEMPT, replace(ATTEMPT, number=2, ended=NOON, how="FAILURE")))),
+}
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_table_fits_its_terminal(printed: Any, view: str, columns: int) -> None:
+    lines = printed(columns, *VIEWS[view], no_color=True).splitlines()
+
+    plain = [click.unstyle(line).rstrip() for line in lines if "--cursor" not in line]
+    assert max(map(len, plain)) <= columns
+    cells = {cell for line in plain for cell in line.split()}
+    assert {ID, f"{NOON.astimezone():%H:%M:%S}", "FAILURE"} <= cells
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_colours_are_for_terminals(printed: Any, view: str) -> None:
+    assert "\x1b[" not in printed(None, *VIEWS[view])
+    assert "\x1b[3" in printed(80, *VIEWS[view])
+    assert "\x1b[3" not in printed(80, *VIEWS[view], no_color=True)
+
+
+def test_a_text_of_a_user_is_no_command_for_the_terminal(printed: Any) -> None:
+    wild = replace(FAILED, error="\x1b[31mred\x1b]0;title\x07 [bold]x[/bold] \\", task="a[/]b")
+
+    text = printed(None, print_run, wild)
+
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert r"error        \x1b[31mred\x1b]0;title\x07 [bold]x[/bold]" + " \\" in lines
+    assert "a[/]b" in text
+    assert shown("é\n").plain == "é\n"
+
+
+def test_records_are_documents_with_their_attributes_as_keys(printed: Any) -> None:
+    [run, failed] = map(json.loads, printed(None, print_json, [RUN, FAILED]).splitlines())
+
+    assert set(run) == set(RUN.__dataclass_fields__)
+    assert run["created"] == "2030-01-31T12:00:00+00:00"
+    assert run["steps"][0]["name"] == "charge card"
+    assert failed["state"] == "FAILURE"
+
+
+# -- watch -------------------------------------------------------------------------------------------------------------
+
+ENDED = replace(
+    RUN, state="SUCCESS", ended=NOON, attempts=(replace(ATTEMPT, how="SUCCESS", ended=NOON),),
+    steps=(STEP, StepRecord("step", "ship", "2", "done", 3, NOON, NOON, 40)),
+)  # fmt: skip
+
+
+def test_each_change_of_a_run_is_a_line() -> None:
+    retrying = StepRecord("step", "ship", "2", "retrying", 1, NOON, None, None, "OSError: closed")
+    waiting = replace(RUN, state="RETRY", waits_for="its next attempt", until=NOON, steps=(STEP, retrying))
+
+    assert list(lines_between(None, RUN)) == ["shop.tasks.order, 1 steps and waits recorded", "STARTED, attempt 1"]
+    step, state = lines_between(RUN, waiting)
+    assert step == "step 'ship' at 2: retrying, 1 executions: OSError: closed"
+    assert state.startswith("RETRY, attempt 1: its next attempt (until ")
+    assert list(lines_between(waiting, ENDED)) == [
+        "step 'ship' at 2: done in 40 ms, 3 executions",
+        "SUCCESS, attempt 1",
+    ]
+    assert list(lines_between(ENDED, replace(ENDED, actions=(*ENDED.actions, ActionRecord("retry", "", NOON))))) == [
+        "retry by somebody"
+    ]
+
+
+def test_where_no_terminal_is_a_watch_prints_lines(printed: Any) -> None:
+    lines = printed(None, print_changes, iter([RUN, ENDED])).splitlines()
+
+    assert [line.partition(" ")[2] for line in lines] == [*lines_between(None, RUN), *lines_between(RUN, ENDED)]
+
+
+def test_on_a_terminal_a_watch_ends_with_the_whole_run(printed: Any) -> None:
+    many = tuple(replace(STEP, place=str(number), name=f"step{number}") for number in range(1, 101))
+
+    text = click.unstyle(printed(100, print_changes, iter([replace(RUN, steps=many), replace(ENDED, steps=many)])))
+
+    live, _, whole = text.partition("SUCCESS")
+    assert "step100 " in live
+    assert "step1 " not in live, "only the last steps are shown while it goes on"
+    assert "step1 " in whole
+
+
+# -- what it costs -----------------------------------------------------------------------------------------------------
+
+
+def test_the_help_of_celery_loads_no_tables_and_no_redis() -> None:
+    code = (
+        "import sys; from celery.bin.celery import celery; before = set(sys.modules); "
+        "celery(['--help'], standalone_mode=False); "
+        "late = {'rich', 'celery_durable.operate', 'celery_durable.redis', 'celery_durable.cli.output'}; "
+        "print(*sorted(late & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert "durable" in done.stdout
+    assert done.stderr.split() == []
+
+
+def test_every_command_says_what_it_does() -> None:
+    for name, command in durable.commands.items():
+        assert command.get_short_help_str(), name
