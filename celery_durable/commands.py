@@ -14,9 +14,10 @@ def cancel(task_id: str, app: Any = None) -> None:
     """Cancel a live run: its code is told, and can compensate. This mirrors Restate's cancellation.
 
     The next operation of its context that is not yet recorded (``run``, ``sleep``) raises
-    :class:`~celery_durable.TaskCancelled`, once. A run that sleeps or waits for a retry wakes up for it. A step that is
-    running may finish, and can ask ``current_step().is_cancelled``. The run ends as REVOKED, or as SUCCESS if its body
-    catches the error and returns. To cancel a run again changes nothing.
+    :class:`~celery_durable.TaskCancelled`, once. A run that sleeps, waits for a retry or is paused wakes up for it. A
+    step that is running may finish, and can ask ``current_step().is_cancelled``. The run ends as REVOKED, or as SUCCESS
+    if its body catches the error and returns. To cancel a run again changes nothing, unless it was paused while it
+    compensated: then it goes on.
 
     Args:
         task_id: the id of the task (text).

@@ -15,7 +15,7 @@
     ├── EntryNotRecordableError  a value that the journal cannot keep
     ├── JournalUnreadableError   a journal that this version cannot read
     ├── JournalUnavailableError  Redis did not answer in time
-    ├── RunNotRetryableError     somebody retried a run that did not fail
+    ├── RunNotRetryableError     somebody retried a run that did not fail, and is not paused
     ├── RunNotCancellableError   somebody cancelled a run that is not alive
     └── RecoveryLimitExceeded    attempt after attempt died without progress
 
@@ -243,7 +243,7 @@ class RunNotFound(DurableError, LookupError):
 
 
 class RunNotWakeableError(DurableError):
-    """The run does not wait: it is running, has ended, or has no journal."""
+    """The run does not wait for a time: it is running or paused, has ended, or has no journal."""
 
 
 class RunNotPurgeableError(DurableError):
@@ -251,7 +251,7 @@ class RunNotPurgeableError(DurableError):
 
 
 class RunNotRetryableError(DurableError):
-    """Somebody called the task ``celery_durable.retry`` for a run that did not end in FAILURE."""
+    """Somebody called the task ``celery_durable.retry`` for a run that is neither FAILURE nor PAUSED."""
 
 
 class RunNotCancellableError(DurableError):

@@ -39,7 +39,7 @@ class Happening:
     RUN_RESUMED = "run_resumed"
     """A later attempt has begun: after a wait, a retry, the death of a process, or a Retry of the failed run."""
     RUN_SUSPENDED = "run_suspended"
-    """It waits, and only its journal keeps this wait: a sleep, or a retry that is too far away for the broker."""
+    """It waits, and only its journal keeps this wait: a sleep, a pause, or a retry too far away for the broker."""
     RUN_STALLED = "run_stalled"
     """An attempt has ended because the journal does not fit its code."""
     RUN_SUCCEEDED = "run_succeeded"

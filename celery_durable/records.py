@@ -47,8 +47,8 @@ class AttemptRecord:
         number: the first is 1.
         began: when it began (aware datetime, UTC).
         ended: when it ended; None: it has not, or it died, and nobody knows when.
-        how: the state in which it left the run (``RETRY``, ``SUSPENDED``, ``STALLED``, ``FAILURE``, ...); ``STARTED``:
-            it goes on; ``DIED``: its process was lost.
+        how: the state in which it left the run (``RETRY``, ``SUSPENDED``, ``PAUSED``, ``FAILURE``, ...);
+            ``STARTED``: it goes on; ``DIED``: its process was lost.
         worker: the host, the worker (a token) and the process that had it.
         build: the build of its code; empty if it is not known.
     """
@@ -84,7 +84,8 @@ class Run:
         id: the id of the task.
         task: the name of the task.
         state: Celery's state (``STARTED``, ``RETRY``, ``SUCCESS``, ``FAILURE``, ``REVOKED``, ``IGNORED``), or
-            ``SUSPENDED`` (it sleeps), or ``STALLED`` (it waits for code that fits its journal).
+            ``SUSPENDED`` (it sleeps), ``STALLED`` (it waits for code that fits its journal), or ``PAUSED`` (no retry is
+            left, and it waits for somebody to retry or to cancel it).
         args, kwargs: its arguments. None: this process does not read their serializer.
         created: when its first attempt began (aware datetime, UTC, by Redis' clock, as all times here).
         began: when its newest attempt began.
@@ -92,9 +93,9 @@ class Run:
         worker: what has, or had, its newest attempt.
         lease: until when that attempt has the run, if it is not renewed; None: nobody has it.
         waits_for: what a run that waits does so for, as text; empty: it does not wait.
-        until: until when it waits; None: it does not.
+        until: until when it waits; None: it does not, or for no time.
         build: the build of the code that began it; empty if it is not known.
-        error: why it has failed, as one line; empty: it has not.
+        error: why it has failed or is paused, as one line; empty: neither.
         attempts: its attempts, the oldest first; empty in a list of runs.
         steps: its steps and waits in program order; empty in a list of runs.
         actions: what people have done with it, the oldest first; empty in a list of runs.

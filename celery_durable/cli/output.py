@@ -16,7 +16,7 @@ from rich.text import Text
 _COLOURS = {
     "SUCCESS": "green", "done": "green", "FAILURE": "red", "failed": "red", "DIED": "red", "REVOKED": "red",
     "cancelled": "red", "RETRY": "yellow", "retrying": "yellow", "STALLED": "yellow", "SUSPENDED": "cyan",
-    "sleeping": "cyan", "STARTED": "blue", "started": "blue",
+    "PAUSED": "magenta", "sleeping": "cyan", "STARTED": "blue", "started": "blue",
 }  # fmt: skip
 _WIDTH_WITHOUT_TERMINAL = 160
 _UNBROKEN = frozenset({"state", "created", "began", "ended", "at", "how"})

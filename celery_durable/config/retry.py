@@ -170,8 +170,9 @@ class RetryPolicy(metaclass=KeywordOptions):
             attempts (duration). Default None: no limit.
         max_attempts: how many attempts in a row may fail (a whole number, 1 or more). Default 70. None: no limit.
         jitter: each wait is a random time between 0 and the computed delay. Default False.
-        on_exhausted: what happens then. ``"fail"``, the only choice: the state is FAILURE with the last exception, and
-            the journal is kept.
+        on_exhausted: what happens when no attempt is left. ``"fail"``: the state is FAILURE with the last exception,
+            and the journal is kept. ``"pause"``: the state is PAUSED, and the run and its caller wait until somebody
+            retries or cancels it. Default ``"fail"``.
 
     Raises:
         ConfigurationError: a value is wrong, or a name is unknown. The message suggests the right one.
@@ -187,8 +188,8 @@ class RetryPolicy(metaclass=KeywordOptions):
 
     def __post_init__(self) -> None:
         _check_retry_fields(self)
-        if self.on_exhausted != "fail":
-            raise ConfigurationError(f"on_exhausted must be 'fail', got {self.on_exhausted!r}")
+        if self.on_exhausted not in ("fail", "pause"):
+            raise ConfigurationError(f"on_exhausted must be 'fail' or 'pause', got {self.on_exhausted!r}")
 
     @cached_property
     def backoff(self) -> Backoff:
@@ -218,9 +219,15 @@ class TaskRetryRules(NamedTuple):
     retry_for: tuple[type[BaseException], ...] = (BaseException,)
     fail_for: tuple[type[BaseException], ...] = ()
     resets_on_progress: bool = True
+    on_exhausted: str = "fail"
 
     def next(self, failures: int, elapsed: float, error: BaseException) -> float | None:
-        """Seconds until the next attempt after *error*, or None if the run has failed."""
-        if isinstance(error, self.fail_for) or not isinstance(error, self.retry_for):
-            return None
-        return self.backoff.next(failures, elapsed, error)
+        """Seconds until the next attempt after *error*, or None if no attempt is left."""
+        return self.backoff.next(failures, elapsed, error) if self._retries(error) else None
+
+    def pauses_after(self, error: BaseException) -> bool:
+        """Whether the run is paused if no attempt is left after *error*. What is never retried fails at once."""
+        return self.on_exhausted == "pause" and self._retries(error)
+
+    def _retries(self, error: BaseException) -> bool:
+        return isinstance(error, self.retry_for) and not isinstance(error, self.fail_for)

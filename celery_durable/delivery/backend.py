@@ -21,7 +21,9 @@ SUSPENDED = "SUSPENDED"
 """State of a run that sleeps (``ctx.sleep``). Callers of ``.get()`` keep waiting."""
 STALLED = "STALLED"
 """State of a run that waits for a worker whose code fits its journal. Callers of ``.get()`` keep waiting."""
-WAITING_STATES = (SUSPENDED, STALLED)
+PAUSED = "PAUSED"
+"""State of a run that waits until somebody retries or cancels it. Callers of ``.get()`` keep waiting."""
+WAITING_STATES = (SUSPENDED, STALLED, PAUSED)
 """States of a run that has no message at the broker: only its journal brings it back."""
 
 opened_run: ContextVar[str | None] = ContextVar("celery_durable_begun", default=None)
@@ -38,6 +40,7 @@ STATE_OF_HEADING = {
     Wait.RETRY: states.RETRY,
     Wait.SLEEP: SUSPENDED,
     Wait.STALL: STALLED,
+    Wait.PAUSE: PAUSED,
     Status.SUSPENDED: SUSPENDED,
     **STATES_OF_ENDED,
     Status.IGNORED: states.IGNORED,

@@ -248,6 +248,11 @@ def resume_as_is(request: Any) -> dict[str, str]:
     return _resume(request.retries, lasting_header(header_of(request)))
 
 
+def resume_afresh() -> dict[str, str]:
+    """The field ``resume`` of the journal: the next message is like the first one, and no retry before it counts."""
+    return _resume(0, {})
+
+
 def apply_newest(request: Any, resume: bytes) -> None:
     """Give *request* the retry count and the header of the newest message: this one may be an older copy."""
     newest = json.loads(resume)

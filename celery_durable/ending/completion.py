@@ -31,6 +31,7 @@ from celery_durable.invocation.ends import (
     JournalUnavailable,
     LeftToAutoretry,
     NotBegun,
+    Paused,
     PolicyAnswer,
     ProcessEnds,
     Requeued,
@@ -61,6 +62,7 @@ from .suspension import (
     suspend_and_show_retry,
     suspend_for_retry,
     suspend_for_sleep,
+    suspend_paused,
     suspend_stalled,
 )
 
@@ -218,7 +220,9 @@ def _policy(invocation: Invocation, attempt: Attempt, error: BaseException) -> P
     since = attempt.state.failing_since(failures)
     delay = rules.next(failures, (attempt.now() - since) / 1000, error)
     counts = {"failures": str(attempt.state.failures_now()), "failing_since": str(since)}
-    return PolicyAnswer(delay, failures, rules.backoff.max_attempts, counts)
+    # If somebody has cancelled the run, and its code did not get to know it, nobody has to be asked once more.
+    pauses = delay is None and rules.pauses_after(error) and not attempt.pulse.cancel_requested
+    return PolicyAnswer(delay, failures, rules.backoff.max_attempts, counts, pauses)
 
 
 # -- the run is over ---------------------------------------------------------------------------------------------------
@@ -316,6 +320,7 @@ _CARRY_OUT: dict[type, Callable[[Invocation, Any], BaseException | ReturnValue]]
     Ignored: _record_ignored,
     Retried: suspend_for_retry,
     Asleep: suspend_for_sleep,
+    Paused: suspend_paused,
     Stalled: suspend_stalled,
     JournalUnavailable: retry_without_journal,
     Requeued: _requeue,

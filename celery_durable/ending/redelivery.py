@@ -10,10 +10,14 @@ from celery.exceptions import Ignore
 from celery_durable.delivery import backend, lost_journal, outcome
 from celery_durable.delivery.announcement import Announcement
 from celery_durable.invocation.session import RunSession
-from celery_durable.journal.layout import Status
+from celery_durable.journal.layout import Status, Wait
 from celery_durable.journal.port import Busy, Finished, IdConflict, OpenResult, Outdated
 
 logger = logging.getLogger("celery_durable")
+
+
+_STATES = {Wait.STALL: backend.STALLED, Wait.PAUSE: backend.PAUSED}
+"""What a run waits for → its state. In all other waits it is SUSPENDED."""
 
 
 class ReturnValue(NamedTuple):
@@ -34,9 +38,8 @@ def reject_delivery(
             # The journal keeps the run: if this run needs another message, a worker sends it.
             logger.info("task %s: %s; this message is forgotten", request.id, reason)
             # Monitors show STARTED for this message. If the run still waits, an event sets its state back.
-            if not (isinstance(refusal, Busy) and refusal.early):
-                return Ignore(reason)
-            return Announcement.of_wait(backend.STALLED if refusal.stalled else backend.SUSPENDED)
+            waits = refusal.waits if isinstance(refusal, Busy) else ""
+            return Announcement.of_wait(_STATES.get(waits, backend.SUSPENDED)) if waits else Ignore(reason)
         case IdConflict():
             return _refuse_conflict(refusal, task, request)
         case Finished(fields=fields) if not fields:

@@ -1,4 +1,4 @@
-"""The ends after which a run goes on later: a retry, a sleep, a stall, a journal that does not answer.
+"""The ends after which a run goes on later: a retry, a sleep, a stall, a pause, a journal that does not answer.
 
 The journal gives the lease back: after that the run may go on elsewhere, and end. So the state that others see is
 stored in the same act, or before it if Celery's results are not in the journal's Redis.
@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from functools import partial
 from random import SystemRandom
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ from celery_durable.delivery.announcement import Announcement
 from celery_durable.exceptions import DurableError
 from celery_durable.interrupts import Fenced, text_of_time
 from celery_durable.invocation import eager_journals
-from celery_durable.invocation.ends import Asleep, JournalUnavailable, Retried, Stalled
+from celery_durable.invocation.ends import Asleep, JournalUnavailable, Paused, Retried, Stalled
 from celery_durable.invocation.invocation import Invocation
 from celery_durable.invocation.session import RunSession
 from celery_durable.journal.layout import Status, Wait
@@ -40,7 +41,9 @@ JOURNAL_LOST_DELAY = 5.0
 
 _STALL_PAUSE, _LONGEST_STALL_PAUSE = 1.0, 30.0
 """Seconds until a stalled run is sent again, at most. The pause doubles from the first value to the second."""
-_WAITS = {backend.SUSPENDED: Wait.SLEEP, backend.STALLED: Wait.STALL}
+_WAITS = {backend.SUSPENDED: Wait.SLEEP, backend.STALLED: Wait.STALL, backend.PAUSED: Wait.PAUSE}
+_NEVER = timedelta(days=365_000).total_seconds()
+"""Seconds until a paused run is due. A worker of version 0.2.0 knows no pause, and waits for that time."""
 _MISFIT = ("position", "found", "found_build", "expected_build", "expected")
 
 
@@ -89,6 +92,21 @@ def suspend_stalled(invocation: Invocation, end: Stalled) -> BaseException:
     # If somebody has cancelled the run, this worker cannot tell its code. The run stalls all the same.
     known = attempt.pulse.journal.cancel_requested
     return _wait(invocation, delay, backend.STALLED, info, fields, though_cancelled=known)
+
+
+def suspend_paused(invocation: Invocation, end: Paused) -> BaseException:
+    """Suspend the run until somebody retries or cancels it. The next attempt has fresh budgets."""
+    request, (_, attempt) = invocation.request, _opened(invocation)
+    is_expected = isinstance(end.error, invocation.task.throws)
+    # Celery logs only that this attempt was ignored.
+    logger.log(
+        logging.INFO if is_expected else logging.ERROR,
+        "task %s: attempt %d failed, and no retry is left: it is paused until somebody retries or cancels it: %s",
+        request.id, end.exhausted.failures, shown(end.error), exc_info=None if is_expected else end.error,
+    )  # fmt: skip
+    info = {"error": shown(end.error), "since": text_of_time(attempt.now())}
+    fields = {"paused": outcome.encode_error(end.error), "failures": "0", **message.resume_afresh()}
+    return _wait(invocation, _NEVER, backend.PAUSED, info, fields)
 
 
 def _wait(

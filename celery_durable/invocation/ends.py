@@ -64,6 +64,8 @@ class PolicyAnswer(NamedTuple):
     """How many attempts may fail; None: any number."""
     counts: dict[str, str]
     """Fields of the journal, if another attempt follows."""
+    pauses: bool = False
+    """If no attempt is left, somebody is to decide how the run goes on."""
 
 
 def _nothing_left() -> Interrupt | None:
@@ -150,6 +152,13 @@ class Asleep(NamedTuple):
     sleep: Sleep
 
 
+class Paused(NamedTuple):
+    """No attempt is left, and the run waits until somebody retries or cancels it."""
+
+    error: BaseException
+    exhausted: PolicyAnswer
+
+
 class Stalled(NamedTuple):
     """The run waits for a worker whose code fits its journal."""
 
@@ -222,8 +231,8 @@ class Reraised(NamedTuple):
 
 End = (
     Succeeded | ValueUntilRetry
-    | Failed | Cancelled | Retried | Asleep | Stalled | AskedToRetry | RetrySent | Ignored | Requeued | LeftToAutoretry
-    | NotBegun | TakenOver | JournalUnavailable | ProcessEnds | Reraised
+    | Failed | Cancelled | Retried | Asleep | Paused | Stalled | AskedToRetry | RetrySent | Ignored | Requeued
+    | LeftToAutoretry | NotBegun | TakenOver | JournalUnavailable | ProcessEnds | Reraised
 )  # fmt: skip
 
 
@@ -305,11 +314,17 @@ def _failed_attempt(facts: Facts, error: BaseException) -> End:  # noqa: PLR0911
     if _is_final(error) or error is facts.exhausted:
         return _over(facts, error)
     if facts.policy is not None:
-        answer = facts.policy(error)
-        return _over(facts, error, answer) if answer.delay is None else Retried(error, answer.delay, answer)
+        return _as_policy_says(facts, error, facts.policy(error))
     if facts.is_autoretried(error):
         return LeftToAutoretry(error)
     return _over(facts, error) if facts.retry_due is None else RetrySent(error, facts.retry_due)
+
+
+def _as_policy_says(facts: Facts, error: BaseException, answer: PolicyAnswer) -> End:
+    if answer.delay is not None:
+        return Retried(error, answer.delay, answer)
+    # The caller of an eager run gets its end at once.
+    return Paused(error, answer) if answer.pauses and not facts.is_eager else _over(facts, error, answer)
 
 
 def _misfit(facts: Facts, misfit: BaseException) -> End:

@@ -23,7 +23,12 @@ _ENDS = {
     Status.FAILED: Happening.RUN_FAILED,
     Status.REVOKED: Happening.RUN_CANCELLED,
 }
-_WAITS_FOR = {Wait.RETRY: "its next attempt", Wait.SLEEP: "the end of a sleep", Wait.STALL: "code that fits"}
+_WAITS_FOR = {
+    Wait.RETRY: "its next attempt",
+    Wait.SLEEP: "the end of a sleep",
+    Wait.STALL: "code that fits",
+    Wait.PAUSE: "somebody to retry it or to cancel it, as no retry is left",
+}
 
 
 def begun(attempt: Attempt) -> None:
@@ -36,7 +41,7 @@ def begun(attempt: Attempt) -> None:
 def suspended(attempt: Attempt, waits: str, delay: float) -> None:
     """The run waits, as its journal says: for what (a word of :class:`Wait`), and for so many seconds."""
     happening = Happening.RUN_STALLED if waits == Wait.STALL else Happening.RUN_SUSPENDED
-    until = moment(attempt.now() + delay * 1000)
+    until = None if waits == Wait.PAUSE else moment(attempt.now() + delay * 1000)
     _tell(attempt, happening, waits, waits_for=_WAITS_FOR.get(waits, waits), until=until)
 
 

@@ -15,10 +15,11 @@ branches are numbered when they are made, in layout 1 when they first use the co
     failures, failing_since                        the task retry policy's count
     build        that of the code that began it    attempt_build  <n>:<build>, that of the newest attempt
     stalled      what kept the last attempt from going on, JSON: code that does not fit
-    waits, left  what a suspended run waits for (retry | sleep | stall), and since when (ms)
+    waits, left  what a suspended run waits for (retry | sleep | stall | pause), and since when (ms)
+    paused       the error after which no attempt was left, JSON as in the outcome; only while it waits for that reason
     outcome      how the run ended, JSON           delivered    1: the result backend has it, callbacks are sent
     cancel       requested | raised                resent       messages sent by recovery since the last attempt began
-    reopened     the requests that have reopened it after a failure, one a line
+    reopened     the requests that have reopened it after a failure or a pause, one a line
     changed      how often self.retry() has changed the arguments
     actions      what people have done with it, one JSON document a line: {"what", "by", "at"}
     attempt.<n>  an attempt before the newest one: how it was left (what it waited for, or the status), when it began,
@@ -73,6 +74,8 @@ class Wait:
     SLEEP = "sleep"
     STALL = "stall"
     """A worker whose code fits its journal."""
+    PAUSE = "pause"
+    """Somebody who retries or cancels it: no attempt is left. It is due in the far future."""
 
 
 class Kind:

@@ -70,10 +70,8 @@ class Busy(NamedTuple):
     wait: float
     """Seconds until it is worth looking again."""
     reason: str
-    early: bool = False
-    """The run is not due yet."""
-    stalled: bool = False
-    """The run waits for a worker whose code fits."""
+    waits: str = ""
+    """If the run is not due yet: what it waits for, a word of :class:`Wait`. Empty: another attempt has the lease."""
 
 
 class Outdated(NamedTuple):

@@ -16,9 +16,16 @@ from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord,
 
 SUMMARY = (
     b"status", b"waits", b"task", b"call", b"created", b"opened", b"ended", b"owner", b"build", b"due", b"stalled",
-    b"outcome", b"attempt",
+    b"outcome", b"paused", b"attempt",
 )  # fmt: skip
 """The fields that a list of runs needs."""
+
+_WAITS_FOR = {
+    Wait.RETRY: ("its next attempt", State.RETRYING),
+    Wait.SLEEP: ("the end of a sleep", State.SLEEPING),
+    Wait.PAUSE: ("somebody to retry it or to cancel it, as no retry is left", State.RETRYING),
+}
+"""What a run waits for → how that is told, and the state of the steps for which it waits."""
 
 DIED = "DIED"
 
@@ -46,9 +53,9 @@ def read_run(task_id: str, fields: Fields, lease_ms: float | None, accept: froze
         worker=_text(fields, b"owner"),
         lease=moment(lease_ms) if lease_ms and live else None,
         waits_for=_waits_for(fields, steps),
-        until=_time(fields, b"due") if _text(fields, b"status") == Status.SUSPENDED else None,
+        until=_until(fields),
         build=_text(fields, b"build"),
-        error=error_line(json.loads(fields.get(b"outcome", b"{}")).get("error")),
+        error=error_line(_why(fields).get("error")),
         attempts=tuple(_attempts(fields)) if whole else (),
         steps=steps,
         actions=tuple(_actions(fields)) if whole else (),
@@ -125,10 +132,21 @@ def _waits_for(fields: Fields, steps: tuple[StepRecord, ...]) -> str:
     if waits == Wait.STALL:
         misfit = json.loads(fields.get(b"stalled") or b"{}")
         return f"code that fits: {misfit.get('found', '?')} is recorded at {misfit.get('position', '?')}"
-    waiting = {Wait.RETRY: State.RETRYING, Wait.SLEEP: State.SLEEPING}.get(waits)
-    names = [repr(step.name) for step in steps if step.state == waiting]
-    what = {Wait.RETRY: "its next attempt", Wait.SLEEP: "the end of a sleep"}.get(waits, "its due time")
+    what, state = _WAITS_FOR.get(waits, ("its due time", ""))
+    names = [repr(step.name) for step in steps if step.state == state]
     return f"{what}: {', '.join(names)}" if names else what
+
+
+def _why(fields: Fields) -> dict[str, Any]:
+    """Why the run has failed, or is paused."""
+    kept = fields.get(b"paused" if heading_of(fields) == Wait.PAUSE else b"outcome")
+    return json.loads(kept) if kept else {}
+
+
+def _until(fields: Fields) -> datetime | None:
+    # A paused run has a due time, too, which tells nobody anything.
+    waits = _text(fields, b"status") == Status.SUSPENDED and heading_of(fields) != Wait.PAUSE
+    return _time(fields, b"due") if waits else None
 
 
 def _call_of(fields: Fields, accept: frozenset[str]) -> Call | None:

@@ -11,7 +11,7 @@ from celery_durable.app.store import store_of
 from celery_durable.commands import cancel
 from celery_durable.delivery.backend import STATE_OF_HEADING
 from celery_durable.exceptions import ConfigurationError, RunNotFound, RunNotPurgeableError, RunNotWakeableError
-from celery_durable.journal.layout import Status
+from celery_durable.journal.layout import Status, Wait
 from celery_durable.records import Run
 from celery_durable.redis.index import HEADINGS, Indexed, Range
 from celery_durable.task.apps import resolve_app
@@ -142,7 +142,7 @@ class Runs:
     # -- what an operator does
 
     def retry(self, task_id: str, *, by: str | None = None) -> str:
-        """Send a failed run again under its id, as the task ``celery_durable.retry`` does.
+        """Send a failed or paused run again under its id, as the task ``celery_durable.retry`` does.
 
         It goes on from its journal, with fresh budgets. Returns what is replayed and what runs again, as text.
 
@@ -151,7 +151,7 @@ class Runs:
             by: who does it; kept in the journal.
 
         Raises:
-            RunNotRetryableError: it has not ended in FAILURE, or has no journal.
+            RunNotRetryableError: it is neither FAILURE nor PAUSED, or has no journal.
             JournalUnreadableError: an entry is damaged, and nothing was sent.
         """
         sent = resend_run(self.app, task_id, str(uuid4()))
@@ -171,9 +171,11 @@ class Runs:
         """End the wait of a run now: a sleep is over, or the next attempt of a retry begins.
 
         Raises:
-            RunNotWakeableError: it does not wait.
+            RunNotWakeableError: it does not wait, or it is paused: somebody has to retry or to cancel it.
         """
         status = self._store.runs.wake(task_id)
+        if status == Wait.PAUSE:
+            raise RunNotWakeableError(f"task {task_id} is paused, and waits for no time: retry it, or cancel it")
         if status != Status.SUSPENDED:
             raise RunNotWakeableError(f"task {task_id} does not wait: {_said(status)}")
         self._note(task_id, "wake", by)

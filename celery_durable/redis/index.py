@@ -22,7 +22,7 @@ from .client.protocol import pack
 from .client.scripts import call
 from .shards import Shard, Shards
 
-LIVE_HEADINGS = (Status.RUNNING, Wait.RETRY, Wait.SLEEP, Wait.STALL, Status.SUSPENDED)
+LIVE_HEADINGS = (Status.RUNNING, Wait.RETRY, Wait.SLEEP, Wait.STALL, Wait.PAUSE, Status.SUSPENDED)
 """The last one is of runs that version 0.1.0 has suspended: it does not say what they wait for."""
 ENDED_HEADINGS = tuple(sorted(Status.ENDED))
 HEADINGS = (*LIVE_HEADINGS, *ENDED_HEADINGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery_durable.journal.layout import LAYOUT, Fields, new_seed
+from celery_durable.journal.layout import LAYOUT, Fields, Wait, new_seed
 from celery_durable.journal.port import Busy, Delivery, Finished, IdConflict, Opened, OpenResult, Outdated
 
 from .client.fence import new_fence
@@ -18,6 +18,7 @@ _REASONS = {
     OpenReply.REPLACED: "the task that it replaces has not ended",
     OpenReply.EARLY: "it is not due yet",
 }
+_PAUSED = "it is paused until somebody retries or cancels it"
 
 
 class OpenCommand:
@@ -74,5 +75,5 @@ def open_result(reply: list[Any], fields: Fields, keys: Keys) -> OpenResult:
         check_layout(keys, {b"v": reply[1]})
     if kind == OpenReply.OUTDATED:
         return Outdated("a newer message has other arguments")
-    is_early = kind == OpenReply.EARLY
-    return Busy(reply[1] / 1000, _REASONS[kind], early=is_early, stalled=is_early and bool(reply[2]))
+    waits = reply[2].decode() if kind == OpenReply.EARLY else ""
+    return Busy(reply[1] / 1000, _PAUSED if waits == Wait.PAUSE else _REASONS[kind], waits)

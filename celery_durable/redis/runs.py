@@ -106,9 +106,17 @@ class StoredRuns:
         return status.decode(), int(ended or 0)
 
     def wake(self, task_id: str) -> str:
-        """End the wait of a suspended run now. Returns its status before."""
+        """End the wait of a suspended run now. Returns its status before; ``pause``: it is paused, and stays so."""
         [status] = self._act("wake", task_id)
         return str(status.decode())
+
+    def unpause(self, task_id: str, request: str, attempt: str, taken_back: Iterable[str]) -> bool:
+        """Let a paused run go on, and take these entries back. False if it is not paused any more.
+
+        *request*: a name. A second call with the same name changes nothing, and is True again.
+        *attempt*: the number of the attempt after which it was paused.
+        """
+        return self._act("unpause", task_id, task_id, request, attempt, "\n".join(taken_back)) == [1]
 
     def purge(self, task_id: str) -> tuple[str, bool]:
         """Delete the journal of a run that has ended and is delivered. Returns its status, and whether that is done."""

@@ -312,6 +312,8 @@ def _retry_rules(options: dict[str, Any]) -> Callable[[DurableTask[Any, Any]], T
     def of(task: DurableTask[Any, Any]) -> TaskRetryRules:
         default = task.durable_settings.task_retry_policy
         given = celery if policy is not None else {**set_by_classes(type(task)), **celery}
-        return rules_from_celery(given, default) if given else TaskRetryRules(default.backoff)
+        if given:
+            return rules_from_celery(given, default)
+        return TaskRetryRules(default.backoff, on_exhausted=default.on_exhausted)
 
     return of

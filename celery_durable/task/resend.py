@@ -1,4 +1,4 @@
-"""Sends a failed run again: what ``celery_durable.retry`` does."""
+"""Sends a failed run again, or lets a paused one go on: what ``celery_durable.retry`` does."""
 
 from __future__ import annotations
 
@@ -8,23 +8,38 @@ from typing import Any
 from celery_durable.app.store import store_of
 from celery_durable.delivery.call import Call
 from celery_durable.exceptions import RunNotRetryableError
-from celery_durable.journal.layout import Fields, Status
-from celery_durable.journal.reopening import replayed_failures
+from celery_durable.journal.layout import Fields, Status, Wait
+from celery_durable.journal.reopening import replayed_failures, taken_back
 
 logger = logging.getLogger("celery_durable")
 
+_SUSPENDED, _PAUSE = Status.SUSPENDED.encode(), Wait.PAUSE.encode()
+
 
 def resend_run(app: Any, task_id: str, reopen: str) -> dict[str, Any]:
-    """Send the run *task_id* as its first message did. *reopen* names this Retry: it reopens the run only once."""
+    """Send the run *task_id* as its first message did. *reopen* names this Retry: it reopens the run only once.
+
+    A paused run is sent by the next worker that looks for runs. So it goes on even if a message of it gets lost.
+    """
     fields = store_of(app).runs.load(task_id)
-    _check_failed(task_id, fields)
+    is_paused = (fields.get(b"status"), fields.get(b"waits")) == (_SUSPENDED, _PAUSE)
+    if not is_paused:
+        _check_failed(task_id, fields)
     name = fields[b"task"].decode()
     call = Call.load(fields[b"call"], frozenset(app.conf.accept_content))
     note = _describe_replay(fields)
-    call.send(app, name, {"reopen": reopen}, seed=fields.get(b"seed", b"").decode())
+    if is_paused:
+        _unpause(app, task_id, reopen, fields)
+    else:
+        call.send(app, name, {"reopen": reopen}, seed=fields.get(b"seed", b"").decode())
     where = {key: call.options.get(key) for key in ("queue", "exchange", "routing_key")}
     logger.info("task %s: sent again for a Retry: %s", task_id, note)
     return {"task_id": task_id, "task": name, **where, "note": note}
+
+
+def _unpause(app: Any, task_id: str, request: str, fields: Fields) -> None:
+    if not store_of(app).runs.unpause(task_id, request, fields[b"attempt"].decode(), taken_back(fields)):
+        raise RunNotRetryableError(f"task {task_id} is not paused any more: somebody has retried or ended it already")
 
 
 def _check_failed(task_id: str, fields: Fields) -> None:

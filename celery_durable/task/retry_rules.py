@@ -41,6 +41,7 @@ def rules_from_celery(given: dict[str, Any], default: RetryPolicy) -> TaskRetryR
         retry_for=exception_classes("autoretry_for", given.get("autoretry_for", BaseException)),
         fail_for=exception_classes("dont_autoretry_for", given.get("dont_autoretry_for") or ()),
         resets_on_progress=not counts_retries,
+        on_exhausted=default.on_exhausted,
     )
 
 

@@ -1,4 +1,4 @@
-"""The task ``celery_durable.retry`` sends a failed run again. Anything that can send a Celery task can use it."""
+"""The task ``celery_durable.retry`` sends a failed or paused run again. All that can send a Celery task can use it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME = "celery_durable.retry"
 # A refusal is an answer to the caller, and no error of the worker. With ``throws``, Celery logs it as one line.
 @shared_task(name=NAME, bind=True, max_retries=0, base=Task, throws=(RunNotRetryableError,))
 def retry(self: Any, task_id: str) -> dict[str, Any]:
-    """Send the failed run *task_id* again under its id, with its saved arguments, headers, queue and canvas.
+    """Send the failed or paused run *task_id* again under its id, with its saved arguments, headers, queue and canvas.
 
     It goes on from its journal, with fresh budgets.
 
@@ -24,7 +24,7 @@ def retry(self: Any, task_id: str) -> dict[str, Any]:
         ``{"task_id", "task", "queue", "exchange", "routing_key", "note"}``: what was sent, and where.
 
     Raises:
-        RunNotRetryableError: there is no such run, or it has not ended in FAILURE.
+        RunNotRetryableError: there is no such run, or it is neither FAILURE nor PAUSED.
         JournalUnreadableError: an entry is damaged, and nothing was sent.
     """
     from .resend import resend_run  # a process that only sends tasks does without it

@@ -44,6 +44,7 @@ MOVES: dict[str, Callable[[RedisJournal], Any]] = {
     "retry": lambda journal: journal.suspend(60, {}),
     "sleep": lambda journal: journal.suspend(60, {}, waits=Wait.SLEEP),
     "stall": lambda journal: journal.suspend(60, {}, waits=Wait.STALL),
+    "pause": lambda journal: journal.suspend(60, {}, waits=Wait.PAUSE),
     "succeeded": lambda journal: journal.conclude({"outcome": "{}"}, DAY, NO_RESULT),
     "failed": lambda journal: journal.finish("failed", {"outcome": "{}"}),
     "ignored": lambda journal: journal.finish("ignored", {}),
@@ -64,7 +65,7 @@ def test_an_end_of_an_attempt_moves_the_run(store: Store, index: Index, heading:
     assert headings(index, task_id) == [heading]
 
 
-@pytest.mark.parametrize("waits", [Wait.RETRY, Wait.SLEEP, Wait.STALL])
+@pytest.mark.parametrize("waits", [Wait.RETRY, Wait.SLEEP, Wait.STALL, Wait.PAUSE])
 def test_a_run_that_goes_on_is_running_again(store: Store, index: Index, redis_client: redis.Redis, waits: str) -> None:
     opened(store, task_id := new_id()).suspend(0, {}, waits=waits)
 

@@ -30,6 +30,7 @@ from celery_durable.invocation.ends import (
     JournalUnavailable,
     LeftToAutoretry,
     NotBegun,
+    Paused,
     PolicyAnswer,
     ProcessEnds,
     Requeued,
@@ -58,6 +59,7 @@ SAID = Exception("what user code raised of Celery's")
 VERDICT = Outdated("older")
 AGAIN = PolicyAnswer(3.0, 1, 5, {"failures": "1"})
 NO_MORE = PolicyAnswer(None, 5, 5, {})
+ASKS = PolicyAnswer(None, 5, 5, {}, pauses=True)
 
 
 def again(_error: BaseException) -> PolicyAnswer:
@@ -66,6 +68,10 @@ def again(_error: BaseException) -> PolicyAnswer:
 
 def no_more(_error: BaseException) -> PolicyAnswer:
     return NO_MORE
+
+
+def asks(_error: BaseException) -> PolicyAnswer:
+    return ASKS
 
 
 def overrun() -> Overrun:
@@ -102,6 +108,14 @@ ROWS: list[tuple[str, Facts, ends.End]] = [
     ("after retry(throw=False)", Facts(ERROR, retry_due=7.0), RetrySent(ERROR, 7.0)),
     ("a policy", Facts(ERROR, policy=again), Retried(ERROR, 3.0, AGAIN)),
     ("a policy that is spent", Facts(ERROR, policy=no_more), Failed(ERROR, NO_MORE)),
+    ("a policy that is spent, and pauses", Facts(ERROR, policy=asks), Paused(ERROR, ASKS)),
+    ("the same after a step", Facts(FailAttempt("s", ERROR), policy=asks), Paused(ERROR, ASKS)),
+    ("the same after a time limit of a step", Facts(LATE, policy=asks), Paused(LATE, ASKS)),
+    ("the same in an eager run", Facts(ERROR, is_eager=True, policy=asks), Failed(ERROR, ASKS)),
+    ("the same, called as a function", Facts(ERROR, is_direct=True, policy=asks), Reraised(ERROR)),
+    ("a terminal error under such a policy", Facts(REFUSED, policy=asks), Failed(REFUSED)),
+    ("self.retry() that is spent under it", Facts(ERROR, exhausted=ERROR, policy=asks), Failed(ERROR)),
+    ("a cancellation under it", Facts(CANCELLED, policy=asks), Cancelled(CANCELLED)),
     ("self.retry() that is spent, under a policy", Facts(ERROR, exhausted=ERROR, policy=again), Failed(ERROR)),
     ("a terminal error", Facts(REFUSED, policy=again, is_autoretried=lambda _: True), Failed(REFUSED)),
     ("a retryable error", Facts(later := RetryableError("later"), policy=again), Retried(later, 3.0, AGAIN)),

@@ -252,7 +252,7 @@ def test_options_can_be_copied_with_a_change() -> None:
 
 
 def test_a_policy_knows_only_what_to_do_when_it_is_spent_that_has_an_effect() -> None:
-    with pytest.raises(ConfigurationError, match="on_exhausted must be 'fail', got 'retry'"):
+    with pytest.raises(ConfigurationError, match="on_exhausted must be 'fail' or 'pause', got 'retry'"):
         RetryPolicy(on_exhausted="retry")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import celery_durable.redis
 from celery_durable.journal import layout
-from celery_durable.journal.layout import Cancellation, State, Status
+from celery_durable.journal.layout import Cancellation, State, Status, Wait
 from celery_durable.redis.replies import OpenReply, ReleaseResult, WriteReply
 
 FOLDER = Path(celery_durable.redis.__file__).parent / "lua"
@@ -20,7 +20,7 @@ FILES = {path.stem: path.read_text("utf-8") for path in sorted(FOLDER.rglob("*.l
 FIELDS = {
     "v", "task", "fingerprint", "call", "resume", "seed", "nesting", "status", "attempt", "fence", "owner", "created",
     "opened", "due", "ended", "progress", "recoveries", "changed", "build", "attempt_build", "stalled", "outcome",
-    "delivered", "cancel", "resent", "reopened", "failures", "failing_since", "waits", "left", "actions",
+    "delivered", "cancel", "resent", "reopened", "failures", "failing_since", "waits", "left", "actions", "paused",
 }  # fmt: skip
 OF_LUA = {"table"}
 """A type of the language."""
@@ -54,7 +54,7 @@ def opening_words() -> set[str]:
 
 @pytest.mark.parametrize("script", FILES)
 def test_each_literal_is_a_word_that_is_defined(script: str) -> None:
-    known = {*members(Status).values(), *members(State).values(), *members(Cancellation).values()}
+    known = {word for names in (Status, State, Wait, Cancellation) for word in members(names).values()}
     of_open = members(OpenReply).values() if script == "open" else ()
     assert words(script) - {*known, *of_open} - FIELDS - OF_LUA - OF_KEYS == set()
 
@@ -71,6 +71,7 @@ STATUSES = {
     "counts": {Status.RUNNING},
     "index": {Status.SUSPENDED},
     "page": {Status.RUNNING},
+    "pause": {Status.SUSPENDED},
     "open": {*Status.LIVE, Status.FAILED},
     "release": {*Status.LIVE, Status.SUCCEEDED},
     "renew": Status.LIVE,

@@ -3,7 +3,7 @@
 -- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, wake_up, owner, reopen,
 --   build, load, attempt that a Retry is about, fields that it takes back, until when (Redis' clock) it is carried out
 -- Replies {'open', attempt, now, recoveries, reopened} | {'finished'} | {'id_conflict', task} | {'unreadable', layout}
---       | {'replaced', ms} | {'busy', ms} | {'early', ms, 1 (it has stalled)} | {'outdated'} | {'failed', now}
+--       | {'replaced', ms} | {'busy', ms} | {'early', ms, what it waits for} | {'outdated'} | {'failed', now}
 -- The last element, if it is asked for, is the journal of a run that was there before.
 --include in_time
 local run, leases, due = KEYS[1], KEYS[2], KEYS[3]
@@ -39,7 +39,8 @@ local status, stalled = known[1], known[12] and known[12] ~= ''
 local function remember(attempt)
   local its = redis.call('HMGET', run, 'opened', 'owner', 'attempt_build')
   local left = status == 'suspended' and known[15] or status == 'failed' and known[16]
-  local facts = {heading_of(status, known[13]), its[1] or '', left or '', its[2] or '', its[3] or ''}
+  local was_paused = status == 'suspended' and redis.call('HEXISTS', run, 'paused') == 1
+  local facts = {was_paused and 'pause' or heading_of(status, known[13]), its[1] or '', left or '', its[2] or '', its[3] or ''}
   redis.call('HSET', run, 'attempt.' .. attempt, table.concat(facts, ' '))
   redis.call('HDEL', run, 'attempt.' .. attempt - 100)
 end
@@ -55,7 +56,7 @@ local function begin(recoveries, reopened)
   if builds[1] and last ~= attempt - 1 then redis.call('HSET', run, 'build', '') end
   redis.call('HSET', run, 'status', 'running', 'fence', fence, 'owner', ARGV[13], 'opened', now, 'recoveries', recoveries,
              'attempt_build', attempt .. ':' .. build)
-  redis.call('HDEL', run, 'due', 'resent', 'waits', 'left')
+  redis.call('HDEL', run, 'due', 'resent', 'waits', 'left', 'paused')
   redis.call('ZREM', due, id)
   redis.call('ZADD', leases, now + lease, id)
   return {'open', attempt, now, recoveries, reopened}
@@ -110,7 +111,7 @@ local function known_run()
     if wait > 0 then
       -- This may be the message that was expected then.
       redis.call('ZADD', due, known[8], id)
-      return {'early', wait, stalled and 1 or 0}
+      return {'early', wait, known[13] ~= 'pause' and stalled and 'stall' or known[13] or 'sleep'}
     end
     -- A stalled attempt says nothing about those that died before it.
     if stalled then return begin(tonumber(known[10]), 0) end

@@ -16,15 +16,18 @@ if run[1] ~= ARGV[1] or run[3] then return run[1] and 0 or -1 end
 if run[4] == 'suspended' then return 1 end
 local refused = KEYS[4] and store_result(KEYS[4], ARGV[6], ARGV[7], ARGV[8])
 if refused then return refused end
-local delay, slack = tonumber(ARGV[3]), tonumber(ARGV[4])
+local delay, slack, waits = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[9]
 -- A run that was asked to cancel does not wait.
-if run[2] == 'requested' and ARGV[5] ~= '1' then delay, slack = 0, 0 end
+if run[2] == 'requested' and ARGV[5] ~= '1' then
+  delay, slack = 0, 0
+  if waits == 'pause' then waits = 'retry' end
+end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local at = now + delay
-write(10, {'status', 'suspended', 'due', at, 'waits', ARGV[9], 'left', now})
+write(10, {'status', 'suspended', 'due', at, 'waits', waits, 'left', now})
 leave(ARGV[2], run[4], run[5])
-enter(ARGV[2], ARGV[9], run[5], run[6])
+enter(ARGV[2], waits, run[5], run[6])
 redis.call('ZREM', KEYS[2], ARGV[2])
 redis.call('ZADD', KEYS[3], at + slack, ARGV[2])
 return 1

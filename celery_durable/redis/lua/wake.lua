@@ -1,9 +1,13 @@
 -- End the wait of a suspended run now. A sleep that is not over ends with it.
 -- KEYS run, leases, due   ARGV id, until when
--- Replies its status before ('unknown': it has no journal)
+-- Replies its status before ('unknown': it has no journal; 'pause': it is paused, and stays so)
 --include in_time
-local status = redis.call('HGET', KEYS[1], 'status') or 'unknown'
+--include index
+--include pause
+local run = redis.call('HMGET', KEYS[1], 'status', 'waits', 'due')
+local status = run[1] or 'unknown'
 if status ~= 'suspended' then return status end
+if is_paused(status, run[2], run[3]) then return 'pause' end
 local fields = redis.call('HGETALL', KEYS[1])
 for i = 1, #fields, 2 do
   local entry = string.sub(fields[i], 1, 5) == 'step:' and fields[i + 1]

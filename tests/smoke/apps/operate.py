@@ -2,7 +2,8 @@
 
 from celery import Celery
 
-from celery_durable import DurableContext, RunOptions, TerminalError, durable_task
+from celery_durable import DurableContext, RetryPolicy, RunOptions, TaskCancelled, TerminalError, durable_task
+from tests.smoke import effects
 from tests.smoke.actions import count_execution, held, work
 
 app = Celery("operate")
@@ -39,3 +40,34 @@ def declined_once() -> int:
     if number == 1:
         raise TerminalError("declined")
     return number
+
+
+@durable_task(task_retry_policy=RetryPolicy(initial_retry_interval=0.05, max_attempts=2, on_exhausted="pause"))
+def pauses(ctx: DurableContext, failures: int) -> int:
+    """Charge, which fails so often; release what is reserved, if the run is cancelled. Return the execution."""
+    ctx.run("reserve", work)
+    try:
+        return ctx.run("charge", fail, failures)
+    except TaskCancelled:
+        ctx.run("release", work)
+        raise
+
+
+def fail(failures: int) -> int:
+    number = count_execution()
+    if number <= failures:
+        raise ConnectionError(f"failure {number}")
+    return number
+
+
+@app.task
+def follow(value: int) -> int:
+    """What a chain goes on with."""
+    effects.hit("follow")
+    return value
+
+
+@app.task
+def report(*_: object) -> None:
+    """What is to be called after a failure."""
+    effects.hit("report")
