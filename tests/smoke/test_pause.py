@@ -47,6 +47,7 @@ def test_a_paused_run_waits_for_its_retry_and_nothing_else_lets_it_go_on(
 
     deliver_again(durable, first_message)
     wait_until_logged(worker, f"task {paused.id}: it is paused until somebody retries or cancels it")
+    wait_until_idle(durable)
     worker.kill()
     worker.restart()
     # It looks for runs when it starts, and this one was sent after that.
