@@ -12,8 +12,9 @@ A receiver gets ``sender`` (the name of the task), ``run`` (a :class:`~celery_du
 =================== ==================================================================================================
 ``run_started``     the first attempt of a run has begun
 ``run_resumed``     a later attempt has begun: after a wait, a retry, the death of a process, or a Retry
-``run_suspended``   the run waits, and only its journal keeps this wait: a sleep, or a retry that is too far away for
-                    the broker (``durable_max_broker_delay``). No signal tells of a retry that the broker keeps
+``run_suspended``   the run waits, and only its journal keeps this wait: a sleep, a pause (its ``state`` is PAUSED), or
+                    a retry that is too far away for the broker (``durable_max_broker_delay``). No signal tells of a
+                    retry that the broker keeps
 ``run_stalled``     an attempt has ended because its code does not fit the journal. Each such attempt sends it
 ``run_succeeded``   the run has ended well
 ``run_failed``      the run has failed

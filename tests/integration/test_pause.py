@@ -15,7 +15,15 @@ import redis
 from celery import Celery
 from celery.worker import state as worker_state
 
-from celery_durable import RetryPolicy, RunNotRetryableError, RunOptions, TaskCancelled, TerminalError, cancel
+from celery_durable import (
+    RetryPolicy,
+    RunNotRetryableError,
+    RunOptions,
+    TaskCancelled,
+    TerminalError,
+    cancel,
+    happenings,
+)
 from celery_durable.app.store import Store
 from celery_durable.exceptions import RunNotWakeableError
 from celery_durable.journal.layout import Wait
@@ -118,6 +126,19 @@ def test_a_run_without_retries_is_paused_and_says_why(
     [line] = [line for line in caplog.records if "paused" in line.getMessage()]
     assert line.levelno == logging.ERROR
     assert line.getMessage().startswith(f"task {task_id}: attempt 2 failed, and no retry is left: it is paused until")
+
+
+def test_observers_are_told_that_it_is_paused(app: Celery) -> None:
+    task, told = paused_task(app, order), Mock()
+    happenings.observe(told)
+    try:
+        paused(task)
+    finally:
+        happenings.forget(told)
+
+    [run] = [run for happening, run, _ in (call.args for call in told.call_args_list) if happening == "run_suspended"]
+    assert (run.state, run.until) == ("PAUSED", None)
+    assert run.waits_for == "somebody to retry it or to cancel it, as no retry is left"
 
 
 def test_an_error_that_the_task_expects_is_logged_as_one(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
