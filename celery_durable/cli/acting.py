@@ -97,7 +97,9 @@ def _do(name: str, done: str, task_id: str, act: Callable[[str], Any], *, as_jso
     return is_done
 
 
-retry = _command("retry", "retried", ("FAILURE",), "Send failed runs again. They go on from their journals.")
+retry = _command(
+    "retry", "retried", completion.RETRYABLE, "Send failed or paused runs again. They go on from their journals."
+)
 cancel = _command("cancel", "cancelled", completion.LIVE, "Cancel live runs: their code is told, and can compensate.")
 wake = _command("wake", "woken", completion.WAITING, "End the waits of runs now: a sleep, or the time until a retry.")
 purge = _command("purge", "purged", completion.ENDED, "Delete the journals of runs that have ended.")
