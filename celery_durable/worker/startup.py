@@ -43,6 +43,7 @@ def _check(instance: Any = None, **_: Any) -> None:
         if getattr(instance, "task_events", False):
             # The worker was started with -E. The processes of its pool see only the configuration.
             instance.app.conf.worker_send_task_events = True
+            import_module("celery_durable.worker.events").send_events(instance.app, instance.hostname)
         for risk in risks_of(instance.app, tasks):
             logger.log(risk.level, "celery-durable: %s", risk.text)
 

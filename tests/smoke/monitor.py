@@ -55,6 +55,10 @@ class Monitor:
         """Return the events of a kind, in full."""
         return [event for event in self._events if event["type"] == kind]
 
+    def of(self, group: str) -> list[dict[str, Any]]:
+        """Return the events whose type begins with this word."""
+        return [event for event in self._events if event["type"].startswith(f"{group}-")]
+
     def wait_for(self, result: AsyncResult, *history: str) -> None:
         eventually(lambda: self.history(result)[-len(history) :] == [*history], what=f"{history} as the last events")
 

@@ -7,11 +7,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from celery import Celery
 from celery.app.task import Context
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.signals import celeryd_after_setup
 
 from celery_durable import DurableContext, RunOptions, TerminalError, durable_task, happenings
 from celery_durable.config.settings import AttemptSettings, Settings
@@ -21,8 +23,11 @@ from celery_durable.journal.memory import MemoryJournal
 from celery_durable.journal.port import Delivery, Opened
 from celery_durable.signals import run_started, run_succeeded, step_failed, step_postrun, step_prerun, step_succeeded
 from celery_durable.steps.attempt import Attempt
+from celery_durable.worker import events, startup
+from celery_durable.worker.events import Events
 from tests.receivers import observed, receiver
 from tests.unit.conftest import Action, Run
+from tests.waiting import eventually
 
 # -- threads that Celery does not know ---------------------------------------------------------------------------------
 
@@ -258,3 +263,145 @@ def test_an_observer_is_told_once_however_often_it_registers(run: Run) -> None:
         run.attempt().run("pay", Action("paid"))
 
     assert len(told) == 1
+
+
+# -- events ------------------------------------------------------------------------------------------------------------
+
+
+def checkout(ctx: Any = None) -> None:
+    """The body of a task."""
+
+
+class Broker:
+    """Stands for the dispatcher of an app: it keeps what is sent, while it is not away."""
+
+    def __init__(self) -> None:
+        self.messages: list[list[tuple[str, dict[str, Any]]]] = []
+        self.away = False
+        self._some: list[tuple[str, dict[str, Any]]] = []
+
+    @contextmanager
+    def default_dispatcher(self, hostname: str) -> Any:
+        if self.away:
+            raise ConnectionError(hostname)
+        yield self
+
+    def send(self, kind: str, **facts: Any) -> None:
+        self._some.append((kind, facts))
+
+    def flush(self, *, errors: bool) -> None:
+        self.messages.append(self._some)
+        self._some = []
+
+    @property
+    def sent(self) -> list[tuple[str, dict[str, Any]]]:
+        return [event for message in self.messages for event in message]
+
+
+@pytest.fixture
+def broker(app: Celery) -> Broker:
+    app.events = broker = Broker()  # type: ignore[assignment]
+    app.task(checkout, name="shop.checkout")
+    return broker
+
+
+@pytest.fixture
+def events_sent(app: Celery, broker: Broker) -> Events:
+    """The observer that sends events, for as long as the test lasts."""
+    observer = Events(app, "worker@shop")
+    happenings.observe(observer)
+    return observer
+
+
+def steps_of(events: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    return [facts["step"] for _, facts in events]
+
+
+def test_a_happening_is_an_event(run: Run, broker: Broker, events_sent: Events) -> None:
+    run.attempt().run("pay", Action("paid"))
+
+    eventually(lambda: broker.sent, what="the event")
+    [(kind, facts)] = broker.sent
+    assert kind == "durable-step-succeeded"
+    assert facts.pop("timestamp") > 0
+    assert facts == {
+        "uuid": "task-1", "name": "shop.checkout", "state": "STARTED", "attempt": 1,
+        "step": "pay", "place": "1", "executions": 1, "ms": run.entry("step:1")["ms"],
+    }  # fmt: skip
+
+
+def test_events_wait_for_a_broker_that_is_away_and_then_travel_together(
+    run: Run, broker: Broker, events_sent: Events, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.away, ctx, names = True, run.attempt(), ["a", "b", "c"]
+    for name in names:
+        ctx.run(name, Action(1))
+    eventually(lambda: "events cannot be sent" in caplog.text, what="a line in the log")
+
+    broker.away = False
+    events_sent.say_farewell()
+
+    assert steps_of(broker.sent) == names
+    assert len(broker.messages) == 1
+
+
+def test_who_says_farewell_does_not_wait_for_a_broker_that_is_away(
+    run: Run, broker: Broker, events_sent: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_LONGEST_FAREWELL", 0.01)
+    broker.away = True
+    run.attempt().run("pay", Action(1))
+
+    events_sent.say_farewell()
+
+    assert broker.sent == []
+
+
+def test_while_it_is_away_so_many_events_are_kept(
+    run: Run, broker: Broker, events_sent: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_MOST", 2)
+    broker.away, ctx = True, run.attempt()
+    for name in ("a", "b", "c"):
+        ctx.run(name, Action(1))
+    broker.away = False
+    events_sent.say_farewell()
+
+    assert steps_of(broker.sent) == ["a", "b"]
+
+
+def test_a_forked_process_sends_nothing_of_its_parents(run: Run, broker: Broker, events_sent: Events) -> None:
+    broker.away, ctx = True, run.attempt()
+    ctx.run("of the parent", Action(1))
+
+    events_sent.begin_anew()  # as after a fork
+    broker.away = False
+    ctx.run("its own", Action(1))
+
+    eventually(lambda: broker.sent, what="the event")
+    assert steps_of(broker.sent) == ["its own"]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["send_events=False", "a task of another app"])
+def test_a_task_may_have_no_events(app: Celery, run: Run, broker: Broker, events_sent: Events, known: bool) -> None:
+    if known:
+        app.tasks["shop.checkout"].send_events = False
+    else:
+        app.tasks.pop("shop.checkout")
+    run.attempt().run("pay", Action("paid"))
+    events_sent.say_farewell()
+
+    assert broker.sent == []
+
+
+@pytest.mark.parametrize(("task_events", "observers"), [(True, 1), (False, 0)], ids=["-E", "without"])
+def test_a_worker_sends_events_where_those_of_tasks_are_on(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, task_events: bool, observers: int
+) -> None:
+    durable_task(name="shop.pay")(checkout)
+    app.finalize()
+    monkeypatch.setattr(startup, "risks_of", lambda *_: ())
+    for _ in range(2):
+        celeryd_after_setup.send("worker@shop", instance=Mock(app=app, task_events=task_events), conf=app.conf)
+
+    assert len(happenings.observers) == observers
