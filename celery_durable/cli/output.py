@@ -17,9 +17,10 @@ _COLOURS = {
     "SUCCESS": "green", "done": "green", "FAILURE": "red", "failed": "red", "DIED": "red", "REVOKED": "red",
     "cancelled": "red", "RETRY": "yellow", "retrying": "yellow", "STALLED": "yellow", "SUSPENDED": "cyan",
     "PAUSED": "magenta", "sleeping": "cyan", "STARTED": "blue", "started": "blue",
+    "ok": "green", "note": "yellow", "problem": "red",
 }  # fmt: skip
 _WIDTH_WITHOUT_TERMINAL = 160
-_UNBROKEN = frozenset({"state", "created", "began", "ended", "at", "how"})
+_UNBROKEN = frozenset({"state", "created", "began", "ended", "at", "how", "oldest", "level"})
 """The columns whose cells stay on one line."""
 
 
@@ -45,7 +46,7 @@ def table(*columns: str) -> Table:
     made = Table(box=None, pad_edge=False, header_style="bold")
     zone = datetime.now().astimezone().tzname()
     for column in columns:
-        is_time = column in ("created", "began", "ended", "at")
+        is_time = column in ("created", "began", "ended", "at", "oldest")
         made.add_column(f"{column} ({zone})" if is_time else column, no_wrap=column in _UNBROKEN, overflow="fold")
     return made
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from textwrap import fill
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -62,14 +62,14 @@ def print_run(run: Run) -> None:
 
 def view_of(run: Run, most_steps: int | None = None) -> Group:
     """All that is known of a run; of its steps, so many of the last ones."""
-    tables = [_facts(run), _attempts(run.attempts)]
+    tables: list[RenderableType] = [_facts(run), "", _attempts(run.attempts)]
     if run.steps:
-        tables.append(_steps(run.steps if most_steps is None else run.steps[-most_steps:]))
+        tables += ["", _steps(run.steps if most_steps is None else run.steps[-most_steps:])]
     if run.actions:
         actions = table("what", "by", "at")
         for action in run.actions:
             actions.add_row(shown(action.what), shown(action.by), time_cell(action.at))
-        tables.append(actions)
+        tables += ["", actions]
     return Group(*tables)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -15,23 +16,33 @@ from celery.bin.celery import celery
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
-from celery_durable import RunOptions, TerminalError
-from celery_durable.app.store import Store
+from celery_durable import DurableTask, RunOptions, TerminalError
+from celery_durable.app.store import Store, store_of
 from celery_durable.cli import completion, durable, group
 from celery_durable.journal.layout import Status, Wait
+from celery_durable.journal.port import NO_RESULT
+from celery_durable.operate import examination
+from celery_durable.operate import versions as versions_module
 from celery_durable.operate.following import follow
 from celery_durable.operate.runs import Runs
 from celery_durable.records import Run
+from celery_durable.redis import survey
 from tests.integration.runs import (
+    TASK,
+    app_at,
     app_for,
+    died,
+    ended,
     execute,
     executions,
+    id_of,
     new_id,
     opened,
+    server_ms,
     task_of,
     written,
 )
-from tests.servers import free_port
+from tests.servers import RedisServer, free_port
 
 DAY = 86_400.0
 
@@ -129,6 +140,19 @@ def test_runs_are_named_by_ids_or_by_a_filter(app: Celery, arguments: list[str])
     assert "name runs by their ids, or by a filter" in refusal(shell(app, *arguments), code=2)
 
 
+def test_runs_that_nobody_goes_on_with_are_sent_again(
+    app: Celery, store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = executed(app, sleeps)
+    redis_client.zadd(store.keys(task_id).due, {task_id: 0})
+    sent: list[str] = []
+    monkeypatch.setattr(app, "send_task", lambda *_args, **options: sent.append(options["task_id"]))
+
+    assert documents(shell(app, "recover", "--json")) == [{"sent": 1, "unsent": 0}]
+    assert shell(app, "recover").output == "0 runs sent again\n"
+    assert sent == [task_id]
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +201,7 @@ def test_a_revoked_run_stays_revoked(app: Celery, store: Store, verb: str) -> No
     assert Runs(app).get(task_id).state == "REVOKED"
 
 
-@pytest.mark.parametrize("command", ["list"])
+@pytest.mark.parametrize("command", ["list", "doctor", "versions"])
 def test_an_index_that_is_something_else_is_refused(
     app: Celery, store: Store, redis_client: redis.Redis, command: str
 ) -> None:
@@ -187,10 +211,16 @@ def test_an_index_that_is_something_else_is_refused(
     assert "a key of the journal holds something else" in refusal(shell(app, command))
 
 
-def test_a_journal_that_is_something_else_is_refused(app: Celery, store: Store, redis_client: redis.Redis) -> None:
-    redis_client.set(store.keys(task_id := new_id()).run, "of another program")
+def test_a_journal_that_is_something_else_hides_no_other_run(
+    app: Celery, store: Store, redis_client: redis.Redis
+) -> None:
+    opened(store, foreign := new_id())
+    redis_client.set(store.keys(foreign).run, "of another program")
+    task_id = executed(app, sells, 7)
 
-    assert "holds no journal; look at it, and delete it" in refusal(shell(app, "show", task_id))
+    assert [run["id"] for run in documents(shell(app, "list", "--json"))] == [task_id]
+    assert documents(shell(app, "versions", "--json")) == []
+    assert "holds no journal; look at it, and delete it" in refusal(shell(app, "show", foreign))
 
 
 @pytest.mark.parametrize(
@@ -201,6 +231,8 @@ def test_a_journal_that_is_something_else_is_refused(app: Celery, store: Store, 
         ["watch", "x"],
         ["retry", "x"],
         ["purge", "--state", "SUCCESS"],
+        ["doctor"],
+        ["versions"],
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -305,6 +337,216 @@ def test_ctrl_c_leaves_a_watch(app: Celery, monkeypatch: pytest.MonkeyPatch) -> 
 
     assert done.exit_code == 130
     assert done.output.splitlines()[-1].partition(" ")[2].startswith("SUSPENDED, attempt 1")
+
+
+# -- doctor ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def good_server() -> Iterator[RedisServer]:
+    """A server as the check at the start wants it."""
+    with RedisServer(appendonly=True) as server:
+        yield server
+
+
+@pytest.fixture
+def good_app(good_server: RedisServer) -> Iterator[Celery]:
+    good_server.client().flushall()
+    with app_at(good_server.url()) as app:
+        task_of(app, sells)
+        yield app
+
+
+@pytest.fixture
+def good_client(good_server: RedisServer) -> Iterator[redis.Redis]:
+    with good_server.client() as client:
+        yield client
+
+
+def findings(app: Celery, code: int = 0) -> dict[str, dict[str, Any]]:
+    """What the doctor says of each check; of several findings, the last one."""
+    return {finding["check"]: finding for finding in documents(shell(app, "doctor", "--json"), code=code)}
+
+
+def levels(found: dict[str, dict[str, Any]]) -> dict[str, str]:
+    return {check: finding["level"] for check, finding in found.items()}
+
+
+ALL_WELL = dict.fromkeys(("start", "index", "late", "leases", "memory"), "ok")
+
+
+def test_a_doctor_that_finds_nothing_says_so(good_app: Celery) -> None:
+    assert levels(findings(good_app)) == ALL_WELL
+
+    executed(good_app, sells, 7)
+    executed(good_app, sleeps)
+    opened(store_of(good_app), new_id())
+    ended(store_of(good_app), delivered=False)
+
+    found = findings(good_app)
+    assert levels(found) == ALL_WELL
+    assert found["index"]["facts"] == {"entries": 3, "looked_at": 3, "flawed": 0}
+    assert found["leases"]["facts"]["leases"] == 2
+    assert found["memory"]["facts"]["journals"] == 3
+    assert 100 < found["memory"]["facts"]["mean"] <= found["memory"]["facts"]["largest"] < 10_000
+    assert "problem" not in shell(good_app, "doctor").output
+
+
+def test_the_dangers_of_a_server_are_problems(app: Celery) -> None:
+    task_of(app, sells)
+
+    start = findings(app, code=1)["start"]
+
+    assert (start["level"], "no append-only file" in start["found"]) == ("problem", True)
+
+
+def test_the_wrong_app_is_a_problem(good_app: Celery, good_server: RedisServer) -> None:
+    with app_at(good_server.url()) as other:
+        for name in [name for name, task in other.tasks.items() if isinstance(task, DurableTask)]:
+            del other.tasks[name]
+        [problem, *_] = [one for one in documents(shell(other, "doctor", "--json"), code=1) if one["check"] == "start"]
+
+    assert problem["found"] == "the app has no durable tasks"
+
+
+def test_a_run_that_nobody_will_go_on_with_is_a_problem_until_it_is_woken(
+    good_app: Celery, good_client: redis.Redis
+) -> None:
+    keys = store_of(good_app).keys(task_id := executed(good_app, sleeps))
+    good_client.zrem(keys.due, task_id)
+
+    index = findings(good_app, code=1)["index"]
+    assert (index["level"], index["facts"]["ids"]) == ("problem", [task_id])
+    assert "celery durable wake ID" in index["advice"]
+
+    assert shell(good_app, "wake", task_id).exit_code == 0
+    assert levels(findings(good_app)) == ALL_WELL
+
+
+def test_a_finished_run_that_nobody_will_deliver_is_a_problem(good_app: Celery, good_client: redis.Redis) -> None:
+    task_id = id_of(ended(store_of(good_app), delivered=False))
+    good_client.zrem(store_of(good_app).keys(task_id).leases, task_id)
+
+    assert findings(good_app, code=1)["index"]["facts"]["ids"] == [task_id]
+
+
+def test_runs_that_no_worker_takes_are_a_problem(good_app: Celery, good_client: redis.Redis) -> None:
+    store = store_of(good_app)
+    died(good_client, store, lost := new_id())
+    asleep = executed(good_app, sleeps)
+    good_client.zadd(store.keys(asleep).due, {asleep: server_ms(good_client) - 20_000})
+
+    found = findings(good_app, code=1)
+
+    late, leases = found["late"], found["leases"]
+    assert (late["level"], late["facts"]["runs"], late["facts"]["id"] == lost) == ("problem", 2, True)
+    assert late["facts"]["task"] == TASK
+    assert late["advice"] == f"start a worker that knows {TASK}; if one runs, its log says why it cannot"
+    assert (leases["level"], leases["facts"]["leases"], leases["facts"]["lapsed"]) == ("note", 1, 1)
+    assert levels({**found, "late": {"level": "ok"}, "leases": {"level": "ok"}}) == ALL_WELL
+
+
+def test_what_workers_put_right_is_a_note(good_app: Celery, good_client: redis.Redis) -> None:
+    store = store_of(good_app)
+    expired, moved = executed(good_app, sells, 7), executed(good_app, sleeps)
+    good_client.delete(store.keys(expired).run)
+    good_client.hset(store.keys(moved).run, mapping={"waits": "retry"})
+
+    gone, elsewhere = (one for one in documents(shell(good_app, "doctor", "--json")) if one["check"] == "index")
+
+    assert (gone["level"], gone["facts"]["ids"]) == ("note", [expired])
+    assert (elsewhere["level"], elsewhere["facts"]["ids"]) == ("note", [moved])
+    shell(good_app, "list")
+    assert levels(findings(good_app)) == ALL_WELL
+
+
+def test_a_foreign_key_is_a_problem(good_app: Celery, good_client: redis.Redis) -> None:
+    foreign = executed(good_app, sells, 7)
+    good_client.set(store_of(good_app).keys(foreign).run, "of another program")
+
+    index = findings(good_app, code=1)["index"]
+
+    assert (index["level"], index["facts"]["ids"]) == ("problem", [foreign])
+    assert "durable_key_prefix" in index["advice"]
+
+
+def test_a_large_journal_is_noted(good_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "_LARGE", 100)
+    task_id = executed(good_app, sells, 7)
+
+    memory = findings(good_app)["memory"]
+
+    assert (memory["level"], memory["facts"]["id"]) == ("note", task_id)
+
+
+def test_the_doctor_looks_at_a_sample(good_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "_MOST_OF_EACH", 1)
+    for _ in range(20):
+        opened(store_of(good_app), new_id()).suspend(60, {})
+
+    facts = findings(good_app)["index"]["facts"]
+
+    assert facts["entries"] == 20
+    assert 0 < facts["looked_at"] <= 16, "one in each shard"
+
+
+def test_a_crowd_of_processes_is_told_in_short(
+    good_app: Celery, good_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examination, "_MOST_PROCESSES", 1)
+    store = store_of(good_app)
+    for process in ("a:1:1", "a:1:1", "b:1:1", "c:1:1"):
+        opened(store, task_id := new_id())
+        good_client.hset(store.keys(task_id).run, "owner", process)
+
+    first, others = (one for one in documents(shell(good_app, "doctor", "--json")) if one["check"] == "leases")
+
+    assert first["facts"] == {"process": "a:1:1", "leases": 2, "lapsed": 0}
+    assert others["facts"] == {"processes": 2, "leases": 2, "lapsed": 0}
+
+
+# -- versions ----------------------------------------------------------------------------------------------------------
+
+
+def test_live_runs_are_counted_by_task_and_build(app: Celery, store: Store, redis_client: redis.Redis) -> None:
+    for waits, build in ((Wait.SLEEP, "b1"), (Wait.STALL, "b1"), (Wait.RETRY, "b2")):
+        opened(store, new_id(), build=build).suspend(60, {}, waits=waits)
+    opened(store, new_id(), build="b2")
+    died(redis_client, store, new_id(), build="b3", task="shop.refund")
+    store.runs.claim(["shop.refund"])  # it is in the index now
+    opened(store, new_id(), build="b1").conclude({"outcome": "{}"}, DAY, NO_RESULT)
+
+    found = documents(shell(app, "versions", "--json"))
+
+    counted = {(one["task"], one["build"]): (one["runs"], one["stalled"]) for one in found}
+    assert counted == {(TASK, "b1"): (2, 1), (TASK, "b2"): (2, 0), ("shop.refund", "b3"): (1, 0)}
+    assert [one["build"] for one in found] == ["b1", "b2", "b3"]
+    assert "b2" in shell(app, "versions").output
+    assert all(one["oldest"].startswith("20") for one in found)
+
+
+def test_an_app_without_live_runs_says_so(app: Celery) -> None:
+    executed(app, sells, 7)
+
+    assert shell(app, "versions").output == "there are no live runs\n"
+
+
+def test_live_runs_are_counted_some_at_a_time(app: Celery, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "_MOST_COUNTED", 2)
+    for number in range(60):
+        opened(store, new_id(), task=f"shop.t{number % 2}").suspend(
+            60, {}, waits=(Wait.SLEEP, Wait.RETRY)[number % 4 // 2]
+        )
+    opened(store, new_id())
+
+    [refund, *_] = counted = documents(shell(app, "versions", "--json"))
+    assert [one["runs"] for one in counted] == [1, 30, 30]
+    assert refund["task"] == TASK
+
+    monkeypatch.setattr(versions_module, "_MOST", 30)
+    cut = shell(app, "versions")
+    assert cut.exit_code == 0
+    assert "there are more live runs than were counted" in cut.output
 
 
 # -- completion --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import celery_durable.redis
 from celery_durable.journal import layout
 from celery_durable.journal.layout import Cancellation, State, Status, Wait
 from celery_durable.redis.replies import OpenReply, ReleaseResult, WriteReply
+from celery_durable.redis.survey import Flaw
 
 FOLDER = Path(celery_durable.redis.__file__).parent / "lua"
 PAGE = Path(__file__).parents[2] / "docs" / "journal.md"
@@ -22,8 +23,8 @@ FIELDS = {
     "opened", "due", "ended", "progress", "recoveries", "changed", "build", "attempt_build", "stalled", "outcome",
     "delivered", "cancel", "resent", "reopened", "failures", "failing_since", "waits", "left", "actions", "paused",
 }  # fmt: skip
-OF_LUA = {"table"}
-"""A type of the language."""
+OF_LUA = {"number", "string", "table"}
+"""Types of the language."""
 OF_KEYS = {"index"}
 """What names of keys are made of."""
 
@@ -54,7 +55,7 @@ def opening_words() -> set[str]:
 
 @pytest.mark.parametrize("script", FILES)
 def test_each_literal_is_a_word_that_is_defined(script: str) -> None:
-    known = {word for names in (Status, State, Wait, Cancellation) for word in members(names).values()}
+    known = {word for names in (Status, State, Wait, Cancellation, Flaw) for word in members(names).values()}
     of_open = members(OpenReply).values() if script == "open" else ()
     assert words(script) - {*known, *of_open} - FIELDS - OF_LUA - OF_KEYS == set()
 
@@ -65,10 +66,12 @@ def test_the_layout_is_described_with_each_field_that_a_script_names(described: 
 
 
 STATUSES = {
+    "builds": {Status.RUNNING},
     "cancel": {*Status.LIVE, Status.UNKNOWN},
     "claim": {Status.RUNNING},
     "conclude": {Status.SUCCEEDED},
     "counts": {Status.RUNNING},
+    "examine": Status.LIVE,
     "index": {Status.SUSPENDED},
     "page": {Status.RUNNING},
     "pause": {Status.SUSPENDED},

@@ -42,7 +42,7 @@ for _, task in ipairs(redis.call('ZRANGE', index, 0, -1)) do
 end
 
 for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
-  local run = redis.call('HMGET', prefix .. id, 'status', 'task')
+  local run = redis.pcall('HMGET', prefix .. id, 'status', 'task')
   if run[1] == 'running' then running[run[2]] = (running[run[2]] or 0) + 1 end
 end
 for task, number in pairs(running) do count('running', task, number) end

@@ -43,7 +43,7 @@ end
 -- Of these there are as many as workers can execute.
 local function collect_running()
   for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
-    local run = redis.call('HMGET', ARGV[6] .. id, 'status', 'task', 'created')
+    local run = redis.pcall('HMGET', ARGV[6] .. id, 'status', 'task', 'created')
     if is_wanted(run[1], run[2], run[3], id) then found[#found + 1] = {id, run[3], run[1], run[2]} end
   end
 end

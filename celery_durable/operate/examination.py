@@ -1,0 +1,187 @@
+"""What a person should know of the runs of an app, and what to do about it: ``celery durable doctor``.
+
+A sample of the index is compared with the journals. The sets of leases and of due runs say who has runs, and which runs
+nobody takes. Nothing is changed, and Redis is never asked for long at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery_durable.app.store import store_of
+from celery_durable.redis.index import HEADINGS
+from celery_durable.redis.survey import Examined, Flaw, Late, Survey
+
+_LATE = 10.0
+"""Seconds: workers look every second, and Redis and the broker may be away for a moment."""
+_MOST_IDS = 5
+"""So many ids are named of each kind."""
+_MOST_PROCESSES = 20
+
+
+class Level:
+    """Whether somebody has to do something."""
+
+    OK = "ok"
+    NOTE = "note"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One result of an examination.
+
+    Attributes:
+        check: what was looked at: ``start``, ``index``, ``late``, ``leases`` or ``memory``.
+        level: ``ok``; ``note``: good to know, nobody has to do anything; ``problem``: a person has to do something.
+        found: what was found, as a sentence.
+        advice: what to do; empty: nothing.
+        facts: the numbers, and up to five ids, as plain data.
+    """
+
+    check: str
+    level: str
+    found: str
+    advice: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def examine(app: Any) -> Iterator[Finding]:
+    """Examine the runs of an app.
+
+    Raises:
+        JournalUnavailableError: Redis does not answer.
+        JournalUnreadableError: a key of the index holds something else.
+    """
+    store = store_of(app)
+    examined = Survey(store.shards).examine(HEADINGS, _LATE)
+    yield from _of_index(examined)
+    yield from _of_late_runs(examined.late)
+    yield from _of_leases(examined.holders)
+    yield _of_memory(examined.sizes)
+
+
+# -- the index ---------------------------------------------------------------------------------------------------------
+
+_FLAWS = {
+    Flaw.GONE: (
+        Level.NOTE,
+        "entries without a journal",
+        "nothing: workers let them leave the index within minutes, and lists pass over them",
+    ),
+    Flaw.ELSEWHERE: (
+        Level.NOTE,
+        "runs that are under a wrong heading, because a worker of an older version has moved them",
+        "celery durable list puts right what it meets",
+    ),
+    Flaw.STRANDED: (
+        Level.PROBLEM,
+        "runs that have not ended, and that no worker will go on with",
+        "celery durable wake ID, if it waits; celery durable retry ID, if it has an outcome",
+    ),
+    Flaw.FOREIGN: (
+        Level.PROBLEM,
+        "keys of journals that hold something else, so another program uses the key prefix",
+        "look at these keys, and delete them; give each program its own durable_key_prefix",
+    ),
+}
+"""A flaw → how bad it is, what it is, and what to do."""
+
+
+def _of_index(examined: Examined) -> Iterator[Finding]:
+    looked_at = f"{examined.looked_at:,} of {examined.entries:,} entries were looked at"
+    if not examined.flaws:
+        yield Finding(
+            "index", Level.OK, f"{looked_at}: all agree with their journals", facts=_sample(examined, flawed=0)
+        )
+    for flaw, (level, what, advice) in _FLAWS.items():
+        if ids := examined.flaws.get(flaw):
+            found = f"{looked_at}; {what}: {len(ids):,} ({_some(ids)})"
+            yield Finding("index", level, found, advice, _sample(examined, len(ids)) | {"ids": ids[:_MOST_IDS]})
+
+
+def _sample(examined: Examined, flawed: int) -> dict[str, Any]:
+    return {"entries": examined.entries, "looked_at": examined.looked_at, "flawed": flawed}
+
+
+def _some(ids: list[str]) -> str:
+    more = ", ..." if len(ids) > _MOST_IDS else ""
+    return ", ".join(ids[:_MOST_IDS]) + more
+
+
+# -- runs that nobody takes --------------------------------------------------------------------------------------------
+
+
+def _of_late_runs(late: list[Late]) -> Iterator[Finding]:
+    if not late:
+        yield Finding("late", Level.OK, "no run is late", facts={"runs": 0})
+        return
+    oldest = max(late, key=lambda one: one.ms)
+    number, seconds = sum(one.runs for one in late), oldest.ms // 1000
+    yield Finding(
+        "late",
+        Level.PROBLEM,
+        f"{_runs(number)} should have been sent by now, and no worker does it; the oldest, {oldest.task_id} of "
+        f"{oldest.task or 'an unknown task'}, {_duration(seconds)} ago",
+        f"start a worker that knows {oldest.task or 'its task'}; if one runs, its log says why it cannot",
+        {"runs": number, "seconds": seconds, "id": oldest.task_id, "task": oldest.task},
+    )
+
+
+def _runs(number: int) -> str:
+    return f"{number:,} run{'' if number == 1 else 's'}"
+
+
+def _duration(seconds: int) -> str:
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+# -- who has runs ------------------------------------------------------------------------------------------------------
+
+
+def _of_leases(holders: dict[str, tuple[int, int]]) -> Iterator[Finding]:
+    if not holders:
+        yield Finding("leases", Level.OK, "no process has a run", facts={"processes": 0})
+    by_number = sorted(holders.items(), key=lambda one: (-one[1][0], one[0]))
+    for process, (leases, lapsed) in by_number[:_MOST_PROCESSES]:
+        facts = {"process": process, "leases": leases, "lapsed": lapsed}
+        found = f"{process or 'a process that is not known'} has {_runs(leases)}"
+        if lapsed:
+            found += f"; {lapsed:,} of the leases have lapsed: it was lost, or it hangs"
+            yield Finding("leases", Level.NOTE, found, "nothing: another worker goes on with these runs", facts)
+        else:
+            yield Finding("leases", Level.OK, found, facts=facts)
+    if more := by_number[_MOST_PROCESSES:]:
+        leases, lapsed = (sum(counts) for counts in zip(*(counts for _, counts in more), strict=True))
+        facts = {"processes": len(more), "leases": leases, "lapsed": lapsed}
+        found = f"{len(more):,} more processes have {_runs(leases)}; {lapsed:,} of the leases have lapsed"
+        yield Finding("leases", Level.NOTE if lapsed else Level.OK, found, facts=facts)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+_LARGE = 10_000_000
+
+
+def _of_memory(sizes: list[tuple[int, str]]) -> Finding:
+    if not sizes:
+        return Finding("memory", Level.OK, "no journal was weighed", facts={"journals": 0})
+    mean, (largest, task_id) = sum(size for size, _ in sizes) // len(sizes), max(sizes)
+    found = f"a journal takes {_size(mean)}; the largest of {len(sizes):,} takes {_size(largest)} ({task_id})"
+    facts = {"journals": len(sizes), "mean": mean, "largest": largest, "id": task_id}
+    if largest < _LARGE:
+        return Finding("memory", Level.OK, found, facts=facts)
+    advice = "each attempt reads its whole journal: return references to large data from steps, and not the data"
+    return Finding("memory", Level.NOTE, found, advice, facts)
+
+
+def _size(number: int) -> str:
+    for size, unit in ((1_000_000, "MB"), (1_000, "kB")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number} bytes"
