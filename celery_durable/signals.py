@@ -86,11 +86,12 @@ class _OfHappening(Signal):
         return super().connect(*args, **kwargs)
 
 
-_SIGNALS: dict[str, _OfHappening] = {}
+SIGNALS: dict[str, _OfHappening] = {}
+"""What may happen → its signal."""
 
 
 def _signal(name: str, *facts: str) -> _OfHappening:
-    _SIGNALS[name] = signal = _OfHappening(name=name, providing_args=facts)
+    SIGNALS[name] = signal = _OfHappening(name=name, providing_args=facts)
     return signal
 
 
@@ -108,7 +109,7 @@ step_failed = _signal(Happening.STEP_FAILED, "run", "step")
 
 
 def _send(happening: str, run: Run, step: StepRecord | None) -> None:
-    signal = _SIGNALS.get(happening)
+    signal = SIGNALS.get(happening)
     if signal is None or not seam.has_receivers(signal):
         return
     answers = signal.send(run.task, run=run) if step is None else signal.send(run.task, run=run, step=step)

@@ -1,4 +1,4 @@
-"""Events of Celery for what happens to runs and steps, where the events of tasks are on (``celery worker -E``).
+"""Events of Celery, one for each signal, where the events of tasks are on (``celery worker -E``).
 
 They are called ``durable-run-started``, ``durable-step-succeeded`` and so on, and their ``uuid`` is the id of the task.
 Monitors that do not know them, like Flower, ignore them: only an event ``task-...`` changes the state that they show.
@@ -20,6 +20,7 @@ from celery_durable import happenings
 from celery_durable.forks import no_fork
 from celery_durable.records import Run, StepRecord
 from celery_durable.rounds import Rounds
+from celery_durable.signals import SIGNALS
 
 logger = logging.getLogger("celery_durable")
 
@@ -44,7 +45,7 @@ class Events:
         self._fails = False
 
     def __call__(self, happening: str, run: Run, step: StepRecord | None) -> None:
-        task = self._app.tasks.get(run.task)
+        task = self._app.tasks.get(run.task) if happening in SIGNALS else None
         if task is not None and task.send_events and len(self._waiting) < _MOST:
             self._waiting.append((f"{_GROUP}-{happening.replace('_', '-')}", _facts(run, step)))
             self._rounds.expect(-inf)

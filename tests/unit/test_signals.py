@@ -405,3 +405,11 @@ def test_a_worker_sends_events_where_those_of_tasks_are_on(
         celeryd_after_setup.send("worker@shop", instance=Mock(app=app, task_events=task_events), conf=app.conf)
 
     assert len(happenings.observers) == observers
+
+
+def test_what_has_no_signal_is_no_event(run: Run, broker: Broker, events_sent: Events) -> None:
+    run.attempt()
+    happenings.tell("something else", run.last.shown_run)
+    events_sent.say_farewell()
+
+    assert broker.sent == []
