@@ -24,12 +24,15 @@ from .exceptions import (
     RetryableError,
     RunNotCancellableError,
     RunNotFound,
+    RunNotImportableError,
     RunNotPurgeableError,
+    RunNotRestartableError,
     RunNotRetryableError,
     RunNotWakeableError,
     TaskCancelled,
     TerminalError,
 )
+from .operate import tasks as _tasks  # noqa: F401  registers celery_durable.retry and the others with every app
 from .task.base import DurableTask
 from .task.decorator import durable_task
 from .worker import startup as _startup  # noqa: F401  what workers check when they start
@@ -59,7 +62,9 @@ __all__ = [
     "RetryableError",
     "RunNotCancellableError",
     "RunNotFound",
+    "RunNotImportableError",
     "RunNotPurgeableError",
+    "RunNotRestartableError",
     "RunNotRetryableError",
     "RunNotWakeableError",
     "RunOptions",

@@ -15,8 +15,13 @@
     ├── EntryNotRecordableError  a value that the journal cannot keep
     ├── JournalUnreadableError   a journal that this version cannot read
     ├── JournalUnavailableError  Redis did not answer in time
+    ├── RunNotFound              there is no journal of this run
     ├── RunNotRetryableError     somebody retried a run that did not fail, and is not paused
+    ├── RunNotRestartableError   somebody restarted a run that is alive, or from a step that it does not have
     ├── RunNotCancellableError   somebody cancelled a run that is not alive
+    ├── RunNotWakeableError      somebody woke a run that does not wait
+    ├── RunNotPurgeableError     somebody purged a run that has not ended
+    ├── RunNotImportableError    somebody imported what is no export of a run that has ended
     └── RecoveryLimitExceeded    attempt after attempt died without progress
 
 Each error can be made again from its ``args``. So it passes through Celery's JSON result serializer unchanged.
@@ -46,7 +51,12 @@ __all__ = [
     "RetriesExhausted",
     "RetryableError",
     "RunNotCancellableError",
+    "RunNotFound",
+    "RunNotImportableError",
+    "RunNotPurgeableError",
+    "RunNotRestartableError",
     "RunNotRetryableError",
+    "RunNotWakeableError",
     "TaskCancelled",
     "TerminalError",
 ]
@@ -252,6 +262,14 @@ class RunNotPurgeableError(DurableError):
 
 class RunNotRetryableError(DurableError):
     """Somebody called the task ``celery_durable.retry`` for a run that is neither FAILURE nor PAUSED."""
+
+
+class RunNotRestartableError(DurableError):
+    """The run is alive or has no journal, or it cannot be restarted from this step."""
+
+
+class RunNotImportableError(DurableError):
+    """The document is no export of a run that has ended, or its id has a journal already."""
 
 
 class RunNotCancellableError(DurableError):

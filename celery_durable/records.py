@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -66,14 +67,16 @@ class ActionRecord:
     """What somebody has done with a run.
 
     Attributes:
-        what: ``retry``, ``cancel``, or ``wake``.
+        what: ``retry``, ``restart``, ``cancel``, ``wake``, or ``import``.
         by: who; empty: nobody has said.
         at: when (aware datetime, UTC, by Redis' clock).
+        run: the id of the run that restarts this one, if that is what was done; else empty.
     """
 
     what: str
     by: str
     at: datetime
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Run:
         until: until when it waits; None: it does not, or for no time.
         build: the build of the code that began it; empty if it is not known.
         error: why it has failed or is paused, as one line; empty: neither.
+        restarted_from: the id of the run that it restarts; empty: it restarts none.
         attempts: its attempts, the oldest first; empty in a list of runs.
         steps: its steps and waits in program order; empty in a list of runs.
         actions: what people have done with it, the oldest first; empty in a list of runs.
@@ -115,6 +119,7 @@ class Run:
     until: datetime | None
     build: str
     error: str
+    restarted_from: str = ""
     attempts: tuple[AttemptRecord, ...] = ()
     steps: tuple[StepRecord, ...] = ()
     actions: tuple[ActionRecord, ...] = ()
@@ -131,11 +136,12 @@ def moment(ms: float | str) -> datetime:
     return datetime.fromtimestamp(float(ms) / 1000, timezone.utc)
 
 
-def error_line(facts: dict[str, Any] | None) -> str:
-    """An error of the journal as one line; empty if there is none."""
+def error_line(facts: dict[str, Any] | None, redacted: Callable[[str], Any] = str) -> str:
+    """An error of the journal as one line; empty if there is none. *redacted* gives what is shown of its text."""
     if not facts:
         return ""
-    return _cut(f"{facts.get('type', 'Exception')}: {facts.get('message', '')}".replace("\n", " "), _LONGEST_ERROR)
+    text = redacted(f"{facts.get('type', 'Exception')}: {facts.get('message', '')}")
+    return _cut(str(text).replace("\n", " "), _LONGEST_ERROR)
 
 
 def preview_of(text: str, serializer: str = "") -> str:

@@ -1,8 +1,10 @@
-"""``celery durable retry``, ``cancel``, ``wake`` and ``purge``: one run at once, several after a look at how many."""
+"""``celery durable retry``, ``cancel``, ``wake`` and ``purge``: one run at once, several after a look at how many.
+
+``celery durable restart`` takes one run.
+"""
 
 from __future__ import annotations
 
-import getpass
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ import click
 from celery_durable.exceptions import DurableError
 
 from . import completion
-from .filters import as_json, filtered
+from .filters import as_json, by, filtered, one_id
 from .group import refusals, runs_of
 
 
@@ -27,11 +29,11 @@ def _command(name: str, done: str, of_states: tuple[str, ...], help_text: str) -
     @click.command(name=name, help=help_text)
     @click.argument("ids", metavar="[ID]...", nargs=-1, shell_complete=completion.ids(*of_states))
     @filtered
-    @click.option("--by", help="Who does it; kept in the journal. Default: the name of the user.")
+    @by
     @click.option("--yes", is_flag=True, help="Do it with several runs. Without it, they are only counted.")
     @as_json
     @click.pass_context
-    def command(ctx: Any, /, *, ids: tuple[str, ...], by: str | None, yes: bool, as_json: bool, **wanted: Any) -> None:
+    def command(ctx: Any, /, *, ids: tuple[str, ...], by: str, yes: bool, as_json: bool, **wanted: Any) -> None:
         ids = tuple(dict.fromkeys(ids))
         given = {option: value for option, value in wanted.items() if value}
         if bool(ids) == bool(given):
@@ -42,7 +44,7 @@ def _command(name: str, done: str, of_states: tuple[str, ...], help_text: str) -
             if not (len(ids) == 1 or (yes and (ids or found))):
                 _say_how_many(name, done, len(ids), found, as_json=as_json)
                 return
-            act = _act(runs, name, by)
+            act = partial(getattr(runs, name), by=by)
             all_done = [_do(name, done, task_id, act, as_json=as_json) for task_id in ids or found]
         if not all(all_done):
             ctx.exit(1)
@@ -74,11 +76,6 @@ def _say_how_many(name: str, done: str, ids: int, found: dict[str, str], *, as_j
         click.echo("no run matches; nothing is done")
 
 
-def _act(runs: Any, name: str, by: str | None) -> Callable[[str], Any]:
-    facts = {} if name == "purge" else {"by": by or getpass.getuser()}  # nothing is left that could keep the name
-    return partial(getattr(runs, name), **facts)
-
-
 def _do(name: str, done: str, task_id: str, act: Callable[[str], Any], *, as_json: bool) -> bool:
     """Act on one run, and say what has come of it. Returns whether it was done."""
     from celery_durable.delivery.message import BROKER_ERRORS
@@ -90,11 +87,32 @@ def _do(name: str, done: str, task_id: str, act: Callable[[str], Any], *, as_jso
         said, is_done = str(error), False
     except BROKER_ERRORS as error:
         said, is_done = f"task {task_id}: nothing was sent, the broker cannot be reached: {error}", False
-    if as_json:
-        click.echo(json.dumps({"id": task_id, "what": name, "done": is_done, "said": said}))
+    if is_done:
+        say_done(task_id, name, said, as_json=as_json)
+    elif as_json:
+        click.echo(json.dumps({"id": task_id, "what": name, "done": False, "said": said}))
     else:
-        click.echo(f"task {task_id}: {said}" if is_done else f"Error: {said}", err=not is_done)
+        click.echo(f"Error: {said}", err=True)
     return is_done
+
+
+def say_done(task_id: str, what: str, said: str, *, as_json: bool, **facts: str) -> None:
+    """Say what was done with a run; *facts* are more of the JSON document."""
+    done = {"id": task_id, "what": what, "done": True, "said": said, **facts}
+    click.echo(json.dumps(done) if as_json else f"task {task_id}: {said}")
+
+
+@click.command()
+@one_id(*completion.ENDED)
+@click.option("--from", "from_step", metavar="STEP", help="Run anew from this step: its name, or its place.")
+@by
+@as_json
+@click.pass_context
+def restart(ctx: Any, /, *, task_id: str, from_step: str | None, by: str, as_json: bool) -> None:
+    """Begin a new run with the call of a run that has ended: from its beginning, or from a step."""
+    with refusals("restart"):
+        new = runs_of(ctx).restart(task_id, from_step=from_step, by=by)
+    say_done(task_id, "restart", f"restarted as {new}", as_json=as_json, new=new)
 
 
 retry = _command(

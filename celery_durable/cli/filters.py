@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -10,6 +11,12 @@ import click
 
 from . import completion
 
+
+def _user(_ctx: Any, _param: Any, value: str | None) -> str:
+    return value or getpass.getuser()
+
+
+by = click.option("--by", callback=_user, help="Who does it; kept in the journal. Default: the name of the user.")
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document per line.")
 
 

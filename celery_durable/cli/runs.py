@@ -68,7 +68,8 @@ def view_of(run: Run, most_steps: int | None = None) -> Group:
     if run.actions:
         actions = table("what", "by", "at")
         for action in run.actions:
-            actions.add_row(shown(action.what), shown(action.by), time_cell(action.at))
+            what = f"{action.what} as {action.run}" if action.run else action.what
+            actions.add_row(shown(what), shown(action.by), time_cell(action.at))
         tables += ["", actions]
     return Group(*tables)
 
@@ -87,6 +88,7 @@ def _facts(run: Run) -> Table:
         "until": local_time(run.until),
         "build": run.build,
         "error": run.error,
+        "restarted from": run.restarted_from,
     }
     made = Table(box=None, show_header=False, pad_edge=False)
     made.add_column(no_wrap=True)
@@ -128,8 +130,10 @@ def arguments_of(run: Run) -> str:
     """The arguments of a run, as in a call."""
     if run.args is None:
         return "(of a serializer that is not accepted here)"
-    texts = [repr(argument) for argument in run.args]
-    texts += [f"{name}={value!r}" for name, value in run.kwargs.items()]
+    # What is redacted may be no arguments any more, but a text about them.
+    texts = [repr(argument) for argument in run.args] if isinstance(run.args, (list, tuple)) else [str(run.args)]
+    named = run.kwargs.items() if isinstance(run.kwargs, dict) else [("kwargs", run.kwargs)]
+    texts += [f"{name}={value!r}" for name, value in named]
     return _cut(", ".join(texts))
 
 

@@ -75,6 +75,21 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+def function(name: str, value: Any) -> Any:
+    """*value* as something that can be called: given itself, or by its dotted path."""
+    found = value
+    if isinstance(value, str):
+        from pkgutil import resolve_name  # late: few apps need it
+
+        try:
+            found = resolve_name(value)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigurationError(f"{name} names {value!r}, which cannot be imported: {error}") from error
+    if not callable(found):
+        raise ConfigurationError(f"{name} must be a function, or its dotted path, got {value!r}")
+    return found
+
+
 def exception_classes(name: str, value: Any) -> tuple[type[BaseException], ...]:
     """*value* as exception classes: one of them, or several."""
     kinds = (value,) if isinstance(value, type) or not isinstance(value, Iterable) else tuple(value)

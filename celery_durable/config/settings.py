@@ -17,7 +17,7 @@ from celery_durable.exceptions import ConfigurationError
 from celery_durable.values.registry import ACCEPT_ANY, JSON_ONLY
 from celery_durable.values.serializers import check_serializer
 
-from .checks import flag, seconds, text, whole
+from .checks import flag, function, seconds, text, whole
 from .retry import RetryPolicy
 
 PREFIX = "durable_"
@@ -95,6 +95,7 @@ class Settings(NamedTuple):
     allow_atomic: Annotated[bool, Setting(flag)] = False
     build: Annotated[str | None, Setting(text, option=True)] = None
     stall_timeout: Annotated[float, Setting(seconds, option=True)] = timedelta(hours=1).total_seconds()
+    redact: Annotated[Callable[[str, str, Any], Any] | None, Setting(function)] = None
 
     def of_app(self, given: Mapping[str, Any]) -> "Settings":
         """These, with the values that an app has *given* by its keys (``durable_lease``).

@@ -14,6 +14,7 @@ from celery_durable import sentry, tracing
 from celery_durable.exceptions import EntryNotRecordableError
 from celery_durable.journal.port import Delivery
 from celery_durable.seams.celery import ignores_result, sending_options
+from celery_durable.seams.kombu import serializer_of
 from celery_durable.values.registry import content_text, dump_content, json_of, read_content
 from celery_durable.values.remainder import same
 
@@ -33,6 +34,8 @@ from .message import (
 _sorted_json = kombu_json.JSONEncoder(sort_keys=True).encode
 
 _ROUTE = ("queue", "exchange", "routing_key")
+_TOGETHER = ("group_id", "group_index", "chord")
+"""The options by which a task belongs to others that run beside it."""
 
 
 class Call(NamedTuple):
@@ -87,6 +90,21 @@ class Call(NamedTuple):
         if "content_type" in facts:
             facts = read_content(facts, accept)
         return cls(**facts)
+
+    @classmethod
+    def for_restart(cls, text: bytes, accept: frozenset[str], task_id: str) -> tuple[Call, str]:
+        """The recorded call with another id, for a run of its own, and its text in the form in which it was recorded.
+
+        That run is no part of a group or a chord: they have counted the one that was recorded.
+        """
+        recorded = cls.load(text, accept)
+        options = {**_alone(recorded.options), "task_id": task_id}
+        if options.get("root_id") == recorded.options.get("task_id"):
+            options["root_id"] = task_id
+        if chain := options.get("chain"):
+            options["chain"] = [{**member, "options": _alone(member.get("options") or {})} for member in chain]
+        call, content_type = recorded._replace(options=options), kombu_json.loads(text).get("content_type")
+        return call, _text(call._asdict(), serializer_of(content_type) if content_type else "json")
 
     def text(self, task: Any) -> str:
         """The call as text for the journal: plain JSON, or JSON around what the serializer of the message writes.
@@ -212,6 +230,10 @@ def _route(info: Mapping[str, Any]) -> dict[str, Any]:
     if info.get("exchange") == "" and info.get("routing_key"):
         return {**priority, "queue": info["routing_key"]}
     return priority | {name: info[name] for name in ("exchange", "routing_key") if info.get(name)}
+
+
+def _alone(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in _TOGETHER}
 
 
 def _changed(options: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

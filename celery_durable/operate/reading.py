@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import datetime
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -14,9 +15,11 @@ from celery_durable.journal.layout import Fields, Kind, State, Status, Wait
 from celery_durable.journal.positions import in_order
 from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord, error_line, moment, preview_of
 
+from .redaction import ARGS, ERROR, KWARGS, Redact, Redaction
+
 SUMMARY = (
     b"status", b"waits", b"task", b"call", b"created", b"opened", b"ended", b"owner", b"build", b"due", b"stalled",
-    b"outcome", b"paused", b"attempt",
+    b"outcome", b"paused", b"attempt", b"restarted_from",
 )  # fmt: skip
 """The fields that a list of runs needs."""
 
@@ -36,17 +39,20 @@ def heading_of(fields: Fields) -> str:
     return fields.get(b"waits", b"suspended").decode() if status == Status.SUSPENDED else status
 
 
-def read_run(task_id: str, fields: Fields, lease_ms: float | None, accept: frozenset[str], *, whole: bool) -> Run:
+def read_run(
+    task_id: str, fields: Fields, lease_ms: float | None, accept: frozenset[str], redact: Redact | None, *, whole: bool
+) -> Run:
     """The record of a run. Not *whole*: without its attempts and steps."""
+    redaction = Redaction(redact, _text(fields, b"task"))
     call = _call_of(fields, accept)
-    steps = tuple(_steps(fields)) if whole else ()
+    steps = tuple(_steps(fields, redaction)) if whole else ()
     live = heading_of(fields) not in Status.ENDED
     return Run(
         id=task_id,
         task=_text(fields, b"task"),
         state=STATE_OF_HEADING.get(heading_of(fields), heading_of(fields)),
-        args=None if call is None else call.args,
-        kwargs=None if call is None else call.kwargs,
+        args=None if call is None else redaction.shown(ARGS, call.args),
+        kwargs=None if call is None else redaction.shown(KWARGS, call.kwargs),
         created=_time(fields, b"created") or _EPOCH,
         began=_time(fields, b"opened") or _EPOCH,
         ended=None if live else _time(fields, b"ended"),
@@ -55,7 +61,8 @@ def read_run(task_id: str, fields: Fields, lease_ms: float | None, accept: froze
         waits_for=_waits_for(fields, steps),
         until=_until(fields),
         build=_text(fields, b"build"),
-        error=error_line(_why(fields).get("error")),
+        error=error_line(_why(fields).get("error"), partial(redaction.shown, ERROR)),
+        restarted_from=_text(fields, b"restarted_from"),
         attempts=tuple(_attempts(fields)) if whole else (),
         steps=steps,
         actions=tuple(_actions(fields)) if whole else (),
@@ -67,6 +74,8 @@ def read_run(task_id: str, fields: Fields, lease_ms: float | None, accept: froze
 
 def _attempts(fields: Fields) -> Iterator[AttemptRecord]:
     newest = int(fields.get(b"attempt", b"1"))
+    if newest == 0:  # a restart that nobody has begun
+        return
     for number in range(1, newest):
         past = fields.get(b"attempt.%d" % number)
         if past is not None:
@@ -84,7 +93,7 @@ def _attempts(fields: Fields) -> Iterator[AttemptRecord]:
 def _actions(fields: Fields) -> Iterator[ActionRecord]:
     for line in _text(fields, b"actions").splitlines():
         action = json.loads(line)
-        yield ActionRecord(action["what"], action["by"], moment(action["at"]))
+        yield ActionRecord(action["what"], action["by"], moment(action["at"]), action.get("run", ""))
 
 
 def _build(attempt_build: str, fields: Fields) -> str:
@@ -92,7 +101,7 @@ def _build(attempt_build: str, fields: Fields) -> str:
     return attempt_build.partition(":")[2] if attempt_build else _text(fields, b"build")
 
 
-def _steps(fields: Fields) -> Iterator[StepRecord]:
+def _steps(fields: Fields, redaction: Redaction) -> Iterator[StepRecord]:
     entries = {name[len(b"step:") :].decode(): text for name, text in fields.items() if name.startswith(b"step:")}
     # The entry of a sleep is not replaced when it is over. One that is not over was not when the run was suspended.
     left = int(fields.get(b"left") or 0) if _text(fields, b"status") == Status.SUSPENDED else inf
@@ -100,10 +109,10 @@ def _steps(fields: Fields) -> Iterator[StepRecord]:
         entry = json.loads(entries[place])
         if entry["state"] == State.SLEEPING and entry["until"] <= left:
             entry["state"] = State.DONE
-        yield _step(place, entry)
+        yield _step(place, entry, redaction)
 
 
-def _step(place: str, entry: dict[str, Any]) -> StepRecord:
+def _step(place: str, entry: dict[str, Any], redaction: Redaction) -> StepRecord:
     ended = entry.get("until", entry.get("at"))
     return StepRecord(
         kind=entry.get("kind", Kind.SLEEP if "until" in entry else Kind.STEP),
@@ -114,15 +123,16 @@ def _step(place: str, entry: dict[str, Any]) -> StepRecord:
         first=moment(entry["first"]) if "first" in entry else None,
         at=None if ended is None else moment(ended),
         ms=entry.get("ms"),
-        error=error_line(entry.get("error")),
-        preview=_preview(entry) if "value" in entry else "",
+        error=error_line(entry.get("error"), partial(redaction.shown, ERROR)),
+        preview=_preview(entry, redaction) if "value" in entry else "",
     )
 
 
-def _preview(entry: dict[str, Any]) -> str:
+def _preview(entry: dict[str, Any], redaction: Redaction) -> str:
     if "serializer" in entry:
         return preview_of(entry["value"], entry["serializer"])
-    return preview_of(json.dumps(entry.get("value"), ensure_ascii=False))
+    value = redaction.shown(f"step {entry['name']}", entry.get("value"))
+    return preview_of(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def _waits_for(fields: Fields, steps: tuple[StepRecord, ...]) -> str:

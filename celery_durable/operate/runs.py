@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -10,14 +11,24 @@ from uuid import uuid4
 from celery_durable.app.store import store_of
 from celery_durable.commands import cancel
 from celery_durable.delivery.backend import STATE_OF_HEADING
-from celery_durable.exceptions import ConfigurationError, RunNotFound, RunNotPurgeableError, RunNotWakeableError
-from celery_durable.journal.layout import Status, Wait
+from celery_durable.exceptions import (
+    ConfigurationError,
+    RunNotFound,
+    RunNotImportableError,
+    RunNotPurgeableError,
+    RunNotWakeableError,
+)
+from celery_durable.journal.layout import Fields, Status, Wait
 from celery_durable.records import Run
 from celery_durable.redis.index import HEADINGS, Indexed, Range
 from celery_durable.task.apps import resolve_app
-from celery_durable.task.resend import resend_run
 
+from . import document as documents
 from .reading import SUMMARY, heading_of, read_run
+from .restarting import restart_run
+from .retrying import resend_run
+
+logger = logging.getLogger("celery_durable")
 
 STATES = tuple(dict.fromkeys(STATE_OF_HEADING[heading] for heading in HEADINGS))
 """The states of runs, the live ones first."""
@@ -62,6 +73,7 @@ class Runs:
         self.app = resolve_app("Runs()") if app is None else app
         self._store = store_of(self.app)
         self._accept = frozenset(self.app.conf.accept_content)
+        self._redact = self._store.settings.redact
 
     def get(self, task_id: str) -> Run:
         """The run with this id, with its attempts and its steps.
@@ -71,13 +83,17 @@ class Runs:
             JournalUnavailableError: Redis does not answer.
             JournalUnreadableError: its journal is damaged, or of a newer layout.
         """
+        fields = self._load(task_id)
+        [(_, lease)] = self._store.index.load([Indexed.of(task_id)], (b"status",))
+        return read_run(task_id, fields, lease, self._accept, self._redact, whole=True)
+
+    def _load(self, task_id: str) -> Fields:
         fields = self._store.runs.load(task_id)
         if b"status" not in fields:
             raise RunNotFound(
                 f"task {task_id} has no journal: it has not begun, never used its context, or its retention is over"
             )
-        [(_, lease)] = self._store.index.load([Indexed.of(task_id)], (b"status",))
-        return read_run(task_id, fields, lease, self._accept, whole=True)
+        return fields
 
     def list(
         self,
@@ -134,7 +150,7 @@ class Runs:
                     # Its journal has expired, or a worker of an older version has changed it.
                     index.forget(run)
                 if heading in headings:
-                    yield run, read_run(run.task_id, fields, lease, self._accept, whole=False)
+                    yield run, read_run(run.task_id, fields, lease, self._accept, self._redact, whole=False)
             if len(page) < most:
                 return
             span = span.behind(page[-1])
@@ -151,12 +167,36 @@ class Runs:
             by: who does it; kept in the journal.
 
         Raises:
-            RunNotRetryableError: it is neither FAILURE nor PAUSED, or has no journal.
+            RunNotRetryableError: it is neither FAILURE nor PAUSED, has no journal, or a run that restarts it is alive.
             JournalUnreadableError: an entry is damaged, and nothing was sent.
         """
-        sent = resend_run(self.app, task_id, str(uuid4()))
-        self._note(task_id, "retry", by)
-        return str(sent["note"])
+        return str(resend_run(self.app, task_id, str(uuid4()), by=by)["note"])
+
+    def restart(self, task_id: str, *, from_step: str | None = None, by: str | None = None) -> str:
+        """Begin a new run with the arguments, headers, queue and callbacks of a run that has ended. Returns its id.
+
+        The old run stays as it is. The new one names it (``Run.restarted_from``). It has a seed of its own, so its
+        UUIDs, random numbers and idempotency keys are new.
+
+        With *from_step* it takes over the seed of the old run, and what that has recorded before this step: this is
+        replayed. The step, and all behind it, runs anew. So ``uuid()`` and ``random()`` give what they gave there. The
+        idempotency keys of steps depend on the id, and are new.
+
+        What follows the run (callbacks, the rest of a chain) is sent when the new run ends, under the ids that it has.
+        A group or a chord has counted the old run, so the new one is no part of it.
+
+        Args:
+            task_id: the id of the old run.
+            from_step: the name of a step or of a wait, or its position (``Run.steps[n].place``). Default: none, the
+                new run begins from its beginning.
+            by: who does it; kept in both journals.
+
+        Raises:
+            RunNotRestartableError: the run is alive, or has no journal; a run that restarts it is alive; or it cannot
+                be restarted from this step. Then the error says from which.
+            JournalUnreadableError: an entry is damaged.
+        """
+        return restart_run(self.app, task_id, str(uuid4()), from_step=from_step, by=by)
 
     def cancel(self, task_id: str, *, by: str | None = None) -> None:
         """Cancel a live run: see :func:`celery_durable.cancel`.
@@ -180,8 +220,12 @@ class Runs:
             raise RunNotWakeableError(f"task {task_id} does not wait: {_said(status)}")
         self._note(task_id, "wake", by)
 
-    def purge(self, task_id: str) -> None:
+    def purge(self, task_id: str, *, by: str | None = None) -> None:
         """Delete the journal of a run that has ended. Nothing is left of it but its result.
+
+        Args:
+            task_id: the id of the run.
+            by: who does it; it is logged, because no journal is left that could keep it.
 
         Raises:
             RunNotPurgeableError: it has not ended, its outcome is not delivered, or it has no journal.
@@ -190,6 +234,48 @@ class Runs:
         if not purged:
             ended = "its outcome is not delivered yet" if status in Status.ENDED else _said(status)
             raise RunNotPurgeableError(f"task {task_id} cannot be purged: {ended}")
+        logger.info("task %s: its journal is purged%s", task_id, f" by {by}" if by else "")
+
+    def export(self, task_id: str) -> dict[str, Any]:
+        """All that the journal of a run holds, as a document that JSON can write.
+
+        ``durable_redact`` does not apply: the document has the arguments and results as they are recorded.
+
+        Returns:
+            ``{"format": 1, "id": ..., "fields": {name: text}}``. A value that is no text is ``{"base64": text}``.
+
+        Raises:
+            RunNotFound: it has no journal.
+            JournalUnreadableError: its journal is of a newer layout.
+        """
+        return documents.written(task_id, self._load(task_id))
+
+    def import_(self, document: Mapping[str, Any], *, by: str | None = None) -> str:
+        """Bring a run back that :meth:`export` has written: it is found again, and a failure can be retried.
+
+        Only a run that has ended comes back, because another one may go on where it was exported. It is kept from now
+        on as long as the settings say (``durable_retention``, ``durable_failure_retention``). Returns its id.
+
+        Args:
+            document: what :meth:`export` gave.
+            by: who does it; kept in the journal.
+
+        Raises:
+            RunNotImportableError: the document is damaged, or of a newer version; the run had not ended; or its id has
+                a journal here.
+        """
+        task_id, fields = documents.read(document)
+        if not self._store.runs.plant(task_id, fields, self._retention(fields)):
+            raise RunNotImportableError(f"task {task_id} cannot be imported: it has a journal here; purge that first")
+        self._note(task_id, "import", by)
+        return task_id
+
+    def _retention(self, fields: Fields) -> float:
+        """Seconds for which the journal of a run that has ended is kept."""
+        task = self.app.tasks.get(fields[b"task"].decode())
+        settings = getattr(task, "durable_settings", self._store.settings)
+        is_success = fields[b"status"].decode() == Status.SUCCEEDED
+        return float(settings.retention if is_success else settings.failure_retention)
 
     def _note(self, task_id: str, what: str, by: str | None) -> None:
         self._store.runs.note(task_id, what, by or "")

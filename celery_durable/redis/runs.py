@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from math import inf
 from typing import Any, NamedTuple
 
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
@@ -123,9 +124,20 @@ class StoredRuns:
         [[status, purged]] = self._act("purge", task_id)
         return status.decode(), bool(purged)
 
-    def note(self, task_id: str, what: str, by: str) -> None:
-        """Keep in the journal that *by* has done this, now."""
-        self._act("note", task_id, what, by)
+    def plant(self, task_id: str, fields: Fields, keep: float = inf) -> bool:
+        """Write the journal of a run that no attempt has opened here. Returns False if the id has a journal.
+
+        A suspended run is due now: if no message of the broker begins an attempt within a lease, a worker sends one.
+        A run that has ended is kept for *keep* seconds.
+        """
+        kept = ms(max(keep, self._lease)) if keep < inf else 0
+        pairs = [part for pair in fields.items() for part in pair]
+        planted = dated_call("plant", self.keys(task_id).all, task_id, ms(self._lease), kept, *pairs)
+        return self._ask(task_id, planted) == [1]
+
+    def note(self, task_id: str, what: str, by: str, other: str = "") -> None:
+        """Keep in the journal that *by* has done this, now. *other* is another run that came of it; empty: none."""
+        self._act("note", task_id, what, by, other)
 
     def _act(self, script_name: str, task_id: str, *facts: str) -> list[Any]:
         return self._ask(task_id, dated_call(script_name, self.keys(task_id).all, *(facts or (task_id,))))

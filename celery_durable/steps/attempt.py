@@ -129,7 +129,7 @@ class Attempt:
 
     def check_nothing_left(self) -> None:
         """Refuse a good end of the body if it has not reached all that earlier attempts have recorded."""
-        if self.state.number > 1:
+        if self.state.replays:
             self.replay.check_nothing_left()
 
     def check_all_awaited(self) -> None:

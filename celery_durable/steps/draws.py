@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import time
 from collections.abc import Callable
@@ -60,12 +61,20 @@ class Draws:
         field = f"{branch}{number}"
         recorded = self._fields.get(field.encode())
         if recorded is None:
-            text = self._outbox.staged[field] = draw(field.removeprefix(f"{kind}:"))
+            text = self._outbox.staged[field] = self._former(field) or draw(field.removeprefix(f"{kind}:"))
             return read(text)
         try:
             return read(recorded.decode())
         except ValueError:
             raise self._pulse.unreadable(damaged(field, recorded)) from None
+
+    def _former(self, field: str) -> str | None:
+        """What the run has drawn that this one restarts, until the code reaches the step from which it runs anew."""
+        text = self._fields.get(b"former")
+        if text is None:
+            return None
+        former = json.loads(text)
+        return None if self._order.has_reached(former["until"]) else former["drawn"].get(field)
 
     @property
     def _path(self) -> str:

@@ -173,6 +173,12 @@ class ProgramOrder:
         branch.operations += 1
         return f"{branch.path}{branch.operations}"
 
+    def has_reached(self, position: str) -> bool:
+        """Whether the code has called the operation that has this position."""
+        path = path_of(position)
+        branch = self._used.get(path)
+        return branch is not None and branch.operations >= int(position[len(path) :])
+
     def here(self) -> Here:
         """The point that the calling code has reached."""
         branch = self._branch()

@@ -48,6 +48,11 @@ class RunState:
         return self._fields.get(b"resume")
 
     @property
+    def replays(self) -> bool:
+        """Whether there may be entries of an earlier attempt, or of the run that this one restarts."""
+        return self.number > 1 or b"restarted_from" in self._fields
+
+    @property
     def has_begun(self) -> bool:
         """Whether the body of an earlier attempt has left something in the journal."""
         return any(b":" in name for name in self._fields)

@@ -28,7 +28,6 @@ from celery_durable.seams.celery import (
     task_class_of_django,
 )
 
-from . import retry_task  # noqa: F401  registers celery_durable.retry with every app
 from .body import is_wrapped, wrap_run
 from .run_lookup import has_journal
 

@@ -20,8 +20,9 @@ def ended(app: Any, task_id: str, status: str) -> None:
     """The run has this *status* now. Only if there is an observer, its journal is read."""
     if happenings.observers:
         try:
-            fields = store_of(app).runs.load(task_id)
-            run = read_run(task_id, fields, None, frozenset(app.conf.accept_content), whole=True)
+            store = store_of(app)
+            accept, redact = frozenset(app.conf.accept_content), store.settings.redact
+            run = read_run(task_id, store.runs.load(task_id), None, accept, redact, whole=True)
         except Exception as error:
             logger.error("task %s: nobody is told of its end, because its journal cannot be read: %r", task_id, error)
         else:

@@ -25,7 +25,7 @@ OLDEST_REDIS = (6, 2)
 _FOR_BODIES = (
     "celery_durable.task.runner",
     "celery_durable.task.user_retry",
-    "celery_durable.task.resend",
+    "celery_durable.operate.runs",
     "celery_durable.ending.postrun",
 )
 """What runs the bodies of tasks. Processes that only send tasks do without it."""

@@ -28,7 +28,6 @@ from celery_durable.app.store import Store
 from celery_durable.exceptions import RunNotWakeableError
 from celery_durable.journal.layout import Wait
 from celery_durable.operate.runs import Runs
-from celery_durable.task.retry_task import NAME
 from celery_durable.worker.recovery import Recovery
 from celery_durable.worker.revocation import Revocations
 from tests.integration.runs import (
@@ -249,10 +248,10 @@ def test_the_task_that_retries_does_so_once_however_often_its_message_comes(
     task = paused_task(app, order)
     task_id, request = paused(task), new_id()
 
-    assert execute(app.tasks[NAME], task_id, task_id=request) == "SUCCESS"
+    assert execute(app.tasks["celery_durable.retry"], task_id, task_id=request) == "SUCCESS"
     assert app.AsyncResult(request).result["note"] == "finished steps are replayed, the rest runs again"
     assert goes_on(task, store, task_id) == "IGNORED"
-    assert execute(app.tasks[NAME], task_id, task_id=request) == "SUCCESS"
+    assert execute(app.tasks["celery_durable.retry"], task_id, task_id=request) == "SUCCESS"
 
     assert ids(store, task.name) == []
     assert task.ran == {"reserve": 1, "charge": 2}

@@ -15,11 +15,12 @@ from celery_durable import RunNotRetryableError, TerminalError
 from celery_durable.app.store import store_of
 from celery_durable.delivery.message import HEADER
 from celery_durable.journal.entries import done_entry, open_entry, started_entry
-from celery_durable.task.retry_task import NAME
 from tests.integration.runs import app_at, deliver, execute, new_id, opened, sent, task_of
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.usefixtures("empty_broker")
+
+NAME = "celery_durable.retry"
 
 UNMARKED = {"exchange": "", "routing_key": "celery"}
 """As of a broker that does not say of a copy that it is one."""

@@ -14,11 +14,12 @@ from celery_durable import DurableTask, RunOptions, current_step
 from celery_durable.app.store import store_of
 from celery_durable.delivery.call import Call
 from celery_durable.delivery.message import HEADER, SEED
-from celery_durable.task.retry_task import NAME
 from tests.integration.runs import app_at, deliver, execute, new_id, saved_call, sent, task_of
 from tests.servers import free_port
 
 pytestmark = pytest.mark.usefixtures("empty_broker")
+
+NAME = "celery_durable.retry"
 
 RETRIED = RunOptions(initial_retry_interval=0.01)
 

@@ -12,7 +12,7 @@ from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 
 from celery_durable import RunNotCancellableError, RunNotRetryableError, TaskCancelled, cancel
-from celery_durable.task.retry_task import retry
+from celery_durable.operate.tasks import retry
 from tests.processes import PROJECT
 from tests.smoke import effects
 from tests.smoke.apps import cancellation as orders

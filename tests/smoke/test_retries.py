@@ -9,7 +9,7 @@ from celery import chain
 from celery.exceptions import MaxRetriesExceededError, TimeLimitExceeded
 
 from celery_durable import JournalMismatchError, RetriesExhausted, TerminalError
-from celery_durable.task.retry_task import retry
+from celery_durable.operate.tasks import retry
 from tests.smoke import effects
 from tests.smoke.apps import crashes
 from tests.smoke.nodes import DurableSetup

@@ -14,8 +14,8 @@ from celery_durable.delivery.call import Call
 from celery_durable.journal.entries import done_entry, open_entry, started_entry
 from celery_durable.journal.port import Delivery
 from celery_durable.journal.reopening import decided, replayed_failures, taken_back
-from celery_durable.task import resend
-from celery_durable.task.retry_task import retry
+from celery_durable.operate import retrying
+from celery_durable.operate.tasks import retry
 
 Begun = dict[str, list[Any]]
 
@@ -188,7 +188,7 @@ def test_nothing_is_sent_when_the_journal_cannot_be_read(
     fields = {b"status": b"failed", b"task": b"shop.checkout", b"call": call, field: entry, b"step:2": STARTED}
     runs = SimpleNamespace(load=lambda _: fields)
     sent: list[Any] = []
-    monkeypatch.setattr(resend, "store_of", lambda _: SimpleNamespace(runs=runs))
+    monkeypatch.setattr(retrying, "store_of", lambda _: SimpleNamespace(runs=runs))
     monkeypatch.setattr(Call, "send", lambda *call: sent.append(call))
 
     with pytest.raises(JournalUnreadableError, match=said):

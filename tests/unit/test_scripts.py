@@ -79,6 +79,7 @@ STATUSES = {
     "release": {*Status.LIVE, Status.SUCCEEDED},
     "renew": Status.LIVE,
     "suspend": {Status.SUSPENDED},
+    "plant": {Status.SUSPENDED},
     "purge": {*Status.LIVE, Status.UNKNOWN},
     "terminate": Status.LIVE,
     "wake": {Status.SUSPENDED, Status.UNKNOWN},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from datetime import timedelta
 from types import SimpleNamespace
@@ -43,6 +44,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert settings.build is None
     assert settings.stall_timeout == 60 * 60
     assert settings.serializer == "json"
+    assert settings.redact is None
 
 
 def test_settings_are_frozen() -> None:
@@ -87,6 +89,10 @@ def test_durations_are_seconds_or_a_timedelta(name: str, given: Any) -> None:
         ("durable_build", 2),
         ("durable_build", ""),
         ("durable_stall_timeout", -1),
+        ("durable_redact", 5),
+        ("durable_redact", "no.such.module.redact"),
+        ("durable_redact", "json.no_such_function"),
+        ("durable_redact", "json.decoder"),
         ("durable_max_entry_size", 1e6),
     ],
     ids=repr,
@@ -97,6 +103,11 @@ def test_a_wrong_value_is_named_with_its_key(key: str, value: Any) -> None:
     assert key in str(refused.value)
     if not isinstance(value, timedelta):  # shown in seconds
         assert repr(value) in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [json.dumps, "json.dumps", "json:dumps"], ids=repr)
+def test_a_redactor_is_a_function_or_its_dotted_path(value: Any) -> None:
+    assert read_settings({"durable_redact": value}).redact is json.dumps
 
 
 @pytest.mark.parametrize("value", ["nonsense", 5], ids=repr)

@@ -37,6 +37,7 @@ local status, stalled = known[1], known[12] and known[12] ~= ''
 -- What is kept of an attempt when the next one begins; of the newest, the fields of the run say it.
 -- (How it was left, when it began, when it was left, its process, its build. A process that died has left no word.)
 local function remember(attempt)
+  if attempt == '0' then return end  -- a restart that nobody has begun
   local its = redis.call('HMGET', run, 'opened', 'owner', 'attempt_build')
   local left = status == 'suspended' and known[15] or status == 'failed' and known[16]
   local was_paused = status == 'suspended' and redis.call('HEXISTS', run, 'paused') == 1
@@ -54,6 +55,8 @@ local function begin(recoveries, reopened)
   local builds = redis.call('HMGET', run, 'build', 'attempt_build')
   local last = builds[2] and tonumber(string.match(builds[2], '^%d+')) or 1
   if builds[1] and last ~= attempt - 1 then redis.call('HSET', run, 'build', '') end
+  -- A restart that has no entries yet: this code begins the run.
+  if attempt == 1 and not builds[1] then redis.call('HSET', run, 'build', build) end
   redis.call('HSET', run, 'status', 'running', 'fence', fence, 'owner', ARGV[13], 'opened', now, 'recoveries', recoveries,
              'attempt_build', attempt .. ':' .. build)
   redis.call('HDEL', run, 'due', 'resent', 'waits', 'left', 'paused')

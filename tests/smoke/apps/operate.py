@@ -71,3 +71,18 @@ def follow(value: int) -> int:
 def report(*_: object) -> None:
     """What is to be called after a failure."""
     effects.hit("report")
+
+
+@durable_task
+def order(ctx: DurableContext) -> str:
+    """Fail at the second of three steps, the first time that any run comes to it; return the id."""
+    ctx.run("reserve", work)
+    ctx.run("charge", charged_once_declined)
+    ctx.run("ship", work)
+    return ctx.task_id
+
+
+def charged_once_declined() -> None:
+    work()
+    if effects.hit("charged") == 1:
+        raise TerminalError("declined")

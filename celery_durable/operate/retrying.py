@@ -11,20 +11,26 @@ from celery_durable.exceptions import RunNotRetryableError
 from celery_durable.journal.layout import Fields, Status, Wait
 from celery_durable.journal.reopening import replayed_failures, taken_back
 
+from .restarting import check_not_restarted
+
 logger = logging.getLogger("celery_durable")
 
 _SUSPENDED, _PAUSE = Status.SUSPENDED.encode(), Wait.PAUSE.encode()
 
 
-def resend_run(app: Any, task_id: str, reopen: str) -> dict[str, Any]:
-    """Send the run *task_id* as its first message did. *reopen* names this Retry: it reopens the run only once.
+def resend_run(app: Any, task_id: str, reopen: str, *, by: str | None = None) -> dict[str, Any]:
+    """Send the run *task_id* as its first message did, and keep in its journal *by* whom.
+
+    *reopen* names this Retry: it reopens the run only once.
 
     A paused run is sent by the next worker that looks for runs. So it goes on even if a message of it gets lost.
     """
-    fields = store_of(app).runs.load(task_id)
+    store = store_of(app)
+    fields = store.runs.load(task_id)
     is_paused = (fields.get(b"status"), fields.get(b"waits")) == (_SUSPENDED, _PAUSE)
     if not is_paused:
         _check_failed(task_id, fields)
+        check_not_restarted(store, task_id, fields, RunNotRetryableError)
     name = fields[b"task"].decode()
     call = Call.load(fields[b"call"], frozenset(app.conf.accept_content))
     note = _describe_replay(fields)
@@ -32,6 +38,7 @@ def resend_run(app: Any, task_id: str, reopen: str) -> dict[str, Any]:
         _unpause(app, task_id, reopen, fields)
     else:
         call.send(app, name, {"reopen": reopen}, seed=fields.get(b"seed", b"").decode())
+    store.runs.note(task_id, "retry", by or "")
     where = {key: call.options.get(key) for key in ("queue", "exchange", "routing_key")}
     logger.info("task %s: sent again for a Retry: %s", task_id, note)
     return {"task_id": task_id, "task": name, **where, "note": note}
@@ -61,6 +68,6 @@ def _describe_replay(fields: Fields) -> str:
     if failed := replayed_failures(fields):
         return (
             f"the failure of step {failed[0]!r} is replayed, because other steps followed it (such as compensations); "
-            f"to run it again a restart is needed: send the task under a new id"
+            f"to run it again a restart is needed: restart the run from this step"
         )
     return "finished steps are replayed, the rest runs again"

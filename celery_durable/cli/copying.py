@@ -1,0 +1,41 @@
+"""``celery durable export`` and ``import``: a run as a document."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from celery_durable.exceptions import RunNotImportableError
+
+from .acting import say_done
+from .filters import as_json, by, one_id
+from .group import refusals, runs_of
+
+
+@click.command()
+@one_id()
+@as_json
+@click.pass_context
+def export(ctx: Any, /, *, task_id: str, as_json: bool) -> None:
+    """Print all that the journal of a run holds. It is not redacted."""
+    with refusals("export"):
+        document = runs_of(ctx).export(task_id)
+    click.echo(json.dumps(document, indent=None if as_json else 2))
+
+
+@click.command(name="import")
+@click.argument("file", type=click.File("r", encoding="utf-8"))
+@by
+@as_json
+@click.pass_context
+def import_(ctx: Any, /, *, file: Any, by: str, as_json: bool) -> None:
+    """Bring a run back from a document of `export`; FILE is "-" for the standard input."""
+    with refusals("import"):
+        try:
+            document = json.load(file)
+        except ValueError as error:
+            raise RunNotImportableError(f"{file.name} is no JSON document: {error}") from error
+        task_id = runs_of(ctx).import_(document, by=by)
+    say_done(task_id, "import", "imported", as_json=as_json)

@@ -1,0 +1,100 @@
+"""Begins a new run with the call of an old one: from its beginning, or from one of its steps."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from celery_durable.app.store import Store, store_of
+from celery_durable.delivery.call import Call
+from celery_durable.delivery.message import BROKER_ERRORS
+from celery_durable.exceptions import DurableError, RunNotRestartableError
+from celery_durable.journal.layout import UNBRANCHED, Fields, Status, Wait, new_seed
+from celery_durable.journal.restarting import before_step
+
+logger = logging.getLogger("celery_durable")
+
+_OF_EVERY_RUN = (b"task", b"fingerprint", b"nesting", b"changed")
+"""The fields that belong to the call: a message is compared with them."""
+_OF_ITS_ENTRIES = (b"v", b"seed", b"build")
+"""The fields by which entries are read."""
+
+
+def restart_run(app: Any, task_id: str, new_id: str, *, from_step: str | None = None, by: str | None = None) -> str:
+    """Begin a run with the id *new_id* that does again what the run *task_id* has done. Returns that id.
+
+    It may be called again with the same *new_id*: the run begins once.
+
+    Raises:
+        RunNotRestartableError: the old run is alive, or has no journal, or cannot be restarted from this step.
+        JournalUnreadableError: its journal is damaged, or of a newer layout.
+    """
+    store = store_of(app)
+    fields = store.runs.load(task_id)
+    if restarted_as(fields) == new_id:
+        return new_id
+    _check_ended(task_id, fields)
+    check_not_restarted(store, task_id, fields, RunNotRestartableError)
+    call, text = _call_of(app, task_id, new_id, fields)
+    new = _fields_of(task_id, fields, from_step) | {b"call": text.encode()}
+    store.runs.plant(new_id, new)
+    store.runs.note(task_id, "restart", by or "", new_id)
+    store.runs.note(new_id, "restart", by or "")
+    logger.info("task %s: is restarted as %s", task_id, new_id)
+    try:
+        # It begins no run, so a late copy of this message does nothing.
+        call.send(app, new[b"task"].decode(), {"hint": 1}, seed=new[b"seed"].decode())
+    except BROKER_ERRORS as error:
+        logger.warning("task %s: cannot be sent now; a worker sends it from the journal: %r", new_id, error)
+    return new_id
+
+
+def restarted_as(fields: Fields) -> str:
+    """The id of the newest run that restarts this one; empty if there is none."""
+    actions = [json.loads(line) for line in fields.get(b"actions", b"").splitlines()]
+    return next((action["run"] for action in reversed(actions) if action.get("run")), "")
+
+
+def check_not_restarted(store: Store, task_id: str, fields: Fields, refusal: type[DurableError]) -> None:
+    """Refuse to begin the work of a run that another run does just now.
+
+    Raises:
+        refusal: a run that restarts it is alive.
+    """
+    other = restarted_as(fields)
+    if other and store.runs.load(other).get(b"status", b"").decode() in Status.LIVE:
+        raise refusal(f"task {task_id} was restarted as {other}, which has not ended: wait for it, or cancel it first")
+
+
+def _check_ended(task_id: str, fields: Fields) -> None:
+    status = fields.get(b"status", b"").decode()
+    if not status:
+        raise RunNotRestartableError(
+            f"task {task_id} has no journal: it is unknown, never used its context, or its retention is over; "
+            f"send it under a new id"
+        )
+    if status not in Status.ENDED:
+        raise RunNotRestartableError(
+            f"task {task_id} has not ended, its run is {status}: cancel it first, so that nothing is done twice at once"
+        )
+
+
+def _call_of(app: Any, task_id: str, new_id: str, fields: Fields) -> tuple[Call, str]:
+    try:
+        return Call.for_restart(fields[b"call"], frozenset(app.conf.accept_content), new_id)
+    except Exception as error:
+        raise RunNotRestartableError(f"task {task_id}: its saved call cannot be read by this app: {error}") from error
+
+
+def _fields_of(task_id: str, fields: Fields, from_step: str | None) -> Fields:
+    """The journal of the new run, without its call."""
+    new = {name: fields[name] for name in _OF_EVERY_RUN if name in fields}
+    new |= {b"v": UNBRANCHED.encode(), b"seed": new_seed().encode(), b"restarted_from": task_id.encode()}
+    new |= {b"status": Status.SUSPENDED.encode(), b"waits": Wait.RETRY.encode(), b"attempt": b"0", b"recoveries": b"0"}
+    if from_step is None:
+        return new
+    new |= before_step(task_id, fields, from_step)
+    new |= {name: fields[name] for name in _OF_ITS_ENTRIES if name in fields}
+    # As if an attempt of that build had been the last one: then entries that name no build are of the build of the run.
+    return new | {b"attempt_build": b"0:" + fields.get(b"build", b"")}

@@ -1,0 +1,373 @@
+"""Restart: a new run does again what an old one has done, from its beginning or from one of its steps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+from celery_durable import (
+    JournalUnreadableError,
+    RunNotRestartableError,
+    RunNotRetryableError,
+    Runs,
+    TerminalError,
+    current_step,
+)
+from celery_durable.app.store import Store
+from celery_durable.delivery.call import Call
+from tests.integration.runs import HINT, claimed, deliver, new_id, opened, overdue, sent, task_of
+
+pytestmark = pytest.mark.usefixtures("empty_broker")
+
+
+@pytest.fixture
+def runs(app: Celery) -> Runs:
+    return Runs(app)
+
+
+def order(self: Any, number: int) -> list[Any]:
+    """Draw and record, and fail unless it is mended."""
+
+    def act(name: str) -> str:
+        self.ran[name] += 1
+        self.keys.append(str(current_step().idempotency_key))
+        if name == "charge" and not self.mended:
+            raise TerminalError("declined")
+        return f"{name} {number}"
+
+    first = [self.ctx.time(), str(self.ctx.uuid()), self.ctx.random().random()]
+    self.ctx.run("reserve", act, "reserve")
+    second = [self.ctx.time()]
+    self.ctx.run("charge", act, "charge")
+    third = [self.ctx.time(), str(self.ctx.uuid()), self.ctx.random().random()]
+    self.ctx.run("ship", act, "ship")
+    self.drawn.append((first, second, third))
+    return third
+
+
+def made(app: Celery, body: Any, *, mended: bool = False) -> Any:
+    task = task_of(app, body)
+    task.ran, task.mended, task.drawn, task.keys = Counter(), mended, [], []
+    return task
+
+
+def began(app: Celery, body: Any = order, *, mended: bool = False, **options: Any) -> tuple[Any, str]:
+    """Execute a run to its end; return the task and the id."""
+    task, task_id = made(app, body, mended=mended), new_id()
+    task.apply_async((7,), task_id=task_id, **options)
+    [message] = sent(app)
+    message.accept = {"application/json", "application/x-python-serialize"}
+    deliver(task, message, **message.payload[2])
+    task.mended = True
+    return task, task_id
+
+
+def fields(client: redis.Redis, store: Store, task_id: str) -> dict[str, str]:
+    found: Any = client.hgetall(store.keys(task_id).run)
+    return found
+
+
+def test_a_restart_does_all_again_under_a_new_id(
+    app: Celery, runs: Runs, store: Store, redis_client: redis.Redis
+) -> None:
+    task, old = began(app, headers={"tenant": "a"}, link=[task_of(app, linked).s()])
+    before = fields(redis_client, store, old)
+
+    new = runs.restart(old, by="ann")
+
+    waiting = runs.get(new)
+    assert (waiting.state, waiting.restarted_from, waiting.args, waiting.attempts) == ("RETRY", old, [7], ())
+    assert runs.counts() == {"RETRY": 1, "FAILURE": 1}
+    [message] = sent(app)
+    assert (message.headers["id"], message.headers["root_id"], message.headers["tenant"]) == (new, new, "a")
+    assert message.payload[2]["callbacks"][0]["task"] == "shop.linked"
+    assert deliver(task, message) == "SUCCESS"
+    assert task.ran == {"reserve": 2, "charge": 2, "ship": 1}
+    assert len(set(task.keys)) == 5
+    run = runs.get(new)
+    assert [attempt.how for attempt in run.attempts] == ["SUCCESS"]
+    assert run.build == run.attempts[0].build != ""
+    after, now = fields(redis_client, store, old), fields(redis_client, store, new)
+    assert {name: text for name, text in after.items() if name != "actions"} == before
+    assert now["seed"] != before["seed"]
+    assert "attempt.0" not in now
+    assert not any('"build"' in text for name, text in now.items() if name.startswith("step:"))
+    assert [(action.what, action.by, action.run) for action in runs.get(old).actions] == [("restart", "ann", new)]
+    assert [(action.what, action.by, action.run) for action in run.actions] == [("restart", "ann", "")]
+
+
+def linked(self: Any, value: Any) -> None:
+    """Follow."""
+
+
+@pytest.mark.parametrize(
+    ("step", "ran"),
+    [
+        ("reserve", {"reserve": 2, "charge": 2, "ship": 2}),
+        ("charge", {"reserve": 1, "charge": 2, "ship": 2}),
+        ("3", {"reserve": 1, "charge": 1, "ship": 2}),
+    ],
+)
+def test_a_restart_from_a_step_replays_what_stands_before_it(
+    app: Celery, runs: Runs, store: Store, redis_client: redis.Redis, step: str, ran: dict[str, int]
+) -> None:
+    task, old = began(app, mended=True)
+
+    new = runs.restart(old, from_step=step)
+    assert deliver(task, sent(app)[0]) == "SUCCESS"
+
+    assert task.ran == ran
+    assert len(set(task.keys)) == len(task.keys), "each execution has a key of its own"
+    (first, second, third), (first_again, second_again, third_again) = task.drawn
+    assert first_again == first
+    assert (second_again == second) is (step != "reserve")
+    assert third_again[1:] == third[1:], "the seed is the same"
+    assert (third_again[0] == third[0]) is (step == "3"), "the time is drawn anew behind the step"
+    seeds = [fields(redis_client, store, task_id)["seed"] for task_id in (old, new)]
+    assert seeds[0] == seeds[1]
+
+
+def test_what_a_restart_has_drawn_is_the_same_in_its_later_attempts(app: Celery, runs: Runs) -> None:
+    def body(self: Any, number: int) -> None:
+        self.drawn.append(self.ctx.time())
+        self.ctx.run("a", lambda: 1)
+        self.drawn.append(self.ctx.time())
+        self.ctx.run("b", lambda: 1)
+        if self.request.retries < 1 and len(self.drawn) > 2:
+            raise self.retry(countdown=0)
+
+    task, old = began(app, body)
+    runs.restart(old, from_step="b")
+    assert deliver(task, sent(app)[0]) == "RETRY"
+    assert deliver(task, sent(app)[0]) == "SUCCESS"
+
+    old_draws, first, second = task.drawn[:2], task.drawn[2:4], task.drawn[4:]
+    assert first == second
+    assert first == old_draws, "both stand before the step"
+
+
+def test_a_restart_of_a_restart_knows_what_the_first_one_has_drawn(app: Celery, runs: Runs) -> None:
+    task, old = began(app)
+    second = runs.restart(old, from_step="charge")
+    task.mended = False
+    assert deliver(task, sent(app)[0]) == "FAILURE"
+    task.mended = True
+
+    third = runs.restart(second, from_step="charge")
+    assert deliver(task, sent(app)[0]) == "SUCCESS"
+
+    assert task.ran == {"reserve": 1, "charge": 3, "ship": 1}
+    assert runs.get(third).restarted_from == second
+
+
+def test_code_that_does_not_follow_what_was_taken_over_is_refused_at_once(app: Celery, runs: Runs) -> None:
+    def body(self: Any, number: int) -> None:
+        if not self.mended:
+            self.ctx.run("a", lambda: 1)
+            self.ctx.run("b", lambda: 1)
+
+    task, old = began(app, body)
+    new = runs.restart(old, from_step="b")
+
+    assert deliver(task, sent(app)[0]) == "FAILURE"
+    assert "took another path than the journal recorded" in runs.get(new).error
+
+
+@pytest.mark.parametrize("lost", [True, False], ids=["its sender dies", "the broker is away"])
+def test_a_restart_that_is_not_sent_is_found(
+    app: Celery, runs: Runs, store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    task, old = began(app)
+    with monkeypatch.context() as patched:
+        patched.setattr(Call, "send", dies if lost else fails_to_connect)
+        if lost:
+            with pytest.raises(SystemExit):
+                runs.restart(old)
+        else:
+            runs.restart(old)
+    assert claimed(store, task.name) == [], "its message is given a lease to arrive"
+    [new] = [run.id for run in runs.list(state="RETRY")]
+
+    overdue(redis_client, store, new)
+    [found] = claimed(store, task.name)
+
+    assert found.task_id == new
+    Call.load(found.call, frozenset(["json"])).send(app, found.task, HINT["headers"]["celery_durable"])
+    assert deliver(task, sent(app)[0]) == "SUCCESS"
+    assert task.ran == {"reserve": 2, "charge": 2, "ship": 1}
+
+
+def dies(*_: Any, **__: Any) -> None:
+    raise SystemExit
+
+
+def fails_to_connect(*_: Any, **__: Any) -> None:
+    raise OSError("no broker")
+
+
+def test_copies_of_the_message_of_a_restart_begin_nothing(
+    app: Celery, runs: Runs, store: Store, redis_client: redis.Redis
+) -> None:
+    task, old = began(app)
+    new = runs.restart(old)
+    [message] = sent(app)
+    assert deliver(task, message) == "SUCCESS"
+    assert deliver(task, message) == "IGNORED"
+
+    runs.purge(new)
+    assert deliver(task, message) == "IGNORED", "it begins no run, though there is no journal any more"
+    assert task.ran == {"reserve": 2, "charge": 2, "ship": 1}
+
+
+def test_a_request_that_is_delivered_twice_restarts_once(app: Celery, runs: Runs) -> None:
+    task, old = began(app)
+    restart = app.tasks["celery_durable.restart"]
+
+    first = restart.apply((old,), {"from_step": "charge", "by": "ann"}, task_id="request").get()
+    [message] = sent(app)
+    second = restart.apply((old,), {"from_step": "charge", "by": "ann"}, task_id="request").get()
+
+    assert first == second == {"task_id": first["task_id"], "restarted_from": old}
+    assert sent(app) == []
+    assert deliver(task, message) == "SUCCESS"
+    assert len(runs.get(old).actions) == 1
+    assert restart.apply((old,), task_id="another").get()["task_id"] != first["task_id"]
+
+
+def test_nothing_is_done_twice_at_once(app: Celery, runs: Runs) -> None:
+    task, old = began(app)
+    new = runs.restart(old)
+
+    with pytest.raises(RunNotRestartableError, match=f"was restarted as {new}, which has not ended: wait for it"):
+        runs.restart(old)
+    with pytest.raises(RunNotRetryableError, match=f"was restarted as {new}, which has not ended"):
+        runs.retry(old)
+    with pytest.raises(RunNotRestartableError, match=r"has not ended, its run is suspended: cancel it first"):
+        runs.restart(new)
+
+    task.mended = False
+    assert deliver(task, sent(app)[0]) == "FAILURE"
+    assert "finished steps are replayed" in runs.retry(old)
+
+
+def test_a_restart_is_no_member_of_its_group_and_chord(app: Celery, runs: Runs) -> None:
+    body = task_of(app, linked)
+    follower = {**body.si(1), "options": {"task_id": "f", "group_id": "g", "chord": body.s()}}
+    options = {"group_id": "g", "group_index": 1, "chord": body.s(), "root_id": "root", "parent_id": "parent"}
+    _, old = began(app, **options, chain=[follower])
+    sent(app)
+
+    runs.restart(old)
+
+    [message] = sent(app)
+    headers, (_, _, embedded) = message.headers, message.payload
+    assert (headers["group"], headers["group_index"], embedded["chord"]) == (None, None, None)
+    assert (headers["root_id"], headers["parent_id"]) == ("root", "parent")
+    assert embedded["chain"][0]["options"] == {"task_id": "f"}
+
+
+def test_the_arguments_of_another_serializer_are_sent_with_it(app: Celery, runs: Runs) -> None:
+    app.conf.accept_content = ["json", "pickle"]
+    _, old = began(app, serializer="pickle")
+
+    new = runs.restart(old)
+
+    [message] = sent(app)
+    message.accept = {"application/x-python-serialize"}
+    assert (message.headers["id"], message.content_type) == (new, "application/x-python-serialize")
+    assert deliver(app.tasks["shop.order"], message) == "SUCCESS"
+    app.conf.accept_content = ["json"]
+    with pytest.raises(RunNotRestartableError, match="its saved call cannot be read by this app"):
+        runs.restart(old)
+
+
+def test_a_run_whose_arguments_were_changed_is_restarted_with_the_newest(app: Celery, runs: Runs) -> None:
+    def body(self: Any, number: int) -> int:
+        self.ctx.run("a", lambda: 1)
+        self.seen.append(number)
+        if number == 7:
+            raise self.retry(args=[8], countdown=0)
+        return number
+
+    task, task_id = made(app, body), new_id()
+    task.seen = []
+    task.apply_async((7,), task_id=task_id)
+    assert deliver(task, sent(app)[0]) == "RETRY"
+    assert deliver(task, sent(app)[0]) == "SUCCESS"
+
+    runs.restart(task_id)
+
+    assert deliver(task, sent(app)[0]) == "SUCCESS"
+    assert task.seen == [7, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("running", "has not ended, its run is running: cancel it first"),
+        (None, "has no journal: it is unknown, never used its context"),
+    ],
+)
+def test_what_has_not_ended_is_not_restarted(
+    app: Celery, runs: Runs, store: Store, redis_client: redis.Redis, status: str | None, said: str
+) -> None:
+    task_id = new_id()
+    if status:
+        opened(store, task_id)
+    before = redis_client.dbsize()
+
+    with pytest.raises(RunNotRestartableError, match=f"^task {task_id} {said}"):
+        runs.restart(task_id)
+
+    assert redis_client.dbsize() == before
+    assert sent(app) == []
+
+
+def test_a_step_that_is_not_there_is_refused_and_nothing_begins(app: Celery, runs: Runs) -> None:
+    _, old = began(app)
+
+    with pytest.raises(RunNotRestartableError, match=r"no such step; there are: 'reserve' \(1\), 'charge' \(2\)$"):
+        runs.restart(old, from_step="ship")
+
+    assert runs.counts() == {"FAILURE": 1}
+    assert runs.get(old).actions == ()
+    assert sent(app) == []
+
+
+def test_a_journal_of_a_newer_layout_is_left_alone(
+    app: Celery, runs: Runs, store: Store, redis_client: redis.Redis
+) -> None:
+    _, old = began(app)
+    redis_client.hset(store.keys(old).run, "v", "9")
+
+    with pytest.raises(JournalUnreadableError, match="has layout '9'"):
+        runs.restart(old)
+
+
+def test_a_restart_that_is_cancelled_before_it_begins_compensates_nothing(app: Celery, runs: Runs) -> None:
+    task, old = began(app)
+    new = runs.restart(old)
+
+    runs.cancel(new)
+
+    assert deliver(task, sent(app)[0]) == "IGNORED"
+    assert runs.get(new).state == "REVOKED"
+    assert task.ran == {"reserve": 1, "charge": 1}
+
+
+def test_a_restart_that_has_failed_is_retried(app: Celery, runs: Runs) -> None:
+    task, old = began(app)
+    task.mended = False
+    new = runs.restart(old, from_step="charge")
+    assert deliver(task, sent(app)[0]) == "FAILURE"
+    task.mended = True
+
+    runs.retry(new)
+
+    assert deliver(task, sent(app)[0]) == "SUCCESS"
+    assert task.ran == {"reserve": 1, "charge": 3, "ship": 1}
+    assert [attempt.how for attempt in runs.get(new).attempts] == ["FAILURE", "SUCCESS"]
