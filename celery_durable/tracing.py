@@ -1,4 +1,4 @@
-"""OpenTelemetry: spans of steps, traces that go on over attempts, and a metric.
+"""OpenTelemetry: spans of attempts, waits and steps, and traces that go on over attempts.
 
 Nothing here imports OpenTelemetry by itself: if the process has not loaded it, nothing is done.
 """
@@ -6,6 +6,8 @@ Nothing here imports OpenTelemetry by itself: if the process has not loaded it, 
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -30,12 +32,121 @@ def _has_context() -> bool:
     return get_current is not None and bool(get_current())
 
 
-def span(name: str, task_id: str, execution: int) -> AbstractContextManager[Any]:
-    """A span around one execution of a step; *execution* is its number."""
+def _tracer() -> Any:
     from opentelemetry import trace
 
+    return trace.get_tracer("celery_durable")
+
+
+# -- spans of steps and waits ------------------------------------------------------------------------------------------
+
+
+def span(name: str, task_id: str, execution: int) -> AbstractContextManager[Any]:
+    """A span around one execution of a step; *execution* is its number."""
     attributes: dict[str, str | int] = {"celery_durable.task_id": task_id, "celery_durable.execution": execution}
-    return trace.get_tracer("celery_durable").start_as_current_span(name, attributes=attributes)
+    span: AbstractContextManager[Any] = _tracer().start_as_current_span(name, attributes=attributes)
+    return span
+
+
+def add_wait(what: str, task_id: str, seconds: float) -> None:
+    """Add a span of a wait that has lasted for so many seconds, until now."""
+    _add_past(f"wait/{what}", {"celery_durable.task_id": task_id}, seconds)
+
+
+def _add_past(name: str, attributes: Mapping[str, str | int], seconds: float, parent: Any = None) -> None:
+    now = time.time_ns()
+    past = _tracer().start_span(name, parent, attributes=attributes, start_time=now - int(seconds * 1e9))
+    past.end(now)
+
+
+# -- spans of attempts -------------------------------------------------------------------------------------------------
+
+
+def begin_attempt(task: str, task_id: str, headers: Mapping[str, Any]) -> AttemptSpan | None:
+    """Begin the span of an attempt, and let this thread belong to it. None: nothing here belongs to a trace.
+
+    The parent is the span that this thread is in: that of an instrumentation of Celery, perhaps. If there is none, it
+    is the one that the *headers* of the message name.
+    """
+    if not hasattr(sys.modules.get("opentelemetry.trace"), "get_current_span"):
+        return None
+    from opentelemetry import context, trace
+
+    is_inside = trace.get_current_span().get_span_context().is_valid
+    span = AttemptSpan(task, task_id, context.get_current() if is_inside else _extracted(headers))
+    return span if span.is_valid else None
+
+
+class AttemptSpan:
+    """The span of an attempt that is under way."""
+
+    def __init__(self, task: str, task_id: str, parent: Any) -> None:
+        self._task = task
+        self._about: dict[str, str | int] = {"celery_durable.task": task, "celery_durable.task_id": task_id}
+        self._begin(parent)
+
+    def _begin(self, parent: Any) -> None:
+        from opentelemetry import context, trace
+
+        self._parent = parent
+        self._span = _tracer().start_span(f"attempt/{self._task}", parent, attributes=self._about)
+        self._thread = threading.get_ident()
+        self._token = context.attach(trace.set_span_in_context(self._span, parent)) if self.is_valid else None
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether there is a trace: one is recorded here, or the sender has one."""
+        return bool(self._span.get_span_context().is_valid)
+
+    @property
+    def is_root(self) -> bool:
+        """Whether a trace begins with this span."""
+        from opentelemetry import trace
+
+        return not trace.get_current_span(self._parent).get_span_context().is_valid
+
+    def continue_trace(self, headers: Mapping[str, Any]) -> None:
+        """Begin again, in the trace that *headers* name: an earlier attempt was in it."""
+        parent = _extracted(headers)
+        self.leave()
+        self._begin(parent)
+
+    def number(self, number: int) -> None:
+        """The number of the attempt is known: its run is open."""
+        self._span.set_attribute("celery_durable.attempt", number)
+
+    def add_before(self, what: str, number: int, seconds: float) -> None:
+        """Add a span beside this one, about the attempt with this *number*. It has lasted so long, until just now."""
+        _add_past(what, {**self._about, "celery_durable.attempt": number}, seconds, self._parent)
+
+    def end(self, how: str, error: BaseException | None) -> None:
+        """End it, and say how the attempt has ended."""
+        from opentelemetry.trace import Status, StatusCode
+
+        self._span.set_attribute("celery_durable.end", how)
+        if error is not None:
+            self._span.record_exception(error)
+            self._span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+        self.leave()
+        self._span.end()
+
+    def leave(self) -> None:
+        """This thread does not belong to it any more. A span that is left and does not end was none: it is not sent."""
+        # The context may have been used first in another thread of the body. That one keeps its own context.
+        if self._token is not None and self._thread == threading.get_ident():
+            from opentelemetry import context
+
+            context.detach(self._token)
+        self._token = None
+
+
+# -- traces in messages ------------------------------------------------------------------------------------------------
+
+
+def _extracted(headers: Mapping[str, Any]) -> Any:
+    from opentelemetry import propagate
+
+    return propagate.extract({name: value for name, value in headers.items() if isinstance(value, str)})
 
 
 def continue_trace(headers: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
@@ -45,15 +156,19 @@ def continue_trace(headers: Mapping[str, Any] | None) -> AbstractContextManager[
     return _Attached(headers)
 
 
-def with_trace(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """*headers*; if they have no trace, the trace of this code is added."""
+def trace_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """The headers that bring the trace of this code to a message; empty if *headers* have one, or if there is none."""
     own: dict[str, Any] = {}
     if _has_context():
         from opentelemetry import propagate
 
         propagate.inject(own)
-        if not own.keys().isdisjoint(headers):
-            own = {}
+    return own if own.keys().isdisjoint(headers) else {}
+
+
+def with_trace(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """*headers*; if they have no trace, the trace of this code is added, that of Sentry, too."""
+    own = trace_headers(headers)
     if "sentry-trace" not in headers:
         own |= sentry.trace_headers()
     return {**own, **headers}
@@ -61,12 +176,12 @@ def with_trace(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 class _Attached:
     def __init__(self, headers: Mapping[str, Any]) -> None:
-        self._headers = {name: value for name, value in headers.items() if isinstance(value, str)}
+        self._headers = headers
 
     def __enter__(self) -> None:
-        from opentelemetry import context, propagate
+        from opentelemetry import context
 
-        self._token = context.attach(propagate.extract(self._headers))
+        self._token = context.attach(_extracted(self._headers))
 
     def __exit__(self, *exc_info: object) -> None:
         from opentelemetry import context

@@ -1,4 +1,7 @@
-"""The seed of a run is drawn by the sender, so that a run keeps its idempotency keys if its journal is lost."""
+"""What the sender puts into the message of a durable task: the seed of its run, and the trace that the run belongs to.
+
+The seed is drawn by the sender, so that a run keeps its idempotency keys if its journal is lost.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import Any
 
 from celery import signals
 
+from celery_durable import tracing
 from celery_durable.journal.layout import new_seed
 
 from .message import HEADER, SEED, seed_from_headers, seed_header
@@ -32,3 +36,4 @@ def _draw(sender: Any = None, headers: Any = None, body: Any = None, **_: Any) -
     if HEADER not in headers:
         # Without our header it is a first message: no run has begun.
         headers.update(seed_header(task_id, nesting, new_seed()))
+    headers.update(tracing.trace_headers(headers))

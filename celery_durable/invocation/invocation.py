@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from celery_durable.interrupts import Interrupt
     from celery_durable.steps.attempt import Attempt
     from celery_durable.steps.context import AsyncDurableContext, DurableContext
+    from celery_durable.tracing import AttemptSpan
 
     from .ends import End
     from .session import RunSession
@@ -67,6 +68,7 @@ class Invocation:
         "request",
         "retry",
         "session",
+        "span",
         "task",
     )  # fmt: skip
 
@@ -92,6 +94,8 @@ class Invocation:
         """An exception that was being handled when this began: the pool may fork a process in an except block."""
         self.raised: BaseException | None = None
         """The exception that Celery was given at the end. Celery's autoretry must not replace it."""
+        self.span: AttemptSpan | None = None
+        """The span of the attempt in OpenTelemetry; None: there is no trace, or no run is opened."""
 
     @property
     def direct(self) -> bool:

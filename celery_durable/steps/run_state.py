@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from celery_durable.journal.layout import LAYOUT
+from celery_durable.journal.past_attempt import PastAttempt, past_attempt
 from celery_durable.journal.port import Opened
 
 
@@ -51,6 +52,16 @@ class RunState:
     def replays(self) -> bool:
         """Whether there may be entries of an earlier attempt, or of the run that this one restarts."""
         return self.number > 1 or b"restarted_from" in self._fields
+
+    @property
+    def call(self) -> bytes:
+        """How the task was called, as its first attempt has recorded it; empty: this is the first attempt."""
+        return self._fields.get(b"call", b"")
+
+    @property
+    def before(self) -> PastAttempt | None:
+        """The attempt before this one; None: there is none, or nothing is kept of it."""
+        return past_attempt(self._fields, self.number - 1)
 
     @property
     def has_begun(self) -> bool:

@@ -6,6 +6,7 @@ import time
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from celery_durable import tracing
 from celery_durable.config.checks import seconds
 from celery_durable.drivers.driver import Driver
 from celery_durable.drivers.pulse import Pulse
@@ -79,3 +80,5 @@ async def sleep(wait: Wait, driver: Driver) -> None:
         await driver.pause(left)
     else:
         await driver.park(Sleep(name, until), left)
+    if tracing.is_recording():
+        tracing.add_wait(Kind.SLEEP, attempt.info.task_id, left)

@@ -19,7 +19,7 @@ from celery_durable.drivers.watchdog import Watch, watchdog
 from celery_durable.ending.orphan import OrphanedAttempt
 from celery_durable.exceptions import RecoveryLimitExceeded
 from celery_durable.interrupts import Interrupt
-from celery_durable.invocation import eager_journals
+from celery_durable.invocation import eager_journals, span
 from celery_durable.invocation.current import keep_opened, opened_by
 from celery_durable.invocation.invocation import Invocation, Mode
 from celery_durable.invocation.session import RunSession
@@ -55,6 +55,7 @@ def open_context(invocation: Invocation) -> DurableContext | AsyncDurableContext
 
 def _begin(invocation: Invocation) -> Attempt:
     task, mode, request = invocation.task, invocation.mode, invocation.request
+    span.begin(invocation)
     session, delivery = _in_redis(invocation) if mode is Mode.WORKER else _in_memory(invocation)
     session.delivery = delivery
     info = TaskInfo(
@@ -70,6 +71,8 @@ def _begin(invocation: Invocation) -> Attempt:
     backend.opened_run.set(delivery.task_id)
     attempt = session.open(delivery, info, task.durable_attempt_settings)
     state = attempt.state
+    if invocation.span is not None:
+        span.opened(invocation.span, attempt)
     if state.resume:
         message.apply_newest(request, state.resume)
     if mode is Mode.WORKER and state.seed != delivery.seed:

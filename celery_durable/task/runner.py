@@ -16,6 +16,7 @@ from celery_durable.ending.completion import complete, complete_with_value
 from celery_durable.invocation import (
     current_task,  # noqa: F401  prepares the threads in which bodies and actions run
     eager_journals,
+    span,
 )
 from celery_durable.invocation.current import current
 from celery_durable.invocation.invocation import Invocation, Mode
@@ -46,6 +47,8 @@ class Runner:
         try:
             return self._run(body)
         finally:
+            if self.invocation.span is not None:
+                span.end(self.invocation.span, self.invocation)
             current.reset(token)
             if sender is not None:
                 running_step.reset(sender)

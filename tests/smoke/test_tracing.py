@@ -30,9 +30,12 @@ def worker_app() -> str:
     return "tests.smoke.apps.tracing"
 
 
+def all_spans() -> list[dict[str, Any]]:
+    return [json.loads(hit.key) for hit in effects.hits("span")]
+
+
 def spans(name: str) -> list[dict[str, Any]]:
-    found = [json.loads(hit.key) for hit in effects.hits("span")]
-    return [span for span in found if span["name"] == name]
+    return [span for span in all_spans() if span["name"] == name]
 
 
 def spans_of_attempts(task: str) -> list[dict[str, Any]]:
@@ -60,11 +63,15 @@ def test_each_execution_of_a_step_is_a_span_of_the_senders_trace(durable: Durabl
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_context_of_a_trace_is_visible_inside_steps(durable: DurableSetup, task: str) -> None:
-    """000:71-86: a span that a step opens is a child of the step's span, that of the task's."""
+    """000:71-86: a span that a step opens is a child of the step's span, that of the attempt's, that of the task's."""
     durable.start_worker()
     getattr(tracing, task).apply_async(headers=SENDER).get(timeout=LONG)
 
-    attempts = {span["id"] for span in spans_of_attempts(task)}
+    tasks = {span["id"] for span in spans_of_attempts(task)}
+    spans_of_library = spans(f"attempt/tests.smoke.apps.tracing.{task}")
+    assert [span["celery_durable.attempt"] for span in spans_of_library] == [1, 2, 3, 4]
+    assert {span["parent"] for span in spans_of_library} == tasks
+    attempts = {span["id"] for span in spans_of_library}
     for name in ("sync", "async", "without options"):
         executions = {span["id"]: span for span in spans(name)}
         inner = spans(f"inside {name}")
@@ -105,6 +112,46 @@ def test_the_trace_of_the_first_attempt_goes_on_where_the_sender_had_none(durabl
     assert others == [first, first]
     eventually(lambda: len(spans("run sleeping")) == 2, what="the spans of two attempts")
     assert {span["trace"] for span in spans("run sleeping")} == {first}
+
+
+EVENTFUL = "tests.smoke.apps.tracing.eventful"
+HISTORY = [
+    ("attempt", 1, "SUSPENDED"),
+    ("wait/sleep", 1, None),
+    ("attempt", 2, "RETRY"),
+    ("wait/retry", 2, None),
+    ("lost", 3, None),
+    ("attempt", 4, "SUCCESS"),
+]
+"""What a trace shows of this task: which span, of which attempt, and how that has ended."""
+
+
+def test_one_trace_shows_all_attempts_the_waits_and_the_lost_process(durable: DurableSetup) -> None:
+    """Without an instrumentation of Celery. The sender has a trace, or the first attempt begins it."""
+    durable.start_worker(env={"WITHOUT_INSTRUMENTATION": "1"})
+    of_sender, of_nobody = tracing.eventful.apply_async(headers=SENDER), tracing.eventful.delay()
+
+    assert of_sender.get(timeout=LONG) == [TRACE] * 4
+    own, *others = of_nobody.get(timeout=LONG)
+    assert int(own, 16)
+    assert others == [own] * 3
+    eventually(lambda: len(spans(f"attempt/{EVENTFUL}")) == 6, what="the spans of the attempts that were not lost")
+    for result, trace in ((of_sender, TRACE), (of_nobody, own)):
+        seen = [span for span in all_spans() if span.get("celery_durable.task_id") == result.id]
+        assert {span["trace"] for span in seen} == {trace}
+        history = [span for span in seen if "celery_durable.attempt" in span]
+        history.sort(key=lambda span: (span["celery_durable.attempt"], span["began"]))
+        assert [
+            (
+                span["name"].removesuffix(f"/{EVENTFUL}"),
+                span["celery_durable.attempt"],
+                span.get("celery_durable.end"),
+            )
+            for span in history
+        ] == HISTORY
+        first, slept, *_ = history
+        assert first["began"] < slept["began"] < first["ended"] + 10**9
+        assert slept["ended"] - slept["began"] >= 0.05 * 10**9
 
 
 def test_without_a_trace_there_are_no_spans_of_steps_and_no_errors(durable: DurableSetup) -> None:

@@ -1,7 +1,12 @@
-"""An app in OpenTelemetry traces: an instrumentation of Celery, and spans that are written where tests read them."""
+"""An app in OpenTelemetry traces: an instrumentation of Celery, and spans that are written where tests read them.
+
+With ``WITHOUT_INSTRUMENTATION`` in its environment, only the library makes spans.
+"""
 
 import asyncio
 import json
+import os
+import signal
 from typing import Any
 
 from celery import Celery, signals
@@ -33,6 +38,8 @@ def facts(span: ReadableSpan) -> dict[str, Any]:
         "trace": f"{span.context.trace_id:032x}",
         "id": f"{span.context.span_id:016x}",
         "parent": f"{span.parent.span_id:016x}" if span.parent else None,
+        "began": span.start_time,
+        "ended": span.end_time,
         "ok": span.status.is_ok or span.status.is_unset,
         **dict(span.attributes or {}),
     }
@@ -48,12 +55,10 @@ def record_spans(**_: Any) -> None:
 # What an instrumentation of Celery does: the headers of a message carry the trace, a task is a span of it.
 
 
-@signals.before_task_publish.connect
 def inject(headers: dict[str, Any], **_: Any) -> None:
     propagate.inject(headers)
 
 
-@signals.task_prerun.connect
 def begin(task: Any, **_: Any) -> None:
     carried = {"traceparent": task.request.get("traceparent") or (task.request.headers or {}).get("traceparent", "")}
     span = tracer.start_span(f"run {task.name.rpartition('.')[2]}", propagate.extract(carried))
@@ -61,11 +66,16 @@ def begin(task: Any, **_: Any) -> None:
     task.request.spanned = (span, token)
 
 
-@signals.task_postrun.connect
 def end(task: Any, **_: Any) -> None:
     span, token = task.request.spanned
     context.detach(token)
     span.end()
+
+
+if "WITHOUT_INSTRUMENTATION" not in os.environ:
+    signals.before_task_publish.connect(inject)
+    signals.task_prerun.connect(begin)
+    signals.task_postrun.connect(end)
 
 
 def seen() -> str:
@@ -132,3 +142,29 @@ def sleeping(ctx: restate.DurableContext) -> list[str]:
     first = ctx.run("before", seen)
     ctx.sleep(0.05)
     return [first, ctx.run("after", seen), seen()]
+
+
+def die_once(task_id: str) -> str:
+    """In a step: kill the process, the first time."""
+    if effects.hit("dies", task_id) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return seen()
+
+
+def fail_once(task_id: str) -> str:
+    if effects.hit("fails", task_id) == 1:
+        raise ConnectionError("the first execution fails")
+    return seen()
+
+
+@restate.durable_task
+def eventful(ctx: restate.DurableContext) -> list[str]:
+    """Sleeps, is retried, and loses its process: four attempts."""
+    before = ctx.run("before", seen)
+    ctx.sleep(0.05)
+    return [
+        before,
+        ctx.run("fails once", fail_once, OPTIONS, ctx.task_id),
+        ctx.run("dies once", die_once, ctx.task_id),
+        seen(),
+    ]
