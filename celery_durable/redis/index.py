@@ -63,6 +63,16 @@ class Range(NamedTuple):
         return self._replace(newest=last.created, before=last.task_id)
 
 
+class Overdue(NamedTuple):
+    """Runs that should go on, or whose outcome should be delivered, and that no worker takes."""
+
+    number: int = 0
+    seconds: float = 0.0
+    """For how long the oldest of them has waited for a worker."""
+    oldest: str = ""
+    """The id of that run; empty: there is none."""
+
+
 class Index:
     """The index of an app."""
 
@@ -82,19 +92,25 @@ class Index:
         """How many runs there are, by heading and task."""
         return self._counted(_MOST_LET_GO, besides=0)
 
+    def overdue(self) -> Overdue:
+        """Which runs no worker takes. A run that was sent, and waits in a queue, is none of them."""
+        return _overdue(self._ask(_asks_for_overdue))
+
+    def census(self) -> tuple[dict[tuple[str, str], int], Overdue]:
+        """What :meth:`counts` and :meth:`overdue` say. Each Redis is asked once."""
+        replies = self._ask(self._counting(_MOST_LET_GO, besides=0), _asks_for_overdue)
+        return _counts(replies[::2]), _overdue(replies[1::2])
+
     def sweep(self) -> None:
         """Let journals leave that have expired."""
         self._counted(_MOST_SWEPT, besides=_SWEPT_BY_CHANCE)
 
     def _counted(self, most: int, *, besides: int) -> dict[tuple[str, str], int]:
-        counts: dict[tuple[str, str], int] = {}
+        return _counts(self._ask(self._counting(most, besides=besides)))
+
+    def _counting(self, most: int, *, besides: int) -> Callable[[Shard], bytes]:
         facts = most, besides, round(SystemRandom().random(), 6)
-        replies = self._ask(lambda shard: call("counts", _keys(shard), shard.keys("").run, *facts, *HEADINGS))
-        for reply in replies:
-            for heading, task, number in zip(*[iter(reply)] * 3, strict=True):
-                where = heading.decode(), task.decode()
-                counts[where] = counts.get(where, 0) + number
-        return counts
+        return lambda shard: call("counts", _keys(shard), shard.keys("").run, *facts, *HEADINGS)
 
     def load(self, runs: Sequence[Indexed], names: Sequence[bytes]) -> list[tuple[Fields, float | None]]:
         """Some fields of these runs, and when their leases lapse (ms). The fields are empty if a journal is gone."""
@@ -118,11 +134,11 @@ class Index:
         keys = shard.keys(run.task_id)
         shard.pool.execute(call("forget", (keys.run, keys.leases), run.task_id, run.heading, run.task))
 
-    def _ask(self, command: Callable[[Shard], bytes]) -> list[Any]:
+    def _ask(self, *commands: Callable[[Shard], bytes]) -> list[Any]:
         """Ask all shards. Those of one Redis are asked together."""
         replies: list[Any] = []
         for pool, shards in self._shards.by_pool().items():
-            replies += pool.execute(*map(command, shards))
+            replies += pool.execute(*(command(shard) for shard in shards for command in commands))
         return replies
 
 
@@ -133,3 +149,22 @@ def _keys(shard: Shard) -> tuple[str, str]:
 def _indexed(found: tuple[bytes, bytes, bytes, bytes]) -> Indexed:
     task_id, created, heading, task = found
     return Indexed(int(created), task_id.decode(), heading.decode(), task.decode())
+
+
+def _counts(replies: list[Any]) -> dict[tuple[str, str], int]:
+    counts: dict[tuple[str, str], int] = {}
+    for reply in replies:
+        for heading, task, number in zip(*[iter(reply)] * 3, strict=True):
+            where = heading.decode(), task.decode()
+            counts[where] = counts.get(where, 0) + number
+    return counts
+
+
+def _asks_for_overdue(shard: Shard) -> bytes:
+    keys = shard.keys("")
+    return call("overdue", (keys.leases, keys.due))
+
+
+def _overdue(replies: list[Any]) -> Overdue:
+    waited, oldest = max((waited, oldest) for _, waited, oldest in replies)
+    return Overdue(sum(number for number, _, _ in replies), waited / 1000, oldest.decode())
