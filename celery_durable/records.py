@@ -52,6 +52,9 @@ class AttemptRecord:
             ``STARTED``: it goes on; ``DIED``: its process was lost.
         worker: the host, the worker (a token) and the process that had it.
         build: the build of its code; empty if it is not known.
+        executed: how many steps it has executed. None: it goes on, or its process was lost, or an older version of
+            the library had it.
+        replayed: how many steps it has replayed, or None.
     """
 
     number: int
@@ -60,6 +63,8 @@ class AttemptRecord:
     how: str
     worker: str
     build: str
+    executed: int | None = None
+    replayed: int | None = None
 
 
 @dataclass(frozen=True)

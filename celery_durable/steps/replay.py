@@ -28,8 +28,12 @@ class Replay:
         self._order = order
         self._patches = order.patches
         self._outbox = outbox
-        self.ahead = sum([name.startswith(b"step:") for name in list(fields)])  # the body may take one out meanwhile
+        # The body may take one out meanwhile.
+        self._recorded = sum([name.startswith(b"step:") for name in list(fields)])
+        self.ahead = self._recorded
         """Recorded operations that the code has not reached yet."""
+        self.not_replayed = 0
+        """Those that it has reached, and that have given back no result: waits, and steps that had none."""
 
     # -- what is recorded at a position
 
@@ -60,6 +64,11 @@ class Replay:
         if self._patches.taken and entry.is_final:
             self._patches.are_recorded(position)
         return position, entry
+
+    @property
+    def replayed(self) -> int:
+        """So many steps have given back what they had recorded."""
+        return self._recorded - self.ahead - self.not_replayed
 
     def patched(self, patch: str) -> bool:
         """Whether this run takes the path of a change here.

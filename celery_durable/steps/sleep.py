@@ -40,6 +40,8 @@ def make_wait(attempt: Attempt, duration: Duration, name: str | None) -> Wait:
     name = "sleep" if name is None else name
     wait = _checked(attempt.pulse, duration, name)
     position, entry = attempt.replay.take_position(name, Kind.SLEEP)
+    if entry is not None:
+        attempt.replay.not_replayed += 1
     check_not_atomic(attempt.pulse, "wait", name, entry)
     return Wait(attempt, name, wait, position, entry)
 

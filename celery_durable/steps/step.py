@@ -46,7 +46,10 @@ def make_step(
         options, args = args[0], args[1:]
     check_call(pulse, name, action, options, args, kwargs)
     position, entry = attempt.replay.take_position(name)
-    return Step(attempt, name, action, options, args, kwargs, position, entry)
+    step = Step(attempt, name, action, options, args, kwargs, position, entry)
+    if entry is not None and not step.recorded:
+        attempt.replay.not_replayed += 1
+    return step
 
 
 class Step:
@@ -57,7 +60,7 @@ class Step:
 
     __slots__ = (
         "action", "args", "attempt", "deadline", "entry", "executions", "first", "handover", "hint", "kwargs", "name",
-        "options", "position", "pulse", "unfinished", "violation", "work",
+        "options", "position", "pulse", "recorded", "unfinished", "violation", "work",
     )  # fmt: skip
 
     handover: Lock
@@ -86,6 +89,8 @@ class Step:
         self.position = position
         self.entry = entry
         """What an earlier attempt has recorded of it."""
+        self.recorded = entry is not None and entry.settled
+        """It has a result, or has failed for good: it is replayed."""
         self.executions = entry.executions if entry else 0
         self.first = entry.first if entry else None
         """When its first execution began, by Redis' clock."""
@@ -103,6 +108,11 @@ class Step:
         """The step as messages name it."""
         return f"task {self.pulse.info.task_id}: step {self.name!r}"
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether this attempt has not executed it."""
+        return self.executions == (0 if self.entry is None else self.entry.executions)
+
     def check_violation(self) -> None:
         """Refuse an execution that has used the context, even if its action has swallowed the error."""
         violation = self.violation or self.pulse.violation
@@ -110,10 +120,6 @@ class Step:
             raise violation
 
     # -- replay
-
-    @property
-    def recorded(self) -> bool:
-        return self.entry is not None and self.entry.settled
 
     def replay(self) -> Any:
         """The recorded value, or the recorded failure."""
