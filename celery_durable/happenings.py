@@ -54,6 +54,16 @@ class Happening:
     STEP_FAILED = "step_failed"
     """It has failed for good, and each replay will raise this failure."""
 
+    # Only who measures needs these. They have no signals and no events.
+    RUN_RECOVERED = "run_recovered"
+    """A later attempt has begun because the process of the one before was lost. ``RUN_RESUMED`` follows."""
+    ATTEMPT_ENDED = "attempt_ended"
+    """An attempt has left its run, which waits, or has ended. The record says how many steps it has replayed."""
+    ATTEMPT_INACTIVE = "attempt_inactive"
+    """An attempt has made no progress for its ``inactivity_timeout``."""
+    STEP_RETRIED = "step_retried"
+    """An execution has failed, and this attempt executes the step again."""
+
 
 observers: tuple[Observer, ...] = ()
 """All that is asked where something happens: if it is empty, no record is made."""

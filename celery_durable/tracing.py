@@ -17,6 +17,12 @@ from . import sentry
 _NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
+def is_loaded() -> bool:
+    """Whether this process has loaded OpenTelemetry's traces."""
+    # While another thread imports a module, sys.modules has it, but its names may be missing: hence hasattr.
+    return hasattr(sys.modules.get("opentelemetry.trace"), "get_current_span")
+
+
 def is_recording() -> bool:
     """Whether this code belongs to a trace that is recorded."""
     if not _has_context():
@@ -27,7 +33,6 @@ def is_recording() -> bool:
 
 def _has_context() -> bool:
     """Whether OpenTelemetry knows anything of this code. To ask it costs half of what a look at the span costs."""
-    # While another thread imports a module, sys.modules has it, but its names may be missing: hence getattr.
     get_current = getattr(sys.modules.get("opentelemetry.context"), "get_current", None)
     return get_current is not None and bool(get_current())
 
@@ -63,13 +68,11 @@ def _add_past(name: str, attributes: Mapping[str, str | int], seconds: float, pa
 
 
 def begin_attempt(task: str, task_id: str, headers: Mapping[str, Any]) -> AttemptSpan | None:
-    """Begin the span of an attempt, and let this thread belong to it. None: nothing here belongs to a trace.
+    """Begin the span of an attempt, and let this thread belong to it. None: it belongs to no trace.
 
     The parent is the span that this thread is in: that of an instrumentation of Celery, perhaps. If there is none, it
     is the one that the *headers* of the message name.
     """
-    if not hasattr(sys.modules.get("opentelemetry.trace"), "get_current_span"):
-        return None
     from opentelemetry import context, trace
 
     is_inside = trace.get_current_span().get_span_context().is_valid
@@ -151,18 +154,19 @@ def _extracted(headers: Mapping[str, Any]) -> Any:
 
 def continue_trace(headers: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
     """A block: the messages that are sent in it belong to the trace in *headers*."""
-    if "opentelemetry.trace" not in sys.modules or not headers:
+    if not (headers and is_loaded()):
         return _NOTHING
     return _Attached(headers)
 
 
 def trace_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
     """The headers that bring the trace of this code to a message; empty if *headers* have one, or if there is none."""
-    own: dict[str, Any] = {}
-    if _has_context():
-        from opentelemetry import propagate
+    if not _has_context():
+        return {}
+    from opentelemetry import propagate
 
-        propagate.inject(own)
+    own: dict[str, Any] = {}
+    propagate.inject(own)
     return own if own.keys().isdisjoint(headers) else {}
 
 
@@ -187,13 +191,3 @@ class _Attached:
         from opentelemetry import context
 
         context.detach(self._token)
-
-
-def count_inactivity(task: str) -> None:
-    """Count an attempt without progress, where the process has OpenTelemetry's metrics loaded."""
-    get_meter = getattr(sys.modules.get("opentelemetry.metrics"), "get_meter", None)
-    if get_meter is not None:
-        counter = get_meter("celery_durable").create_counter(
-            "celery_durable.inactive", description="attempts that made no progress for their inactivity_timeout"
-        )
-        counter.add(1, {"celery_durable.task": task})

@@ -8,6 +8,7 @@ from unittest.mock import Mock
 from celery.utils.dispatch import Signal
 
 from celery_durable import happenings
+from celery_durable.signals import SIGNALS
 
 
 @contextmanager
@@ -23,11 +24,15 @@ def receiver(signal: Signal) -> Iterator[Mock]:
 
 @contextmanager
 def observed() -> Iterator[list[tuple[str, Any, Any]]]:
-    """Yield what an observer is told: what has happened, the record of the run, and that of the step or None."""
+    """Yield what an observer is told: what has happened, the record of the run, and that of the step or None.
+
+    What has no signal, and is only measured, is left out.
+    """
     told: list[tuple[str, Any, Any]] = []
 
     def note(happening: str, run: Any, step: Any) -> None:
-        told.append((happening, run, step))
+        if happening in SIGNALS:
+            told.append((happening, run, step))
 
     happenings.observe(note)
     try:

@@ -1,11 +1,10 @@
-"""Reports an inactive attempt to operators: by a line in the log, an event, and a metric."""
+"""Reports an inactive attempt to operators: by a line in the log, and an event."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
-from celery_durable import tracing
 from celery_durable.drivers.info import TaskInfo
 from celery_durable.drivers.threads import actions
 from celery_durable.steps.attempt import Attempt
@@ -37,7 +36,6 @@ def report(task: Any, info: TaskInfo, silent: tuple[list[str], str, str], second
     logger.warning(
         "task %s: %s has made no progress for %.3g s (inactivity_timeout); %s", info.task_id, where, seconds, advice
     )
-    tracing.count_inactivity(info.task)
     if task.send_events and task.app.conf.worker_send_task_events:
         with task.app.events.default_dispatcher(hostname=hostname) as events:
             events.send(EVENT, uuid=info.task_id, name=info.task, steps=steps, seconds=seconds)

@@ -9,11 +9,13 @@ from typing import Any
 
 from celery.exceptions import Ignore, Reject, Retry
 
+from celery_durable import happenings
 from celery_durable.drivers.driver import run_to_end
 from celery_durable.drivers.in_thread import InThread
 from celery_durable.drivers.pulse import Overrun
 from celery_durable.exceptions import TerminalError
 from celery_durable.interrupts import Fenced, Interrupt, RetryStep
+from celery_durable.invocation import news
 from celery_durable.invocation.ends import LeftToAutoretry, over
 from celery_durable.invocation.invocation import Invocation, Mode
 from celery_durable.invocation.session import RunSession
@@ -38,6 +40,8 @@ class OrphanedAttempt:
         attempt, request = self._invocation.attempt, self._invocation.request
         assert attempt is not None  # noqa: S101
         silent = inactivity.silent_parts(attempt)
+        if happenings.observers:
+            news.inactive(attempt)
         _in_thread(
             inactivity.report, request.id,
             self._invocation.task, attempt.info, silent, seconds, request.hostname,

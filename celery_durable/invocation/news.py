@@ -34,26 +34,43 @@ _WAITS_FOR = {
 def begun(attempt: Attempt) -> None:
     """The attempt has begun."""
     if not attempt.info.is_local:
-        happening = Happening.RUN_STARTED if attempt.state.number == 1 else Happening.RUN_RESUMED
-        happenings.tell(happening, attempt.shown_run, limits=attempt.info.limits)  # its body has not run yet
+        run, state, limits = attempt.shown_run, attempt.state, attempt.info.limits  # its body has not run yet
+        if state.follows_a_lost_one:
+            happenings.tell(Happening.RUN_RECOVERED, run, limits=limits)
+        happenings.tell(Happening.RUN_STARTED if state.number == 1 else Happening.RUN_RESUMED, run, limits=limits)
 
 
-def suspended(attempt: Attempt, waits: str, delay: float) -> None:
-    """The run waits, as its journal says: for what (a word of :class:`Wait`), and for so many seconds."""
-    happening = Happening.RUN_STALLED if waits == Wait.STALL else Happening.RUN_SUSPENDED
+def suspended(attempt: Attempt, waits: str, delay: float, *, by_broker: bool) -> None:
+    """The run waits, as its journal says: for what (a word of :class:`Wait`), and for so many seconds.
+
+    *by_broker*: a message of the broker will bring it back.
+    """
+    told = [Happening.ATTEMPT_ENDED]
+    if not by_broker:
+        told.append(Happening.RUN_STALLED if waits == Wait.STALL else Happening.RUN_SUSPENDED)
     until = None if waits == Wait.PAUSE else moment(attempt.now() + delay * 1000)
-    _tell(attempt, happening, waits, waits_for=_WAITS_FOR.get(waits, waits), until=until)
+    _tell(attempt, told, waits, waits_for=_WAITS_FOR.get(waits, waits), until=until)
 
 
-def ended(attempt: Attempt, status: str, outcome: str | None) -> None:
-    """The run has this *outcome*, as the journal keeps it."""
+def ended(attempt: Attempt, status: str, outcome: str | None, *, anew: bool) -> None:
+    """The run has this *outcome*, as the journal keeps it.
+
+    *anew*: the attempt had ended in another way before.
+    """
     facts: dict[str, Any] = {"ended": moment(attempt.now())}
     if outcome is not None and status != Status.SUCCEEDED:
         facts["error"] = error_line(json.loads(outcome).get("error"))
-    if _is_parked(attempt):
-        _tell(attempt, Happening.RUN_PARKED, status, **facts)
+    told = [Happening.RUN_PARKED] if _is_parked(attempt) else []
     if status in _ENDS:
-        _tell(attempt, _ENDS[status], status, **facts)
+        told.append(_ENDS[status])
+    if not anew:
+        told.append(Happening.ATTEMPT_ENDED)
+    _tell(attempt, told, status, **facts)
+
+
+def inactive(attempt: Attempt) -> None:
+    """The attempt has made no progress for its ``inactivity_timeout``."""
+    happenings.tell(Happening.ATTEMPT_INACTIVE, attempt.shown_run)
 
 
 def fenced(attempt: Attempt) -> None:
@@ -67,9 +84,11 @@ def _is_parked(attempt: Attempt) -> bool:
     return isinstance(by, EndRun) and isinstance(by.error, RecoveryLimitExceeded)
 
 
-def _tell(attempt: Attempt, happening: str, heading: str, **facts: Any) -> None:
+def _tell(attempt: Attempt, told: list[str], heading: str, **facts: Any) -> None:
     """Tell how the attempt has left the run: under this *heading*, with these *facts*."""
     if not attempt.info.is_local:
         state, run = STATE_OF_HEADING.get(heading, heading), attempt.shown_run
-        left = replace(run.attempts[0], ended=moment(attempt.now()), how=state)
-        happenings.tell(happening, replace(run, state=state, attempts=(left,), **facts))
+        left = replace(run.attempts[0], ended=moment(attempt.now()), how=state, replayed=attempt.replayed)
+        run = replace(run, state=state, attempts=(left,), **facts)
+        for happening in told:
+            happenings.tell(happening, run)

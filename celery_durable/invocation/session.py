@@ -127,8 +127,9 @@ class RunSession:
         self.end_state = EndState.SUSPENDED
         self.close_attempt()
         # A message of the broker brings the run back from a retry that is due already, and from one that has slack.
-        if happenings.observers and (waits != Wait.RETRY or (delay and not slack)):
-            news.suspended(self.attempt, waits, delay)
+        if happenings.observers:
+            by_broker = waits == Wait.RETRY and not (delay and not slack)
+            news.suspended(self.attempt, waits, delay, by_broker=by_broker)
         return True
 
     def prove_lease(self) -> None:
@@ -180,7 +181,7 @@ class RunSession:
         words = attempt.drain_staged()
         if outcome is not None:
             words["outcome"] = outcome
-        delivered, is_recorded = False, True
+        delivered, is_recorded, anew = False, True, self.has_ended
         try:
             delivered = _tell(attempt, partial(self.outcome.write, status, words, result))
         except JournalLost as lost:
@@ -194,7 +195,7 @@ class RunSession:
         if not delivered:
             self.outcome.mark_pending(status)
         if happenings.observers and is_recorded:
-            news.ended(attempt, status, outcome)
+            news.ended(attempt, status, outcome, anew=anew)
         return delivered
 
     def close_attempt(self) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 from celery import states
 
-from celery_durable.delivery.backend import STALLED, SUSPENDED
+from celery_durable import tracing
+from celery_durable.delivery.backend import PAUSED, STALLED, SUSPENDED
 from celery_durable.delivery.call import Call
-from celery_durable.journal.layout import Status
 from celery_durable.steps.attempt import Attempt
-from celery_durable.tracing import AttemptSpan, begin_attempt
+from celery_durable.tracing import AttemptSpan
 
 from .ends import (
     AskedToRetry,
@@ -22,6 +22,7 @@ from .ends import (
     JournalUnavailable,
     LeftToAutoretry,
     NotBegun,
+    Paused,
     ProcessEnds,
     Requeued,
     Reraised,
@@ -41,6 +42,7 @@ HOW: dict[type, str] = {
     Cancelled: states.REVOKED,
     Retried: states.RETRY,
     Asleep: SUSPENDED,
+    Paused: PAUSED,
     Stalled: STALLED,
     AskedToRetry: states.RETRY,
     RetrySent: states.RETRY,
@@ -53,16 +55,16 @@ HOW: dict[type, str] = {
     Reraised: "RAISED",
 }
 """How an attempt has ended, in a word. (With :class:`NotBegun` there was none.)"""
-_FAILURES = (Failed, Retried, RetrySent, LeftToAutoretry, JournalUnavailable, Reraised)
+_FAILURES = (Failed, Paused, Retried, RetrySent, LeftToAutoretry, JournalUnavailable, Reraised)
 
 
 def begin(invocation: Invocation) -> None:
     """Begin the span before the run is opened: the journal keeps the trace for later attempts."""
-    if invocation.mode is not Mode.DIRECT:
+    if invocation.mode is not Mode.DIRECT and tracing.is_loaded():
         request = invocation.request
         # Sentry's sender adds headers inside the header "headers". Celery then shows only those as headers.
         headers = {**vars(request), **(request.headers or {})}
-        invocation.span = begin_attempt(invocation.task.name, request.id, headers)
+        invocation.span = tracing.begin_attempt(invocation.task.name, request.id, headers)
 
 
 def opened(span: AttemptSpan, attempt: Attempt) -> None:
@@ -75,9 +77,8 @@ def opened(span: AttemptSpan, attempt: Attempt) -> None:
     span.number(state.number)
     before = state.before
     if before is not None:
-        is_lost = before.how == Status.RUNNING
         since = before.began if before.left is None else before.left
-        what = f"lost/{attempt.info.task}" if is_lost else f"wait/{before.how}"
+        what = f"lost/{attempt.info.task}" if state.follows_a_lost_one else f"wait/{before.how}"
         span.add_before(what, state.number - 1, (state.opened_at - since) / 1000)
 
 

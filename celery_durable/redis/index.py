@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from celery_durable.journal.layout import Fields, Status, Wait
 
+from .client.pool import SHORT_TIMEOUT
 from .client.protocol import pack
 from .client.scripts import call
 from .shards import Shard, Shards
@@ -97,8 +98,9 @@ class Index:
         return _overdue(self._ask(_asks_for_overdue))
 
     def census(self) -> tuple[dict[tuple[str, str], int], Overdue]:
-        """What :meth:`counts` and :meth:`overdue` say. Each Redis is asked once."""
-        replies = self._ask(self._counting(_MOST_LET_GO, besides=0), _asks_for_overdue)
+        """What :meth:`counts` and :meth:`overdue` say. Each Redis is asked once, and not waited for if it is away."""
+        counting = self._counting(_MOST_LET_GO, besides=0)
+        replies = self._ask(counting, _asks_for_overdue, timeout=SHORT_TIMEOUT)
         return _counts(replies[::2]), _overdue(replies[1::2])
 
     def sweep(self) -> None:
@@ -134,11 +136,11 @@ class Index:
         keys = shard.keys(run.task_id)
         shard.pool.execute(call("forget", (keys.run, keys.leases), run.task_id, run.heading, run.task))
 
-    def _ask(self, *commands: Callable[[Shard], bytes]) -> list[Any]:
+    def _ask(self, *commands: Callable[[Shard], bytes], timeout: float | None = None) -> list[Any]:
         """Ask all shards. Those of one Redis are asked together."""
         replies: list[Any] = []
         for pool, shards in self._shards.by_pool().items():
-            replies += pool.execute(*(command(shard) for shard in shards for command in commands))
+            replies += pool.execute(*(command(shard) for shard in shards for command in commands), timeout=timeout)
         return replies
 
 

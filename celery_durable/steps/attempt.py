@@ -85,6 +85,11 @@ class Attempt:
         )  # fmt: skip
 
     @property
+    def replayed(self) -> int:
+        """So many steps have given back what earlier attempts had recorded."""
+        return self.replay.replayed if "replay" in vars(self) else 0
+
+    @property
     def is_fenced(self) -> bool:
         """Whether it has found that another attempt has the run, or that the run has ended elsewhere."""
         return isinstance(self.pulse.interrupt, Fenced)

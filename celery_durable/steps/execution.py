@@ -9,14 +9,17 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from celery_durable import django, tracing
+from celery_durable import django, happenings, tracing
 from celery_durable.drivers.action import Stale
 from celery_durable.drivers.driver import Driver
 from celery_durable.drivers.loop import needs_thread
 from celery_durable.drivers.pulse import StepWork, running_step
 from celery_durable.drivers.threads import Thread
+from celery_durable.happenings import Happening
 from celery_durable.interrupts import Interrupt
 from celery_durable.journal.entries import started_entry
+from celery_durable.journal.layout import State
+from celery_durable.values.failure import shown
 
 from .determinism import check_not_atomic
 from .failures import cancel, count_the_dead, fail, is_failure, meaning
@@ -114,6 +117,8 @@ async def _wait_after(step: Step, raised: BaseException, driver: Driver) -> None
             raise raised
         raise error from None
     delay = await fail(step, error, driver)
+    if happenings.observers:
+        step.tell_observers(Happening.STEP_RETRIED, State.RETRYING, step.attempt.now(), error=shown(error))
     # The failure must count, even if Redis goes away during the wait.
     step.attempt.outbox.send_staged()
     await driver.flush()

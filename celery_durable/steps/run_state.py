@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from celery_durable.journal.layout import LAYOUT
+from celery_durable.journal.layout import LAYOUT, Status
 from celery_durable.journal.past_attempt import PastAttempt, past_attempt
 from celery_durable.journal.port import Opened
 
@@ -62,6 +62,11 @@ class RunState:
     def before(self) -> PastAttempt | None:
         """The attempt before this one; None: there is none, or nothing is kept of it."""
         return past_attempt(self._fields, self.number - 1)
+
+    @property
+    def follows_a_lost_one(self) -> bool:
+        """Whether the process of the attempt before this one was lost."""
+        return self.before is not None and self.before.how == Status.RUNNING
 
     @property
     def has_begun(self) -> bool:

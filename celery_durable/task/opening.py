@@ -10,7 +10,7 @@ from uuid import uuid4
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
-from celery_durable import django
+from celery_durable import django, meter
 from celery_durable.app.store import store_of
 from celery_durable.delivery import backend, call, message
 from celery_durable.drivers.info import TaskInfo
@@ -55,6 +55,7 @@ def open_context(invocation: Invocation) -> DurableContext | AsyncDurableContext
 
 def _begin(invocation: Invocation) -> Attempt:
     task, mode, request = invocation.task, invocation.mode, invocation.request
+    meter.measure_if_loaded()
     span.begin(invocation)
     session, delivery = _in_redis(invocation) if mode is Mode.WORKER else _in_memory(invocation)
     session.delivery = delivery

@@ -29,29 +29,29 @@ class Flower:
     def _answers(self) -> bool:
         assert self._process.exit_code is None, f"Flower ended while it was starting:\n{self._log.read_text()}"
         try:
-            return requests.get(self._url("/healthcheck"), timeout=5).ok
+            return requests.get(self.url("/healthcheck"), timeout=5).ok
         except requests.ConnectionError:
             return False
 
-    def _url(self, path: str) -> str:
+    def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
     def retry(self, task_id: str, *, by: str = "async-apply", **options: Any) -> str:
         """Ask for a retry, as an operator does with curl; return the id of the retry task."""
         answer = requests.post(
-            self._url(f"/api/task/{by}/{RETRY}"), json={"args": [task_id], **options}, auth=LOGIN, timeout=10
+            self.url(f"/api/task/{by}/{RETRY}"), json={"args": [task_id], **options}, auth=LOGIN, timeout=10
         )
         answer.raise_for_status()
         return answer.json()["task-id"]
 
     def page(self, task_id: str) -> str:
         """Return the page that shows a task, empty as long as Flower does not know it."""
-        answer = requests.get(self._url(f"/task/{task_id}"), auth=LOGIN, timeout=10)
+        answer = requests.get(self.url(f"/task/{task_id}"), auth=LOGIN, timeout=10)
         return answer.text if answer.ok else ""
 
     def info(self, task_id: str) -> dict[str, Any]:
         """Return what Flower's API knows of a task."""
-        answer = requests.get(self._url(f"/api/task/info/{task_id}"), auth=LOGIN, timeout=10)
+        answer = requests.get(self.url(f"/api/task/info/{task_id}"), auth=LOGIN, timeout=10)
         return answer.json() if answer.ok else {}
 
     def end(self) -> None:

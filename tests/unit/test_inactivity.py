@@ -1,4 +1,4 @@
-"""The silence of an attempt is a line of the log, an event where somebody listens, and a count of OpenTelemetry's."""
+"""The silence of an attempt is a line of the log, an event where somebody listens, and told to observers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from unittest.mock import Mock
 
 import pytest
 from celery import Celery
+from celery.app.task import Context
 
-from celery_durable import DurableTask
+from celery_durable import DurableTask, happenings
 from celery_durable.ending import inactivity, orphan
 from celery_durable.steps.context import DurableContext
 from tests.unit.conftest import Run
@@ -84,16 +85,12 @@ def test_an_event_is_sent_where_task_events_are(app: Celery, run: Run, events: E
     assert events.sent == [("durable-inactive", facts)]
 
 
-def test_it_is_counted(app: Celery, run: Run) -> None:
-    metrics = pytest.importorskip("opentelemetry.metrics")
-    sdk = pytest.importorskip("opentelemetry.sdk.metrics")
-    export = pytest.importorskip("opentelemetry.sdk.metrics.export")
-    reader = export.InMemoryMetricReader()
-    metrics.set_meter_provider(sdk.MeterProvider([reader]))
-    for _ in range(2):
-        report(app, run.attempt())
-    (metric,) = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
-    (point,) = metric.data.data_points
-    assert (metric.name, point.value, dict(point.attributes)) == (
-        "celery_durable.inactive", 2, {"celery_durable.task": "shop.checkout"},
-    )  # fmt: skip
+def test_observers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orphan, "_in_thread", Mock())
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(happenings, "observers", (lambda happening, run, _step: told.append((happening, run.task)),))
+    invocation: Any = Mock(attempt=Run(request=Context()).attempt()._attempt)  # noqa: SLF001
+
+    orphan.OrphanedAttempt(invocation, Mock()).inactive(61.2)
+
+    assert told == [("attempt_inactive", "shop.checkout")]

@@ -84,9 +84,8 @@ def test_a_module_that_another_thread_is_importing_is_not_there_yet(monkeypatch:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
 
     assert not tracing.is_recording()
-    tracing.count_inactivity("shop.order")
     current_target()
-    assert tracing.begin_attempt("shop.order", "task-1", {}) is None
+    assert not tracing.is_loaded()
 
 
 # -- attempts ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,118 @@
+"""How many runs there are, asked of a real Redis at each scrape."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from prometheus_client import CollectorRegistry
+
+from celery_durable import TerminalError, prometheus
+from celery_durable.app.store import store_of
+from tests.integration.runs import app_at, execute, new_id, task_of
+
+
+def sells(self: Any) -> int:
+    return int(self.ctx.run("charge", lambda: 1))
+
+
+def sleeps(self: Any) -> None:
+    self.ctx.sleep(timedelta(hours=1))
+
+
+def fails(self: Any) -> None:
+    self.ctx.run("charge", _decline)
+
+
+def _decline() -> None:
+    raise TerminalError("declined")
+
+
+@pytest.fixture
+def app(redis_url: str) -> Iterator[Celery]:
+    with app_at(redis_url) as app:
+        yield app
+
+
+@pytest.fixture
+def registry(app: Celery) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    prometheus.install(registry, app=app)
+    return registry
+
+
+def gauges(registry: CollectorRegistry) -> dict[tuple[str, ...], float]:
+    """(name, values of the labels) → value, of all gauges that are not 0."""
+    return {
+        (sample.name.removeprefix("celery_durable_"), *sample.labels.values()): sample.value
+        for family in registry.collect()
+        if family.type == "gauge"
+        for sample in family.samples
+        if sample.value
+    }
+
+
+def test_runs_are_counted_by_task_and_state(app: Celery, registry: CollectorRegistry) -> None:
+    sold, asleep, failed = (task_of(app, body) for body in (sells, sleeps, fails))
+    for task in (sold, sold, asleep, failed):
+        execute(task, task_id=new_id())
+
+    assert gauges(registry) == {
+        ("index_up",): 1,
+        ("runs", "shop.sells", "SUCCESS"): 2,
+        ("runs", "shop.sleeps", "SUSPENDED"): 1,
+        ("runs", "shop.fails", "FAILURE"): 1,
+    }
+
+
+def test_a_state_without_runs_is_0_where_the_task_has_others(app: Celery, registry: CollectorRegistry) -> None:
+    execute(task_of(app, sells), task_id=new_id())
+
+    assert registry.get_sample_value("celery_durable_runs", {"task": "shop.sells", "state": "FAILURE"}) == 0
+    assert registry.get_sample_value("celery_durable_runs", {"task": "shop.fails", "state": "FAILURE"}) is None
+
+
+def test_what_no_worker_takes_is_overdue(app: Celery, registry: CollectorRegistry, redis_client: redis.Redis) -> None:
+    ids = [new_id(), new_id(), new_id()]
+    for task_id in ids:
+        execute(task_of(app, sleeps), task_id=task_id)
+    runs = store_of(app).runs
+    now = int(redis_client.time()[0])
+    for task_id, since in zip(ids, (20, 90), strict=False):
+        redis_client.zadd(runs.keys(task_id).due, {task_id: (now - since) * 1000})
+
+    found = gauges(registry)
+    assert found["overdue_runs",] == 2
+    assert 89 < found["oldest_overdue_seconds",] < 100
+    assert store_of(app).index.overdue().oldest == ids[1]
+
+
+def test_a_scrape_asks_redis_once(app: Celery, registry: CollectorRegistry, redis_client: redis.Redis) -> None:
+    execute(task_of(app, sells), task_id=new_id())
+    gauges(registry)
+    redis_client.config_resetstat()
+    store = store_of(app)
+    sent: list[int] = []
+    execute_ = store.pool.execute
+    store.pool.execute = lambda *commands, **options: sent.append(len(commands)) or execute_(*commands, **options)  # type: ignore[method-assign]
+
+    gauges(registry)
+    assert sent == [32]
+    assert {"cmdstat_scan", "cmdstat_keys"}.isdisjoint(redis_client.info("commandstats"))
+
+
+def test_without_redis_the_rest_can_be_scraped(caplog: pytest.LogCaptureFixture) -> None:
+    registry = CollectorRegistry()
+    with app_at("redis://127.0.0.1:1/0") as app:
+        prometheus.install(registry, app=app)
+        with caplog.at_level(logging.WARNING):
+            found = [registry.get_sample_value("celery_durable_index_up") for _ in range(2)]
+
+    assert found == [0, 0]
+    assert registry.get_sample_value("celery_durable_runs") is None
+    assert caplog.text.count("metrics of runs cannot be collected: ") == 1
