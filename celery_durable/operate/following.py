@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +17,7 @@ from .runs import Runs
 PAUSE = 0.5
 """Seconds between two questions."""
 
+_STATE = re.compile(rb'"state":"(\w+)"')
 _CHANGING = (b"status", b"attempt", b"waits", b"due", b"ended", b"cancel", b"actions")
 
 
@@ -65,7 +66,9 @@ class _Glance(NamedTuple):
 
 
 def _is_settled(entry: bytes) -> bool:
-    return json.loads(entry).get("state") in State.SETTLED
+    # A quote inside a step's name is escaped, so this finds the entry's own state.
+    state = _STATE.search(entry)
+    return state is not None and state[1].decode() in State.SETTLED
 
 
 def _without_lease(run: Run) -> Run:
