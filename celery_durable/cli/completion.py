@@ -12,9 +12,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from threading import Thread
 from typing import Any
 
-from click.shell_completion import CompletionItem
-
-Completion = Callable[[Any, Any, str], list[CompletionItem]]
+Completion = Callable[[Any, Any, str], list[Any]]
+"""What click takes: given the context, the parameter and the begin of a word, it returns texts or its own items."""
 
 _LONGEST = 1.0
 """Seconds that Redis has to answer."""
@@ -26,27 +25,29 @@ RETRYABLE = ("FAILURE", "PAUSED")
 ENDED = ("SUCCESS", "FAILURE", "REVOKED", "IGNORED")
 
 
-def states(_ctx: Any, _param: Any, incomplete: str) -> list[CompletionItem]:
+def states(_ctx: Any, _param: Any, incomplete: str) -> list[str]:
     """The states of runs."""
     from celery_durable.operate.runs import STATES
 
-    return [CompletionItem(state) for state in STATES if state.startswith(incomplete.upper())]
+    return [state for state in STATES if state.startswith(incomplete.upper())]
 
 
-def tasks(ctx: Any, _param: Any, incomplete: str) -> list[CompletionItem]:
+def tasks(ctx: Any, _param: Any, incomplete: str) -> list[str]:
     """The names of the durable tasks of the app."""
     from celery_durable.task.base import DurableTask
 
     app = _app_of(ctx)
     named = {} if app is None else app.tasks
     names = sorted(name for name, task in named.items() if isinstance(task, DurableTask))
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def ids(*of_states: str) -> Completion:
     """The ids of the newest runs in these states."""
 
-    def complete(ctx: Any, _param: Any, incomplete: str) -> list[CompletionItem]:
+    def complete(ctx: Any, _param: Any, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
         app = _app_of(ctx)
         found = [] if app is None else _within(_LONGEST, lambda: _newest(app, of_states))
         return [

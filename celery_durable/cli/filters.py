@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -13,6 +12,8 @@ from . import completion
 
 
 def _user(_ctx: Any, _param: Any, value: str | None) -> str:
+    import getpass
+
     return value or getpass.getuser()
 
 
