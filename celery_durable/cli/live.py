@@ -58,5 +58,5 @@ def _line_of(step: StepRecord) -> str:
 
 
 def _state_of(run: Run) -> str:
-    attempt = f"{run.state}, attempt {run.attempts[-1].number}"
+    attempt = f"{run.state}, attempt {run.attempts[-1].number if run.attempts else 0}"
     return f"{attempt}: {what_of(run)}" if run.until or run.error else attempt

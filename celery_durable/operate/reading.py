@@ -11,6 +11,7 @@ from typing import Any
 
 from celery_durable.delivery.backend import STATE_OF_HEADING
 from celery_durable.delivery.call import Call
+from celery_durable.exceptions import JournalUnreadableError
 from celery_durable.journal.layout import Fields, Kind, State, Status, Wait
 from celery_durable.journal.positions import in_order
 from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord, error_line, moment, preview_of
@@ -42,7 +43,22 @@ def heading_of(fields: Fields) -> str:
 def read_run(
     task_id: str, fields: Fields, lease_ms: float | None, accept: frozenset[str], redact: Redact | None, *, whole: bool
 ) -> Run:
-    """The record of a run. Not *whole*: without its attempts and steps."""
+    """The record of a run. Not *whole*: without its attempts and steps.
+
+    Raises:
+        JournalUnreadableError: a field does not say what it should.
+    """
+    try:
+        return _read(task_id, fields, lease_ms, accept, redact, whole)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise JournalUnreadableError(
+            f"the journal of task {task_id} is damaged: {error!r}; look at its fields, and delete it"
+        ) from error
+
+
+def _read(
+    task_id: str, fields: Fields, lease_ms: float | None, accept: frozenset[str], redact: Redact | None, whole: bool
+) -> Run:
     redaction = Redaction(redact, _text(fields, b"task"))
     call = _call_of(fields, accept)
     steps = tuple(_steps(fields, redaction)) if whole else ()

@@ -185,6 +185,14 @@ def test_a_journal_that_has_expired_is_passed_over(app: Celery, store: Store, re
     assert "no journal" in refusal(shell(app, "show", expired))
 
 
+@pytest.mark.parametrize("verb", ["show", "watch", "retry"])
+def test_a_damaged_journal_is_refused(app: Celery, store: Store, redis_client: redis.Redis, verb: str) -> None:
+    task_id = executed(app, fails)
+    redis_client.hset(store.keys(task_id).run, "step:1", '{"name":')
+
+    assert "is damaged: " in refusal(shell(app, verb, task_id))
+
+
 @pytest.mark.parametrize("verb", ["retry", "purge"])
 def test_a_live_run_is_neither_retried_nor_purged(app: Celery, store: Store, verb: str) -> None:
     opened(store, task_id := new_id())

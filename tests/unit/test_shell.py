@@ -121,6 +121,7 @@ def test_each_change_of_a_run_is_a_line() -> None:
     retrying = StepRecord("step", "ship", "2", "retrying", 1, NOON, None, None, "OSError: closed")
     waiting = replace(RUN, state="RETRY", waits_for="its next attempt", until=NOON, steps=(STEP, retrying))
 
+    assert list(lines_between(None, replace(RUN, attempts=())))[-1] == "STARTED, attempt 0"
     assert list(lines_between(None, RUN)) == ["shop.tasks.order, 1 steps and waits recorded", "STARTED, attempt 1"]
     step, state = lines_between(RUN, waiting)
     assert step == "step 'ship' at 2: retrying, 1 executions: OSError: closed"
