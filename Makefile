@@ -11,10 +11,12 @@ bin := $(venv)/bin
 # One stamp per set of extras: an installation runs again only when pyproject.toml has changed.
 installed := $(venv)/installed
 pytest := $(bin)/python -m pytest --numprocesses=$(WORKERS)
+# The newest Flower is installed. Its pages are added to in older ones, too.
+flowers := $(venv)/flower-2.0.1 $(venv)/flower-2.1.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv check fix test test-unit chaos demo bench clean
+.PHONY: help venv check fix test test-unit chaos demo bench pictures clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,7 +37,7 @@ fix: $(installed)-test ## let the linter and the formatter correct what they can
 # Each worker imports all tests, and each Celery worker the package: they compile both only once.
 test test-unit: export PYTHONDONTWRITEBYTECODE =
 
-test: $(installed)-test ## run the whole test suite, in WORKERS=auto processes
+test: $(installed)-test $(flowers) ## run the whole test suite, in WORKERS=auto processes
 	$(pytest) $(ARGS)
 
 test-unit: $(installed)-test ## run the tests that need no server, for daily work
@@ -50,12 +52,19 @@ demo: $(installed)-embedded ## kill workers while they charge 20 orders, and see
 bench: $(installed)-test ## measure what durability costs
 	$(bin)/python -m benchmarks $(ARGS)
 
+pictures: $(installed)-test ## take the pictures of docs/pictures anew, in a browser
+	DURABLE_PICTURES=docs/pictures $(bin)/python -m pytest --numprocesses=0 tests/smoke/test_flower.py -k test_pages_fit
+
 clean: ## remove .venv and all caches
 	rm -rf $(venv) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(installed)-%: pyproject.toml | $(bin)/python
 	$(bin)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+$(venv)/flower-%: $(installed)-test
+	$(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ flower==$*
 	@touch $@
 
 $(bin)/python:

@@ -27,8 +27,8 @@ ORDER = (
 APART = "tests/smoke"
 """Each of these tests starts all that it needs, so that any worker may run it; the others share much within a file."""
 
-TOGETHER = "tests/smoke/test_rabbitmq.py"
-"""Except for these, which share a server that takes many seconds to start."""
+TOGETHER = ("tests/smoke/test_rabbitmq.py", "tests/smoke/test_flower.py")
+"""Except for these: those of a file share what takes seconds to start."""
 
 
 def number_of_workers() -> int:

@@ -280,7 +280,16 @@ class Runs:
     def _note(self, task_id: str, what: str, by: str | None) -> None:
         self._store.runs.note(task_id, what, by or "")
 
-    # -- how many
+    # -- how many, and how they stand
+
+    def states(self, task_ids: Collection[str]) -> dict[str, str]:
+        """The states of these runs, by their ids. Ids without a journal are left out."""
+        found = self._store.index.load([Indexed.of(task_id) for task_id in task_ids], (b"status", b"waits"))
+        return {
+            task_id: STATE_OF_HEADING.get(heading_of(fields), heading_of(fields))
+            for task_id, (fields, _) in zip(task_ids, found, strict=True)
+            if b"status" in fields
+        }
 
     def counts(self) -> dict[str, int]:
         """How many runs are in each state. States without runs are left out."""

@@ -1,6 +1,7 @@
 """A Flower of the machine's own: its process, and what an operator asks it by HTTP."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,21 @@ LOGIN = ("operator", "secret")
 class Flower:
     """A `celery flower` process and its HTTP interface."""
 
-    def __init__(self, *arguments: str, log: Path, env: dict[str, str]) -> None:
+    def __init__(self, *arguments: str, log: Path, env: dict[str, str], options: Sequence[str] = ()) -> None:
         self.port = free_port()
         self._log = log
-        command = [sys.executable, "-m", "celery", *arguments, "flower", f"--port={self.port}", "--address=127.0.0.1"]
+        here = [f"--port={self.port}", "--address=127.0.0.1"]
+        command = [sys.executable, "-m", "celery", *arguments, "flower", *here, *options]
         self._process = Process(command, log, env={**env, "FLOWER_BASIC_AUTH": ":".join(LOGIN)})
 
     def wait_ready(self) -> None:
-        eventually(self._answers, deadline=30, what="an answer of Flower")
+        eventually(self._answers, deadline=60, what="an answer of Flower")
 
     def _answers(self) -> bool:
         assert self._process.exit_code is None, f"Flower ended while it was starting:\n{self._log.read_text()}"
         try:
-            return requests.get(self.url("/healthcheck"), timeout=5).ok
+            # Not a certain page: it may have a prefix.
+            return requests.get(self.url("/healthcheck"), timeout=5).status_code in (200, 404)
         except requests.ConnectionError:
             return False
 

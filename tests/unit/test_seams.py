@@ -19,10 +19,11 @@ import celery_durable
 from celery_durable.redis.client.redis_py import REDIS_PY
 from celery_durable.seams.asyncio import PYTHON
 from celery_durable.seams.celery import CELERY
+from celery_durable.seams.flower import FLOWER
 from celery_durable.seams.kombu import KOMBU
 from celery_durable.seams.lookup import Package
 
-PACKAGES = [CELERY, KOMBU, REDIS_PY]
+PACKAGES = [CELERY, FLOWER, KOMBU, REDIS_PY]
 
 SHOP = Package("shop", ">=2.1,<2.2", "2.3.0")
 ADVICE = "; shop>=2.1,<2.2 has it: install such a version, or a celery-durable that is made for this one"

@@ -1,0 +1,117 @@
+"""Which runs a request asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, tzinfo
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+from celery_durable.seams.flower import FlowerPage
+
+from .asking import Refusal
+
+_FIELD = "%Y-%m-%dT%H:%M"
+"""How browsers write a time."""
+
+
+class Filters(NamedTuple):
+    """The query of an address, read."""
+
+    states: tuple[str, ...]
+    tasks: tuple[str, ...]
+    text: str
+    attributes: Mapping[str, str]
+    since: datetime | None
+    until: datetime | None
+    limit: int
+    cursor: str | None
+
+    @classmethod
+    def none(cls) -> Filters:
+        """All runs."""
+        return cls((), (), "", {}, None, None, 50, None)
+
+    @classmethod
+    def of(cls, page: FlowerPage) -> Filters:
+        """What a request asks for.
+
+        Raises:
+            Refusal: it cannot be read.
+        """
+        zone = page.capp.timezone
+        return cls(
+            states=tuple(_given(page, "state")),
+            tasks=tuple(_given(page, "task")),
+            text=" ".join(_given(page, "text")),
+            attributes=dict(_pair(text) for text in _given(page, "attribute")),
+            since=_time(page, "since", zone),
+            until=_time(page, "until", zone),
+            limit=number(page, "limit", 50),
+            cursor=next(iter(_given(page, "cursor")), None),
+        )
+
+    def asked(self) -> dict[str, Any]:
+        """The arguments of :meth:`Runs.list`."""
+        wanted = {
+            "state": self.states,
+            "task": self.tasks,
+            "text": self.text,
+            "attributes": self.attributes,
+            "since": self.since,
+            "until": self.until,
+            "cursor": self.cursor,
+        }
+        return {name: value for name, value in wanted.items() if value} | {"limit": self.limit}
+
+    def pairs(self) -> list[str]:
+        """The attributes as people write them."""
+        return [f"{name}={value}" for name, value in self.attributes.items()]
+
+    def query(self, **changes: Any) -> str:
+        """The query of the address of other runs: what changes is said, the rest stays. It begins with the newest."""
+        changed = self._replace(cursor=None, **changes) if "cursor" not in changes else self._replace(**changes)
+        pairs = [("state", state) for state in changed.states] + [("task", task) for task in changed.tasks]
+        pairs += [("attribute", pair) for pair in changed.pairs()]
+        pairs += [("text", changed.text), ("since", field(changed.since)), ("until", field(changed.until))]
+        pairs += [("limit", str(changed.limit) if changed.limit != 50 else ""), ("cursor", changed.cursor or "")]
+        return "?" + urlencode([(name, value) for name, value in pairs if value])
+
+
+def field(when: datetime | None) -> str:
+    """A time as the field of a form has it."""
+    return "" if when is None else when.strftime(_FIELD)
+
+
+def _given(page: FlowerPage, name: str) -> list[str]:
+    return [text for text in page.get_query_arguments(name) if text]
+
+
+def number(page: FlowerPage, name: str, otherwise: int) -> int:
+    """A number that a request says.
+
+    Raises:
+        Refusal: it is none.
+    """
+    for text in _given(page, name):
+        if not text.isdecimal():
+            raise Refusal(400, f"{name} must be a number, got {text!r}")
+        return int(text)
+    return otherwise
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name.strip() and equals):
+        raise Refusal(400, f"an attribute is written as name=value, got {text!r}")
+    return name.strip(), value.strip()
+
+
+def _time(page: FlowerPage, name: str, zone: tzinfo) -> datetime | None:
+    for text in _given(page, name):
+        try:
+            when = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
+        except ValueError:
+            raise Refusal(400, f"{name} must be a time like 2030-01-31T12:00:00+00:00, got {text!r}") from None
+        return when.replace(tzinfo=zone) if when.tzinfo is None else when.astimezone(zone)
+    return None

@@ -1,0 +1,62 @@
+"""Flower's own list of tasks. Flower knows a task by its events, and nobody sends one when a worker is gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery_durable.seams.flower import FlowerPage, FlowerTaskList, known_task, set_state
+
+from .asking import Refusal, ask
+
+_ENDED = frozenset({"SUCCESS", "FAILURE", "REVOKED", "IGNORED"})
+_HELD = frozenset({"SUSPENDED", "STALLED", "PAUSED"})
+"""What the run of a task waits in, but no task of Celery."""
+
+
+class TaskList(FlowerTaskList):
+    """``/tasks/datatable``: the rows that somebody looks at. The state of a durable one is that of its journal."""
+
+    _rows: dict[str, Any] | None = None
+
+    async def get(self) -> None:  # type: ignore[override]
+        super().get()
+        if self._rows is None:
+            return
+        by_id = {row["uuid"]: row for row in self._rows["data"]}
+        try:
+            states = await ask(self, lambda runs: runs.states(by_id))
+        except Refusal:
+            states = {}  # what the events have said is shown
+        for task_id, state in states.items():
+            correct(self, task_id, state)
+            by_id[task_id]["state"] = known_task(self, task_id).state
+        super().write(self._rows)
+
+    async def post(self) -> None:
+        await self.get()
+
+    def write(self, chunk: Any) -> None:
+        """Keep the rows that Flower would send."""
+        if self._rows is None and isinstance(chunk, dict) and chunk.get("data"):
+            self._rows = chunk
+        else:
+            super().write(chunk)
+
+
+def correct(page: FlowerPage, task_id: str, state: str) -> None:
+    """Tell Flower the state that the journal of a task says, if its events have not said so."""
+    task = known_task(page, task_id)
+    if task is not None and is_news(task.state, state):
+        set_state(page, task, state)
+
+
+def is_news(told: str, recorded: str) -> bool:
+    """Whether what the journal has *recorded* replaces what events have *told*.
+
+    Celery says RETRY and SUCCESS of some runs that go on: of a retry by ``autoretry_for``, say. This stays.
+    """
+    if recorded in _ENDED:
+        return told != recorded
+    if recorded == "STARTED":
+        return told in _HELD or told == "FAILURE"
+    return told not in _ENDED and told != recorded
