@@ -20,6 +20,8 @@ from celery_durable.values.serializers import check_serializer
 from .checks import flag, function, seconds, text, whole
 from .retry import RetryPolicy
 
+Redact = Callable[[str, str, Any], Any]
+"""``(task, where, value) -> value``: what is shown in place of a value."""
 PREFIX = "durable_"
 """What the key of a setting begins with in the configuration of an app."""
 
@@ -95,7 +97,7 @@ class Settings(NamedTuple):
     allow_atomic: Annotated[bool, Setting(flag)] = False
     build: Annotated[str | None, Setting(text, option=True)] = None
     stall_timeout: Annotated[float, Setting(seconds, option=True)] = timedelta(hours=1).total_seconds()
-    redact: Annotated[Callable[[str, str, Any], Any] | None, Setting(function)] = None
+    redact: Annotated[Redact | None, Setting(function)] = None
 
     def of_app(self, given: Mapping[str, Any]) -> "Settings":
         """These, with the values that an app has *given* by its keys (``durable_lease``).
@@ -152,6 +154,8 @@ class AttemptSettings(NamedTuple):
     """A verb inside an atomic block of Django is not refused: a warning is logged."""
     build: str
     """Which code of the task this process has."""
+    redact: Redact | None
+    """Replaces what observers are shown."""
     accept: frozenset[str] = JSON_ONLY
     """The content types that the app reads."""
     progress_forgives: bool = True

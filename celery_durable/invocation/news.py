@@ -15,7 +15,7 @@ from celery_durable.exceptions import RecoveryLimitExceeded
 from celery_durable.happenings import Happening
 from celery_durable.interrupts import EndRun
 from celery_durable.journal.layout import Status, Wait
-from celery_durable.records import error_line, moment
+from celery_durable.records import moment
 from celery_durable.steps.attempt import Attempt
 
 _ENDS = {
@@ -59,7 +59,7 @@ def ended(attempt: Attempt, status: str, outcome: str | None, *, anew: bool) -> 
     """
     facts: dict[str, Any] = {"ended": moment(attempt.now())}
     if outcome is not None and status != Status.SUCCEEDED:
-        facts["error"] = error_line(json.loads(outcome).get("error"))
+        facts["error"] = attempt.redaction.error(json.loads(outcome).get("error"))
     told = [Happening.RUN_PARKED] if _is_parked(attempt) else []
     if status in _ENDS:
         told.append(_ENDS[status])

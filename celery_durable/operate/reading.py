@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import datetime
-from functools import partial
 from math import inf
 from typing import Any
 
+from celery_durable.config.redaction import Redaction
+from celery_durable.config.settings import Redact
 from celery_durable.delivery.backend import STATE_OF_HEADING
 from celery_durable.delivery.call import Call
 from celery_durable.exceptions import JournalUnreadableError
 from celery_durable.journal.layout import Fields, Kind, State, Status, Wait
 from celery_durable.journal.positions import in_order
-from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord, error_line, moment, preview_of
-
-from .redaction import ARGS, ERROR, KWARGS, Redact, Redaction
+from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord, moment
 
 SUMMARY = (
     b"status", b"waits", b"task", b"call", b"created", b"opened", b"ended", b"owner", b"build", b"due", b"stalled",
@@ -67,8 +66,8 @@ def _read(
         id=task_id,
         task=_text(fields, b"task"),
         state=STATE_OF_HEADING.get(heading_of(fields), heading_of(fields)),
-        args=None if call is None else redaction.shown(ARGS, call.args),
-        kwargs=None if call is None else redaction.shown(KWARGS, call.kwargs),
+        args=None if call is None else redaction.shown("args", call.args),
+        kwargs=None if call is None else redaction.shown("kwargs", call.kwargs),
         created=_time(fields, b"created") or _EPOCH,
         began=_time(fields, b"opened") or _EPOCH,
         ended=None if live else _time(fields, b"ended"),
@@ -77,7 +76,7 @@ def _read(
         waits_for=_waits_for(fields, steps),
         until=_until(fields),
         build=_text(fields, b"build"),
-        error=error_line(_why(fields).get("error"), partial(redaction.shown, ERROR)),
+        error=redaction.error(_why(fields).get("error")),
         restarted_from=_text(fields, b"restarted_from"),
         attempts=tuple(_attempts(fields)) if whole else (),
         steps=steps,
@@ -139,16 +138,15 @@ def _step(place: str, entry: dict[str, Any], redaction: Redaction) -> StepRecord
         first=moment(entry["first"]) if "first" in entry else None,
         at=None if ended is None else moment(ended),
         ms=entry.get("ms"),
-        error=error_line(entry.get("error"), partial(redaction.shown, ERROR)),
+        error=redaction.error(entry.get("error")),
         preview=_preview(entry, redaction) if "value" in entry else "",
     )
 
 
 def _preview(entry: dict[str, Any], redaction: Redaction) -> str:
     if "serializer" in entry:
-        return preview_of(entry["value"], entry["serializer"])
-    value = redaction.shown(f"step {entry['name']}", entry.get("value"))
-    return preview_of(json.dumps(value, ensure_ascii=False, default=str))
+        return redaction.preview(entry["name"], entry["value"], entry["serializer"])
+    return redaction.preview(entry["name"], json.dumps(entry.get("value"), ensure_ascii=False))
 
 
 def _waits_for(fields: Fields, steps: tuple[StepRecord, ...]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
+from celery_durable.config.redaction import Redaction
 from celery_durable.config.settings import AttemptSettings
 from celery_durable.drivers.info import TaskInfo
 from celery_durable.drivers.pulse import Pulse
@@ -77,9 +78,10 @@ class Attempt:
     def shown_run(self) -> Run:
         """What observers are shown of the run while this attempt goes on. Only who listens pays for it."""
         state, info, worker, build = self.state, self.info, self.pulse.journal.owner, self.settings.build
-        created, began = moment(state.created), moment(state.opened_at)
+        created, began, shown = moment(state.created), moment(state.opened_at), self.redaction.shown
+        args, kwargs = (shown(where, getattr(info.request, where)) for where in ("args", "kwargs"))
         return Run(
-            id=info.task_id, task=info.task, state=STARTED, args=info.request.args, kwargs=info.request.kwargs,
+            id=info.task_id, task=info.task, state=STARTED, args=args, kwargs=kwargs,
             created=created, began=began, ended=None, worker=worker, lease=None, waits_for="", until=None,
             build=state.build, error="", attempts=(AttemptRecord(state.number, began, None, STARTED, worker, build),),
         )  # fmt: skip
@@ -93,6 +95,11 @@ class Attempt:
     def is_fenced(self) -> bool:
         """Whether it has found that another attempt has the run, or that the run has ended elsewhere."""
         return isinstance(self.pulse.interrupt, Fenced)
+
+    @property
+    def redaction(self) -> Redaction:
+        """What observers are shown of its data."""
+        return Redaction(self.settings.redact, self.info.task)
 
     # -- its beginning and its end
 

@@ -15,7 +15,6 @@ from celery_durable.happenings import Happening
 from celery_durable.interrupts import FailAttempt, Interrupt, RetryStep
 from celery_durable.journal.entries import Entry, open_entry
 from celery_durable.journal.layout import Cancellation, Kind, State
-from celery_durable.records import error_line
 from celery_durable.values.codec import NotEncodable
 from celery_durable.values.failure import describe, failure_of, leading, shown, text_of, traceback_of
 
@@ -118,7 +117,7 @@ async def _give_up(step: Step, error: TerminalError, driver: Driver) -> None:
     late = await commit(step, open_entry(step.name, State.FAILED, step.executions, **facts), driver)
     logger.warning("%s failed for good (execution %d): %s", step.where, step.executions, error)
     if happenings.observers:
-        step.tell_observers(Happening.STEP_FAILED, State.FAILED, at, error=error_line(described))
+        step.tell_observers(Happening.STEP_FAILED, State.FAILED, at, error=attempt.redaction.error(described))
     if late is not None:
         raise late
     raise failure_of(described).with_traceback(error.__traceback__) from error.__cause__

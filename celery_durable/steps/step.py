@@ -21,7 +21,7 @@ from celery_durable.happenings import Happening
 from celery_durable.interrupts import Interrupt
 from celery_durable.journal.entries import Entry, done_entry
 from celery_durable.journal.layout import Kind, State
-from celery_durable.records import StepRecord, moment, preview_of
+from celery_durable.records import StepRecord, moment
 from celery_durable.values import codec, declared_types
 from celery_durable.values.failure import shown
 
@@ -211,7 +211,9 @@ class Step:
         attempt, first = self.attempt, self.first
         info = attempt.info
         if not info.is_local:
-            preview = "" if value is None else preview_of(value.text, value.metadata.get("serializer", ""))
+            preview = ""
+            if value is not None:
+                preview = attempt.redaction.preview(self.name, value.text, value.metadata.get("serializer", ""))
             times = None if first is None else moment(first), moment(at)
             step = StepRecord(Kind.STEP, self.name, self.position, state, self.executions, *times, ms, error, preview)
             happenings.tell(happening, attempt.shown_run, step, limits=info.limits)

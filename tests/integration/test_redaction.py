@@ -13,6 +13,7 @@ from celery import Celery
 from celery_durable import ConfigurationError, Runs, TerminalError
 from celery_durable.app.store import store_of
 from tests.integration.runs import app_at, execute, new_id, task_of
+from tests.receivers import observed
 
 SECRET = "4111111111111111"  # noqa: S105
 
@@ -95,3 +96,13 @@ def test_a_redactor_that_is_not_there_is_told_before_anything_is_shown(redis_url
     said = r"durable_redact names 'shop\.privacy\.hide', which cannot be imported"
     with app_at(redis_url, durable_redact="shop.privacy.hide") as app, pytest.raises(ConfigurationError, match=said):
         Runs(app)
+
+
+def test_what_signals_carry_is_redacted_too(app: Celery) -> None:
+    with observed() as told:
+        paid(app)
+
+    assert SECRET not in repr(told)
+    [succeeded] = [step for _, _, step in told if step is not None and step.state == "done"]
+    assert succeeded.preview == '{"card": "***"}'
+    assert [run.error for _, run, _ in told if run.error] == ["TerminalError: declined: ***"]

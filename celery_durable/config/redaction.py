@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from functools import partial
 from typing import Any, NamedTuple
 
-ARGS, KWARGS, ERROR = "args", "kwargs", "error"
-"""Where a value is shown; the value of a step is at ``step <name>``."""
+from celery_durable.records import error_line, preview_of
 
-
-Redact = Callable[[str, str, Any], Any]
-"""``durable_redact``: ``(task, where, value) -> value``."""
+from .settings import Redact
 
 
 class Redaction(NamedTuple):
@@ -28,3 +26,13 @@ class Redaction(NamedTuple):
             return self.redact(self.task, where, value)
         except Exception as error:  # its message may have the value in it
             return f"<redacted: durable_redact raised {type(error).__name__}>"
+
+    def error(self, facts: dict[str, Any] | None) -> str:
+        """What is shown of an error of the journal, as one line; empty if there is none."""
+        return error_line(facts, partial(self.shown, "error"))
+
+    def preview(self, name: str, text: str, serializer: str = "") -> str:
+        """What is shown of the value of the step *name*, whose *text* is JSON, or what a *serializer* has written."""
+        if self.redact is not None and not serializer:
+            text = json.dumps(self.shown(f"step {name}", json.loads(text)), ensure_ascii=False, default=str)
+        return preview_of(text, serializer)
