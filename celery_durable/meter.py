@@ -22,10 +22,12 @@ def measure_if_loaded() -> None:
 
 
 def _has_provider() -> bool:
-    # While another thread imports a module, sys.modules has it, but its names may be missing: hence getattr.
-    get_provider = getattr(sys.modules.get("opentelemetry.metrics"), "get_meter_provider", None)
+    metrics = sys.modules.get("opentelemetry.metrics")
+    # While another thread imports a module, sys.modules has it, but its names may be missing: hence hasattr.
+    if metrics is None or not hasattr(metrics, "get_meter_provider"):
+        return False
     # The providers of the API itself measure nothing. Many programs have loaded the API, and no more.
-    return get_provider is not None and not type(get_provider()).__module__.startswith("opentelemetry.metrics")
+    return not type(metrics.get_meter_provider()).__module__.startswith("opentelemetry.metrics")
 
 
 class OpenTelemetryMeter:

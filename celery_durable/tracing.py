@@ -19,8 +19,9 @@ _NOTHING: AbstractContextManager[Any] = nullcontext()
 
 def is_loaded() -> bool:
     """Whether this process has loaded OpenTelemetry's traces."""
+    trace = sys.modules.get("opentelemetry.trace")
     # While another thread imports a module, sys.modules has it, but its names may be missing: hence hasattr.
-    return hasattr(sys.modules.get("opentelemetry.trace"), "get_current_span")
+    return trace is not None and hasattr(trace, "get_current_span")
 
 
 def is_recording() -> bool:
