@@ -7,10 +7,11 @@ from .copying import export, import_
 from .examining import doctor, versions
 from .group import durable
 from .looking import list_, show, watch
+from .monitoring import flower
 from .recovery import recover
 
 for _command in (
-    list_, show, watch, retry, restart, cancel, wake, purge, recover, export, import_, doctor, versions,
+    list_, show, watch, retry, restart, cancel, wake, purge, recover, export, import_, doctor, versions, flower,
 ):  # fmt: skip
     durable.add_command(_command)
 

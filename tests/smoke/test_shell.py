@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from celery_durable.operate.runs import Runs
 from tests.processes import Process
+from tests.servers import free_port
 from tests.smoke.apps import operate
 from tests.smoke.nodes import BACKEND_DB, BROKER_DB, DurableSetup
 from tests.smoke.watching import elapse, wait_until_suspended
@@ -175,6 +177,23 @@ def test_an_app_that_does_not_import_is_told() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "The module tests.smoke.apps.nowhere was not found" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_flower_is_started_with_the_pages_of_durable_runs(durable: DurableSetup, tmp_path: Path) -> None:
+    here = f"127.0.0.1:{free_port()}"
+    address, _, port = here.partition(":")
+    words = command(durable, "flower", f"--address={address}", f"--port={port}")
+    flower = Process(words, log := tmp_path / "flower.log")
+
+    def page() -> str:
+        assert flower.exit_code is None, log.read_text()
+        try:
+            return requests.get(f"http://{here}/durable", timeout=5).text
+        except requests.ConnectionError:
+            return ""
+
+    assert "there are no runs" in eventually(page, deadline=30, what="an answer of Flower").lower()
+    flower.kill()
 
 
 def test_the_shell_completes_what_is_typed(durable: DurableSetup) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 import pytest
 from celery.bin.base import CLIContext
+from click.testing import CliRunner
 
 from celery_durable.cli import durable
 from celery_durable.cli.live import lines_between, print_changes
@@ -150,6 +151,35 @@ def test_on_a_terminal_a_watch_ends_with_the_whole_run(printed: Any) -> None:
     assert "step100 " in live
     assert "step1 " not in live, "only the last steps are shown while it goes on"
     assert "step1 " in whole
+
+
+# -- flower ------------------------------------------------------------------------------------------------------------
+
+
+def test_flower_is_started_with_its_options_when_our_pages_are_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+
+    @click.command(context_settings={"ignore_unknown_options": True})
+    @click.argument("tornado_argv", nargs=-1, type=click.UNPROCESSED)
+    @click.pass_context
+    def plain(ctx: click.Context, tornado_argv: tuple[str, ...]) -> None:
+        done.extend([ctx.parent is ctx.find_root(), tornado_argv])
+
+    monkeypatch.setattr("flower.command.flower", plain)
+    monkeypatch.setattr("celery_durable.flower.install", lambda: done.append("installed"))
+
+    started = CliRunner().invoke(durable, ["flower", "--port=5556", "--help-me"])
+
+    assert (started.exit_code, done) == (0, ["installed", True, ("--port=5556", "--help-me")])
+
+
+def test_without_flower_the_shell_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flower.command", None)
+
+    refused = CliRunner().invoke(durable, ["flower"])
+
+    assert refused.exit_code == 1
+    assert refused.output.endswith("; pip install 'celery-durable[flower]'\n")
 
 
 # -- what it costs -----------------------------------------------------------------------------------------------------
