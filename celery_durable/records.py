@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -105,6 +105,7 @@ class Run:
         build: the build of the code that began it; empty if it is not known.
         error: why it has failed or is paused, as one line; empty: neither.
         restarted_from: the id of the run that it restarts; empty: it restarts none.
+        attributes: what its code has said by ``ctx.set_attributes``, texts by name.
         attempts: its attempts, the oldest first; empty in a list of runs.
         steps: its steps and waits in program order; empty in a list of runs.
         actions: what people have done with it, the oldest first; empty in a list of runs.
@@ -125,6 +126,7 @@ class Run:
     build: str
     error: str
     restarted_from: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
     attempts: tuple[AttemptRecord, ...] = ()
     steps: tuple[StepRecord, ...] = ()
     actions: tuple[ActionRecord, ...] = ()

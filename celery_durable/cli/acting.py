@@ -37,7 +37,7 @@ def _command(name: str, done: str, of_states: tuple[str, ...], help_text: str) -
         ids = tuple(dict.fromkeys(ids))
         given = {option: value for option, value in wanted.items() if value}
         if bool(ids) == bool(given):
-            raise click.UsageError("name runs by their ids, or by a filter (--state, --task, --since, --until)")
+            raise click.UsageError("name runs by their ids, or by a filter (--state, --task, --text, ...)")
         with refusals(name):
             runs = runs_of(ctx)
             found = {} if ids else {run.id: run.state for run in _all(runs, given)}

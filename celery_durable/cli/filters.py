@@ -40,6 +40,16 @@ def _or_none(_ctx: Any, _param: Any, value: tuple[str, ...]) -> tuple[str, ...] 
     return value or None
 
 
+def _pairs(_ctx: Any, param: Any, value: tuple[str, ...]) -> dict[str, str] | None:
+    pairs = {}
+    for given in value:
+        name, found, text = given.partition("=")
+        if not found:
+            raise click.BadParameter(f"{given!r} has no value: write it as order=o1", param=param)
+        pairs[name] = text
+    return pairs or None
+
+
 _FILTERS = (
     click.option(
         "--state", multiple=True, callback=_in_capitals, shell_complete=completion.states,
@@ -51,11 +61,16 @@ _FILTERS = (
     ),
     click.option("--since", type=_When(), help="Only runs that were created at this time or later (ISO 8601)."),
     click.option("--until", type=_When(), help="Only runs that were created at this time or earlier."),
+    click.option("--text", help="Only runs with this in their id, the name of their task, or their arguments."),
+    click.option(
+        "--attribute", "attributes", metavar="NAME=VALUE", multiple=True, callback=_pairs,
+        help="Only runs with this attribute; may be repeated.",
+    ),
 )  # fmt: skip
 
 
 def filtered(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that choose runs: ``state``, ``task``, ``since``, ``until``."""
+    """Give a command the options that choose runs, named as the arguments of ``Runs.list``."""
     for option in reversed(_FILTERS):
         command = option(command)
     return command

@@ -15,7 +15,6 @@ _ENDED_BY_CTRL_C = 130
 
 @click.command(name="list")
 @filtered
-@click.option("--text", help="Only runs whose id, task or arguments have this in them.")
 @click.option("--limit", type=int, default=50, show_default=True, help="How many runs, at most.")
 @click.option("--cursor", help="Go on behind the last run of another list.")
 @as_json

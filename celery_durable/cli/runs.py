@@ -80,6 +80,7 @@ def _facts(run: Run) -> Table:
         "task": run.task,
         "state": coloured(run.state),
         "arguments": arguments_of(run),
+        "attributes": ", ".join(f"{name}={value}" for name, value in run.attributes.items()),
         "created": local_time(run.created),
         "ended": local_time(run.ended),
         "worker": run.worker,
@@ -100,10 +101,12 @@ def _facts(run: Run) -> Table:
 
 
 def _attempts(attempts: Iterable[AttemptRecord]) -> Table:
-    made = table("attempt", "began", "ended", "how", "worker", "build")
+    made = table("attempt", "began", "ended", "how", "executed", "replayed", "worker", "build")
     for one in attempts:
-        began, ended = time_cell(one.began), time_cell(one.ended)
-        made.add_row(str(one.number), began, ended, coloured(one.how), shown(one.worker), shown(one.build))
+        made.add_row(
+            str(one.number), time_cell(one.began), time_cell(one.ended), coloured(one.how), _number(one.executed),
+            _number(one.replayed), shown(one.worker), shown(one.build),
+        )  # fmt: skip
     return made
 
 
@@ -111,12 +114,15 @@ def _steps(steps: Iterable[StepRecord]) -> Table:
     made = table("place", "step", "state", "executions", "at", "ms", "what")
     for step in steps:
         name = step.name if step.kind == "step" else f"{step.kind} {step.name}"
-        took = "" if step.ms is None else str(step.ms)
         made.add_row(
-            shown(step.place), shown(name), coloured(step.state), str(step.executions), time_cell(step.at), took,
-            shown(step.error or step.preview),
+            shown(step.place), shown(name), coloured(step.state), str(step.executions), time_cell(step.at),
+            _number(step.ms), shown(step.error or step.preview),
         )  # fmt: skip
     return made
+
+
+def _number(number: int | None) -> str:
+    return "" if number is None else str(number)
 
 
 def what_of(run: Run) -> str:

@@ -21,13 +21,16 @@ branches are numbered when they are made, in layout 1 when they first use the co
     cancel       requested | raised                resent       messages sent by recovery since the last attempt began
     reopened     the requests that have reopened it after a failure or a pause, one a line
     changed      how often self.retry() has changed the arguments
+    attributes   texts that its code gave it, by name, JSON: {"order": "o1"}
+    executed     <n> <executed> <replayed>: how many steps attempt n has executed, and replayed; written when it ends
     actions      what people have done with it, one JSON document a line: {"what", "by", "at"}, and "run": another run
                  that came of it
     restarted_from  the run that this one restarts
     former       what that one had drawn, JSON: {"until": the position from which this one runs anew,
                  "drawn": {field: value}}
     attempt.<n>  an attempt before the newest one: how it was left (what it waited for, or the status), when it began,
-                 when it was left (nothing: it died), its process, its build; the newest 100
+                 when it was left (nothing: it died), its process, how many steps it has executed and replayed, its
+                 build; the newest 100
     step:<n>     the n-th operation, an entry: {"name", "kind", "state", "attempts", ...}; "build" if another one than
                  the run's recorded it, "patches" that ctx.patched() let in before it
                  a step, whose kind is not written: started | retrying | done (with its "value") | failed | cancelled

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from celery_durable.app.store import store_of
-from celery_durable.redis.index import HEADINGS
 from celery_durable.redis.survey import Examined, Flaw, Late, Survey
 
 _LATE = 10.0
@@ -56,7 +55,7 @@ def examine(app: Any) -> Iterator[Finding]:
         JournalUnreadableError: a key of the index holds something else.
     """
     store = store_of(app)
-    examined = Survey(store.shards).examine(HEADINGS, _LATE)
+    examined = Survey(store.shards).examine(_LATE)
     yield from _of_index(examined)
     yield from _of_late_runs(examined.late)
     yield from _of_leases(examined.holders)

@@ -13,13 +13,14 @@ from celery_durable.config.settings import Redact
 from celery_durable.delivery.backend import STATE_OF_HEADING
 from celery_durable.delivery.call import Call
 from celery_durable.exceptions import JournalUnreadableError
+from celery_durable.journal.attributes import read_attributes
 from celery_durable.journal.layout import Fields, Kind, State, Status, Wait
 from celery_durable.journal.positions import in_order
 from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord, moment
 
 SUMMARY = (
     b"status", b"waits", b"task", b"call", b"created", b"opened", b"ended", b"owner", b"build", b"due", b"stalled",
-    b"outcome", b"paused", b"attempt", b"restarted_from",
+    b"outcome", b"paused", b"attempt", b"attributes", b"restarted_from",
 )  # fmt: skip
 """The fields that a list of runs needs."""
 
@@ -78,6 +79,7 @@ def _read(
         build=_text(fields, b"build"),
         error=redaction.error(_why(fields).get("error")),
         restarted_from=_text(fields, b"restarted_from"),
+        attributes=_attributes_of(fields, redaction),
         attempts=tuple(_attempts(fields)) if whole else (),
         steps=steps,
         actions=tuple(_actions(fields)) if whole else (),
@@ -94,15 +96,28 @@ def _attempts(fields: Fields) -> Iterator[AttemptRecord]:
     for number in range(1, newest):
         past = fields.get(b"attempt.%d" % number)
         if past is not None:
-            how, began, left, owner, build = past.decode().split(" ", 4)
+            how, began, left, owner, executed, replayed, build = past.decode().split(" ", 6)
             state = DIED if how == Status.RUNNING else STATE_OF_HEADING.get(how, how)
             times = moment(began or 0), moment(left) if left else None
-            yield AttemptRecord(number, *times, state, owner, _build(build, fields))
+            counts = (int(executed), int(replayed)) if executed else (None, None)
+            yield AttemptRecord(number, *times, state, owner, _build(build, fields), *counts)
     status = _text(fields, b"status")
     ended = _time(fields, b"left" if status == Status.SUSPENDED else b"ended")
     state = STATE_OF_HEADING.get(heading_of(fields), heading_of(fields))
     times = _time(fields, b"opened") or _EPOCH, ended
-    yield AttemptRecord(newest, *times, state, _text(fields, b"owner"), _build(_text(fields, b"attempt_build"), fields))
+    build = _build(_text(fields, b"attempt_build"), fields)
+    yield AttemptRecord(newest, *times, state, _text(fields, b"owner"), build, *_counts(newest, fields))
+
+
+def _counts(newest: int, fields: Fields) -> tuple[int, int] | tuple[None, None]:
+    """How many steps the newest attempt has executed, and replayed."""
+    number, executed, replayed = (_text(fields, b"executed") or "0 0 0").split()
+    if int(number) == newest:
+        return int(executed), int(replayed)
+    # An attempt that has succeeded without a step does not say so.
+    if _text(fields, b"status") == Status.SUCCEEDED and not any(name.startswith(b"step:") for name in fields):
+        return 0, 0
+    return None, None
 
 
 def _actions(fields: Fields) -> Iterator[ActionRecord]:
@@ -171,6 +186,14 @@ def _until(fields: Fields) -> datetime | None:
     # A paused run has a due time, too, which tells nobody anything.
     waits = _text(fields, b"status") == Status.SUSPENDED and heading_of(fields) != Wait.PAUSE
     return _time(fields, b"due") if waits else None
+
+
+def _attributes_of(fields: Fields, redaction: Redaction) -> dict[str, str]:
+    try:
+        attributes = read_attributes(fields)
+    except JournalUnreadableError:  # the rest is shown all the same
+        return {}
+    return {name: str(redaction.shown(f"attribute {name}", value)) for name, value in attributes.items()}
 
 
 def _call_of(fields: Fields, accept: frozenset[str]) -> Call | None:

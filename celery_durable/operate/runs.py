@@ -27,6 +27,7 @@ from . import document as documents
 from .reading import SUMMARY, heading_of, read_run
 from .restarting import restart_run
 from .retrying import resend_run
+from .search import Search
 
 logger = logging.getLogger("celery_durable")
 
@@ -35,7 +36,7 @@ STATES = tuple(dict.fromkeys(STATE_OF_HEADING[heading] for heading in HEADINGS))
 
 _LONGEST_PAGE = 1_000
 _CHUNK = 500
-"""So many runs are read at a time if each is looked at."""
+"""So many runs are read at a time, at least, if many of them may not be meant."""
 
 
 class Page(Sequence[Run]):
@@ -103,6 +104,7 @@ class Runs:
         since: datetime | None = None,
         until: datetime | None = None,
         text: str | None = None,
+        attributes: Mapping[str, str] | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page:
@@ -113,8 +115,9 @@ class Runs:
             task: only runs of the task with this name, or of one of these.
             since: only runs that were created at this time or later (aware datetime).
             until: only runs that were created at this time or earlier.
-            text: only runs whose id, task or arguments have this in them, in small or in capital letters. Each run is
-                looked at, so this takes seconds where there are many.
+            text: only runs with this in their id, in the name of their task, or in their arguments (as JSON writes
+                them), in small or in capital letters.
+            attributes: only runs that have all of these attributes (``ctx.set_attributes``), with these values.
             limit: how many runs a page has at most, from 1 to 1,000. Default 50.
             cursor: that of the page before.
 
@@ -127,11 +130,10 @@ class Runs:
         headings, tasks = _headings(state), _names(task)
         span = Range(_ms("until", until), _ms("since", since))
         span = span if cursor is None else _behind(span, cursor)
+        search = Search(text, attributes)
         found: list[Run] = []
         last = None
-        for indexed, run in self._read(span, headings, tasks, _CHUNK if text else limit + 1):
-            if text and not _mentions(run, text):
-                continue
+        for indexed, run in self._read(span, headings, tasks, search, limit + 1):
             if last is not None and len(found) == limit:
                 return Page(found, f"{last.created}-{last.task_id}")
             found.append(run)
@@ -139,18 +141,23 @@ class Runs:
         return Page(found, None)
 
     def _read(
-        self, span: Range, headings: Sequence[str], tasks: Sequence[str], most: int
+        self, span: Range, headings: Sequence[str], tasks: Sequence[str], search: Search, most: int
     ) -> Iterator[tuple[Indexed, Run]]:
-        """All runs of a part of the index, *most* of them at a time."""
+        """All runs of a part of the index that a search finds, read *most* at a time."""
         index = self._store.index
-        while page := index.page(most, span, headings, tasks):
+        sieve = search.sieve(as_recorded=self._redact is None)
+        if not search.is_certain_in_redis:
+            most = max(most, _CHUNK)
+        while page := index.page(most, span, headings, tasks, sieve):
             for run, (fields, lease) in zip(page, index.load(page, SUMMARY), strict=True):
                 heading = heading_of(fields) if b"status" in fields else None
                 if heading != run.heading:
                     # Its journal has expired, or a worker of an older version has changed it.
                     index.forget(run)
                 if heading in headings:
-                    yield run, read_run(run.task_id, fields, lease, self._accept, self._redact, whole=False)
+                    record = read_run(run.task_id, fields, lease, self._accept, self._redact, whole=False)
+                    if search.finds(record):
+                        yield run, record
             if len(page) < most:
                 return
             span = span.behind(page[-1])
@@ -302,10 +309,6 @@ class Runs:
 
 def _said(status: str) -> str:
     return "it has no journal" if status == Status.UNKNOWN else f"its run is {status}"
-
-
-def _mentions(run: Run, text: str) -> bool:
-    return text.casefold() in f"{run.id} {run.task} {run.args} {run.kwargs}".casefold()
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------

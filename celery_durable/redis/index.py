@@ -1,7 +1,7 @@
 """The index of all runs: by what becomes of them, by task, and by when they were created.
 
-    <prefix>{<shard>}:index                   sorted set: the names of the tasks that have had runs in the shard
     <prefix>{<shard>}:index:<heading>:<task>  sorted set: ids of runs, by when they were created (ms)
+    <prefix>{<shard>}:index                   sorted set: the names of these, <heading>:<task>
 
 The heading of a run is its status; if it is suspended, what it waits for. The scripts that change these move the run.
 A run that is running costs nothing here: it is found among the leases, and enters only if its process was lost. A
@@ -10,9 +10,8 @@ journal expires by itself: whoever meets its id afterwards lets it leave the ind
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from heapq import merge
-from itertools import islice
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import SystemRandom
 from typing import Any, NamedTuple
 
@@ -28,6 +27,8 @@ LIVE_HEADINGS = (Status.RUNNING, Wait.RETRY, Wait.SLEEP, Wait.STALL, Wait.PAUSE,
 ENDED_HEADINGS = tuple(sorted(Status.ENDED))
 HEADINGS = (*LIVE_HEADINGS, *ENDED_HEADINGS)
 
+_LOOKS = 1_000
+"""Of so many runs a search reads the journals in one call of its script: Redis serves nobody else meanwhile."""
 _MOST_LET_GO = 100
 """So many journals of a shard that have expired leave the index before runs are counted."""
 _MOST_SWEPT = 2000
@@ -74,20 +75,57 @@ class Overdue(NamedTuple):
     """The id of that run; empty: there is none."""
 
 
+class Sieve(NamedTuple):
+    """What a page leaves out. Of the runs that are left, some may still lack what is searched for."""
+
+    needle: str = ""
+    """A part of the id, of the name of the task, or of the arguments: small letters, and nothing that JSON escapes."""
+    pairs: tuple[str, ...] = ()
+    """Texts that all stand in the field of the attributes."""
+
+
+_NO_SIEVE = Sieve()
+
+
 class Index:
     """The index of an app."""
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
 
-    def page(self, most: int, span: Range, headings: Sequence[str], tasks: Iterable[str] = ()) -> list[Indexed]:
+    def page(
+        self, most: int, span: Range, headings: Sequence[str], tasks: Iterable[str] = (), sieve: Sieve = _NO_SIEVE
+    ) -> list[Indexed]:
         """The newest runs, at most so many, the newest first. No *tasks*: of all tasks."""
-        newest = "+inf" if span.newest is None else span.newest
-        oldest = "-inf" if span.oldest is None else span.oldest
-        facts, names = (most, newest, oldest, span.before, len(headings)), (*headings, *tasks)
-        replies = self._ask(lambda shard: call("page", _keys(shard), *facts, shard.keys("").run, *names))
-        pages = [map(_indexed, zip(*[iter(reply)] * 4, strict=True)) for reply in replies]
-        return list(islice(merge(*pages, reverse=True), most))
+        asked = {
+            "most": most,
+            "headings": list(headings),
+            "tasks": list(tasks),
+            "newest": "+inf" if span.newest is None else str(span.newest),
+            "oldest": "-inf" if span.oldest is None else str(span.oldest),
+            "before": span.before,
+            "looks": _LOOKS,
+            **sieve._asdict(),
+        }
+        if sieve == _NO_SIEVE:
+            replies = self._ask(lambda shard: _paging(shard, asked))
+            return _newest(most, [run for reply in replies for run in _indexed(reply)])
+        found: list[Indexed] = []
+        for shard in self._shards:
+            found = self._searched(shard, asked, found)
+        return found
+
+    def _searched(self, shard: Shard, asked: dict[str, Any], found: list[Indexed]) -> list[Indexed]:
+        """The newest runs of those that are *found*, and those of this shard. It is asked again and again for a few."""
+        asked = {**asked}
+        while True:
+            if len(found) == asked["most"]:
+                asked["oldest"] = str(found[-1].created)
+            [reply] = shard.pool.execute(_paging(shard, asked))
+            found = _newest(asked["most"], [*found, *_indexed(reply)])
+            if not reply[0]:
+                return found
+            asked["from"] = [part.decode() for part in reply[0]]
 
     def counts(self) -> dict[tuple[str, str], int]:
         """How many runs there are, by heading and task."""
@@ -112,7 +150,7 @@ class Index:
 
     def _counting(self, most: int, *, besides: int) -> Callable[[Shard], bytes]:
         facts = most, besides, round(SystemRandom().random(), 6)
-        return lambda shard: call("counts", _keys(shard), shard.keys("").run, *facts, *HEADINGS)
+        return lambda shard: call("counts", _keys(shard), shard.keys("").run, *facts)
 
     def load(self, runs: Sequence[Indexed], names: Sequence[bytes]) -> list[tuple[Fields, float | None]]:
         """Some fields of these runs, and when their leases lapse (ms). The fields are empty if a journal is gone."""
@@ -148,18 +186,12 @@ def _keys(shard: Shard) -> tuple[str, str]:
     return f"{shard.prefix}index", shard.keys("").leases
 
 
-def _indexed(found: tuple[bytes, bytes, bytes, bytes]) -> Indexed:
-    task_id, created, heading, task = found
-    return Indexed(int(created), task_id.decode(), heading.decode(), task.decode())
-
-
 def _counts(replies: list[Any]) -> dict[tuple[str, str], int]:
-    counts: dict[tuple[str, str], int] = {}
+    numbers: dict[bytes, int] = {}
     for reply in replies:
-        for heading, task, number in zip(*[iter(reply)] * 3, strict=True):
-            where = heading.decode(), task.decode()
-            counts[where] = counts.get(where, 0) + number
-    return counts
+        for name, number in zip(reply[::2], reply[1::2], strict=True):
+            numbers[name] = numbers.get(name, 0) + number
+    return {_heading_and_task(name): number for name, number in numbers.items()}
 
 
 def _asks_for_overdue(shard: Shard) -> bytes:
@@ -170,3 +202,23 @@ def _asks_for_overdue(shard: Shard) -> bytes:
 def _overdue(replies: list[Any]) -> Overdue:
     waited, oldest = max((waited, oldest) for _, waited, oldest in replies)
     return Overdue(sum(number for number, _, _ in replies), waited / 1000, oldest.decode())
+
+
+def _paging(shard: Shard, asked: dict[str, Any]) -> bytes:
+    return call("page", _keys(shard), shard.keys("").run, json.dumps(asked))
+
+
+def _indexed(reply: list[Any]) -> Iterator[Indexed]:
+    found = iter(reply[1:])
+    for task_id, created, name in zip(found, found, found, strict=True):
+        yield Indexed(created, task_id.decode(), *_heading_and_task(name))
+
+
+def _heading_and_task(name: bytes) -> tuple[str, str]:
+    heading, _, task = name.decode().partition(":")
+    return heading, task
+
+
+def _newest(most: int, runs: list[Indexed]) -> list[Indexed]:
+    # A run that goes on during a search may be met twice.
+    return list({run.task_id: run for run in sorted(runs, reverse=True)}.values())[:most]

@@ -85,10 +85,10 @@ class Survey:
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
 
-    def examine(self, headings: Sequence[str], late: float) -> Examined:
+    def examine(self, late: float) -> Examined:
         """Examine a sample. A run is late that should have been sent *late* seconds ago."""
         where = round(SystemRandom().random(), 6)
-        facts = _MOST_OF_EACH, _MOST, where, _MOST_LEASES, round(late * 1000), *headings
+        facts = _MOST_OF_EACH, _MOST, where, _MOST_LEASES, round(late * 1000)
         replies = self._ask(self._shards, lambda shard: call("examine", _keys(shard), shard.keys("").run, *facts))
         found = Examined(0, 0, {}, [], {}, [])
         for _, (entries, looked_at, flaws, sizes, holders, waits) in replies:

@@ -21,6 +21,7 @@ from celery_durable.journal.port import Journal, Opened
 from celery_durable.records import STARTED, AttemptRecord, Run, moment
 from celery_durable.values.failure import text_of
 
+from .attributes import Attributes
 from .determinism import every_step_awaited
 from .draws import Draws
 from .outbox import Outbox
@@ -68,6 +69,10 @@ class Attempt:
     @_Part
     def draws(self) -> Draws:
         return Draws(self.pulse, self.state.seed, self._fields, self.order, self.outbox)
+
+    @_Part
+    def attributes(self) -> Attributes:
+        return Attributes(self.pulse, self._fields, self.outbox)
 
     @_Part
     def siblings(self) -> Siblings:
@@ -137,7 +142,10 @@ class Attempt:
     def drain_staged(self) -> dict[str, str]:
         """Take out what is staged: the script that ends the attempt writes it."""
         # Without an operation there is no outbox. Its first write would say that the run has got past a stall.
-        return self.outbox.drain_staged() if "outbox" in vars(self) or self.state.stalled else {}
+        if not ("outbox" in vars(self) or self.state.stalled):
+            return {}
+        counts = f"{self.state.number} {self.state.executed} {self.replay.replayed}"
+        return {**self.outbox.drain_staged(), "executed": counts}
 
     def check_nothing_left(self) -> None:
         """Refuse a good end of the body if it has not reached all that earlier attempts have recorded."""

@@ -105,6 +105,21 @@ class _Context:
         """
         return self._attempt.replay.patched(patch)
 
+    def set_attributes(self, /, **attributes: str) -> None:
+        """Give the run attributes, by which people find it: ``ctx.set_attributes(order="o1", customer="ann")``.
+
+        An attribute of the same name is replaced, all others stay. They are written together with what the code records
+        next, so this waits for nothing, and it is not awaited, in async tasks either. ``celery durable list --attribute
+        order=o1`` and ``Runs.list(attributes={"order": "o1"})`` find the run.
+
+        Args:
+            **attributes: texts. A name and a value have up to 256 characters; a run has up to 16 attributes.
+
+        Raises:
+            InvalidStepError: they are no such texts, or too many. It ends the run; no ``except Exception`` sees it.
+        """
+        self._attempt.attributes.set(attributes)
+
     def __repr__(self) -> str:
         info = self._attempt.info
         return f"<{type(self).__name__} of {info.task}[{info.task_id}], attempt {self.attempt}>"

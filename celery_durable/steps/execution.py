@@ -32,7 +32,7 @@ async def perform(step: Step, driver: Driver) -> Any:
     pulse = step.pulse
     if django.is_imported():
         check_not_atomic(pulse, "step", step.name, step.entry)
-    if step.entry is not None and not pulse.cancel_requested:
+    if step.entry is not None:
         await count_the_dead(step, step.entry, driver)
     step.check_type()
     while True:
@@ -52,7 +52,7 @@ async def perform(step: Step, driver: Driver) -> Any:
             value = await _act(step, driver, thread)
         except Stale:
             pulse.check_goes_on()
-            step.executions -= 1
+            _take_back(step)
         except BaseException as raised:
             # If the action was interrupted, what cleans up after it must not be interrupted for the same reason.
             pulse.progressed_at = time.monotonic()
@@ -78,6 +78,8 @@ async def _ask(step: Step, driver: Driver) -> None:
 def _send_start(step: Step) -> bool:
     """Send what must be known if the process dies inside the action. Returns whether to wait until Redis has it."""
     outbox, backoff = step.attempt.outbox, step.options.backoff
+    if step.is_untouched:
+        step.attempt.state.executed += 1
     step.executions += 1
     if backoff is None or not backoff.limited:
         outbox.send_staged(with_next=True)
@@ -88,6 +90,13 @@ def _send_start(step: Step) -> bool:
     wait = backoff.max_attempts == 1
     outbox.send_staged(with_next=not wait)
     return wait or outbox.keeps_back
+
+
+def _take_back(step: Step) -> None:
+    """This execution has not begun."""
+    step.executions -= 1
+    if step.is_untouched:
+        step.attempt.state.executed -= 1
 
 
 async def _act(step: Step, driver: Driver, thread: Thread | None) -> Any:

@@ -92,7 +92,7 @@ async def fail(step: Step, error: BaseException, driver: Driver) -> float:
 async def count_the_dead(step: Step, entry: Entry, driver: Driver) -> None:
     """Count an execution that has died with its process. If it was the last one, the step has failed."""
     backoff = step.options.backoff
-    if entry.state != State.STARTED or backoff is None:
+    if entry.state != State.STARTED or backoff is None or step.pulse.cancel_requested:
         return
     now = step.attempt.now()
     elapsed = (now - (entry.first or now)) / 1000

@@ -28,6 +28,8 @@ class RunState:
         """What kept the attempt before this one from going on."""
         self.progressed = False
         """This attempt has recorded a step."""
+        self.executed = 0
+        """So many steps this attempt has executed."""
 
     @property
     def layout(self) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -11,9 +14,11 @@ import redis
 from celery_durable.app.store import Store
 from celery_durable.journal.layout import Wait
 from celery_durable.journal.port import NO_RESULT
-from celery_durable.redis.index import HEADINGS, Index, Indexed, Range
+from celery_durable.redis import index as index_module
+from celery_durable.redis.index import HEADINGS, Index, Indexed, Range, Sieve
 from celery_durable.redis.journal import RedisJournal
-from tests.integration.runs import TASK, lapse, new_id, opened, store_at
+from celery_durable.redis.keys import shard_of
+from tests.integration.runs import TASK, executions, lapse, new_id, opened, store_at
 from tests.waiting import eventually
 
 DAY = 86400.0
@@ -213,6 +218,104 @@ def test_pages_are_read_from_the_newest_run_to_the_oldest(
     assert [run[:3] for run in some] == [run for run in runs if 1_002 <= run[0] <= 1_005 and run[2] == "running"]
     assert len(index.page(100, Range(), HEADINGS, [OTHER])) == 30
     assert index.page(100, Range(), ["revoked"]) == []
+
+
+def call_with(*args: Any, **options: Any) -> str:
+    """A call as a journal keeps it."""
+    return json.dumps({"args": args, "kwargs": {}, "options": {"queue": "celery", **options}})
+
+
+@pytest.mark.parametrize("looks", [1, 7, 1_000])
+def test_a_search_reads_a_few_journals_at_a_time_and_misses_none(
+    store: Store, index: Index, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    """Many are created in one millisecond; some are running."""
+    monkeypatch.setattr(index_module, "_LOOKS", looks)
+    wanted = []
+    for number in range(90):
+        created = 1_000 + number // 40
+        said, task_id = "other" if number % 3 else "THIRD", new_id()
+        opened(store, task_id, call=call_with(said), task=(TASK, OTHER)[number % 2]).close()
+        redis_client.hset(store.keys(task_id).run, mapping={"created": created})
+        if number % 5:
+            assert store.runs.terminate(task_id, ("failed", "revoked")[number % 4 // 2], DAY, "{}")
+        if not number % 3:
+            wanted.append((created, task_id))
+    wanted.sort(reverse=True)
+    expected = [task_id for _, task_id in wanted]
+
+    for size in (1, 4, 30, 100):
+        read, span = [], Range()
+        while page := index.page(size, span, HEADINGS, (), Sieve("third")):
+            read += page
+            span = span.behind(page[-1])
+        assert ids(read) == expected
+    assert index.page(100, Range(), HEADINGS, (), Sieve("neither")) == []
+
+
+def test_a_search_looks_at_large_arguments_in_more_calls(store: Store, index: Index, redis_client: redis.Redis) -> None:
+    """A call reads about 1,000 journals of 1 KiB."""
+    in_one_shard = islice((task_id for task_id in iter(new_id, "") if shard_of(task_id) == 3), 20)
+    for task_id in in_one_shard:
+        opened(store, task_id, call=call_with("x" * 200_000)).close()
+        assert store.runs.terminate(task_id, "failed", DAY, "{}")
+    before = executions(redis_client, "evalsha")
+
+    assert index.page(10, Range(), HEADINGS, (), Sieve("y")) == []
+
+    assert executions(redis_client, "evalsha") - before == 15 + math.ceil(20 / 6)
+
+
+BASKET = {"basket": 1, "options": {"late": "o1"}}
+
+
+@pytest.mark.parametrize(
+    ("needle", "call", "is_found"),
+    [
+        ("o1", call_with(BASKET), True),
+        ("basket", call_with(BASKET), True),
+        ("late", call_with(BASKET), True),
+        ("o1", call_with("O1"), True),
+        ("o1", call_with("o", 1), False),
+        ("celery", call_with("o1"), False),
+        ("later", call_with(link=[{"args": [], "options": {"queue": "later"}}]), False),
+        ("o1", call_with({"__type__": "datetime", "__value__": "2026-01-02T03:04:05"}), True),
+        ("o1", '{"content_type": "application/x-yaml", "data": "..."}', True),
+        ("o1", '{"args": [2]}', False),
+        ("o1", "", True),
+    ],
+)
+def test_a_sieve_leaves_out_what_certainly_has_no_such_argument(
+    store: Store, index: Index, needle: str, call: str, is_found: bool
+) -> None:
+    opened(store, "the-run", call=call).conclude({"outcome": "{}"}, DAY, NO_RESULT)
+
+    assert ids(index.page(10, Range(), HEADINGS, (), Sieve(needle))) == (["the-run"] if is_found else [])
+
+
+def test_a_run_that_seemed_to_be_lost_and_has_its_lease_again_is_there_once(
+    store: Store, index: Index, redis_client: redis.Redis
+) -> None:
+    journal = opened(store, task_id := new_id())
+    lapse(redis_client, store, task_id)
+    assert [run for claims in store.runs.claim([TASK]) for run in claims.runs]
+
+    journal.prove_lease()
+
+    assert headings(index, task_id) == ["running"]
+    assert index.counts() == {("running", TASK): 1}
+
+
+def test_the_index_keeps_no_names_of_what_is_empty(store: Store, index: Index, redis_client: redis.Redis) -> None:
+    journal = opened(store, task_id := new_id())
+    journal.suspend(60, {})
+    journal.finish("failed", {"outcome": "{}"})
+    journal.deliver(0)
+    eventually(lambda: not redis_client.exists(store.keys(task_id).run), what="the deletion")
+
+    index.sweep()
+
+    assert redis_client.keys("*index*") == []
 
 
 def test_a_run_that_was_met_under_another_heading_is_put_under_its_own(

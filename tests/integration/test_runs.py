@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
+from uuid import UUID
 
 import pytest
 import redis
@@ -150,6 +152,7 @@ def test_an_attempt_that_died_is_told(app: Celery, runs: Runs, redis_client: red
         (1, "DIED", None),
         (2, "STARTED", None),
     ]
+    assert [(attempt.executed, attempt.replayed) for attempt in run.attempts] == [(None, None)] * 2
 
 
 def test_the_arguments_of_another_serializer_are_left_out(app: Celery, runs: Runs, redis_client: redis.Redis) -> None:
@@ -208,10 +211,87 @@ def test_runs_are_found_by_what_is_shown_of_them(app: Celery, runs: Runs) -> Non
     asleep = executed(app, sleeps)
 
     assert [run.id for run in runs.list(text="7000")] == [seven]
+    assert [run.id for run in runs.list(text="[7000]")] == [seven]
     assert [run.id for run in runs.list(text="SHOP.SLEEPS")] == [asleep]
     assert [run.id for run in runs.list(text=seven[:13])] == [seven]
     assert [run.id for run in runs.list(text="shop.", limit=1)] == newest_first(runs, [seven, eight, asleep])[:1]
     assert list(runs.list(text="nothing of that")) == []
+    assert list(runs.list(text="celery")) == [], "the queue is shown nowhere"
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-01-02", "7E1F-4D2C", "Grüße", "ÄPFEL", 'say "hi"', "a\\b", "日本", '": 0.50', "null"]
+)
+def test_any_text_of_the_arguments_finds_a_run(app: Celery, runs: Runs, text: str) -> None:
+    def takes(self: Any, *args: Any, **kwargs: Any) -> str:
+        return self.ctx.task_id  # type: ignore[no-any-return]
+
+    task, task_id = task_of(app, takes), new_id()
+    values = datetime(2026, 1, 2, tzinfo=timezone.utc), UUID("5d3c0f6e-7e1f-4d2c-9b7a-0123456789ab"), "Grüße", "äpfel"
+    execute(task, *values, 'say "hi"', "a\\b", "日本", None, task_id=task_id, kwargs={"price": 0.5, "share": "0.50"})
+    executed(app, sells, 8)
+
+    found = [run.id for run in runs.list(text=text)]
+
+    assert found == ([] if text == '": 0.50' else [task_id])
+
+
+def test_the_steps_of_each_attempt_are_counted(app: Celery, runs: Runs, redis_client: redis.Redis) -> None:
+    acts = iter([1 / 1, OSError("away"), OSError("away again"), 2])
+
+    def act() -> Any:
+        result = next(acts)
+        if isinstance(result, OSError):
+            raise result
+        return result
+
+    def body(self: Any) -> None:
+        self.ctx.run("first", act)
+        self.ctx.sleep(0)
+        self.ctx.run("second", act, RunOptions(initial_retry_interval=60))
+        self.ctx.run("third", lambda: 3)
+
+    task, task_id = task_of(app, body), new_id()
+    execute(task, task_id=task_id)
+    for _ in range(2):
+        runs.wake(task_id)
+        execute(task, task_id=task_id, delivery_info={"redelivered": True})
+
+    attempts = runs.get(task_id).attempts
+    assert [(attempt.how, attempt.executed, attempt.replayed) for attempt in attempts] == [
+        ("RETRY", 2, 0),
+        ("RETRY", 1, 1),
+        ("SUCCESS", 2, 1),
+    ]
+
+
+def test_an_attempt_without_a_step_has_executed_none(app: Celery, runs: Runs, redis_client: redis.Redis) -> None:
+    def body(self: Any) -> str:
+        return self.ctx.task_id  # type: ignore[no-any-return]
+
+    task_id = executed(app, body)
+
+    [attempt] = runs.get(task_id).attempts
+    assert (attempt.executed, attempt.replayed) == (0, 0)
+    assert not redis_client.hexists(store_of(app).keys(task_id).run, "executed"), "it costs nothing"
+
+
+def test_the_steps_of_an_async_task_are_counted_in_all_branches(app: Celery, runs: Runs) -> None:
+    async def body(self: Any) -> None:
+        async def branch(number: int) -> None:
+            await self.ctx.run(f"branch {number}", lambda: number)
+            await self.ctx.sleep(3600)
+
+        await self.ctx.run("first", lambda: 1)
+        await asyncio.gather(branch(1), branch(2))
+
+    task, task_id = task_of(app, body), new_id()
+    execute(task, task_id=task_id)
+    runs.wake(task_id)
+    assert execute(task, task_id=task_id, delivery_info={"redelivered": True}) == "SUCCESS"
+
+    attempts = runs.get(task_id).attempts
+    assert [(attempt.executed, attempt.replayed) for attempt in attempts] == [(3, 0), (0, 3)]
 
 
 def test_expired_runs_are_passed_over_and_leave_the_index(app: Celery, runs: Runs, redis_client: redis.Redis) -> None:

@@ -111,6 +111,7 @@ VERBS: dict[str, Callable[[DurableContext], Any]] = {
     "time": lambda ctx: ctx.time(),
     "now": lambda ctx: ctx.now(),
     "random": lambda ctx: ctx.random().random(),
+    "attributes": lambda ctx: ctx.set_attributes(order="o1"),
     "named random": lambda ctx: ctx.random("stream").getrandbits(64),
     "step": lambda ctx: ctx.run("step", random.random),
 }

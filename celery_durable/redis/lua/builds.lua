@@ -3,7 +3,7 @@
 -- Replies {how many of the index were looked at, {task, build, runs, stalled runs, when the oldest was created (ms), ...}}
 --include index
 local prefix, skip, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local looked_at, found, facts, names, asked = 0, {}, {}, {}, {}
+local looked_at, found, facts, asked = 0, {}, {}, {}
 for i = 4, #ARGV do asked[ARGV[i]] = true end
 
 local function count(run)
@@ -29,13 +29,6 @@ if skip == 0 then
   for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do look_at(id, 'running') end
 end
 for _, name in ipairs(redis.call('ZRANGE', index, 0, -1)) do
-  if asked[string.match(name, '^(%a+):')] then
-    names[#names + 1] = name
-  else
-    for i = 4, #ARGV do names[#names + 1] = ARGV[i] .. ':' .. name end
-  end
-end
-for _, name in ipairs(names) do
   local key, heading = index .. ':' .. name, string.match(name, '^%a+')
   local number = asked[heading] and redis.call('ZCARD', key) or 0
   local some = math.min(math.max(0, number - skip), most - looked_at)

@@ -42,7 +42,7 @@ local function claim(id)
     redis.call('ZADD', KEYS[2], now + math.min(pause * 4 ^ math.min(resent, 20), longest), id)
     if run[1] == 'running' then
       redis.call('ZADD', index .. ':running:' .. run[4], run[8], id)
-      redis.call('ZADD', index, 0, run[4])
+      redis.call('ZADD', index, 0, 'running:' .. run[4])
     end
     found[#found + 1] = {id, run[1], run[4], run[5], run[6] or ''}
   end

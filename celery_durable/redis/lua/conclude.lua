@@ -16,8 +16,9 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('ZREM', KEYS[2], ARGV[2])
 redis.call('ZREM', KEYS[3], ARGV[2])
 -- parts/index.lua has more than is needed here, and this script runs once per task.
-local index = string.sub(KEYS[2], 1, -7) .. 'index'
-redis.call('ZADD', index .. ':succeeded:' .. run[2], run[3], ARGV[2])
-redis.call('ZADD', index, 0, run[2])
+local index, name = string.sub(KEYS[2], 1, -7) .. 'index', 'succeeded:' .. run[2]
+local key = index .. ':' .. name
+if redis.call('EXISTS', key) == 0 then redis.call('ZADD', index, 0, name) end
+redis.call('ZADD', key, run[3], ARGV[2])
 redis.call('ZREM', index .. ':running:' .. run[2], ARGV[2])  -- its process may have seemed to be lost
 return 1

@@ -1,14 +1,13 @@
--- How many runs of a shard are under each of these headings, by task. Journals that have expired leave the index first.
+-- How many runs of a shard are under each heading, by task. Journals that have expired leave the index first.
 -- KEYS index, leases
--- ARGV prefix of the keys of runs, most that leave at one time, how many are looked at besides, where (0 to 1), heading, ...
--- Replies {heading, task, number, ...}
+-- ARGV prefix of the keys of runs, most that leave at one time, how many are looked at besides, where (0 to 1)
+-- Replies {<heading>:<task>, number, ...}
 --include index
 local prefix, most, besides, where = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local counts, running = {}, {}
+local counts, lost, running = {}, {}, {}
 
-local function count(heading, task, number)
-  counts[#counts + 1] = heading
-  counts[#counts + 1] = task
+local function count(name, number)
+  counts[#counts + 1] = name
   counts[#counts + 1] = number
 end
 
@@ -19,8 +18,8 @@ local function has_left(key, id)
   return true
 end
 
--- Runs of one task under one heading are kept for the same time. So the oldest expire first. But a run that has slept for long
--- is old, and is kept all the same, and those behind it expire before it.
+-- Runs of one task under one heading are kept for the same time. So the oldest expire first. But a run that has slept for
+-- long is old, and is kept all the same, and those behind it expire before it.
 local function let_go(key)
   while most > 0 do
     local oldest = redis.call('ZRANGE', key, 0, 0)[1]
@@ -32,18 +31,21 @@ local function let_go(key)
   end
 end
 
-for _, task in ipairs(redis.call('ZRANGE', index, 0, -1)) do
-  for i = 5, #ARGV do
-    local key = index .. ':' .. ARGV[i] .. ':' .. task
-    let_go(key)
-    local number = redis.call('ZCARD', key)
-    if number > 0 then count(ARGV[i], task, number) end
-  end
+for _, name in ipairs(redis.call('ZRANGE', index, 0, -1)) do
+  local key = index .. ':' .. name
+  let_go(key)
+  local number = redis.call('ZCARD', key)
+  if number > 0 then count(name, number) else redis.call('ZREM', index, name) end
+  lost[name] = number > 0
 end
 
 for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
   local run = redis.pcall('HMGET', prefix .. id, 'status', 'task')
-  if run[1] == 'running' then running[run[2]] = (running[run[2]] or 0) + 1 end
+  local name = run[1] == 'running' and 'running:' .. run[2]
+  -- One whose process only seemed to be lost is counted already.
+  if name and not (lost[name] and redis.call('ZSCORE', index .. ':' .. name, id)) then
+    running[name] = (running[name] or 0) + 1
+  end
 end
-for task, number in pairs(running) do count('running', task, number) end
+for name, number in pairs(running) do count(name, number) end
 return counts

@@ -1,7 +1,7 @@
 -- Examine some runs of a shard: the index against the journals, who has runs, what is late, how large journals are.
 -- KEYS index, leases, due
 -- ARGV prefix of the keys of runs, most runs of each heading and task, most runs, where (0 to 1), most leases,
---   ms after which a run is late, heading, ...
+--   ms after which a run is late
 -- Replies {entries of the index, runs looked at, {flaw, id, ...}, {bytes, id, ...}, {process, 1 (its lease has lapsed), ...},
 --   {number of late runs, ms that the oldest is late, id, task, ... (for leases, for due)}}
 --include index
@@ -42,16 +42,7 @@ local function examine(id, heading, task)
   end
 end
 
-local names, asked = {}, {}
-for i = 7, #ARGV do asked[ARGV[i]] = true end
 for _, name in ipairs(redis.call('ZRANGE', index, 0, -1)) do
-  if asked[string.match(name, '^(%a+):')] then
-    names[#names + 1] = name
-  else
-    for i = 7, #ARGV do names[#names + 1] = ARGV[i] .. ':' .. name end
-  end
-end
-for _, name in ipairs(names) do
   local key = index .. ':' .. name
   local heading, task = string.match(name, '^(%a+):(.*)$')
   local number, some = redis.call('ZCARD', key), math.min(most_each, most - looked_at)

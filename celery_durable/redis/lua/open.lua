@@ -31,17 +31,19 @@ end
 
 --include index
 local known = redis.call('HMGET', run, 'status', 'v', 'task', 'fingerprint', 'nesting', 'attempt', 'fence', 'due',
-                         'progress', 'recoveries', 'changed', 'stalled', 'waits', 'created', 'left', 'ended')
+                         'progress', 'recoveries', 'changed', 'stalled', 'waits', 'left', 'ended', 'opened', 'owner',
+                         'build', 'attempt_build', 'executed', 'paused')
 local status, stalled = known[1], known[12] and known[12] ~= ''
 
 -- What is kept of an attempt when the next one begins; of the newest, the fields of the run say it.
--- (How it was left, when it began, when it was left, its process, its build. A process that died has left no word.)
+-- (How it was left, when it began, when it was left, its process, how many steps it has executed and replayed, its build.
+-- A process that died has left no word.)
 local function remember(attempt)
   if attempt == '0' then return end  -- a restart that nobody has begun
-  local its = redis.call('HMGET', run, 'opened', 'owner', 'attempt_build')
-  local left = status == 'suspended' and known[15] or status == 'failed' and known[16]
-  local was_paused = status == 'suspended' and redis.call('HEXISTS', run, 'paused') == 1
-  local facts = {was_paused and 'pause' or heading_of(status, known[13]), its[1] or '', left or '', its[2] or '', its[3] or ''}
+  local left = status == 'suspended' and known[14] or status == 'failed' and known[15]
+  local how = status == 'suspended' and known[21] and 'pause' or heading_of(status, known[13])
+  local executed, replayed = string.match(known[20] or '', '^' .. attempt .. ' (%d+) (%d+)$')
+  local facts = {how, known[16] or '', left or '', known[17] or '', executed or '', replayed or '', known[19] or ''}
   redis.call('HSET', run, 'attempt.' .. attempt, table.concat(facts, ' '))
   redis.call('HDEL', run, 'attempt.' .. attempt - 100)
 end
@@ -52,11 +54,10 @@ local function begin(recoveries, reopened)
   local attempt = redis.call('HINCRBY', run, 'attempt', 1)
   -- An entry without a build is of the build that began the run. But version 0.1.0, which may run beside this one,
   -- names no build. If it has run an attempt since, the builds of such entries are not known any more.
-  local builds = redis.call('HMGET', run, 'build', 'attempt_build')
-  local last = builds[2] and tonumber(string.match(builds[2], '^%d+')) or 1
-  if builds[1] and last ~= attempt - 1 then redis.call('HSET', run, 'build', '') end
+  local last = known[19] and tonumber(string.match(known[19], '^%d+')) or 1
+  if known[18] and last ~= attempt - 1 then redis.call('HSET', run, 'build', '') end
   -- A restart that has no entries yet: this code begins the run.
-  if attempt == 1 and not builds[1] then redis.call('HSET', run, 'build', build) end
+  if attempt == 1 and not known[18] then redis.call('HSET', run, 'build', build) end
   redis.call('HSET', run, 'status', 'running', 'fence', fence, 'owner', ARGV[13], 'opened', now, 'recoveries', recoveries,
              'attempt_build', attempt .. ':' .. build)
   redis.call('HDEL', run, 'due', 'resent', 'waits', 'left', 'paused')

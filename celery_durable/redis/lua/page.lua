@@ -1,64 +1,111 @@
--- The newest runs of a shard under these headings, of these tasks.
+-- The newest runs of a shard that are asked for. What a run says beside its state and its task is looked for here only as
+-- far as that is certain: the caller reads all runs that are found, and decides.
 -- KEYS index, leases
--- ARGV most, newest and oldest time of creation (ms), id ('' or: of those as new as the newest, only ids before it),
---   number of headings, prefix of the keys of runs, heading, ..., task, ... (none: all tasks)
--- Replies {id, created, heading, task, ...}, the newest first
+-- ARGV prefix of the keys of runs, and what is asked, as JSON:
+--   most; headings; tasks (none: all tasks); newest, oldest: times of creation (ms), as texts; before: of those as new as
+--   the newest only ids before it ('': all); needle: a part of the id, the task or the arguments ('': any);
+--   pairs: texts in the attributes; looks: so many journals are read, and then the reply says where the next call goes
+--   on; from: {name of a sorted set, time, id}, if this is the next call
+-- Replies {{from} or {}, id, created, name of its sorted set, ...}
 --include index
-local most, newest, oldest, before = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
-local last_heading = 6 + tonumber(ARGV[5])
-local tasks = #ARGV > last_heading and {unpack(ARGV, last_heading + 1)} or redis.call('ZRANGE', index, 0, -1)
-local found = {}
+local prefix, asked = ARGV[1], cjson.decode(ARGV[2])
+local most, needle, oldest, looks, from = asked.most, asked.needle, asked.oldest, asked.looks, asked.from
+local lower, find, match = string.lower, string.find, string.match
+local headings, tasks, found = {}, {}, {}
+for _, heading in ipairs(asked.headings) do headings[heading] = true end
+for _, task in ipairs(asked.tasks) do tasks[task] = true end
 
-local function newest_first(a, b)
-  local first, second = tonumber(a[2]), tonumber(b[2])
-  return first > second or first == second and a[1] > b[1]
+local function is_asked(heading, task)
+  return headings[heading] and (tasks[task] or not asked.tasks[1])
 end
 
--- What is older than enough others need not be read.
+local function is_behind(created, id, newest, before)
+  return before == '' or created < tonumber(newest) or id < before
+end
+
+-- The text of the arguments has the needle in it, or Python shows them in another way: they are of another serializer, or
+-- of a type that JSON does not have. (What stands behind the last "options" belongs to none of the arguments.)
+local function mentions(call)
+  if not call then return false end
+  looks = looks - #call / 1024
+  if string.sub(call, 1, 9) ~= '{"args": ' or find(call, '"__type__"', 1, true) then return true end
+  local first = find(lower(call), needle, 1, true)
+  return first and first < (match(call, '^.*(), "options": {') or #call)
+end
+
+local function is_wanted(id, is_named)
+  is_named = is_named or find(lower(id), needle, 1, true)
+  if is_named and not asked.pairs[1] then return true end
+  looks = looks - 1
+  local said = redis.pcall('HMGET', prefix .. id, 'call', 'attributes')
+  for _, pair in ipairs(asked.pairs) do
+    if not (said[2] and find(said[2], pair, 1, true)) then return false end
+  end
+  return is_named or mentions(said[1])
+end
+
+-- What is older than enough others is not asked for any more.
 local function narrow()
-  table.sort(found, newest_first)
-  for i = #found, most + 1, -1 do found[i] = nil end
-  if #found == most then oldest = found[most][2] end
+  local times, kept = {}, {}
+  for i, run in ipairs(found) do times[i] = run[2] end
+  table.sort(times)
+  oldest = times[#times - most + 1]
+  for _, run in ipairs(found) do
+    if run[2] >= oldest then kept[#kept + 1] = run end
+  end
+  found = kept
 end
 
-local function collect(heading, task, key, first, limit)
-  local some = redis.call('ZREVRANGEBYSCORE', key, first, oldest, 'WITHSCORES', 'LIMIT', 0, limit)
-  for i = 1, #some, 2 do
-    local id, created = some[i], some[i + 1]
-    if before == '' or tonumber(created) < tonumber(newest) or id < before then
-      found[#found + 1] = {id, created, heading, task}
+-- Returns where to go on, if enough journals are read for now.
+local function read(name, heading, task, newest, before)
+  local key, is_named, number = index .. ':' .. name, find(lower(task), needle, 1, true), 0
+  while number < most do
+    local limit = most + (before ~= '' and redis.call('ZCOUNT', key, newest, newest) or 0)
+    local some = redis.call('ZREVRANGEBYSCORE', key, newest, oldest, 'WITHSCORES', 'LIMIT', 0, limit)
+    for i = 1, #some, 2 do
+      local id, created = some[i], tonumber(some[i + 1])
+      if is_behind(created, id, newest, before) then
+        local is_leased = heading == 'running' and redis.call('ZSCORE', KEYS[2], id)
+        if not is_leased and is_wanted(id, is_named) then
+          number = number + 1
+          found[#found + 1] = {id, created, name}
+        end
+        if looks <= 0 then return {name, some[i + 1], id} end
+      end
+    end
+    if #some < 2 * limit then return nil end
+    before, newest = some[#some - 1], some[#some]
+  end
+end
+
+-- Of these there are as many as workers can execute.
+local function read_running()
+  for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+    local run = redis.pcall('HMGET', prefix .. id, 'status', 'task', 'created')
+    local task, created = run[2], tonumber(run[3])
+    if run[1] == 'running' and is_asked(run[1], task) and created >= tonumber(oldest) and created <= tonumber(asked.newest)
+       and is_behind(created, id, asked.newest, asked.before) and is_wanted(id, find(lower(task), needle, 1, true)) then
+      found[#found + 1] = {id, created, 'running:' .. task}
     end
   end
 end
 
-local wanted = {}
-for _, task in ipairs(tasks) do wanted[task] = true end
-
-local function is_wanted(status, task, created, id)
-  if status ~= 'running' or not (wanted[task] or #ARGV == last_heading) then return false end
-  local at, first, last = tonumber(created), tonumber(newest), tonumber(oldest)
-  return at >= last and (at < first or at == first and (before == '' or id < before))
-end
-
--- Of these there are as many as workers can execute.
-local function collect_running()
-  for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
-    local run = redis.pcall('HMGET', ARGV[6] .. id, 'status', 'task', 'created')
-    if is_wanted(run[1], run[2], run[3], id) then found[#found + 1] = {id, run[3], run[1], run[2]} end
+local function read_all()
+  for _, name in ipairs(redis.call('ZRANGE', index, 0, -1)) do
+    local heading, task = match(name, '^(%a+):(.*)$')
+    if is_asked(heading, task) and (not from or name >= from[1]) then
+      local newest, before = asked.newest, asked.before
+      if from and name == from[1] then newest, before = from[2], from[3] end
+      local stopped = read(name, heading, task, newest, before)
+      if stopped then return stopped end
+      if #found >= 2 * most then narrow() end
+    end
   end
+  return {}
 end
 
-for i = 7, last_heading do
-  if ARGV[i] == 'running' then collect_running() end
-  for _, task in ipairs(tasks) do
-    local key = index .. ':' .. ARGV[i] .. ':' .. task
-    local as_new = before ~= '' and redis.call('ZCOUNT', key, newest, newest) or 0
-    collect(ARGV[i], task, key, newest, most + as_new)
-    if #found >= 2 * most then narrow() end
-  end
-end
-narrow()
-local page = {}
+if headings['running'] and not from then read_running() end
+local page = {read_all()}
 for _, run in ipairs(found) do
   for _, fact in ipairs(run) do page[#page + 1] = fact end
 end

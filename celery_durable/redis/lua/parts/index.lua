@@ -1,6 +1,6 @@
--- The index: for each heading and task a sorted set of the ids of runs, by when they were created. The heading of a run is
--- its status; if it is suspended, what it waits for. A run that is running is found among the leases, and is in the
--- index only if its process was lost.
+-- The index: for each heading and task a sorted set of the ids of runs, by when they were created; and a sorted set of the
+-- names of these, <heading>:<task>. The heading of a run is its status; if it is suspended, what it waits for. A run that is
+-- running is found among the leases, and is in the index only if its process was lost.
 local index = string.sub(KEYS[2], 1, -7) .. 'index'  -- KEYS[2] is <shard>leases
 
 local function heading_of(status, waits)
@@ -12,6 +12,8 @@ local function leave(id, heading, task)
 end
 
 local function enter(id, heading, task, created)
-  redis.call('ZADD', index .. ':' .. heading .. ':' .. task, created, id)
-  redis.call('ZADD', index, 0, task)
+  local name = heading .. ':' .. task
+  local key = index .. ':' .. name
+  if redis.call('EXISTS', key) == 0 then redis.call('ZADD', index, 0, name) end
+  redis.call('ZADD', key, created, id)
 end
