@@ -46,6 +46,13 @@ STATE_OF_HEADING = {
     Status.IGNORED: states.IGNORED,
 }
 """Where a run is in the index → its state."""
+WAITS_FOR = {
+    Wait.RETRY: "its next attempt",
+    Wait.SLEEP: "the end of a sleep",
+    Wait.STALL: "code that fits",
+    Wait.PAUSE: "somebody to retry it or to cancel it, as no retry is left",
+}
+"""What a suspended run waits for → how that is told."""
 
 
 def forget_previous_run() -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from celery_durable import happenings
-from celery_durable.delivery.backend import STATE_OF_HEADING
+from celery_durable.delivery.backend import STATE_OF_HEADING, WAITS_FOR
 from celery_durable.exceptions import RecoveryLimitExceeded
 from celery_durable.happenings import Happening
 from celery_durable.interrupts import EndRun
@@ -22,12 +22,6 @@ _ENDS = {
     Status.SUCCEEDED: Happening.RUN_SUCCEEDED,
     Status.FAILED: Happening.RUN_FAILED,
     Status.REVOKED: Happening.RUN_CANCELLED,
-}
-_WAITS_FOR = {
-    Wait.RETRY: "its next attempt",
-    Wait.SLEEP: "the end of a sleep",
-    Wait.STALL: "code that fits",
-    Wait.PAUSE: "somebody to retry it or to cancel it, as no retry is left",
 }
 
 
@@ -49,7 +43,7 @@ def suspended(attempt: Attempt, waits: str, delay: float, *, by_broker: bool) ->
     if not by_broker:
         told.append(Happening.RUN_STALLED if waits == Wait.STALL else Happening.RUN_SUSPENDED)
     until = None if waits == Wait.PAUSE else moment(attempt.now() + delay * 1000)
-    _tell(attempt, told, waits, waits_for=_WAITS_FOR.get(waits, waits), until=until)
+    _tell(attempt, told, waits, waits_for=WAITS_FOR[waits], until=until)
 
 
 def ended(attempt: Attempt, status: str, outcome: str | None, *, anew: bool) -> None:

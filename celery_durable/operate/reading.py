@@ -10,7 +10,7 @@ from typing import Any
 
 from celery_durable.config.redaction import Redaction
 from celery_durable.config.settings import Redact
-from celery_durable.delivery.backend import STATE_OF_HEADING
+from celery_durable.delivery.backend import STATE_OF_HEADING, WAITS_FOR
 from celery_durable.delivery.call import Call
 from celery_durable.exceptions import JournalUnreadableError
 from celery_durable.journal.attributes import read_attributes
@@ -24,12 +24,8 @@ SUMMARY = (
 )  # fmt: skip
 """The fields that a list of runs needs."""
 
-_WAITS_FOR = {
-    Wait.RETRY: ("its next attempt", State.RETRYING),
-    Wait.SLEEP: ("the end of a sleep", State.SLEEPING),
-    Wait.PAUSE: ("somebody to retry it or to cancel it, as no retry is left", State.RETRYING),
-}
-"""What a run waits for → how that is told, and the state of the steps for which it waits."""
+_WAITING = {Wait.RETRY: State.RETRYING, Wait.SLEEP: State.SLEEPING, Wait.PAUSE: State.RETRYING}
+"""What a run waits for → the state of the steps for which it waits."""
 
 DIED = "DIED"
 
@@ -170,9 +166,9 @@ def _waits_for(fields: Fields, steps: tuple[StepRecord, ...]) -> str:
     waits = heading_of(fields)
     if waits == Wait.STALL:
         misfit = json.loads(fields.get(b"stalled") or b"{}")
-        return f"code that fits: {misfit.get('found', '?')} is recorded at {misfit.get('position', '?')}"
-    what, state = _WAITS_FOR.get(waits, ("its due time", ""))
-    names = [repr(step.name) for step in steps if step.state == state]
+        return f"{WAITS_FOR[waits]}: {misfit.get('found', '?')} is recorded at {misfit.get('position', '?')}"
+    what = WAITS_FOR.get(waits, "its due time")
+    names = [repr(step.name) for step in steps if step.state == _WAITING.get(waits)]
     return f"{what}: {', '.join(names)}" if names else what
 
 
