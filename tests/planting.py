@@ -198,6 +198,7 @@ def _failed(garden: Garden, task_id: str, began: int, _now: int, number: int, ba
         fields={
             **base,
             "opened": second,
+            "attempt_build": f"2:{base['build']}",
             "ended": second + 1_720,
             "actions": json.dumps({"what": "retry", "by": "ann", "at": second - 200}),
         },
