@@ -23,6 +23,7 @@ from tornado.web import create_signed_value
 
 from celery_durable.app.store import store_of
 from celery_durable.flower import asking, install
+from celery_durable.journal.attributes import attributes_text
 from celery_durable.operate.runs import Runs
 from celery_durable.seams.flower import handlers, settings
 from tests.integration.network import Waits
@@ -133,6 +134,20 @@ def test_the_tab_lists_runs_and_counts_them(site: Site, garden: Garden) -> None:
     only = site.get("/durable?state=FAILURE").text
     assert "/durable/run/bad" in only
     assert "/durable/run/good" not in only
+
+
+def test_runs_are_found_by_text_and_by_attributes(site: Site, garden: Garden) -> None:
+    attributes = attributes_text({"order": "o1", "region": "a=b"})
+    garden.plant("first", call=(["Anna"], {}), fields={"attributes": attributes})
+    garden.plant("second", call=(["Bob"], {}))
+
+    for query in ("text=anna", "attribute=order%3Do1", "attribute=region%3Da%3Db&attribute=order%3Do1"):
+        assert [run["id"] for run in site.get(f"/api/durable/runs?{query}").json()["runs"]] == ["first"]
+    page = site.get("/durable?attribute=order%3Do1").text
+    assert "/durable/run/first" in page
+    assert "/durable/run/second" not in page
+    assert "region=a=b" in page
+    assert "region=a=b" in site.get("/durable/run/first").text
 
 
 def test_the_page_of_a_run_tells_all_of_it(site: Site, garden: Garden) -> None:
