@@ -82,7 +82,10 @@ def _tell(attempt: Attempt, told: list[str], heading: str, **facts: Any) -> None
     """Tell how the attempt has left the run: under this *heading*, with these *facts*."""
     if not attempt.info.is_local:
         state, run = STATE_OF_HEADING.get(heading, heading), attempt.shown_run
-        left = replace(run.attempts[0], ended=moment(attempt.now()), how=state, replayed=attempt.replayed)
+        left = replace(
+            run.attempts[0], ended=moment(attempt.now()), how=state,
+            executed=attempt.state.executed, replayed=attempt.replayed,
+        )  # fmt: skip
         run = replace(run, state=state, attempts=(left,), **facts)
         for happening in told:
             happenings.tell(happening, run)
