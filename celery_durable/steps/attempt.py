@@ -101,7 +101,7 @@ class Attempt:
         """Whether it has found that another attempt has the run, or that the run has ended elsewhere."""
         return isinstance(self.pulse.interrupt, Fenced)
 
-    @property
+    @_Part
     def redaction(self) -> Redaction:
         """What observers are shown of its data."""
         return Redaction(self.settings.redact, self.info.task)
