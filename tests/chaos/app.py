@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
@@ -66,6 +67,15 @@ def play(ctx: DurableContext, program: Program) -> list[list[str]]:
 @durable_task(name="chaos.poisoned", task_retry_policy=PATIENTLY, max_recoveries=MAX_RECOVERIES_OF_A_POISON)
 def play_poisoned(ctx: DurableContext, program: Program) -> list[list[str]]:
     """Play a program that is expected to kill."""
+    return run_to_end(_play(ctx, program))
+
+
+# What its policy retries, pauses it.
+@durable_task(
+    name="chaos.pausing", task_retry_policy=RetryPolicy(max_attempts=1, on_exhausted="pause"), max_recoveries=1000
+)
+def play_pausing(ctx: DurableContext, program: Program) -> list[list[str]]:
+    """Play a program in which somebody has to help."""
     return run_to_end(_play(ctx, program))
 
 
@@ -190,6 +200,15 @@ class Player:
         strayed = {"at": f"{stray['at']}.stray"} if self._is_replaying() else {}
         yield from self._step({**stray["step"], **strayed})
         yield from self._step(stray["then"])
+
+    def _pause(self, pause: Operation) -> Generator[Call, Any, None]:
+        def act() -> list[Any]:
+            self._begins(pause["at"])
+            time.sleep(pause["seconds"])
+            fails = 0 if effects.is_mended(terms["effects"], self._run) else sys.maxsize
+            return self._ends({"at": pause["at"], "fails": fails, "then": "value"})
+
+        yield from self._execute(pause["at"], act, RunOptions())
 
     async def take_part(
         self, ctx: AsyncDurableContext, at: str, options: RunOptions, action: Callable[[], list[Any]]

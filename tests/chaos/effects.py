@@ -48,6 +48,15 @@ def write(path: str, line: Line) -> None:
     os.write(_file(path, os.getpid()), json.dumps(asdict(line)).encode() + b"\n")
 
 
+def mend(path: str, run: str) -> None:
+    """Let the step succeed from now on for which a run is paused."""
+    Path(f"{path}.mended.{run}").touch()
+
+
+def is_mended(path: str, run: str) -> bool:
+    return Path(f"{path}.mended.{run}").exists()
+
+
 @cache
 def _file(path: str, _pid: int) -> int:
     """Return the file, opened once per process: that is, not once for all that are forked from it."""

@@ -14,7 +14,7 @@ from tests.chaos.oracle import Expected, expected
 from tests.chaos.programs import Program, operations
 
 ENDED = ("succeeded", "failed")
-SETTLED = ("done", "failed", "sleeping")
+SETTLED = ("done", "failed", "cancelled", "sleeping")
 TOLD = ("SUCCESS", "FAILURE")
 MARK = re.compile(r'"(\d+):([0-9a-f]{12})"')
 

@@ -94,11 +94,17 @@ class _Author:
             self._tell("asks", step.at)
             self._tell("sees", step.at, text=text)
             return
+        if operation["do"] == "pause":
+            self._pause(step, operation["then"])
+        if step.state == "cancelled":
+            self._record(**self._entry(step, 1))
+            self._tell("sees", step.at, text=text)
+            return
         if step.at == self._dies_in:
             self._tell("begins", step.at, 1, mark=f"key of {step.at}")
             self._begin()
             self._tell("asks", step.at)
-        for execution in range(1, step.executions):
+        for execution in range(1, step.executions) if "fails" in operation else ():
             self._execute(step, execution, "fails")
             wait = operation["interval"] * 2 ** (execution - 1)
             self._suspend(wait, **self._entry(step, execution, state="retrying"))
@@ -113,6 +119,14 @@ class _Author:
         if step.at in self._run.children:
             child = self._run.children[step.at]
             child.writes.append(self._next("child", attempt="1"))
+
+    def _pause(self, step: PlannedStep, then: str) -> None:
+        """A paused task is retried, which takes its step back, or cancelled."""
+        self._execute(step, 1, "fails")
+        self._record(status="suspended", waits="pause", **self._entry(step, 1, state="retrying"))
+        self._record(waits="retry", **{"retry": {"reopened": "..."}, "cancel": {"cancel": "requested"}}[then])
+        self._begin()
+        self._tell("asks", step.at)
 
     def _execute(self, step: PlannedStep, execution: int, how: str) -> str:
         self._tell("begins", step.at, execution, mark=f"key of {step.at}")

@@ -7,6 +7,7 @@ from itertools import pairwise, zip_longest
 
 from tests.chaos.effects import Line
 from tests.chaos.evidence import ENDED, MARK, SETTLED, TOLD, Attempt, Run
+from tests.chaos.history import Write
 from tests.chaos.oracle import UNKNOWN
 from tests.chaos.programs import MAX_RECOVERIES_OF_A_POISON, TIMEOUT_OF_A_CROWD, operations, told, value_of
 
@@ -180,6 +181,18 @@ def a_sleep_lasts(run: Run) -> Iterator[str]:
         woke = [line.at for line in run.of("sees") if line.step == sleep["at"]]
         if woke and woke[0] - asked[0] < sleep["seconds"] - PRECISION:
             yield f"{sleep['at']} was to sleep {sleep['seconds']} s, and slept {woke[0] - asked[0]:.3f} s"
+
+
+def a_pause_lasts(run: Run) -> Iterator[str]:
+    """I18. Until somebody has retried or cancelled the run."""
+    paused: Write | None = None
+    for write in run.writes:
+        if "attempt" in write.fields and paused:
+            yield f"it was paused, and nobody had decided how it goes on: {paused}, {write}"
+        if write.fields.get("waits") == "pause":
+            paused = write
+        elif write.fields.keys() & {"reopened", "cancel"}:
+            paused = None
 
 
 # -- other paths -------------------------------------------------------------------------------------------------------
@@ -469,6 +482,7 @@ INVARIANTS: list[Invariant] = [
     retries_keep_to_their_limits,
     only_steps_that_were_hit_give_up_early,
     a_sleep_lasts,
+    a_pause_lasts,
     another_path_is_refused,
     a_run_keeps_to_one_path,
     no_run_fails_that_some_worker_can_finish,

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from tests.chaos.programs import Operation, Program, told, value_of
 
@@ -118,6 +119,12 @@ class _Oracle:
         self.says.steps.append(PlannedStep(stray["then"]["at"], 1, "retrying", None))
         raise Failed("JournalMismatchError")
 
+    def _pause(self, pause: Operation) -> None:
+        at = pause["at"]
+        if pause["then"] == "cancel":
+            self._fails(at, 1, None, f"TaskCancelled at {at}", "cancelled")
+        self._returns(at, 2, None, told(value_of(self._run, at)))
+
     def _crowd(self, crowd: Operation) -> None:
         for step in crowd["steps"]:
             with suppress(Failed):  # which its neighbours do not notice
@@ -127,7 +134,7 @@ class _Oracle:
         self.says.steps.append(PlannedStep(at, executions, "done", limit))
         self.says.seen.append((at, text))
 
-    def _fails(self, at: str, executions: int, limit: int | None, error: str) -> None:
-        self.says.steps.append(PlannedStep(at, executions, "failed", limit))
+    def _fails(self, at: str, executions: int, limit: int | None, error: str, state: str = "failed") -> NoReturn:
+        self.says.steps.append(PlannedStep(at, executions, state, limit))
         self.says.seen.append((at, error))
         raise Failed(error)

@@ -13,6 +13,8 @@
     patch  {"old": ..., "new": ...}                           the same, brought into new code by ctx.patched
     die    {}                                                 a step that kills its process, whenever it runs
     stray  {"step": ..., "then": ...}                         a step that has another name once it is recorded
+    pause  {"then": "retry" | "cancel", "seconds": 0.2}
+           a step that fails until somebody mends what it needs; its task is paused, and then retried, or cancelled
     crowd  {"steps": [{"attempts": 2, "hangs": 1, "seconds": 0.1}, ...]}
            side by side in an async task, more of them than it has threads; an action that hangs outlasts its timeout
 
@@ -64,6 +66,16 @@ def straying_program(rng: random.Random) -> Program:
     author = _Author(rng, {"step": 1}, 1)
     recorded, tried_again = {**author.sound_step(), "fails": 0}, {**author.sound_step(), "fails": 1}
     program = [author.sound_step(), {"do": "stray", "step": recorded, "then": tried_again}]
+    number(program)
+    return program
+
+
+def pausing_program(rng: random.Random) -> Program:
+    """Return a program whose task is paused once; its other steps are not for its policy to retry."""
+    author = _Author(rng, {"step": 1}, 1)
+    before, rescue, after = ({**author.sound_step(), "by": "step"} for _ in range(3))
+    pause = {"do": "pause", "then": rng.choice(["retry", "cancel"]), "seconds": rng.choice([0, 0.05, 0.3])}
+    program: Program = [before, {"do": "try", "body": [pause], "rescue": [rescue]}, after]
     number(program)
     return program
 

@@ -25,6 +25,7 @@ from tests.chaos.programs import (
     Operation,
     crowded_program,
     operations,
+    pausing_program,
     poisoned_program,
     random_program,
     straying_program,
@@ -32,8 +33,11 @@ from tests.chaos.programs import (
 from tests.chaos.stage import RESULT, UNREACHABLE, Stage, Terms
 
 IN_FLIGHT = 30
-PROPORTIONS = (84, 3, 3, 10)
-"""Of programs that are random, that stray from their path, that are poisoned, and that are crowded."""
+PROPORTIONS = (80, 3, 3, 10, 4)
+"""Of programs that are random, that stray from their path, that are poisoned, that are crowded, and that are paused."""
+_AUTHORS = (random_program, straying_program, poisoned_program, crowded_program, pausing_program)
+_TASKS = {poisoned_program: "poisoned", crowded_program: "crowd", pausing_program: "pausing"}
+"""The tasks for programs that need one of their own."""
 LONGEST_END = 90
 """Seconds after the last fault is healed, within which every run ends: leases lapse, retries and sleeps come due."""
 LONGEST_END_OF_A_DEPLOY = 400
@@ -142,8 +146,8 @@ class Round:
         rng = self._random("programs")
         while True:
             run = str(UUID(int=rng.getrandbits(128), version=4))
-            write = rng.choices([random_program, straying_program, poisoned_program, crowded_program], PROPORTIONS)[0]
-            task = {poisoned_program: "poisoned", crowded_program: "crowd"}.get(write) or rng.choice(["sync", "async"])
+            write = rng.choices(_AUTHORS, PROPORTIONS)[0]
+            task = _TASKS.get(write) or rng.choice(["sync", "async"])
             kinds = KINDS_OF_A_DEPLOY if self._is_deploy else KINDS
             yield Run(run, task, random_program(rng, kinds) if write is random_program else write(rng))
 
@@ -174,6 +178,8 @@ class Round:
             else:
                 stage.executing.add(line.pid)
         self._pending -= stage.ended(self._pending)
+        if pausing := [self._runs[run] for run in self._pending if self._runs[run].task == "pausing"]:
+            stage.end_pauses(pausing)
         self._send_again_what_began_nothing(stage)
 
     def _meet_child(self, line: Line) -> None:

@@ -20,8 +20,11 @@ import redis
 from celery import Celery
 from typing_extensions import Self
 
+from celery_durable.exceptions import DurableError
+from celery_durable.operate.runs import Runs
 from tests.chaos import effects
 from tests.chaos.evidence import TOLD, Run
+from tests.chaos.programs import operations
 from tests.integration.network import Proxy
 from tests.processes import Process, members
 from tests.servers import RedisServer
@@ -233,6 +236,29 @@ class Stage:
         return {
             run for run, result in zip(names, results, strict=True) if result and json.loads(result)["status"] in TOLD
         }
+
+    @cached_property
+    def _operator(self) -> Runs:
+        """Who looks after runs that are paused."""
+        app = Celery("operator", broker=self.broker.url(WRITING_DB), set_as_current=False)
+        app.conf.durable_redis_url = self.journal.url()
+        return Runs(app)
+
+    def end_pauses(self, runs: Collection[Run]) -> None:
+        """Do with those of these runs that are paused what their programs say."""
+        if not self.journal.running:
+            return
+        then = {
+            run.id: operation["then"]
+            for run in runs
+            for operation in operations(run.program)
+            if operation["do"] == "pause"
+        }
+        with suppress(DurableError):  # the journal does not answer, or the run has gone on
+            for run in self._operator.list(state="PAUSED"):
+                if then[run.id] == "retry":
+                    effects.mend(str(self.effects), run.id)
+                getattr(self._operator, then[run.id])(run.id)
 
     def has_begun(self, run: str) -> bool:
         with self.journal.client() as client:

@@ -16,6 +16,7 @@ from tests.chaos.programs import (
     KINDS_OF_A_DEPLOY,
     Program,
     number,
+    pausing_program,
     poisoned_program,
     random_program,
     straying_program,
@@ -68,6 +69,11 @@ def test_what_a_run_without_faults_leaves_is_sound(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(50))
 def test_what_a_run_of_a_deploy_leaves_is_sound(seed: int) -> None:
     assert not violations(flawless(random_program(random.Random(seed), KINDS_OF_A_DEPLOY)))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_a_paused_run_leaves_is_sound(seed: int) -> None:
+    assert not violations(flawless(pausing_program(random.Random(seed))))
 
 
 def test_the_program_that_is_spoilt_below_is_sound_by_itself() -> None:
@@ -321,6 +327,16 @@ def test_a_step_that_begins_on_another_path_is_noticed() -> None:
     assert "another_path_is_refused" in broken(run)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_pause_that_nobody_has_ended_is_noticed(seed: int) -> None:
+    run = flawless(pausing_program(random.Random(seed)))
+    for write in run.writes:
+        for name in ("reopened", "cancel"):
+            write.fields.pop(name, None)
+
+    assert broken(run) == {"a_pause_lasts"}
+
+
 def deploy_program() -> Program:
     program = [step(), {"do": "deploy", "old": step(), "new": step()}, {"do": "patch", "old": step(), "new": step()}]
     number(program)
@@ -368,7 +384,7 @@ def test_a_failure_by_code_that_does_not_fit_is_noticed() -> None:
 def test_every_invariant_is_broken_by_something() -> None:
     found = {name for parameters in SPOILT for name in parameters.values[1]}  # type: ignore[attr-defined]
 
-    found |= {"a_poison_is_parked", "another_path_is_refused"}
+    found |= {"a_poison_is_parked", "another_path_is_refused", "a_pause_lasts"}
     found |= {"a_run_keeps_to_one_path", "no_run_fails_that_some_worker_can_finish"}
     assert found == {invariant.__name__ for invariant in INVARIANTS}
 

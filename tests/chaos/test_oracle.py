@@ -89,6 +89,20 @@ def test_a_saga_that_succeeds_undoes_nothing() -> None:
     assert [each.at for each in says.steps] == ["1.1"]
 
 
+@pytest.mark.parametrize(
+    ("then", "executions", "seen", "path"),
+    [("retry", 2, value("1.1"), ["1.1", "2"]), ("cancel", 1, "TaskCancelled at 1.1", ["1.1", "1.rescue.1", "2"])],
+)
+def test_a_paused_task_is_retried_or_cancelled(then: str, executions: int, seen: str, path: list[str]) -> None:
+    block = {"do": "try", "body": [{"do": "pause", "then": then, "seconds": 0}], "rescue": [step()]}
+
+    says = expected(RUN, numbered(block, step()))
+
+    assert [each.at for each in says.steps] == path
+    assert (says.steps[0].executions, says.seen[0]) == (executions, ("1.1", seen))
+    assert not says.error
+
+
 def test_a_limited_step_that_lost_its_executions_to_faults_is_exhausted() -> None:
     program = numbered(step(attempts=3))
 
