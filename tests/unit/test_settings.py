@@ -105,7 +105,7 @@ def test_a_wrong_value_is_named_with_its_key(key: str, value: Any) -> None:
         assert repr(value) in str(refused.value)
 
 
-@pytest.mark.parametrize("value", [json.dumps, "json.dumps", "json:dumps"], ids=repr)
+@pytest.mark.parametrize("value", [json.dumps, "json.dumps", "json:dumps"], ids=["function", "path", "entry point"])
 def test_a_redactor_is_a_function_or_its_dotted_path(value: Any) -> None:
     assert read_settings({"durable_redact": value}).redact is json.dumps
 
