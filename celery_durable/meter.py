@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from . import happenings
 from .metrics import COUNTERS, STEP_BUCKETS, STEP_SECONDS, Metric, measured_by
+from .tracing import has_provider
 
 _measures = False
 
@@ -14,20 +14,11 @@ _measures = False
 def measure_if_loaded() -> None:
     """Measure from now on, if this process has a provider of OpenTelemetry's metrics by now."""
     global _measures  # noqa: PLW0603  one per process, like the provider
-    if not _measures and _has_provider():
+    if not _measures and has_provider("opentelemetry.metrics", "get_meter_provider"):
         from opentelemetry import metrics
 
         _measures = True
         happenings.observe(measured_by(OpenTelemetryMeter(metrics.get_meter("celery_durable"))))
-
-
-def _has_provider() -> bool:
-    metrics = sys.modules.get("opentelemetry.metrics")
-    # While another thread imports a module, sys.modules has it, but its names may be missing: hence hasattr.
-    if metrics is None or not hasattr(metrics, "get_meter_provider"):
-        return False
-    # The providers of the API itself measure nothing. Many programs have loaded the API, and no more.
-    return not type(metrics.get_meter_provider()).__module__.startswith("opentelemetry.metrics")
 
 
 class OpenTelemetryMeter:

@@ -24,6 +24,13 @@ def is_loaded() -> bool:
     return trace is not None and hasattr(trace, "get_current_span")
 
 
+def has_provider(api: str, getter: str) -> bool:
+    """Whether this process has set a provider of an *api*. Many programs have loaded the API, and no more."""
+    # While another thread imports a module, sys.modules has it, but its names may be missing.
+    get = getattr(sys.modules.get(api), getter, None)
+    return get is not None and not type(get()).__module__.startswith(api)
+
+
 def is_recording() -> bool:
     """Whether this code belongs to a trace that is recorded."""
     if not _has_context():
@@ -76,9 +83,18 @@ def begin_attempt(task: str, task_id: str, headers: Mapping[str, Any]) -> Attemp
     """
     from opentelemetry import context, trace
 
-    is_inside = trace.get_current_span().get_span_context().is_valid
+    is_inside = _has_context() and trace.get_current_span().get_span_context().is_valid
+    # To look is much cheaper than to begin a span that nobody sees.
+    if not (is_inside or has_provider("opentelemetry.trace", "get_tracer_provider") or _name_a_trace(headers)):
+        return None
     span = AttemptSpan(task, task_id, context.get_current() if is_inside else _extracted(headers))
     return span if span.is_valid else None
+
+
+def _name_a_trace(headers: Mapping[str, Any]) -> bool:
+    from opentelemetry import propagate
+
+    return not propagate.get_global_textmap().fields.isdisjoint(headers)
 
 
 class AttemptSpan:

@@ -158,6 +158,21 @@ def test_a_delivery_that_begins_no_attempt_leaves_no_span(spans: Any) -> None:
     assert not tracing.is_recording()
 
 
+def test_without_a_provider_an_attempt_is_a_span_only_if_its_message_names_a_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its steps then pass the trace on. Nobody would see any other span."""
+    monkeypatch.setattr(trace, "get_tracer_provider", trace.ProxyTracerProvider)
+    traced = {"traceparent": f"00-{7:032x}-{8:016x}-01"}
+
+    assert tracing.begin_attempt("shop.order", "task-1", {"retries": 0}) is None
+    span = tracing.begin_attempt("shop.order", "task-1", traced)
+    assert span is not None
+    assert trace_id() == 7
+    span.leave()
+    assert trace_id() == 0
+
+
 def test_each_end_of_an_attempt_has_a_word() -> None:
     assert HOW.keys() == {*get_args(End)} - {NotBegun}
 
