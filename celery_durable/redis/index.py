@@ -27,8 +27,10 @@ LIVE_HEADINGS = (Status.RUNNING, Wait.RETRY, Wait.SLEEP, Wait.STALL, Wait.PAUSE,
 ENDED_HEADINGS = tuple(sorted(Status.ENDED))
 HEADINGS = (*LIVE_HEADINGS, *ENDED_HEADINGS)
 
-_LOOKS = 1_000
+_LOOKS = 500
 """Of so many runs a search reads the journals in one call of its script: Redis serves nobody else meanwhile."""
+_MOST_AT_ONCE = 200
+"""For so many runs all shards are asked at once. For more, each is asked for what may still be among the newest."""
 _MOST_LET_GO = 100
 """So many journals of a shard that have expired leave the index before runs are counted."""
 _MOST_SWEPT = 2000
@@ -107,15 +109,15 @@ class Index:
             "looks": _LOOKS,
             **sieve._asdict(),
         }
-        if sieve == _NO_SIEVE:
+        if sieve == _NO_SIEVE and most <= _MOST_AT_ONCE:
             replies = self._ask(lambda shard: _paging(shard, asked))
             return _newest(most, [run for reply in replies for run in _indexed(reply)])
         found: list[Indexed] = []
         for shard in self._shards:
-            found = self._searched(shard, asked, found)
+            found = self._gathered(shard, asked, found)
         return found
 
-    def _searched(self, shard: Shard, asked: dict[str, Any], found: list[Indexed]) -> list[Indexed]:
+    def _gathered(self, shard: Shard, asked: dict[str, Any], found: list[Indexed]) -> list[Indexed]:
         """The newest runs of those that are *found*, and those of this shard. It is asked again and again for a few."""
         asked = {**asked}
         while True:
@@ -211,7 +213,7 @@ def _paging(shard: Shard, asked: dict[str, Any]) -> bytes:
 def _indexed(reply: list[Any]) -> Iterator[Indexed]:
     found = iter(reply[1:])
     for task_id, created, name in zip(found, found, found, strict=True):
-        yield Indexed(created, task_id.decode(), *_heading_and_task(name))
+        yield Indexed(int(created), task_id.decode(), *_heading_and_task(name))
 
 
 def _heading_and_task(name: bytes) -> tuple[str, str]:

@@ -19,16 +19,12 @@ local function is_asked(heading, task)
   return headings[heading] and (tasks[task] or not asked.tasks[1])
 end
 
-local function is_behind(created, id, newest, before)
-  return before == '' or created < tonumber(newest) or id < before
-end
-
 -- The text of the arguments has the needle in it, or Python shows them in another way: they are of another serializer, or
 -- of a type that JSON does not have. (What stands behind the last "options" belongs to none of the arguments.)
 local function mentions(call)
-  if not call then return false end
+  if type(call) ~= 'string' then return false end
   looks = looks - #call / 1024
-  if string.sub(call, 1, 9) ~= '{"args": ' or find(call, '"__type__"', 1, true) then return true end
+  if find(call, '{"args": ', 1, true) ~= 1 or find(call, '__type__', 1, true) then return true end
   local first = find(lower(call), needle, 1, true)
   return first and first < (match(call, '^.*(), "options": {') or #call)
 end
@@ -37,21 +33,25 @@ local function is_wanted(id, is_named)
   is_named = is_named or find(lower(id), needle, 1, true)
   if is_named and not asked.pairs[1] then return true end
   looks = looks - 1
-  local said = redis.pcall('HMGET', prefix .. id, 'call', 'attributes')
-  for _, pair in ipairs(asked.pairs) do
-    if not (said[2] and find(said[2], pair, 1, true)) then return false end
+  local key = prefix .. id
+  if asked.pairs[1] then
+    local attributes = redis.pcall('HGET', key, 'attributes')
+    for _, pair in ipairs(asked.pairs) do
+      if type(attributes) ~= 'string' or not find(attributes, pair, 1, true) then return false end
+    end
   end
-  return is_named or mentions(said[1])
+  return is_named or mentions(redis.pcall('HGET', key, 'call'))
 end
 
 -- What is older than enough others is not asked for any more.
 local function narrow()
   local times, kept = {}, {}
-  for i, run in ipairs(found) do times[i] = run[2] end
-  table.sort(times)
-  oldest = times[#times - most + 1]
-  for _, run in ipairs(found) do
-    if run[2] >= oldest then kept[#kept + 1] = run end
+  for i, run in ipairs(found) do times[i] = tonumber(run[2]) end
+  local all = {unpack(times)}
+  table.sort(all)
+  oldest = all[#all - most + 1]
+  for i, run in ipairs(found) do
+    if times[i] >= oldest then kept[#kept + 1] = run end
   end
   found = kept
 end
@@ -60,32 +60,37 @@ end
 local function read(name, heading, task, newest, before)
   local key, is_named, number = index .. ':' .. name, find(lower(task), needle, 1, true), 0
   while number < most do
-    local limit = most + (before ~= '' and redis.call('ZCOUNT', key, newest, newest) or 0)
-    local some = redis.call('ZREVRANGEBYSCORE', key, newest, oldest, 'WITHSCORES', 'LIMIT', 0, limit)
+    local as_new = before ~= '' and redis.call('ZCOUNT', key, newest, newest) or 0
+    local some = redis.call('ZREVRANGEBYSCORE', key, newest, oldest, 'WITHSCORES', 'LIMIT', 0, most + as_new)
     for i = 1, #some, 2 do
-      local id, created = some[i], tonumber(some[i + 1])
-      if is_behind(created, id, newest, before) then
+      local id = some[i]
+      if i > 2 * as_new or id < before then
         local is_leased = heading == 'running' and redis.call('ZSCORE', KEYS[2], id)
         if not is_leased and is_wanted(id, is_named) then
           number = number + 1
-          found[#found + 1] = {id, created, name}
+          found[#found + 1] = {id, some[i + 1], name}
         end
         if looks <= 0 then return {name, some[i + 1], id} end
       end
     end
-    if #some < 2 * limit then return nil end
+    if #some < 2 * (most + as_new) then return nil end
     before, newest = some[#some - 1], some[#some]
   end
+end
+
+local function is_in_span(created, id)
+  local newest = tonumber(asked.newest)
+  return created >= tonumber(oldest) and (created < newest or created == newest and (asked.before == '' or id < asked.before))
 end
 
 -- Of these there are as many as workers can execute.
 local function read_running()
   for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
     local run = redis.pcall('HMGET', prefix .. id, 'status', 'task', 'created')
-    local task, created = run[2], tonumber(run[3])
-    if run[1] == 'running' and is_asked(run[1], task) and created >= tonumber(oldest) and created <= tonumber(asked.newest)
-       and is_behind(created, id, asked.newest, asked.before) and is_wanted(id, find(lower(task), needle, 1, true)) then
-      found[#found + 1] = {id, created, 'running:' .. task}
+    local task = run[2]
+    if run[1] == 'running' and is_asked(run[1], task) and is_in_span(tonumber(run[3]), id)
+       and is_wanted(id, find(lower(task), needle, 1, true)) then
+      found[#found + 1] = {id, run[3], 'running:' .. task}
     end
   end
 end
