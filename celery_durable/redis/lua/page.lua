@@ -24,7 +24,7 @@ end
 local function mentions(call)
   if type(call) ~= 'string' then return false end
   looks = looks - #call / 1024
-  if find(call, '{"args": ', 1, true) ~= 1 or find(call, '__type__', 1, true) then return true end
+  if find(call, '{"args": ', 1, true) ~= 1 or find(call, '__type__"', 1, true) then return true end
   local first = find(lower(call), needle, 1, true)
   return first and first < (match(call, '^.*(), "options": {') or #call)
 end
