@@ -40,7 +40,8 @@ def test_a_paused_run_waits_for_its_retry_and_nothing_else_lets_it_go_on(
     last = chain(operate.pauses.s(3), operate.follow.s()).apply_async(link_error=operate.report.s())
     paused = last.parent
     first_message = waiting_message(durable)
-    worker = durable.start_worker(conf={"durable_lease": 2}, extra=["-E"])
+    # With one process, Celery tells of the retry before the next attempt begins.
+    worker = durable.start_worker(concurrency=1, conf={"durable_lease": 2}, extra=["-E"])
     before = wait_until_paused(durable, paused.id)
     assert effects.counts("reserve", "charge") == [1, 2]
     monitor.wait_for(paused, "started STARTED", "paused PAUSED")
