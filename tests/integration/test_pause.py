@@ -26,6 +26,7 @@ from celery_durable import (
 )
 from celery_durable.app.store import Store
 from celery_durable.exceptions import RunNotWakeableError
+from celery_durable.journal.entries import done_entry
 from celery_durable.journal.layout import Wait
 from celery_durable.operate.runs import Runs
 from celery_durable.worker.recovery import Recovery
@@ -294,6 +295,19 @@ def test_a_retry_of_an_attempt_that_is_over_changes_nothing(app: Celery, store: 
     task.broken.clear()
     assert goes_on(task, store, task_id) == "SUCCESS"
     assert task.ran["reserve"] == 1
+
+
+def test_a_retry_takes_no_step_back_that_has_ended_late(
+    app: Celery, store: Store, runs: Runs, redis_client: redis.Redis
+) -> None:
+    """Its action did not end in time, and it returns just when somebody retries the run."""
+    task_id = paused(paused_task(app, order))
+    late = done_entry("charge", 1, 1, 1, {}, "1")
+    redis_client.hset(store.keys(task_id).run, "step:2", late)
+
+    assert store.runs.unpause(task_id, "retry", "1", ("step:2",))
+
+    assert redis_client.hget(store.keys(task_id).run, "step:2") == late
 
 
 def test_the_budget_of_celerys_options_is_fresh_too(app: Celery, runs: Runs) -> None:

@@ -105,7 +105,9 @@ def test_the_states_that_nothing_replaces_are_the_settled_ones() -> None:
 
 def test_what_a_retry_takes_back_is_decided_in_one_place_which_is_no_script() -> None:
     """A script that opens a run is given the fields. Others look at entries to write them, and to end a sleep."""
-    assert {script for script in FILES if "state" in re.findall(r"\w+", code(script))} == {"write", "wake"}
+    looking = {script for script in FILES if "state" in re.findall(r"\w+", code(script))}
+    assert looking == {"write", "wake", "take_back"}
+    assert words("take_back") & set(members(State).values()) == {State.DONE}, "what has ended since stays"
 
 
 def test_a_cancellation_is_asked_for_in_one_word() -> None:

@@ -66,9 +66,11 @@ local function begin(recoveries, reopened)
   return {'open', attempt, now, recoveries, reopened}
 end
 
--- Retry of a failed run: the message says which entries it takes back, by the only rule for that (journal/reopening.py).
+--include take_back
+
+-- Retry of a failed run.
 local function renew_budgets()
-  for field in string.gmatch(ARGV[18], '[^\n]+') do redis.call('HDEL', run, field) end
+  take_back(ARGV[18])
   redis.call('HDEL', run, 'outcome', 'ended', 'delivered', 'failures', 'failing_since', 'resume', 'cancel', 'stalled')
   redis.call('PERSIST', run)
 end

@@ -5,11 +5,12 @@
 --include in_time
 --include index
 --include pause
+--include take_back
 local run = redis.call('HMGET', KEYS[1], 'status', 'waits', 'due', 'attempt', 'task', 'created', 'reopened')
 local reopened = run[7] or '\n'
 if string.find(reopened, '\n' .. ARGV[2] .. '\n', 1, true) then return 1 end
 if not is_paused(run[1], run[2], run[3]) or run[4] ~= ARGV[3] then return 0 end
 redis.call('HSET', KEYS[1], 'reopened', reopened .. ARGV[2] .. '\n')
-for field in string.gmatch(ARGV[4], '[^\n]+') do redis.call('HDEL', KEYS[1], field) end
+take_back(ARGV[4])
 unpause(ARGV[1], run[5], run[6])
 return 1
