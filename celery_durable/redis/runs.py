@@ -108,7 +108,9 @@ class StoredRuns:
 
     def wake(self, task_id: str) -> str:
         """End the wait of a suspended run now. Returns its status before; ``pause``: it is paused, and stays so."""
-        [status] = self._act("wake", task_id)
+        # If a reply gets lost, the command is sent again. The run may have begun another wait by then.
+        _, (attempt,) = self.glance(task_id, (b"attempt",))
+        [status] = self._act("wake", task_id, task_id, (attempt or b"").decode())
         return str(status.decode())
 
     def unpause(self, task_id: str, request: str, attempt: str, taken_back: Iterable[str]) -> bool:

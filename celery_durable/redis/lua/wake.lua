@@ -1,12 +1,13 @@
 -- End the wait of a suspended run now. A sleep that is not over ends with it.
--- KEYS run, leases, due   ARGV id, until when
+-- KEYS run, leases, due   ARGV id, number of the attempt that has left it so, until when
 -- Replies its status before ('unknown': it has no journal; 'pause': it is paused, and stays so)
 --include in_time
 --include index
 --include pause
-local run = redis.call('HMGET', KEYS[1], 'status', 'waits', 'due')
+local run = redis.call('HMGET', KEYS[1], 'status', 'waits', 'due', 'attempt')
 local status = run[1] or 'unknown'
 if status ~= 'suspended' then return status end
+if run[4] ~= ARGV[2] then return status end  -- that wait is over, and another one has begun
 if is_paused(status, run[2], run[3]) then return 'pause' end
 local fields = redis.call('HGETALL', KEYS[1])
 for i = 1, #fields, 2 do
