@@ -165,6 +165,7 @@ def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
         nesting=request.replaced_task_nesting or 0,
         fresh=not header.keys().isdisjoint(("reopen", "asked")) or not (redelivered or request.retries or header),
         reopen=header.get("reopen", ""),
+        restarted=header.get("restarted"),
         received=received_at(request),
         changed=int(header.get("changed", 0)),
         wake_up=bool(header.get("hint")),

@@ -30,6 +30,8 @@ class Delivery(NamedTuple):
     """It is neither redelivered nor a retry, or it was sent as a Retry. It may reopen a run that has failed before."""
     reopen: str = ""
     """The name of a request to reopen the run. Each request does so once, however often its message is delivered."""
+    restarted: str | None = None
+    """The newest run that restarted it when that was asked; empty: none did; None: the message does not say it."""
     changed: int = 0
     """How often ``self.retry(args=...)`` had changed the arguments when it was sent. The newest change counts."""
     received: float = inf

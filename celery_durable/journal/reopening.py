@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Collection
 
+from .actions import newest_restart
 from .entries import read_entry
 from .layout import Fields, Kind, State, step_field
 from .port import Delivery
@@ -33,6 +34,9 @@ def decided(delivery: Delivery, fields: Fields, asked: float, now: int) -> Deliv
     name = delivery.reopen or _name(delivery, fields, asked, now)
     if not name or f"\n{name}\n" in fields.get(b"reopened", b"").decode():
         # Each request reopens a run once, however often its message is delivered.
+        return delivery._replace(fresh=False)
+    if delivery.restarted is not None and delivery.restarted != newest_restart(fields):
+        # While its message was on the way, the run was restarted: that one does this work.
         return delivery._replace(fresh=False)
     attempt = fields.get(b"attempt", b"").decode()
     return delivery._replace(reopen=name, over=attempt, taken_back=tuple(taken_back(fields)))

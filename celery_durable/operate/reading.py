@@ -13,6 +13,7 @@ from celery_durable.config.settings import Redact
 from celery_durable.delivery.backend import STATE_OF_HEADING, WAITS_FOR
 from celery_durable.delivery.call import Call
 from celery_durable.exceptions import JournalUnreadableError
+from celery_durable.journal.actions import read_actions
 from celery_durable.journal.attributes import read_attributes
 from celery_durable.journal.layout import Fields, Kind, State, Status, Wait
 from celery_durable.journal.positions import in_order
@@ -117,8 +118,7 @@ def _counts(newest: int, fields: Fields) -> tuple[int, int] | tuple[None, None]:
 
 
 def _actions(fields: Fields) -> Iterator[ActionRecord]:
-    for line in _text(fields, b"actions").splitlines():
-        action = json.loads(line)
+    for action in read_actions(fields):
         yield ActionRecord(action["what"], action["by"], moment(action["at"]), action.get("run", ""))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
@@ -10,6 +9,7 @@ from celery_durable.app.store import Store, store_of
 from celery_durable.delivery.call import Call
 from celery_durable.delivery.message import BROKER_ERRORS
 from celery_durable.exceptions import DurableError, RunNotRestartableError
+from celery_durable.journal.actions import newest_restart, restarts_of
 from celery_durable.journal.layout import UNBRANCHED, Fields, Status, Wait, new_seed
 from celery_durable.journal.restarting import before_step
 
@@ -17,6 +17,8 @@ logger = logging.getLogger("celery_durable")
 
 _OF_EVERY_RUN = (b"task", b"fingerprint", b"nesting", b"changed")
 """The fields that belong to the call: a message is compared with them."""
+_OF_KIN = (b"status", b"actions", b"restarted_from")
+"""The fields that say whether a run is alive, and which runs do the same work."""
 _OF_ITS_ENTRIES = (b"v", b"seed", b"build")
 """The fields by which entries are read."""
 
@@ -32,15 +34,18 @@ def restart_run(app: Any, task_id: str, new_id: str, *, from_step: str | None = 
     """
     store = store_of(app)
     fields = store.runs.load(task_id)
-    if restarted_as(fields) == new_id:
+    if new_id in restarts_of(fields):
         return new_id
     _check_ended(task_id, fields)
     check_not_restarted(store, task_id, fields, RunNotRestartableError)
     call, text = _call_of(app, task_id, new_id, fields)
     new = _fields_of(task_id, fields, from_step) | {b"call": text.encode()}
-    store.runs.plant(new_id, new)
-    store.runs.note(task_id, "restart", by or "", new_id)
-    store.runs.note(new_id, "restart", by or "")
+    is_planted = store.runs.plant(new_id, new)
+    if not store.runs.note_restart(task_id, "restart", by, new_id, newest_restart(fields)):
+        if is_planted:
+            _uproot(store, new_id)
+        raise RunNotRestartableError(f"task {task_id}: somebody has restarted or retried it just now: look at it again")
+    store.runs.note(new_id, "restart", by)
     logger.info("task %s: is restarted as %s", task_id, new_id)
     try:
         # It begins no run, so a late copy of this message does nothing.
@@ -50,21 +55,36 @@ def restart_run(app: Any, task_id: str, new_id: str, *, from_step: str | None = 
     return new_id
 
 
-def restarted_as(fields: Fields) -> str:
-    """The id of the newest run that restarts this one; empty if there is none."""
-    actions = [json.loads(line) for line in fields.get(b"actions", b"").splitlines()]
-    return next((action["run"] for action in reversed(actions) if action.get("run")), "")
-
-
 def check_not_restarted(store: Store, task_id: str, fields: Fields, refusal: type[DurableError]) -> None:
     """Refuse to begin the work of a run that another run does just now.
 
     Raises:
-        refusal: a run that restarts it is alive.
+        refusal: a run that restarts it is alive, or one that it restarts, or another restart of that one.
     """
-    other = restarted_as(fields)
-    if other and store.runs.load(other).get(b"status", b"").decode() in Status.LIVE:
-        raise refusal(f"task {task_id} was restarted as {other}, which has not ended: wait for it, or cancel it first")
+    seen, found = {task_id}, _kin(fields)
+    while found:
+        other = found.pop()
+        if other in seen:
+            continue
+        seen.add(other)
+        _, values = store.runs.glance(other, _OF_KIN)
+        known = {name: value for name, value in zip(_OF_KIN, values, strict=True) if value is not None}
+        if known.get(b"status", b"").decode() in Status.LIVE:
+            said = "was restarted as" if other in restarts_of(fields) else "does the same work as"
+            raise refusal(f"task {task_id} {said} {other}, which has not ended: wait for it, or cancel it first")
+        found += _kin(known)
+
+
+def _kin(fields: Fields) -> list[str]:
+    """The run that this one restarts, and those that restart it."""
+    origin = fields.get(b"restarted_from", b"").decode()
+    return [*restarts_of(fields), *([origin] if origin else [])]
+
+
+def _uproot(store: Store, task_id: str) -> None:
+    """Take back a restart that was planted just now. No message of it was sent yet."""
+    store.runs.terminate(task_id, Status.REVOKED, 0.0, "{}")
+    store.runs.purge(task_id)
 
 
 def _check_ended(task_id: str, fields: Fields) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from celery_durable.app.store import store_of
 from celery_durable.delivery.call import Call
 from celery_durable.exceptions import RunNotRetryableError
+from celery_durable.journal.actions import newest_restart
 from celery_durable.journal.layout import Fields, Status, Wait
 from celery_durable.journal.reopening import replayed_failures, taken_back
 
@@ -37,8 +38,10 @@ def resend_run(app: Any, task_id: str, reopen: str, *, by: str | None = None) ->
     if is_paused:
         _unpause(app, task_id, reopen, fields)
     else:
-        call.send(app, name, {"reopen": reopen}, seed=fields.get(b"seed", b"").decode())
-    store.runs.note(task_id, "retry", by or "")
+        call.send(
+            app, name, {"reopen": reopen, "restarted": newest_restart(fields)}, seed=fields.get(b"seed", b"").decode()
+        )
+    store.runs.note(task_id, "retry", by)
     where = {key: call.options.get(key) for key in ("queue", "exchange", "routing_key")}
     logger.info("task %s: sent again for a Retry: %s", task_id, note)
     return {"task_id": task_id, "task": name, **where, "note": note}

@@ -285,7 +285,7 @@ class Runs:
         return float(settings.retention if is_success else settings.failure_retention)
 
     def _note(self, task_id: str, what: str, by: str | None) -> None:
-        self._store.runs.note(task_id, what, by or "")
+        self._store.runs.note(task_id, what, by)
 
     # -- how many, and how they stand
 

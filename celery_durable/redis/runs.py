@@ -137,11 +137,18 @@ class StoredRuns:
         planted = dated_call("plant", self.keys(task_id).all, task_id, ms(self._lease), kept, *pairs)
         return self._ask(task_id, planted) == [1]
 
-    def note(self, task_id: str, what: str, by: str, other: str = "") -> None:
-        """Keep in the journal that *by* has done this, now. *other* is another run that came of it; empty: none."""
-        self._act("note", task_id, what, by, other)
+    def note(self, task_id: str, what: str, by: str | None) -> None:
+        """Keep in the journal that *by* has done this, now; None: nobody has said who."""
+        self._act("note", task_id, what, _writable(by))
 
-    def _act(self, script_name: str, task_id: str, *facts: str) -> list[Any]:
+    def note_restart(self, task_id: str, what: str, by: str | None, new_id: str, known: str) -> bool:
+        """Keep in the journal that *by* has restarted a run that has ended, as *new_id*.
+
+        False: it lives again, or somebody was faster. *known*: the newest run that restarts it, as the caller knows it.
+        """
+        return self._act("restart", task_id, what, _writable(by), new_id, known) == [1]
+
+    def _act(self, script_name: str, task_id: str, *facts: str | bytes) -> list[Any]:
         return self._ask(task_id, dated_call(script_name, self.keys(task_id).all, *(facts or (task_id,))))
 
     def is_known(self, task_id: str) -> bool:
@@ -197,6 +204,11 @@ class StoredRuns:
 
     def _ask(self, task_id: str, *commands: bytes | Dated, timeout: float | None = None) -> list[Any]:
         return self._shards.of(task_id).pool.execute(*commands, timeout=timeout)
+
+
+def _writable(by: object) -> bytes:
+    # The act itself is done, or will be. It must not seem to have failed for an odd name of the one who did it.
+    return str(by or "").encode(errors="replace")
 
 
 def _claims(reply: list[Any]) -> Claims:

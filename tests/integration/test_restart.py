@@ -254,6 +254,89 @@ def test_nothing_is_done_twice_at_once(app: Celery, runs: Runs) -> None:
     assert "finished steps are replayed" in runs.retry(old)
 
 
+def test_of_two_restarts_at_once_one_is_refused(
+    app: Celery, runs: Runs, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have read the journal before the other one has done anything."""
+    _, old = began(app)
+    before, load = store.runs.load(old), store.runs.load
+    first = runs.restart(old)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.runs, "load", lambda task_id: before if task_id == old else load(task_id))
+        with pytest.raises(RunNotRestartableError, match="has restarted or retried it just now: look at it again"):
+            runs.restart(old)
+
+    assert runs.counts() == {"RETRY": 1, "FAILURE": 1}
+    assert [message.headers["id"] for message in sent(app)] == [first]
+    assert [action.run for action in runs.get(old).actions] == [first]
+
+
+def test_a_restart_that_is_slower_than_a_retry_is_refused(
+    app: Celery, runs: Runs, store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, old = began(app)
+    before = store.runs.load(old)
+    redis_client.hset(store.keys(old).run, "status", "running")
+
+    monkeypatch.setattr(store.runs, "load", lambda _task_id: before)
+    with pytest.raises(RunNotRestartableError, match="somebody has restarted or retried it just now"):
+        runs.restart(old)
+
+    assert sent(app) == []
+    assert redis_client.exists(store.keys(old).run) == 1
+    assert [run.id for run in runs.list(state="RETRY")] == []
+
+
+def test_a_retry_that_arrives_after_a_restart_begins_nothing(app: Celery, runs: Runs) -> None:
+    """Its message was on the way when somebody lost patience."""
+    task, old = began(app)
+    runs.retry(old)
+    [late] = sent(app)
+    new = runs.restart(old)
+    [message] = sent(app)
+
+    assert deliver(task, late) == "IGNORED"
+
+    assert runs.get(old).state == "FAILURE"
+    task.mended = False
+    assert deliver(task, message) == "FAILURE"
+    assert deliver(task, late) == "IGNORED", "it does not know of the restart"
+    task.mended = True
+    runs.retry(old)
+    assert deliver(task, sent(app)[0]) == "SUCCESS"
+    assert task.ran == {"reserve": 2, "charge": 3, "ship": 1}
+    assert runs.get(new).state == "FAILURE"
+
+
+def test_a_run_does_not_go_on_beside_the_restart_of_its_restart(app: Celery, runs: Runs) -> None:
+    task, old = began(app)
+    task.mended = False
+    new = runs.restart(old)
+    assert deliver(task, sent(app)[0]) == "FAILURE"
+    newer = runs.restart(new)
+
+    with pytest.raises(RunNotRetryableError, match=f"task {old} does the same work as {newer}, which has not ended"):
+        runs.retry(old)
+    with pytest.raises(RunNotRestartableError, match=f"does the same work as {newer}, which has not ended"):
+        runs.restart(old)
+
+
+def test_a_restart_does_not_go_on_beside_the_run_that_it_restarts(
+    app: Celery, runs: Runs, store: Store, redis_client: redis.Redis
+) -> None:
+    task, old = began(app)
+    task.mended = False
+    new = runs.restart(old)
+    assert deliver(task, sent(app)[0]) == "FAILURE"
+    redis_client.hset(store.keys(old).run, "status", "running")  # as after a Retry
+
+    with pytest.raises(RunNotRetryableError, match=f"task {new} does the same work as {old}, which has not ended"):
+        runs.retry(new)
+    with pytest.raises(RunNotRestartableError, match=f"does the same work as {old}, which has not ended"):
+        runs.restart(new)
+
+
 def test_a_restart_is_no_member_of_its_group_and_chord(app: Celery, runs: Runs) -> None:
     body = task_of(app, linked)
     follower = {**body.si(1), "options": {"task_id": "f", "group_id": "g", "chord": body.s()}}

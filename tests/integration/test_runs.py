@@ -24,6 +24,7 @@ from celery_durable.exceptions import (
     RunNotWakeableError,
 )
 from celery_durable.operate.runs import Runs
+from celery_durable.redis.client.scripts import Dated
 from tests.integration.runs import app_at, execute, lapse, new_id, opened, task_of
 from tests.waiting import eventually
 
@@ -346,6 +347,44 @@ def test_a_sleeper_that_is_woken_goes_on(app: Celery, runs: Runs, redis_client: 
     [action] = run.actions
     assert (action.what, action.by) == ("wake", "ann")
     assert run.created <= action.at <= (run.ended or run.created)
+
+
+def test_one_wake_ends_one_wait_though_its_command_is_sent_twice(
+    app: Celery, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reply was lost, and meanwhile the run has come to its next sleep."""
+
+    def naps(self: Any) -> None:
+        self.ctx.sleep(3600, name="short")
+        self.ctx.sleep(timedelta(days=30), name="long")
+
+    task_id = executed(app, naps)
+    ask = store_of(app).runs._ask  # noqa: SLF001
+
+    def ask_twice(asked: str, *commands: Any, **options: Any) -> list[Any]:
+        if isinstance(commands[0], Dated):
+            ask(asked, *commands, **options)
+            again = execute(app.tasks["shop.naps"], task_id=task_id, delivery_info={"redelivered": True})
+            assert again == "IGNORED"
+        return ask(asked, *commands, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store_of(app).runs, "_ask", ask_twice)
+        store_of(app).runs.wake(task_id)
+
+    assert [(step.name, step.state) for step in runs.get(task_id).steps] == [("short", "done"), ("long", "sleeping")]
+
+
+@pytest.mark.parametrize(
+    "by", ["ann\u2028\x85\r\nbob", "\ud800", {"name": "ann"}, 7], ids=["lines", "bytes", "dict", "7"]
+)
+def test_any_name_of_who_has_done_it_is_kept(app: Celery, runs: Runs, by: Any) -> None:
+    task_id = executed(app, sleeps)
+
+    runs.wake(task_id, by=by)
+
+    [action] = runs.get(task_id).actions
+    assert action.by == ("?" if by == "\ud800" else str(by))
 
 
 def test_a_run_that_waits_for_its_retry_is_woken(app: Celery, runs: Runs, redis_client: redis.Redis) -> None:

@@ -1,0 +1,39 @@
+"""What people have done with a run. One field has it: a JSON document a line, ``{"what", "by", "at", "run"}``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .entries import damaged
+from .layout import Fields
+
+_FIELD = b"actions"
+
+
+def read_actions(fields: Fields) -> list[dict[str, Any]]:
+    """The actions that a journal holds, the oldest first.
+
+    Raises:
+        JournalUnreadableError: the field is damaged.
+    """
+    raw = fields.get(_FIELD, b"")
+    try:
+        # Of what Python takes for the end of a line, JSON escapes only some.
+        return [json.loads(line) for line in raw.split(b"\n") if line]
+    except ValueError:
+        raise damaged(_FIELD.decode(), raw) from None
+
+
+def restarts_of(fields: Fields) -> list[str]:
+    """The ids of the runs that restart this one, the oldest first.
+
+    Raises:
+        JournalUnreadableError: the field is damaged.
+    """
+    return [action["run"] for action in read_actions(fields) if action.get("run")]
+
+
+def newest_restart(fields: Fields) -> str:
+    """The last one of these; empty if there is none."""
+    return next(reversed(restarts_of(fields)), "")
