@@ -172,7 +172,7 @@ def test_a_suspension_that_fails_is_tried_once_and_not_as_something_else(
         assert execute(task_of(app, body), task_id=task_id) == state
         journal = redis_client.hgetall(store_of(app).keys(task_id).run)
 
-    assert told == [{"resume", "step:1"}]
+    assert told == [{"resume", "step:1", "executed"}]
     assert journal["status"] == "running"
 
 

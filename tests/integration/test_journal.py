@@ -773,7 +773,7 @@ def test_a_journal_reads_as_text_with_hgetall(redis_url: str, redis_server: Redi
 
     assert {name for name in fields if ":" not in name} == {
         "v", "status", "task", "attempt", "fingerprint", "fence", "owner", "call", "created", "opened", "ended", "seed",
-        "progress", "nesting", "recoveries", "outcome", "delivered", "build",
+        "progress", "nesting", "recoveries", "outcome", "delivered", "build", "executed",
     }  # fmt: skip
     steps = [json.loads(fields[f"step:{position}"]) for position in (1, 2, 3, 4)]
     assert [(step["name"], step["state"], step["attempts"]) for step in steps] == [
