@@ -12,6 +12,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from threading import Thread
 from typing import Any
 
+from celery_durable.seams import celery as seam
+
 Completion = Callable[[Any, Any, str], list[Any]]
 """What click takes: given the context, the parameter and the begin of a word, it returns texts or its own items."""
 
@@ -67,8 +69,6 @@ def _newest(app: Any, of_states: tuple[str, ...]) -> list[Any]:
 
 def _app_of(ctx: Any) -> Any:
     """The app of ``celery -A``. It is not loaded yet: while a line is completed, no command runs."""
-    from celery.app.utils import find_app
-
     given = ctx.find_root().params
     for option, variable in (("broker", "CELERY_BROKER_URL"), ("result_backend", "CELERY_RESULT_BACKEND")):
         if given.get(option):
@@ -76,7 +76,7 @@ def _app_of(ctx: Any) -> Any:
     try:
         # What its modules print would be taken for completions.
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            app = find_app(given["app"])
+            app = seam.app_named(given["app"])
             app.loader.import_default_modules()
             app.finalize()
     except Exception:

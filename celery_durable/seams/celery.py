@@ -31,6 +31,7 @@ _state: Any = _untyped_state
 _tls: Any = CELERY.look_up("celery._state", "_tls")
 _task_stack: Any = CELERY.look_up("celery._state", "_task_stack")
 _active_apps: Callable[[], Collection[Any]] = CELERY.look_up("celery._state", "_get_active_apps")
+_find_app: Callable[[str], Any] = CELERY.look_up("celery.app.utils", "find_app")
 _detect_quorum_queues: Callable[[Any, str], Any] = CELERY.look_up("celery.utils.quorum_queues", "detect_quorum_queues")
 for _module, _path in (
     ("celery._state", "_tls.current_app"),
@@ -97,6 +98,11 @@ def _is_makeshift(app: Any) -> bool:
 def unproxied(app: Any) -> Any:
     """The app itself, if *app* is a proxy for it (``current_app``)."""
     return app._get_current_object() if isinstance(app, Proxy) else app
+
+
+def app_named(name: str) -> Any:
+    """The app that ``celery -A <name>`` finds. Its module is imported."""
+    return _find_app(name)
 
 
 def uses_quorum_queues(app: Any) -> bool:

@@ -314,7 +314,7 @@ def test_the_note_says_that_a_restart_is_needed_where_compensations_followed(
     note = result_of(durable.app, retry_id).get(timeout=20)["note"]
     assert "charge" in note
     assert "restart" in note
-    assert "new id" in note
+    assert "restart the run from this step" in note
     eventually(lambda: [journal(durable.redis, task_id)[name] for name in ("attempt", "status")] == ["3", "failed"])
     # The recorded failure is replayed, and so is what undid the reservation.
     assert [effects.count(name, task_id) for name in ("reserve", "charge", "release")] == [1, 2, 1]

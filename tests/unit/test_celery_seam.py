@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import signal
+import sys
 import threading
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -49,6 +51,16 @@ def test_the_app_of_a_thread_is_its_own(app: Celery) -> None:
     assert seam.app_of_this_thread() is app
     assert in_a_thread(seam.app_of_this_thread) is None
     assert in_a_thread(lambda: [app.set_current(), seam.app_of_this_thread()][1]) is app
+
+
+def test_an_app_is_found_by_the_name_that_the_celery_command_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = ModuleType("seam_app")
+    module.app = Celery("seam_app", set_as_current=False)
+    monkeypatch.setitem(sys.modules, "seam_app", module)
+
+    assert seam.app_named("seam_app") is module.app
+    with pytest.raises(ModuleNotFoundError):
+        seam.app_named("nowhere")
 
 
 def test_the_default_app_is_the_one_that_somebody_has_chosen(app: Celery) -> None:
