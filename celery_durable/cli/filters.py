@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -14,7 +15,10 @@ from . import completion
 def _user(_ctx: Any, _param: Any, value: str | None) -> str:
     import getpass
 
-    return value or getpass.getuser()
+    try:
+        return value or getpass.getuser()
+    except (KeyError, OSError):  # in a container, a user may have no name
+        return f"uid {os.getuid()}"
 
 
 by = click.option("--by", callback=_user, help="Who does it; kept in the journal. Default: the name of the user.")
@@ -27,9 +31,9 @@ class _When(click.ParamType):  # type: ignore[type-arg] # older versions take no
     def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
         try:
             when = datetime.fromisoformat(value)
-        except ValueError:
+            return when if when.tzinfo is not None else when.astimezone()
+        except (ValueError, OverflowError):
             self.fail(f"{value!r} is no time: write it as 2030-01-31T12:00:00+00:00", param, ctx)
-        return when if when.tzinfo is not None else when.astimezone()
 
 
 def _in_capitals(_ctx: Any, _param: Any, value: tuple[str, ...]) -> list[str] | None:

@@ -61,5 +61,7 @@ def refusals(command: str) -> Iterator[None]:
         yield
     except ConfigurationError as error:
         raise click.UsageError(f"{error} (celery -A <your app> durable {command} --help)") from error
+    except UnicodeEncodeError as error:
+        raise click.UsageError(f"an argument is no text in UTF-8, got {error.object!r}") from error
     except DurableError as error:
         raise click.ClickException(f"{error} (celery -A <your app> durable {command})") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -191,6 +192,30 @@ def test_a_damaged_journal_is_refused(app: Celery, store: Store, redis_client: r
     redis_client.hset(store.keys(task_id).run, "step:1", '{"name":')
 
     assert "is damaged: " in refusal(shell(app, verb, task_id))
+
+
+def test_a_damaged_journal_shows_nothing_of_what_it_holds(app: Celery, store: Store, redis_client: redis.Redis) -> None:
+    task_id = executed(app, sells, 7)
+    redis_client.hset(store.keys(task_id).run, "step:1", b'{"value": "\xffhidden"}')  # type: ignore[arg-type]
+
+    assert "hidden" not in refusal(shell(app, "show", task_id))
+
+
+def test_an_id_that_is_no_text_is_refused(app: Celery) -> None:
+    assert "no text in UTF-8, got '\\udcff'" in refusal(shell(app, "show", "\udcff"), code=2)
+
+
+def test_a_user_without_a_name_is_named_by_the_number(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    task_id = executed(app, sells, 7)
+
+    [done] = documents(shell(app, "restart", task_id, "--json"))
+
+    [action] = Runs(app).get(done["new"]).actions
+    assert action.by == f"uid {os.getuid()}"
 
 
 @pytest.mark.parametrize("verb", ["retry", "purge"])
