@@ -151,6 +151,16 @@ def error_line(facts: dict[str, Any] | None, redacted: Callable[[str], Any] = st
     return _cut(str(text).replace("\n", " "), _LONGEST_ERROR)
 
 
+def arguments_of(run: Run) -> str:
+    """The arguments of a run, as in a call."""
+    if run.args is None:
+        return "(of a serializer that is not accepted here)"
+    # What is redacted may be no arguments any more, but a text about them.
+    texts = [repr(argument) for argument in run.args] if isinstance(run.args, (list, tuple)) else [str(run.args)]
+    named = run.kwargs.items() if isinstance(run.kwargs, dict) else [("kwargs", run.kwargs)]
+    return ", ".join([*texts, *(f"{name}={value!r}" for name, value in named)])
+
+
 def preview_of(text: str, serializer: str = "") -> str:
     """A value for people: the beginning of its JSON; of what a *serializer* has written, only its name and size."""
     return f"<{serializer}, {len(text)} characters>" if serializer else _cut(text, _LONGEST_PREVIEW)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from celery_durable.operate.runs import Page
-from celery_durable.records import AttemptRecord, Run, StepRecord
+from celery_durable.records import AttemptRecord, Run, StepRecord, arguments_of
 
 from .output import coloured, console, local_time, shown, table, time_cell
 
@@ -79,7 +79,7 @@ def _facts(run: Run) -> Table:
         "id": run.id,
         "task": run.task,
         "state": coloured(run.state),
-        "arguments": arguments_of(run),
+        "arguments": _cut(arguments_of(run)),
         "attributes": ", ".join(f"{name}={value}" for name, value in run.attributes.items()),
         "created": local_time(run.created),
         "ended": local_time(run.ended),
@@ -129,18 +129,7 @@ def what_of(run: Run) -> str:
     """What there is to say of a run in one line: what it waits for, why it has failed, or its arguments."""
     if run.until is not None:
         return f"{run.waits_for} (until {local_time(run.until)})"
-    return _cut(run.error) or arguments_of(run)
-
-
-def arguments_of(run: Run) -> str:
-    """The arguments of a run, as in a call."""
-    if run.args is None:
-        return "(of a serializer that is not accepted here)"
-    # What is redacted may be no arguments any more, but a text about them.
-    texts = [repr(argument) for argument in run.args] if isinstance(run.args, (list, tuple)) else [str(run.args)]
-    named = run.kwargs.items() if isinstance(run.kwargs, dict) else [("kwargs", run.kwargs)]
-    texts += [f"{name}={value!r}" for name, value in named]
-    return _cut(", ".join(texts))
+    return _cut(run.error or arguments_of(run))
 
 
 def _cut(text: str) -> str:

@@ -41,6 +41,9 @@ class DurableAnswer(FlowerAPI):
     """An answer of ours."""
 
     def write_error(self, status_code: int, **facts: Any) -> None:
+        # What was wrong may be quoted, and older versions of Flower say that it is HTML.
+        self.set_header("Content-Type", "text/plain; charset=UTF-8")
+        self.set_header("X-Content-Type-Options", "nosniff")
         if status_code == 401 and knows_users(self):
             # Asked so, a browser sends the password that it has for the pages. Flower's own API does not ask.
             self.set_header("WWW-Authenticate", 'Basic realm="flower"')
@@ -82,7 +85,7 @@ class VerbAnswer(DurableAnswer):
             raise Refusal(415, f"a request is application/json, got {kind or 'nothing'}")
         try:
             facts = json.loads(self.request.body or b"{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refusal(400, f"the request is no JSON: {error}") from None
         if not isinstance(facts, dict) or not all(isinstance(value, str) for value in facts.values()):
             raise Refusal(400, f"the request must be an object of texts, got {json.dumps(facts)[:200]}")

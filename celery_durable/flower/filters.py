@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, tzinfo
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from .asking import Refusal
 
 _FIELD = "%Y-%m-%dT%H:%M"
 """How browsers write a time."""
+_NUMBER = re.compile("[0-9]{1,9}")
 
 
 class Filters(NamedTuple):
@@ -73,14 +75,18 @@ class Filters(NamedTuple):
         changed = self._replace(cursor=None, **changes) if "cursor" not in changes else self._replace(**changes)
         pairs = [("state", state) for state in changed.states] + [("task", task) for task in changed.tasks]
         pairs += [("attribute", pair) for pair in changed.pairs()]
-        pairs += [("text", changed.text), ("since", field(changed.since)), ("until", field(changed.until))]
+        pairs += [("text", changed.text), ("since", _exact(changed.since)), ("until", _exact(changed.until))]
         pairs += [("limit", str(changed.limit) if changed.limit != 50 else ""), ("cursor", changed.cursor or "")]
-        return "?" + urlencode([(name, value) for name, value in pairs if value])
+        return "?" + urlencode([(name, value) for name, value in pairs if value], errors="replace")
 
 
 def field(when: datetime | None) -> str:
     """A time as the field of a form has it."""
     return "" if when is None else when.strftime(_FIELD)
+
+
+def _exact(when: datetime | None) -> str:
+    return "" if when is None else when.isoformat()
 
 
 def _given(page: FlowerPage, name: str) -> list[str]:
@@ -94,7 +100,7 @@ def number(page: FlowerPage, name: str, otherwise: int) -> int:
         Refusal: it is none.
     """
     for text in _given(page, name):
-        if not text.isdecimal():
+        if not _NUMBER.fullmatch(text):
             raise Refusal(400, f"{name} must be a number, got {text!r}")
         return int(text)
     return otherwise
@@ -111,7 +117,7 @@ def _time(page: FlowerPage, name: str, zone: tzinfo) -> datetime | None:
     for text in _given(page, name):
         try:
             when = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
-        except ValueError:
+            return when.replace(tzinfo=zone) if when.tzinfo is None else when.astimezone(zone)
+        except (ValueError, OverflowError):
             raise Refusal(400, f"{name} must be a time like 2030-01-31T12:00:00+00:00, got {text!r}") from None
-        return when.replace(tzinfo=zone) if when.tzinfo is None else when.astimezone(zone)
     return None

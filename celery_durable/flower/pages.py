@@ -45,6 +45,9 @@ class DurablePage(FlowerPage):
             **facts,
         )
 
+    def get_template_namespace(self) -> dict[str, Any]:
+        return {**super().get_template_namespace(), "_tt_utf8": shown.utf8}  # Tornado's name for it
+
     def refuse(self, template: str, refusal: Refusal, **facts: Any) -> None:
         self.set_status(refusal.status)
         self.show(template, refresh=_NEWS, said=refusal.said, **facts)

@@ -5,11 +5,16 @@ from __future__ import annotations
 from datetime import datetime, timedelta, tzinfo
 from urllib.parse import quote
 
-from celery_durable.records import AttemptRecord, Run, StepRecord
+from celery_durable.records import AttemptRecord, Run, StepRecord, arguments_of
 
 _LONGEST_CALL = 120
 _LONGEST_VALUE = 4_000
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+def utf8(text: str | bytes | None) -> bytes | None:
+    """What a template sends. What is no Unicode, such as a strange byte in the name of a file, becomes an escape."""
+    return text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
 
 
 def path(task_id: str) -> str:
@@ -49,10 +54,7 @@ def distance(when: datetime, now: datetime) -> str:
 
 def call(run: Run) -> str:
     """The arguments of a run, in one short line."""
-    if run.args is None:
-        return "(of a serializer that is not accepted here)"
-    texts = [repr(argument) for argument in run.args] + [f"{name}={value!r}" for name, value in run.kwargs.items()]
-    return cut(", ".join(texts), _LONGEST_CALL)
+    return cut(arguments_of(run), _LONGEST_CALL)
 
 
 def value(given: object) -> str:

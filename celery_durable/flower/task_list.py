@@ -29,7 +29,8 @@ class TaskList(FlowerTaskList):
             states = {}  # what the events have said is shown
         for task_id, state in states.items():
             correct(self, task_id, state)
-            by_id[task_id]["state"] = known_task(self, task_id).state
+            if (task := known_task(self, task_id)) is not None:  # Flower forgets old ones
+                by_id[task_id]["state"] = task.state
         super().write(self._rows)
 
     async def post(self) -> None:

@@ -44,7 +44,7 @@ class Span(NamedTuple):
 
 
 class Timeline:
-    """The time of a run, from its first attempt until now, or until it goes on.
+    """The time of a run, from its creation until now, or until it goes on.
 
     Args:
         run: with its attempts and steps.
@@ -55,8 +55,8 @@ class Timeline:
         self._run = run
         self._now = now
         self._signs = sorted(when for step in run.steps for when in (step.first, step.at) if when is not None)
-        self._spans = list(self._spans_of(run))
-        self._last = self._end_of(run.attempts[-1], None)
+        self._spans = list(self._spans_of(run)) or [Span(run.created, run.created, is_wait=True)]
+        self._last = self._end_of(run.attempts[-1], None) if run.attempts else now
         self._ends = [span.end for span in self._spans]
         self._places = _places(self._spans)
         self.begin, self.end = self._spans[0].begin, self._spans[-1].end
@@ -70,8 +70,10 @@ class Timeline:
             end = self._end_of(attempt, following)
             yield Span(max(at, attempt.began), max(at, end), is_wait=False)
             at = max(at, end)
-        if run.until is not None and run.until > at:
-            yield Span(at, run.until, is_wait=True)
+        # A restart waits for its first attempt.
+        until = run.until if run.attempts else max(self._now, run.until or at)
+        if until is not None and until > at:
+            yield Span(at, until, is_wait=True)
 
     def _end_of(self, attempt: AttemptRecord, following: AttemptRecord | None) -> datetime:
         if attempt.ended is not None:

@@ -18,6 +18,7 @@ from celery_durable.journal.attributes import read_attributes
 from celery_durable.journal.layout import Fields, Kind, State, Status, Wait
 from celery_durable.journal.positions import in_order
 from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord, moment
+from celery_durable.redis.index import Indexed
 
 SUMMARY = (
     b"status", b"waits", b"task", b"call", b"created", b"opened", b"ended", b"owner", b"build", b"due", b"stalled",
@@ -37,6 +38,15 @@ def heading_of(fields: Fields) -> str:
     return fields.get(b"waits", b"suspended").decode() if status == Status.SUSPENDED else status
 
 
+def unread_run(indexed: Indexed, state: str, why: JournalUnreadableError) -> Run:
+    """What the index knows of a run whose journal cannot be read: a list shows it, and why, beside the others."""
+    created = moment(indexed.created)
+    return Run(
+        id=indexed.task_id, task=indexed.task, state=state, args=None, kwargs=None, created=created, began=created,
+        ended=None, worker="", lease=None, waits_for="", until=None, build="", error=str(why),
+    )  # fmt: skip
+
+
 def read_run(
     task_id: str, fields: Fields, lease_ms: float | None, accept: frozenset[str], redact: Redact | None, *, whole: bool
 ) -> Run:
@@ -48,8 +58,9 @@ def read_run(
     try:
         return _read(task_id, fields, lease_ms, accept, redact, whole)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
+        said = f"{type(error).__name__}: {error}"  # the repr of some errors has the text that could not be read
         raise JournalUnreadableError(
-            f"the journal of task {task_id} is damaged: {error!r}; look at its fields, and delete it"
+            f"the journal of task {task_id} is damaged: {said}; look at its fields, and delete it"
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -13,6 +14,7 @@ from celery_durable.commands import cancel
 from celery_durable.delivery.backend import STATE_OF_HEADING
 from celery_durable.exceptions import (
     ConfigurationError,
+    JournalUnreadableError,
     RunNotFound,
     RunNotImportableError,
     RunNotPurgeableError,
@@ -24,7 +26,7 @@ from celery_durable.redis.index import HEADINGS, Indexed, Range
 from celery_durable.task.apps import resolve_app
 
 from . import document as documents
-from .reading import SUMMARY, heading_of, read_run
+from .reading import SUMMARY, heading_of, read_run, unread_run
 from .restarting import restart_run
 from .retrying import resend_run
 from .search import Search
@@ -35,6 +37,7 @@ STATES = tuple(dict.fromkeys(STATE_OF_HEADING[heading] for heading in HEADINGS))
 """The states of runs, the live ones first."""
 
 _LONGEST_PAGE = 1_000
+_CURSOR = re.compile("(?P<created>[0-9]{1,15})-(?P<task_id>.+)", re.DOTALL)
 _CHUNK = 500
 """So many runs are read at a time, at least, if many of them may not be meant."""
 
@@ -155,12 +158,18 @@ class Runs:
                     # Its journal has expired, or a worker of an older version has changed it.
                     index.forget(run)
                 if heading in headings:
-                    record = read_run(run.task_id, fields, lease, self._accept, self._redact, whole=False)
+                    record = self._summary(run, fields, lease)
                     if search.finds(record):
                         yield run, record
             if len(page) < most:
                 return
             span = span.behind(page[-1])
+
+    def _summary(self, run: Indexed, fields: Fields, lease: float | None) -> Run:
+        try:
+            return read_run(run.task_id, fields, lease, self._accept, self._redact, whole=False)
+        except JournalUnreadableError as error:
+            return unread_run(run, STATE_OF_HEADING[heading_of(fields)], error)
 
     # -- what an operator does
 
@@ -334,7 +343,7 @@ def _ms(name: str, when: datetime | None) -> int | None:
 
 
 def _behind(span: Range, cursor: str) -> Range:
-    created, dash, task_id = cursor.partition("-")
-    if not (dash and created.isdigit() and task_id):
+    read = _CURSOR.fullmatch(cursor)
+    if read is None:
         raise ConfigurationError(f"cursor must be that of a page of runs, got {cursor!r}")
-    return span.behind(Indexed.of(task_id, int(created)))
+    return span.behind(Indexed.of(read["task_id"], int(read["created"])))

@@ -228,6 +228,66 @@ def test_what_users_have_written_is_escaped(site: Site, garden: Garden) -> None:
     assert site.get(f"/api/durable/run/{path}").json()["error"] == f"{HOSTILE}: {HOSTILE}"
 
 
+def test_what_is_no_unicode_is_shown_with_escapes(site: Site, garden: Garden) -> None:
+    error = ("FileNotFoundError", "invoice-\udcff.pdf")
+    garden.plant(
+        "bad",
+        done("read", garden.now, 1, "invoice-\udcff.pdf"),
+        status="failed",
+        error=error,
+        fields={"attributes": attributes_text({"file": "invoice-\udcff.pdf"})},
+    )
+
+    for path in ("/durable", "/durable/run/bad", "/durable/panel/bad"):
+        answer = site.get(path)
+        assert answer.status_code == 200
+        assert "invoice-\\udcff.pdf" in answer.text
+
+
+def test_a_restart_that_nobody_has_begun_has_a_page(site: Site, garden: Garden) -> None:
+    garden.plant("old", done("charge", garden.now, 1), status="failed")
+
+    new = site.post("/api/durable/run/old/restart").json()["new_id"]
+
+    for path in (f"/durable/run/{new}", f"/durable/panel/{new}"):
+        answer = site.get(path)
+        assert answer.status_code == 200
+        assert "Nothing is recorded yet." in answer.text
+
+
+def test_a_text_in_place_of_the_arguments_is_shown(redis_url: str, redis_client: redis.Redis) -> None:
+    with app_at(redis_url, durable_redact=lambda _task, _where, _value: "***") as app:
+        garden = Garden(store_of(app), redis_client, int(time.time() * 1000))
+        with site_of(app, basic_auth=[":".join(ANN)]) as site:
+            site.session.auth = ANN
+            garden.plant("good", call=(["hidden"], {"key": "hidden"}))
+
+            answer = site.get("/durable")
+
+    assert answer.status_code == 200
+    assert "***, kwargs=&#x27;***&#x27;" in answer.text or "***, kwargs=&#39;***&#39;" in answer.text
+    assert "hidden</code>" not in answer.text
+
+
+def test_a_damaged_journal_hides_no_other_run(site: Site, garden: Garden, app: Celery) -> None:
+    garden.plant("good")
+    garden.plant("damaged", fields={"created": "soon"})
+
+    answer = site.get("/durable")
+
+    assert answer.status_code == 200
+    assert "/durable/run/good" in answer.text
+    assert "the journal of task damaged is damaged: ValueError" in answer.text
+    assert [run.state for run in Runs(app).list(task="shop.order")] == ["SUCCESS", "SUCCESS"]
+
+
+def test_the_next_page_is_of_the_same_time(site: Site, garden: Garden) -> None:
+    for number in range(2):
+        garden.plant(f"run-{number}")
+
+    assert "since=2020-01-31T12%3A00%3A30%2B00%3A00" in site.get("/durable?limit=1&since=2020-01-31T12:00:30Z").text
+
+
 def test_a_task_without_a_journal_has_an_empty_panel(site: Site) -> None:
     assert (site.get("/durable/panel/nobody").status_code, site.get("/durable/panel/nobody").text) == (200, "")
 
@@ -297,6 +357,7 @@ def test_what_a_run_forbids_is_refused_in_a_sentence(
         ({"data": b"{}", "json": None, "headers": {"Content-Type": "text/plain"}}, 415, "got text/plain"),
         ({"data": b"", "json": None}, 415, "got nothing"),
         ({"data": b"{", "json": None, "headers": {"Content-Type": "application/json"}}, 400, "no JSON"),
+        ({"data": b"[" * 100_000, "json": None, "headers": {"Content-Type": "application/json"}}, 400, "no JSON"),
         ({"json": ["x"]}, 400, "must be an object of texts"),
         ({"json": {"by": "mallory"}}, 400, "cancel takes no by; what it takes: nothing"),
     ],
@@ -319,8 +380,12 @@ def test_a_request_that_is_wrong_does_nothing(
         ("state=DONE", "state must be one of STARTED, RETRY"),
         ("since=soon", "since must be a time like 2030-01-31T12:00:00+00:00"),
         ("limit=many", "limit must be a number"),
+        ("limit=" + "9" * 5_000, "limit must be a number"),
         ("limit=0", "limit must be from 1 to 1,000"),
         ("cursor=x", "cursor must be that of a page of runs"),
+        ("cursor=%C2%B2-x", "cursor must be that of a page of runs"),
+        ("cursor=" + "9" * 5_000 + "-x", "cursor must be that of a page of runs"),
+        ("since=0001-01-01T00:00:00%2B05:00", "since must be a time like"),
         ("attribute=order", "an attribute is written as name=value"),
     ],
 )

@@ -357,3 +357,6 @@ def test_an_older_flower_has_the_same_pages(
 
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     context.close()
+    # An address that cannot be read is quoted, and not as HTML.
+    answer = requests.get(flower.url("/ops/api/durable/run/%3Cb%3E%FF"), auth=LOGIN, timeout=10)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (400, "text/plain; charset=UTF-8")
