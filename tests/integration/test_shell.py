@@ -386,11 +386,15 @@ def good_server() -> Iterator[RedisServer]:
 def good_app(good_server: RedisServer) -> Iterator[Celery]:
     good_server.client().flushall()
     with app_at(good_server.url()) as app:
-        # What the tests of other files have decorated without an app belongs to each app, and the doctor looks at it.
-        for foreign in [name for name in app.tasks if not name.startswith(("celery.", "celery_durable."))]:
-            del app.tasks[foreign]
+        forget_other_tests(app)
         task_of(app, sells)
         yield app
+
+
+def forget_other_tests(app: Celery) -> None:
+    """What other files have decorated without an app belongs to each app, and the doctor looks at all tasks."""
+    for foreign in [name for name in app.tasks if not name.startswith(("celery.", "celery_durable."))]:
+        del app.tasks[foreign]
 
 
 @pytest.fixture
@@ -429,6 +433,7 @@ def test_a_doctor_that_finds_nothing_says_so(good_app: Celery) -> None:
 
 
 def test_the_dangers_of_a_server_are_problems(app: Celery) -> None:
+    forget_other_tests(app)
     task_of(app, sells)
 
     start = findings(app, code=1)["start"]
