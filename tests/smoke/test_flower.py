@@ -211,6 +211,18 @@ def test_an_ended_run_is_restarted_from_a_step(page: Page, flower: Flower, app: 
     assert (action.what, action.by) == ("restart", "operator")
 
 
+def test_the_keyboard_stays_on_its_button_when_there_is_news(page: Page, flower: Flower, garden: Garden) -> None:
+    garden.plant("watched", status="suspended", fields={"due": int(time.time() * 1000) + 600_000})
+    page.goto(flower.url("/durable/run/watched"))
+    waits, wake = page.locator("#durable-waits"), page.get_by_role("button", name="Wake", exact=True)
+    before = waits.inner_text()
+
+    wake.focus()
+    expect(waits).not_to_have_text(before, use_inner_text=True)
+
+    expect(wake).to_be_focused()
+
+
 def test_a_refusal_is_said_on_the_page(page: Page, flower: Flower, garden: Garden) -> None:
     garden.plant("just-failed", status="failed", error=("Declined", "no money"))
     page.goto(flower.url("/durable/run/just-failed"))

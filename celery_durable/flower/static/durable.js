@@ -51,13 +51,27 @@
 
     function show(html) {
         var found = new DOMParser().parseFromString(html, "text/html").getElementById("durable-live"),
-            shown = live();
+            shown = live(),
+            active = document.activeElement;
         if (!found || found.outerHTML === last || isBeingUsed()) {
             return;
         }
         last = found.outerHTML;
         shown.replaceWith(document.adoptNode(found));
         placeActions();
+        focusAgain(active);
+    }
+
+    function focusAgain(element) {
+        // The keyboard stays on its button, although the button is a new one.
+        Array.from(document.querySelectorAll(".durable a, .durable button, .durable-panel-actions button"))
+            .filter(function (found) {
+                return element !== document.activeElement && found.isEqualNode(element);
+            })
+            .slice(0, 1)
+            .forEach(function (found) {
+                found.focus({preventScroll: true});
+            });
     }
 
     function isBeingUsed() {
