@@ -308,12 +308,15 @@ class Runs:
         }
 
     def counts(self) -> dict[str, int]:
-        """How many runs are in each state. States without runs are left out."""
+        """How many runs are in each state. States without runs are left out.
+
+        A state that only a newer version of the library knows comes last, under the name that the index has for it.
+        """
         counts: dict[str, int] = {}
         for (heading, _), number in self._store.index.counts().items():
-            state = STATE_OF_HEADING[heading]
+            state = STATE_OF_HEADING.get(heading, heading)
             counts[state] = counts.get(state, 0) + number
-        return {state: counts[state] for state in STATES if state in counts}
+        return {state: counts[state] for state in (*STATES, *counts) if state in counts}
 
 
 def _said(status: str) -> str:

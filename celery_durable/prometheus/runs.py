@@ -83,7 +83,8 @@ def _runs(counts: dict[tuple[str, str], int] | None = None) -> GaugeMetricFamily
     numbers: dict[str, dict[str, int]] = {}
     for (heading, task), number in (counts or {}).items():
         states = numbers.setdefault(task, dict.fromkeys(STATES, 0))
-        states[STATE_OF_HEADING[heading]] += number
+        state = STATE_OF_HEADING.get(heading, heading)  # a newer version of the library may know more
+        states[state] = states.get(state, 0) + number
     for task, states in sorted(numbers.items()):
         for state, number in states.items():
             runs.add_metric((task, state), number)

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from celery_durable import TerminalError, prometheus
 from celery_durable.app.store import store_of
 from tests.integration.runs import app_at, execute, new_id, task_of
+from tests.planting import Garden
 
 
 def sells(self: Any) -> int:
@@ -55,6 +56,14 @@ def gauges(registry: CollectorRegistry) -> dict[tuple[str, ...], float]:
         for sample in family.samples
         if sample.value
     }
+
+
+def test_a_state_of_a_newer_version_is_counted(
+    app: Celery, registry: CollectorRegistry, redis_client: redis.Redis
+) -> None:
+    Garden(store_of(app), redis_client, 0).plant("newer", status="suspended", waits="tide")
+
+    assert gauges(registry)["runs", "shop.order", "tide"] == 1
 
 
 def test_runs_are_counted_by_task_and_state(app: Celery, registry: CollectorRegistry) -> None:

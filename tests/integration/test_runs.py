@@ -26,6 +26,7 @@ from celery_durable.exceptions import (
 from celery_durable.operate.runs import Runs
 from celery_durable.redis.client.scripts import Dated
 from tests.integration.runs import app_at, execute, lapse, new_id, opened, task_of
+from tests.planting import Garden
 from tests.waiting import eventually
 
 
@@ -235,6 +236,16 @@ def test_any_text_of_the_arguments_finds_a_run(app: Celery, runs: Runs, text: st
     found = [run.id for run in runs.list(text=text)]
 
     assert found == ([] if text == '": 0.50' else [task_id])
+
+
+def test_a_state_of_a_newer_version_is_counted(app: Celery, runs: Runs, redis_client: redis.Redis) -> None:
+    garden = Garden(store_of(app), redis_client, 0)
+    garden.plant("good")
+    garden.plant("newer", status="suspended", waits="tide")
+
+    assert runs.counts() == {"SUCCESS": 1, "tide": 1}
+    assert [run.id for run in runs.list()] == ["good"]
+    assert runs.get("newer").state == "tide"
 
 
 def test_the_steps_of_each_attempt_are_counted(app: Celery, runs: Runs, redis_client: redis.Redis) -> None:
