@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from celery_durable.redis.index import HEADINGS, Index, Indexed, Range, Sieve
 from celery_durable.redis.journal import RedisJournal
 from celery_durable.redis.keys import shard_of
 from tests.integration.runs import TASK, executions, lapse, new_id, opened, store_at
+from tests.servers import RedisServer
 from tests.waiting import eventually
 
 DAY = 86400.0
@@ -251,6 +255,38 @@ def test_a_search_reads_a_few_journals_at_a_time_and_misses_none(
             span = span.behind(page[-1])
         assert ids(read) == expected
     assert index.page(100, Range(), HEADINGS, (), Sieve("neither")) == []
+
+
+@pytest.fixture
+def english_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a server that compares texts as people do who write English: "a" comes before "B"."""
+    made = ["localedef", "-i", "en_US", "-f", "UTF-8", tmp_path / "en_US.UTF-8"]
+    if not shutil.which("localedef") or subprocess.run(made, check=False, capture_output=True).returncode:
+        pytest.skip("no locale can be made here")
+    monkeypatch.setenv("LOCPATH", str(tmp_path))
+    monkeypatch.setenv("LC_ALL", "en_US.UTF-8")
+    with RedisServer() as server:
+        yield server.url()
+
+
+def test_the_order_of_texts_does_not_depend_on_the_language_of_the_server(
+    english_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "_LOOKS", 1)
+    texts = ["B", "B1", "a", "a-1", "a1", "C", "_"]
+    runs = sorted((f"{text}{number}", f"shop.{text}") for text in texts for number in range(8))
+    with store_at(english_url) as store, redis.Redis.from_url(english_url) as client:
+        assert client.eval("return {'B' < 'a'}", 0) == [None], "a script of this server compares so"
+        for task_id, task in runs:
+            opened(store, task_id, call=call_with("it"), task=task).close()
+            client.hset(store.keys(task_id).run, mapping={"created": 1_000})
+            assert store.runs.terminate(task_id, "failed", DAY, "{}")
+        for sieve in (Sieve(), Sieve("it")):
+            read, span = [], Range()
+            while page := store.index.page(5, span, HEADINGS, (), sieve):
+                read += page
+                span = span.behind(page[-1])
+            assert ids(read) == [task_id for task_id, _ in reversed(runs)]
 
 
 def test_a_search_looks_at_large_arguments_in_more_calls(store: Store, index: Index, redis_client: redis.Redis) -> None:

@@ -19,6 +19,15 @@ local function is_asked(heading, task)
   return headings[heading] and (tasks[task] or not asked.tasks[1])
 end
 
+-- Redis sorts texts by their bytes. The operator of Lua does it as people do who speak the language of the server.
+local function is_smaller(a, b)
+  for i = 1, math.min(#a, #b) do
+    local x, y = string.byte(a, i), string.byte(b, i)
+    if x ~= y then return x < y end
+  end
+  return #a < #b
+end
+
 -- The text of the arguments has the needle in it, or Python shows them in another way: they are of another serializer, or
 -- of a type that JSON does not have. (What stands behind the last "options" belongs to none of the arguments.)
 local function mentions(call)
@@ -64,7 +73,7 @@ local function read(name, heading, task, newest, before)
     local some = redis.call('ZREVRANGEBYSCORE', key, newest, oldest, 'WITHSCORES', 'LIMIT', 0, most + as_new)
     for i = 1, #some, 2 do
       local id = some[i]
-      if i > 2 * as_new or id < before then
+      if i > 2 * as_new or is_smaller(id, before) then
         local is_leased = heading == 'running' and redis.call('ZSCORE', KEYS[2], id)
         if not is_leased and is_wanted(id, is_named) then
           number = number + 1
@@ -80,7 +89,7 @@ end
 
 local function is_in_span(created, id)
   local newest = tonumber(asked.newest)
-  return created >= tonumber(oldest) and (created < newest or created == newest and (asked.before == '' or id < asked.before))
+  return created >= tonumber(oldest) and (created < newest or created == newest and (asked.before == '' or is_smaller(id, asked.before)))
 end
 
 -- Of these there are as many as workers can execute.
@@ -96,9 +105,9 @@ local function read_running()
 end
 
 local function read_all()
-  for _, name in ipairs(redis.call('ZRANGE', index, 0, -1)) do
+  for _, name in ipairs(redis.call('ZRANGE', index, from and '[' .. from[1] or '-', '+', 'BYLEX')) do
     local heading, task = match(name, '^(%a+):(.*)$')
-    if is_asked(heading, task) and (not from or name >= from[1]) then
+    if is_asked(heading, task) then
       local newest, before = asked.newest, asked.before
       if from and name == from[1] then newest, before = from[2], from[3] end
       local stopped = read(name, heading, task, newest, before)
