@@ -168,7 +168,7 @@ def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
         restarted=header.get("restarted"),
         received=received_at(request),
         changed=int(header.get("changed", 0)),
-        wake_up=bool(header.get("hint")),
+        wake_up=not header.keys().isdisjoint(("hint", "reopen")),
         seed=seed,
         sent=sending_id(request, seed),
         asked=header.get("asked"),

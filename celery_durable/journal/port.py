@@ -45,7 +45,7 @@ class Delivery(NamedTuple):
     taken_back: tuple[str, ...] = ()
     """The fields that are deleted to reopen it: see :mod:`.reopening`."""
     wake_up: bool = False
-    """A worker has sent it on behalf of another message, to look at the run again. It begins no new run."""
+    """It was sent for a run that has a journal: by a worker that found it, or for a Retry. It begins no new run."""
     seed: str = ""
     """The seed of a new run. Empty: the message brings none, so it is drawn now."""
     build: str = ""

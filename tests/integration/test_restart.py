@@ -309,6 +309,18 @@ def test_a_retry_that_arrives_after_a_restart_begins_nothing(app: Celery, runs: 
     assert runs.get(new).state == "FAILURE"
 
 
+def test_a_retry_that_arrives_after_a_purge_begins_nothing(app: Celery, runs: Runs) -> None:
+    """Without its journal it would do all steps once more."""
+    task, old = began(app)
+    runs.retry(old)
+    runs.purge(old)
+
+    assert deliver(task, sent(app)[0]) == "IGNORED"
+
+    assert task.ran == {"reserve": 1, "charge": 1}
+    assert runs.counts() == {}
+
+
 def test_a_run_does_not_go_on_beside_the_restart_of_its_restart(app: Celery, runs: Runs) -> None:
     task, old = began(app)
     task.mended = False

@@ -24,7 +24,7 @@ end
 
 -- Most runs are new.
 if not redis.call('HGET', run, 'status') then
-  -- A worker has sent this message on behalf of another one: the run has ended, and its journal is deleted.
+  -- This message was sent for a run that had a journal: the run has ended, and its journal is deleted.
   if wake_up then return {'finished'} end
   return create()
 end
