@@ -17,7 +17,7 @@ from celery_durable import (
     TerminalError,
     current_step,
 )
-from celery_durable.app.store import Store
+from celery_durable.app.store import Store, store_of
 from celery_durable.delivery.call import Call
 from tests.integration.runs import HINT, claimed, deliver, new_id, opened, overdue, sent, task_of
 
@@ -319,6 +319,23 @@ def test_a_retry_that_arrives_after_a_purge_begins_nothing(app: Celery, runs: Ru
 
     assert task.ran == {"reserve": 1, "charge": 1}
     assert runs.counts() == {}
+
+
+def test_a_restart_whose_task_is_replaced_still_says_what_it_restarts(app: Celery, runs: Runs) -> None:
+    def replaces(self: Any, number: int) -> None:
+        self.ctx.run("charge", lambda: 1)
+        if not self.mended:
+            raise TerminalError("declined")
+        self.replace(task_of(app, linked).si(number))
+
+    task, old = began(app, replaces)
+    new = runs.restart(old, by="ann")
+    assert deliver(task, sent(app)[0]) == "IGNORED"
+    opened(store_of(app), new, nesting=1, task="shop.linked")
+
+    run = runs.get(new)
+    assert (run.task, run.state, run.restarted_from, run.steps) == ("shop.linked", "STARTED", old, ())
+    assert [(action.what, action.by) for action in run.actions] == [("restart", "ann")]
 
 
 def test_a_run_does_not_go_on_beside_the_restart_of_its_restart(app: Celery, runs: Runs) -> None:

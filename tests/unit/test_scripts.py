@@ -22,7 +22,7 @@ FIELDS = {
     "v", "task", "fingerprint", "call", "resume", "seed", "nesting", "status", "attempt", "fence", "owner", "created",
     "opened", "due", "ended", "progress", "recoveries", "changed", "build", "attempt_build", "stalled", "outcome",
     "delivered", "cancel", "resent", "reopened", "failures", "failing_since", "waits", "left", "actions", "paused",
-    "attributes", "executed",
+    "attributes", "executed", "restarted_from",
 }  # fmt: skip
 OF_LUA = {"number", "string", "table"}
 """Types of the language."""

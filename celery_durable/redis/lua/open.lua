@@ -90,9 +90,14 @@ local function known_run()
   if nesting > tonumber(known[5]) then
     -- Task.replace() gives the id to another task. That is a run of its own. It begins when the replaced one has ended.
     if held then return {'replaced', 250} end
+    -- What people have done with the id stays.
+    local kept = redis.call('HMGET', run, 'actions', 'restarted_from')
     redis.call('DEL', run)
     leave(id, heading_of(status, known[13]), known[3])
-    return create()
+    local begun = create()
+    if kept[1] then redis.call('HSET', run, 'actions', kept[1]) end
+    if kept[2] then redis.call('HSET', run, 'restarted_from', kept[2]) end
+    return begun
   end
   if nesting < tonumber(known[5]) or known[3] ~= task then return {'id_conflict', known[3]} end
   if known[4] ~= fingerprint then
