@@ -6,6 +6,7 @@ import pytest
 from xdist import is_xdist_worker
 from xdist.remote import Producer
 
+from celery_durable import happenings, meter
 from tests import distribution, django_project, leftovers, processes, skips
 from tests.postgresql import PostgreSQL
 from tests.servers import RedisServer, ServerUnavailableError
@@ -48,6 +49,14 @@ def nothing_left_behind() -> Iterator[None]:
     before = processes.alive()
     yield
     leftovers.check_processes(expected=before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nobody_listens_on() -> Iterator[None]:
+    """Let what observes the runs of a file hear nothing of those of the next one."""
+    before, measures = happenings.observers, meter._measures  # noqa: SLF001  there is no other way to end it
+    yield
+    happenings.observers, meter._measures = before, measures  # noqa: SLF001
 
 
 @pytest.fixture(scope="session")
