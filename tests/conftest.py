@@ -53,8 +53,12 @@ def nothing_left_behind() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def nobody_listens_on() -> Iterator[None]:
-    """Let what observes the runs of a file hear nothing of those of the next one."""
+    """Let what observes the runs of a file hear nothing of those of another one.
+
+    The receivers of a worker that a smoke test starts are connected in this process, too, when tests are collected.
+    """
     before, measures = happenings.observers, meter._measures  # noqa: SLF001  there is no other way to end it
+    happenings.observers = ()
     yield
     happenings.observers, meter._measures = before, measures  # noqa: SLF001
 
