@@ -1,5 +1,6 @@
 """What every test may use: a real Redis, the choice of the nodes, and the check that nothing is left behind."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -28,6 +29,11 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> distribution.Schedule:
     return distribution.Schedule(config, log)
+
+
+def pytest_configure() -> None:
+    """Let processes that tests start hear Ctrl-C, which a shell has those ignore that it starts in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:

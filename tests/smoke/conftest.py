@@ -11,6 +11,7 @@ from celery import Celery
 from celery.app.utils import find_app
 from pytest_celery import CeleryTestBackend, CeleryTestBroker
 
+from celery_durable.app import store
 from tests import leftovers
 from tests.servers import free_port
 from tests.smoke import docker_nodes, effects
@@ -186,7 +187,8 @@ def celery_setup_app(worker_app: str, celery_setup_config: dict[str, Any]) -> It
 
 
 def forget_connections(app: Celery) -> None:
-    """Let the app connect anew: the next test's server has the same address, but none of this one's queues."""
+    """Let the app connect anew: the next test's server has none of this one's queues, or another address."""
+    store._stores.pop(app, None)  # noqa: SLF001  (a program has one Redis for the journals of an app)
     kombu.pools.reset()
     app._after_fork()  # noqa: SLF001  (the only call that drops an app's connections and keeps the app)
     backend, app._local.backend = getattr(app._local, "backend", None), None  # noqa: SLF001

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ def shell(durable: DurableSetup, *arguments: str) -> subprocess.CompletedProcess
     return run(command(durable, *arguments))
 
 
+@contextmanager
+def started(words: list[str], log: Path) -> Iterator[Process]:
+    """A command that goes on until it is ended, and is ended at the latest here."""
+    process = Process(words, log)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
 def documents(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -57,39 +68,38 @@ def test_the_shell_shows_where_a_run_is_until_it_has_ended(durable: DurableSetup
     durable.start_worker()
     slept = operate.sleeps.delay(HOUR)
     wait_until_suspended(durable, slept.id)
-    watch = Process(command(durable, "watch", slept.id), log := tmp_path / "watch.log")
+    with started(command(durable, "watch", slept.id), log := tmp_path / "watch.log") as watch:
+        [listed] = documents(shell(durable, "list", "--state", "suspended", "--json"))
+        assert (listed["id"], listed["task"], listed["args"]) == (slept.id, operate.sleeps.name, [HOUR])
+        [shown] = documents(shell(durable, "show", slept.id, "--json"))
+        assert shown["waits_for"] == "the end of a sleep: 'pause'"
+        assert [(step["name"], step["state"]) for step in shown["steps"]] == [("before", "done"), ("pause", "sleeping")]
+        eventually(lambda: "SUSPENDED, attempt 1" in log.read_text(), what="the first line of the watch")
 
-    [listed] = documents(shell(durable, "list", "--state", "suspended", "--json"))
-    assert (listed["id"], listed["task"], listed["args"]) == (slept.id, operate.sleeps.name, [HOUR])
-    [shown] = documents(shell(durable, "show", slept.id, "--json"))
-    assert shown["waits_for"] == "the end of a sleep: 'pause'"
-    assert [(step["name"], step["state"]) for step in shown["steps"]] == [("before", "done"), ("pause", "sleeping")]
-    eventually(lambda: "SUSPENDED, attempt 1" in log.read_text(), what="the first line of the watch")
+        elapse(durable, slept.id)
+        assert slept.get(timeout=30) == 2
 
-    elapse(durable, slept.id)
-    assert slept.get(timeout=30) == 2
-
-    eventually(lambda: Runs(durable.app).counts() == {"SUCCESS": 1}, what="the end")
-    table = shell(durable, "list").stdout
-    assert slept.id in table
-    assert "SUCCESS 1" in table
-    assert "\x1b[" not in table, "colours are for terminals"
-    assert watch.wait(deadline=10) == 0
-    assert log.read_text().splitlines()[-1].endswith(" SUCCESS, attempt 2")
+        eventually(lambda: Runs(durable.app).counts() == {"SUCCESS": 1}, what="the end")
+        table = shell(durable, "list").stdout
+        assert slept.id in table
+        assert "SUCCESS 1" in table
+        assert "\x1b[" not in table, "colours are for terminals"
+        assert watch.wait(deadline=10) == 0
+        assert log.read_text().splitlines()[-1].endswith(" SUCCESS, attempt 2")
 
 
 def test_ctrl_c_leaves_a_watch_quietly(durable: DurableSetup, tmp_path: Path) -> None:
     durable.start_worker()
     slept = operate.sleeps.delay(HOUR)
     wait_until_suspended(durable, slept.id)
-    watch = Process(command(durable, "watch", slept.id), log := tmp_path / "watch.log")
-    eventually(lambda: "SUSPENDED" in log.read_text(), what="the first line of the watch")
-    before = log.read_text()
+    with started(command(durable, "watch", slept.id), log := tmp_path / "watch.log") as watch:
+        eventually(lambda: "SUSPENDED" in log.read_text(), what="the first line of the watch")
+        before = log.read_text()
 
-    watch.send(signal.SIGINT)
+        watch.send(signal.SIGINT)
 
-    assert watch.wait(deadline=10) == 130
-    assert log.read_text() == before
+        assert watch.wait(deadline=10) == 130
+        assert log.read_text() == before
 
 
 def test_the_shell_sends_runs_on_their_way(durable: DurableSetup) -> None:
@@ -183,17 +193,16 @@ def test_flower_is_started_with_the_pages_of_durable_runs(durable: DurableSetup,
     here = f"127.0.0.1:{free_port()}"
     address, _, port = here.partition(":")
     words = command(durable, "flower", f"--address={address}", f"--port={port}")
-    flower = Process(words, log := tmp_path / "flower.log")
+    with started(words, log := tmp_path / "flower.log") as flower:
 
-    def page() -> str:
-        assert flower.exit_code is None, log.read_text()
-        try:
-            return requests.get(f"http://{here}/durable", timeout=5).text
-        except requests.ConnectionError:
-            return ""
+        def page() -> str:
+            assert flower.exit_code is None, log.read_text()
+            try:
+                return requests.get(f"http://{here}/durable", timeout=5).text
+            except requests.ConnectionError:
+                return ""
 
-    assert "there are no runs" in eventually(page, deadline=30, what="an answer of Flower").lower()
-    flower.kill()
+        assert "there are no runs" in eventually(page, deadline=30, what="an answer of Flower").lower()
 
 
 def test_the_shell_completes_what_is_typed(durable: DurableSetup) -> None:

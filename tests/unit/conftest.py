@@ -8,11 +8,12 @@ import random
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import pytest
-from celery import Celery, _state
+from celery import Celery, _state, signals
 from celery.contrib.testing.app import setup_default_app
+from celery.utils.dispatch import Signal
 from hypothesis import settings
 
 from celery_durable import AsyncDurableContext, DurableContext
@@ -25,6 +26,23 @@ from celery_durable.steps.attempt import Attempt
 # A commit is judged by the same examples every time, and not by how busy the machine is.
 settings.register_profile("unit", deadline=None, derandomize=True)
 settings.load_profile("unit")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def workers_of_smoke_tests_hear_nothing() -> Iterator[None]:
+    """Disconnect the receivers of the apps that smoke tests start workers of: to collect a test imports its app."""
+    every = [one for one in vars(signals).values() if isinstance(one, Signal)]
+    connected = [one.receivers for one in every]
+    for one in every:
+        one.receivers = [(key, receiver) for key, receiver in one.receivers if not _is_of_smoke(receiver)]
+    yield
+    for one, receivers in zip(every, connected, strict=True):
+        one.receivers = receivers
+
+
+def _is_of_smoke(receiver: Any) -> bool:
+    function = receiver() if isinstance(receiver, ref) else receiver
+    return getattr(function, "__module__", "").startswith("tests.smoke.")
 
 
 async def turns(number: int) -> None:
