@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +10,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from celery_durable.operate.record_json import record_json
 
 _COLOURS = {
     "SUCCESS": "green", "done": "green", "FAILURE": "red", "failed": "red", "DIED": "red", "REVOKED": "red",
@@ -27,11 +27,7 @@ _UNBROKEN = frozenset({"state", "created", "began", "ended", "at", "how", "oldes
 def print_json(records: Iterable[Any]) -> None:
     """One document per line. Times are in ISO 8601; what JSON does not know is written as text."""
     for record in records:
-        click.echo(json.dumps(asdict(record), default=_plain))
-
-
-def _plain(value: Any) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+        click.echo(record_json(record))
 
 
 def console() -> Console:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tornado.web import authenticated
 
-from celery_durable.operate.documents import document
+from celery_durable.operate.record_json import record_json
 from celery_durable.seams.flower import FlowerAPI, knows_users
 
 from .access import user_of, why_closed
@@ -26,7 +26,7 @@ def _answered(answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
     async def answered(self: FlowerAPI, *path: str) -> None:
         self.set_header("X-Content-Type-Options", "nosniff")
         try:
-            said = document(await answer(self, *path))
+            said = record_json(await answer(self, *path))
             self.set_header("Content-Type", "application/json; charset=UTF-8")
         except Refusal as refusal:
             said = refusal.said

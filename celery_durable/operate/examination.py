@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from celery_durable.app.store import store_of
-from celery_durable.redis.survey import Examined, Flaw, Late, Survey
+from celery_durable.redis.index import Overdue
+from celery_durable.redis.survey import Examined, Flaw, Survey
 
-_LATE = 10.0
+_OVERDUE = 10.0
 """Seconds: workers look every second, and Redis and the broker may be away for a moment."""
 _MOST_IDS = 5
 """So many ids are named of each kind."""
@@ -33,7 +34,7 @@ class Finding:
     """One result of an examination.
 
     Attributes:
-        check: what was looked at: ``start``, ``index``, ``late``, ``leases`` or ``memory``.
+        check: what was looked at: ``start``, ``index``, ``overdue``, ``leases`` or ``memory``.
         level: ``ok``; ``note``: good to know, nobody has to do anything; ``problem``: a person has to do something.
         found: what was found, as a sentence.
         advice: what to do; empty: nothing.
@@ -55,9 +56,9 @@ def examine(app: Any) -> Iterator[Finding]:
         JournalUnreadableError: a key of the index holds something else.
     """
     store = store_of(app)
-    examined = Survey(store.shards).examine(_LATE)
+    examined = Survey(store.shards).examine()
     yield from _of_index(examined)
-    yield from _of_late_runs(examined.late)
+    yield _of_overdue_runs(store.index.overdue(_OVERDUE))
     yield from _of_leases(examined.holders)
     yield _of_memory(examined.sizes)
 
@@ -113,19 +114,17 @@ def _some(ids: list[str]) -> str:
 # -- runs that nobody takes --------------------------------------------------------------------------------------------
 
 
-def _of_late_runs(late: list[Late]) -> Iterator[Finding]:
-    if not late:
-        yield Finding("late", Level.OK, "no run is late", facts={"runs": 0})
-        return
-    oldest = max(late, key=lambda one: one.ms)
-    number, seconds = sum(one.runs for one in late), oldest.ms // 1000
-    yield Finding(
-        "late",
+def _of_overdue_runs(overdue: Overdue) -> Finding:
+    if not overdue.number:
+        return Finding("overdue", Level.OK, "no run is overdue", facts={"runs": 0})
+    number, seconds, task = overdue.number, int(overdue.seconds), overdue.task or "an unknown task"
+    return Finding(
+        "overdue",
         Level.PROBLEM,
-        f"{_runs(number)} should have been sent by now, and no worker does it; the oldest, {oldest.task_id} of "
-        f"{oldest.task or 'an unknown task'}, {_duration(seconds)} ago",
-        f"start a worker that knows {oldest.task or 'its task'}; if one runs, its log says why it cannot",
-        {"runs": number, "seconds": seconds, "id": oldest.task_id, "task": oldest.task},
+        f"{_runs(number)} should go on, and no worker sends or takes them; the oldest, {overdue.oldest} of {task}, "
+        f"has waited for {_duration(seconds)}",
+        f"start a worker that knows {task}; if one runs, its log says why it cannot",
+        {"runs": number, "seconds": seconds, "id": overdue.oldest, "task": overdue.task},
     )
 
 

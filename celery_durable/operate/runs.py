@@ -25,7 +25,7 @@ from celery_durable.records import Run
 from celery_durable.redis.index import HEADINGS, Indexed, Range
 from celery_durable.task.apps import resolve_app
 
-from . import document as documents
+from . import export
 from .reading import SUMMARY, heading_of, read_run, unread_run
 from .restarting import restart_run
 from .retrying import resend_run
@@ -264,7 +264,7 @@ class Runs:
             RunNotFound: it has no journal.
             JournalUnreadableError: its journal is of a newer layout.
         """
-        return documents.written(task_id, self._load(task_id))
+        return export.written(task_id, self._load(task_id))
 
     def import_(self, document: Mapping[str, Any], *, by: str | None = None) -> str:
         """Bring a run back that :meth:`export` has written: it is found again, and a failure can be retried.
@@ -280,7 +280,7 @@ class Runs:
             RunNotImportableError: the document is damaged, or of a newer version; the run had not ended; or its id has
                 a journal here.
         """
-        task_id, fields = documents.read(document)
+        task_id, fields = export.read(document)
         if not self._store.runs.plant(task_id, fields, self._retention(fields)):
             raise RunNotImportableError(f"task {task_id} cannot be imported: it has a journal here; purge that first")
         self._note(task_id, "import", by)

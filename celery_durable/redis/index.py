@@ -75,6 +75,8 @@ class Overdue(NamedTuple):
     """For how long the oldest of them has waited for a worker."""
     oldest: str = ""
     """The id of that run; empty: there is none."""
+    task: str = ""
+    """The name of its task; empty: its journal is gone."""
 
 
 class Sieve(NamedTuple):
@@ -133,9 +135,9 @@ class Index:
         """How many runs there are, by heading and task."""
         return self._counted(_MOST_LET_GO, besides=0)
 
-    def overdue(self) -> Overdue:
-        """Which runs no worker takes. A run that was sent, and waits in a queue, is none of them."""
-        return _overdue(self._ask(_asks_for_overdue))
+    def overdue(self, since: float = 0.0) -> Overdue:
+        """Which runs no worker takes, and has not for so many seconds. A run that waits in a queue is none of them."""
+        return _overdue(self._ask(lambda shard: _asks_for_overdue(shard, since)))
 
     def census(self) -> tuple[dict[tuple[str, str], int], Overdue]:
         """What :meth:`counts` and :meth:`overdue` say. Each Redis is asked once, and not waited for if it is away."""
@@ -196,14 +198,14 @@ def _counts(replies: list[Any]) -> dict[tuple[str, str], int]:
     return {_heading_and_task(name): number for name, number in numbers.items()}
 
 
-def _asks_for_overdue(shard: Shard) -> bytes:
+def _asks_for_overdue(shard: Shard, since: float = 0.0) -> bytes:
     keys = shard.keys("")
-    return call("overdue", (keys.leases, keys.due))
+    return call("overdue", (keys.leases, keys.due), keys.run, round(since * 1000))
 
 
 def _overdue(replies: list[Any]) -> Overdue:
-    waited, oldest = max((waited, oldest) for _, waited, oldest in replies)
-    return Overdue(sum(number for number, _, _ in replies), waited / 1000, oldest.decode())
+    waited, oldest, task = max((waited, oldest, task) for _, waited, oldest, task in replies)
+    return Overdue(sum(number for number, *_ in replies), waited / 1000, oldest.decode(), task.decode())
 
 
 def _paging(shard: Shard, asked: dict[str, Any]) -> bytes:

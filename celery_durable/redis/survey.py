@@ -34,17 +34,6 @@ class Flaw:
     """Under the key of its journal is something else."""
 
 
-class Late(NamedTuple):
-    """The runs of a set that a worker should have sent by now."""
-
-    runs: int
-    ms: int
-    """For how long the oldest one is late."""
-    task_id: str
-    """The oldest one."""
-    task: str
-
-
 class Examined(NamedTuple):
     """What was found in all shards."""
 
@@ -58,7 +47,6 @@ class Examined(NamedTuple):
     """The bytes of a journal and the id of its run; empty if the server does not say the bytes."""
     holders: dict[str, tuple[int, int]]
     """A process (empty: not known) → how many leases it has, and how many of these have lapsed."""
-    late: list[Late]
 
 
 class Build(NamedTuple):
@@ -85,13 +73,13 @@ class Survey:
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
 
-    def examine(self, late: float) -> Examined:
-        """Examine a sample. A run is late that should have been sent *late* seconds ago."""
+    def examine(self) -> Examined:
+        """Examine a sample."""
         where = round(SystemRandom().random(), 6)
-        facts = _MOST_OF_EACH, _MOST, where, _MOST_LEASES, round(late * 1000)
+        facts = _MOST_OF_EACH, _MOST, where, _MOST_LEASES
         replies = self._ask(self._shards, lambda shard: call("examine", _keys(shard), shard.keys("").run, *facts))
-        found = Examined(0, 0, {}, [], {}, [])
-        for _, (entries, looked_at, flaws, sizes, holders, waits) in replies:
+        found = Examined(0, 0, {}, [], {})
+        for _, (entries, looked_at, flaws, sizes, holders) in replies:
             found = found._replace(entries=found.entries + entries, looked_at=found.looked_at + looked_at)
             for flaw, task_id in _grouped(flaws, 2):
                 found.flaws.setdefault(flaw.decode(), []).append(task_id.decode())
@@ -99,9 +87,6 @@ class Survey:
             for process, lapsed in _grouped(holders, 2):
                 leases, before = found.holders.get(process.decode(), (0, 0))
                 found.holders[process.decode()] = leases + 1, before + lapsed
-            found.late.extend(
-                Late(runs, ms, task_id.decode(), task.decode()) for runs, ms, task_id, task in _grouped(waits, 4)
-            )
         return found
 
     def builds(self, headings: Sequence[str], most: int) -> tuple[list[Build], bool]:

@@ -412,7 +412,7 @@ def levels(found: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {check: finding["level"] for check, finding in found.items()}
 
 
-ALL_WELL = dict.fromkeys(("start", "index", "late", "leases", "memory"), "ok")
+ALL_WELL = dict.fromkeys(("start", "index", "overdue", "leases", "memory"), "ok")
 
 
 def test_a_doctor_that_finds_nothing_says_so(good_app: Celery) -> None:
@@ -479,12 +479,12 @@ def test_runs_that_no_worker_takes_are_a_problem(good_app: Celery, good_client: 
 
     found = findings(good_app, code=1)
 
-    late, leases = found["late"], found["leases"]
-    assert (late["level"], late["facts"]["runs"], late["facts"]["id"] == lost) == ("problem", 2, True)
-    assert late["facts"]["task"] == TASK
-    assert late["advice"] == f"start a worker that knows {TASK}; if one runs, its log says why it cannot"
+    overdue, leases = found["overdue"], found["leases"]
+    assert (overdue["level"], overdue["facts"]["runs"], overdue["facts"]["id"] == lost) == ("problem", 2, True)
+    assert overdue["facts"]["task"] == TASK
+    assert overdue["advice"] == f"start a worker that knows {TASK}; if one runs, its log says why it cannot"
     assert (leases["level"], leases["facts"]["leases"], leases["facts"]["lapsed"]) == ("note", 1, 1)
-    assert levels({**found, "late": {"level": "ok"}, "leases": {"level": "ok"}}) == ALL_WELL
+    assert levels({**found, "overdue": {"level": "ok"}, "leases": {"level": "ok"}}) == ALL_WELL
 
 
 def test_what_workers_put_right_is_a_note(good_app: Celery, good_client: redis.Redis) -> None:

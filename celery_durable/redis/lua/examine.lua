@@ -1,14 +1,12 @@
--- Examine some runs of a shard: the index against the journals, who has runs, what is late, how large journals are.
+-- Examine some runs of a shard: the index against the journals, who has runs, how large journals are.
 -- KEYS index, leases, due
--- ARGV prefix of the keys of runs, most runs of each heading and task, most runs, where (0 to 1), most leases,
---   ms after which a run is late
--- Replies {entries of the index, runs looked at, {flaw, id, ...}, {bytes, id, ...}, {process, 1 (its lease has lapsed), ...},
---   {number of late runs, ms that the oldest is late, id, task, ... (for leases, for due)}}
+-- ARGV prefix of the keys of runs, most runs of each heading and task, most runs, where (0 to 1), most leases
+-- Replies {entries of the index, runs looked at, {flaw, id, ...}, {bytes, id, ...}, {process, 1 (its lease has lapsed), ...}}
 --include index
-local prefix, most_each, most, where, late = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[6])
+local prefix, most_each, most, where = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local entries, looked_at, flaws, sizes, holders, waits = 0, 0, {}, {}, {}, {}
+local entries, looked_at, flaws, sizes, holders = 0, 0, {}, {}, {}
 
 local function is_in_a_set(id)
   return redis.call('ZSCORE', KEYS[2], id) or redis.call('ZSCORE', KEYS[3], id)
@@ -62,14 +60,4 @@ for i, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, tonumber(ARGV[5]) - 1, 'WIT
   end
 end
 
-for _, key in ipairs({KEYS[2], KEYS[3]}) do
-  local oldest = redis.call('ZRANGEBYSCORE', key, '-inf', now - late, 'WITHSCORES', 'LIMIT', 0, 1)
-  if oldest[1] then
-    local task = redis.pcall('HGET', prefix .. oldest[1], 'task')
-    waits[#waits + 1] = redis.call('ZCOUNT', key, '-inf', now - late)
-    waits[#waits + 1] = math.floor(now - oldest[2])
-    waits[#waits + 1] = oldest[1]
-    waits[#waits + 1] = type(task) == 'string' and task or ''
-  end
-end
-return {entries, looked_at, flaws, sizes, holders, waits}
+return {entries, looked_at, flaws, sizes, holders}

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 
-def document(record: Any) -> str:
+def record_json(record: Any) -> str:
     """A record, or what contains records, as one line of JSON.
 
     The attributes of a record are its keys. Times are in ISO 8601. What JSON does not know is written as text.
