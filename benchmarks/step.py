@@ -1,5 +1,5 @@
-"""A recorded step against one bare HSET of the same bytes, on the same connection settings; and a replayed step against
-json.loads() of its entry.
+"""A recorded step against one bare HSET of the same bytes, on the same connection settings; a step that is observed
+against one that is not; and a replayed step against json.loads() of its entry.
 """
 
 import json
@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from os import getpid
 from statistics import median
 
@@ -17,7 +17,8 @@ from benchmarks.machine import CAN_PIN, WHY_NOT_PINNED, cores, pinned
 from benchmarks.report import Row
 from benchmarks.sample import ratios
 from benchmarks.stand import Stand
-from celery_durable import AsyncDurableContext, DurableContext, RunOptions
+from celery_durable import AsyncDurableContext, DurableContext, RunOptions, happenings
+from celery_durable.signals import step_succeeded
 
 GROUP = "Recorded step against one bare HSET of the same bytes"
 _BLOCK = 40
@@ -59,7 +60,14 @@ def _compare(stand: Stand, place: str, placed: list[tuple[list[int], int]], seco
             block()
         with pinned(*placed):
             taken = _interleaved(blocks, seconds)
-    bare = taken.pop("bare HSET")
+    bare, observed = taken.pop("bare HSET"), taken.pop("observed")
+    watched = Row.of(
+        "Recorded step with a receiver of its signal and OpenTelemetry's API, against one without both",
+        f"sync, {place}",
+        ratios(observed, taken["sync"]),
+        at_most=1.15,
+        facts={"us": median(observed), "unobserved_us": median(taken["sync"])},
+    )
     rows = [
         Row.of(
             GROUP,
@@ -70,7 +78,7 @@ def _compare(stand: Stand, place: str, placed: list[tuple[list[int], int]], seco
         )
         for name, values in taken.items()
     ]
-    return [Row.of(GROUP, f"(bare HSET, {place})", bare, "us"), *rows]
+    return [Row.of(GROUP, f"(bare HSET, {place})", bare, "us"), *rows, watched]
 
 
 def _interleaved(blocks: Blocks, seconds: float) -> dict[str, list[float]]:
@@ -103,13 +111,54 @@ def _all_blocks(stand: Stand) -> Iterator[Blocks]:
     def on_loop() -> list[float]:
         return _async_attempt(stand)
 
-    with client:
+    with client, _opentelemetry_at_hand() as at_hand:
+
+        def observed() -> list[float]:
+            with at_hand(), _a_receiver():
+                return sync_without_limits()
+
         yield {
             "bare HSET": bare,
+            "observed": observed,
             "sync": sync_without_limits,
             "sync, max_attempts=5": sync_with_limits,
             "async": on_loop,
         }
+
+
+@contextmanager
+def _a_receiver() -> Iterator[None]:
+    """Somebody hears of each step; afterwards nobody does."""
+
+    def hear(**_: object) -> None: ...
+
+    observers = happenings.observers
+    step_succeeded.connect(hear)
+    yield
+    step_succeeded.disconnect(hear)
+    happenings.observers = observers
+
+
+@contextmanager
+def _opentelemetry_at_hand() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Gives what makes a block in which OpenTelemetry's API is loaded. Elsewhere the process has not loaded it."""
+    import opentelemetry.trace  # noqa: F401  only this comparison needs it
+
+    modules = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "opentelemetry"}
+
+    @contextmanager
+    def loaded() -> Iterator[None]:
+        sys.modules.update(modules)
+        yield
+        unload()
+
+    def unload() -> None:
+        for name in modules:
+            del sys.modules[name]
+
+    unload()
+    yield loaded
+    sys.modules.update(modules)
 
 
 def _recorded_bytes(stand: Stand) -> bytes:

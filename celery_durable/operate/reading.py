@@ -106,7 +106,7 @@ def _attempts(fields: Fields) -> Iterator[AttemptRecord]:
         if past is not None:
             how, began, left, owner, executed, replayed, build = past.decode().split(" ", 6)
             state = DIED if how == Status.RUNNING else STATE_OF_HEADING.get(how, how)
-            times = moment(began or 0), moment(left) if left else None
+            times = moment(float(began or 0)), moment(float(left)) if left else None
             counts = (int(executed), int(replayed)) if executed else (None, None)
             yield AttemptRecord(number, *times, state, owner, _build(build, fields), *counts)
     status = _text(fields, b"status")
@@ -217,7 +217,7 @@ _EPOCH = moment(0)
 
 
 def _time(fields: Fields, name: bytes) -> datetime | None:
-    return moment(fields[name].decode()) if fields.get(name) else None
+    return moment(float(fields[name])) if fields.get(name) else None
 
 
 def _text(fields: Fields, name: bytes) -> str:

@@ -21,7 +21,7 @@ from celery_durable.happenings import Happening
 from celery_durable.interrupts import Interrupt
 from celery_durable.journal.entries import Entry, done_entry
 from celery_durable.journal.layout import Kind, State
-from celery_durable.records import StepRecord, moment
+from celery_durable.records import StepRecord, made, moment
 from celery_durable.values import codec, declared_types
 from celery_durable.values.failure import shown
 
@@ -214,8 +214,11 @@ class Step:
             preview = ""
             if value is not None:
                 preview = attempt.redaction.preview(self.name, value.text, value.metadata.get("serializer", ""))
-            times = None if first is None else moment(first), moment(at)
-            step = StepRecord(Kind.STEP, self.name, self.position, state, self.executions, *times, ms, error, preview)
+            step = made(
+                StepRecord, kind=Kind.STEP, name=self.name, place=self.position, state=state,
+                executions=self.executions, first=None if first is None else moment(first), at=moment(at), ms=ms,
+                error=error, preview=preview,
+            )  # fmt: skip
             happenings.tell(happening, attempt.shown_run, step, limits=info.limits)
 
     # -- after it was given up

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 from unittest.mock import Mock
 
@@ -21,6 +22,7 @@ from celery_durable.drivers.info import TaskInfo
 from celery_durable.interrupts import FailAttempt, RetryStep
 from celery_durable.journal.memory import MemoryJournal
 from celery_durable.journal.port import Delivery, Opened
+from celery_durable.records import StepRecord
 from celery_durable.signals import run_started, run_succeeded, step_failed, step_postrun, step_prerun, step_succeeded
 from celery_durable.steps.attempt import Attempt
 from celery_durable.worker import events, startup
@@ -130,6 +132,7 @@ def test_a_step_that_succeeds_is_told_of_once_with_its_records(run: Run) -> None
     assert (charged["sender"], charged["signal"]) == ("shop.checkout", step_succeeded)
     step = charged["step"]
     assert (step.kind, step.name, step.place, step.state, step.executions) == ("step", "charge", "1", "done", 1)
+    assert vars(step).keys() == {attribute.name for attribute in fields(StepRecord)}
     entry = run.entry("step:1")
     assert (round(step.at.timestamp() * 1000), step.ms) == (entry["at"], entry["ms"])
     assert (step.preview, step.error, step.first) == ('{"id":"ch_1"}', "", None)
