@@ -49,7 +49,8 @@ class AttemptRecord:
         began: when it began (aware datetime, UTC).
         ended: when it ended; None: it has not, or it died, and nobody knows when.
         how: the state in which it left the run (``RETRY``, ``SUSPENDED``, ``PAUSED``, ``FAILURE``, ...);
-            ``STARTED``: it goes on; ``DIED``: its process was lost.
+            ``STARTED``: it goes on; ``RELEASED``: its process has ended in order, and has given the run back; ``DIED``:
+            its process was lost.
         worker: the host, the worker (a token) and the process that had it.
         build: the build of its code; empty if it is not known.
         executed: how many steps it has executed. None: it goes on, or its process was lost, or an older version of

@@ -15,8 +15,8 @@ from celery_durable.operate.record_json import record_json
 
 _COLOURS = {
     "SUCCESS": "green", "done": "green", "FAILURE": "red", "failed": "red", "DIED": "red", "REVOKED": "red",
-    "cancelled": "red", "RETRY": "yellow", "retrying": "yellow", "STALLED": "yellow", "SUSPENDED": "cyan",
-    "PAUSED": "magenta", "sleeping": "cyan", "STARTED": "blue", "started": "blue",
+    "cancelled": "red", "RETRY": "yellow", "RELEASED": "yellow", "retrying": "yellow", "STALLED": "yellow",
+    "SUSPENDED": "cyan", "PAUSED": "magenta", "sleeping": "cyan", "STARTED": "blue", "started": "blue",
     "ok": "green", "note": "yellow", "problem": "red",
 }  # fmt: skip
 _WIDTH_WITHOUT_TERMINAL = 160

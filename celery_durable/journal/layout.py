@@ -15,7 +15,8 @@ branches are numbered when they are made, in layout 1 when they first use the co
     failures, failing_since                        the task retry policy's count
     build        that of the code that began it    attempt_build  <n>:<build>, that of the newest attempt
     stalled      what kept the last attempt from going on, JSON: code that does not fit
-    waits, left  what a suspended run waits for (retry | sleep | stall | pause), and since when (ms)
+    waits        what a suspended run waits for: retry | sleep | stall | pause
+    left         since when it waits; of a run whose process has ended in order, when that gave it back (ms)
     paused       the error after which no attempt was left, JSON as in the outcome; only while it waits for that reason
     outcome      how the run ended, JSON           delivered    1: the result backend has it, callbacks are sent
     cancel       requested | raised                resent       messages sent by recovery since the last attempt began
@@ -28,9 +29,9 @@ branches are numbered when they are made, in layout 1 when they first use the co
     restarted_from  the run that this one restarts
     former       what that one had drawn, JSON: {"until": the position from which this one runs anew,
                  "drawn": {field: value}}
-    attempt.<n>  an attempt before the newest one: how it was left (what it waited for, or the status), when it began,
-                 when it was left (nothing: it died), its process, how many steps it has executed and replayed, its
-                 build; the newest 100
+    attempt.<n>  an attempt before the newest one: how it was left (what it waited for, or the status, or released: its
+                 process has ended in order), when it began, when it was left (nothing: it died), its process, how many
+                 steps it has executed and replayed, its build; the newest 99
     step:<n>     the n-th operation, an entry: {"name", "kind", "state", "attempts", ...}; "build" if another one than
                  the run's recorded it, "patches" that ctx.patched() let in before it
                  a step, whose kind is not written: started | retrying | done (with its "value") | failed | cancelled
@@ -83,6 +84,13 @@ class Wait:
     """A worker whose code fits its journal."""
     PAUSE = "pause"
     """Somebody who retries or cancels it: no attempt is left. It is due in the far future."""
+
+
+class Left:
+    """How an attempt was left, if neither a status nor what the run waits for says it."""
+
+    RELEASED = "released"
+    """Its process has ended in order, and has given the run back."""
 
 
 class Kind:

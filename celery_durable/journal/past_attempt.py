@@ -11,7 +11,8 @@ class PastAttempt(NamedTuple):
     """The first words of the field."""
 
     how: str
-    """How it was left: what the run waited for, or its status; ``running``: its process was lost."""
+    """How it was left: what the run waited for, or its status; :class:`Left`; ``running``: its
+    process was lost."""
     began: int
     """Milliseconds since the epoch, by Redis' clock."""
     left: int | None

@@ -15,7 +15,7 @@ from celery_durable.delivery.call import Call
 from celery_durable.exceptions import JournalUnreadableError
 from celery_durable.journal.actions import read_actions
 from celery_durable.journal.attributes import read_attributes
-from celery_durable.journal.layout import Fields, Kind, State, Status, Wait
+from celery_durable.journal.layout import Fields, Kind, Left, State, Status, Wait
 from celery_durable.journal.positions import in_order
 from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord, moment
 from celery_durable.redis.index import Indexed
@@ -29,7 +29,9 @@ SUMMARY = (
 _WAITING = {Wait.RETRY: State.RETRYING, Wait.SLEEP: State.SLEEPING, Wait.PAUSE: State.RETRYING}
 """What a run waits for → the state of the steps for which it waits."""
 
-DIED = "DIED"
+RELEASED = "RELEASED"
+_HOW = {Left.RELEASED: RELEASED, Status.RUNNING: "DIED"}
+"""How an attempt was left that has not left the run in a state."""
 
 
 def heading_of(fields: Fields) -> str:
@@ -105,14 +107,15 @@ def _attempts(fields: Fields) -> Iterator[AttemptRecord]:
         past = fields.get(b"attempt.%d" % number)
         if past is not None:
             how, began, left, owner, executed, replayed, build = past.decode().split(" ", 6)
-            state = DIED if how == Status.RUNNING else STATE_OF_HEADING.get(how, how)
+            state = _HOW.get(how) or STATE_OF_HEADING.get(how, how)
             times = moment(float(began or 0)), moment(float(left)) if left else None
             counts = (int(executed), int(replayed)) if executed else (None, None)
             yield AttemptRecord(number, *times, state, owner, _build(build, fields), *counts)
     status = _text(fields, b"status")
-    ended = _time(fields, b"left" if status == Status.SUSPENDED else b"ended")
-    state = STATE_OF_HEADING.get(heading_of(fields), heading_of(fields))
-    times = _time(fields, b"opened") or _EPOCH, ended
+    began, left = _time(fields, b"opened") or _EPOCH, _time(fields, b"left")
+    is_released = status == Status.RUNNING and left is not None and left >= began
+    state = RELEASED if is_released else STATE_OF_HEADING.get(heading_of(fields), heading_of(fields))
+    times = began, left if is_released or status == Status.SUSPENDED else _time(fields, b"ended")
     build = _build(_text(fields, b"attempt_build"), fields)
     yield AttemptRecord(newest, *times, state, _text(fields, b"owner"), build, *_counts(newest, fields))
 

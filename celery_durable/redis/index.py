@@ -4,8 +4,8 @@
     <prefix>{<shard>}:index                   sorted set: the names of these, <heading>:<task>
 
 The heading of a run is its status; if it is suspended, what it waits for. The scripts that change these move the run.
-A run that is running costs nothing here: it is found among the leases, and enters only if its process was lost. A
-journal expires by itself: whoever meets its id afterwards lets it leave the index.
+A run that is running costs nothing here: it is found among the leases, and enters only if its process was lost, or
+has given it back. A journal expires by itself: whoever meets its id afterwards lets it leave the index.
 """
 
 from __future__ import annotations

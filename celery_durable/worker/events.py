@@ -91,7 +91,7 @@ def _facts(run: Run, step: StepRecord | None) -> dict[str, Any]:
     """What an event says. What is not known is left out."""
     facts: dict[str, Any] = {
         "uuid": run.id, "name": run.task, "state": run.state, "timestamp": time.time(),
-        "attempt": run.attempts[-1].number, "error": run.error, "waits_for": run.waits_for,
+        "attempt": run.attempts[-1].number if run.attempts else 0, "error": run.error, "waits_for": run.waits_for,
         "until": run.until and run.until.timestamp(),
     }  # fmt: skip
     if step is not None:

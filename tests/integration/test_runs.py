@@ -157,6 +157,18 @@ def test_an_attempt_that_died_is_told(app: Celery, runs: Runs, redis_client: red
     assert [(attempt.executed, attempt.replayed) for attempt in run.attempts] == [(None, None)] * 2
 
 
+@pytest.mark.parametrize(("orderly", "how"), [(True, "RELEASED"), (False, "DIED")])
+def test_an_attempt_whose_process_gave_the_run_back_is_told(app: Celery, runs: Runs, orderly: bool, how: str) -> None:
+    opened(store_of(app), task_id := new_id()).release(orderly=orderly)
+    [given_back] = runs.get(task_id).attempts
+    assert (given_back.how, given_back.ended is not None) == (("RELEASED", True) if orderly else ("STARTED", False))
+
+    opened(store_of(app), task_id)
+
+    first, second = runs.get(task_id).attempts
+    assert (first.how, first.ended, second.how) == (how, given_back.ended, "STARTED")
+
+
 def test_the_arguments_of_another_serializer_are_left_out(app: Celery, runs: Runs, redis_client: redis.Redis) -> None:
     task_id = executed(app, sells, 7)
     redis_client.hset(store_of(app).keys(task_id).run, "call", '{"content_type": "application/x-python-serialize"}')

@@ -10,7 +10,7 @@ import pytest
 
 import celery_durable.redis
 from celery_durable.journal import layout
-from celery_durable.journal.layout import Cancellation, State, Status, Wait
+from celery_durable.journal.layout import Cancellation, Left, State, Status, Wait
 from celery_durable.redis.replies import OpenReply, ReleaseResult, WriteReply
 from celery_durable.redis.survey import Flaw
 
@@ -56,7 +56,7 @@ def opening_words() -> set[str]:
 
 @pytest.mark.parametrize("script", FILES)
 def test_each_literal_is_a_word_that_is_defined(script: str) -> None:
-    known = {word for names in (Status, State, Wait, Cancellation, Flaw) for word in members(names).values()}
+    known = {word for names in (Status, State, Wait, Left, Cancellation, Flaw) for word in members(names).values()}
     of_open = members(OpenReply).values() if script == "open" else ()
     assert words(script) - {*known, *of_open} - FIELDS - OF_LUA - OF_KEYS == set()
 

@@ -37,15 +37,17 @@ local status, stalled = known[1], known[12] and known[12] ~= ''
 
 -- What is kept of an attempt when the next one begins; of the newest, the fields of the run say it.
 -- (How it was left, when it began, when it was left, its process, how many steps it has executed and replayed, its build.
--- A process that died has left no word.)
+-- A process that died has left no word. One that ended in order has given the run back, and said when.)
 local function remember(attempt)
   if attempt == '0' then return end  -- a restart that nobody has begun
-  local left = status == 'suspended' and known[14] or status == 'failed' and known[15]
-  local how = status == 'suspended' and known[21] and 'pause' or heading_of(status, known[13])
+  -- (An older version does not delete what an earlier attempt has said.)
+  local released = status == 'running' and known[14] and tonumber(known[14]) >= tonumber(known[16] or 0)
+  local left = (status == 'suspended' or released) and known[14] or status == 'failed' and known[15]
+  local how = released and 'released' or status == 'suspended' and known[21] and 'pause' or heading_of(status, known[13])
   local executed, replayed = string.match(known[20] or '', '^' .. attempt .. ' (%d+) (%d+)$')
   local facts = {how, known[16] or '', left or '', known[17] or '', executed or '', replayed or '', known[19] or ''}
   redis.call('HSET', run, 'attempt.' .. attempt, table.concat(facts, ' '))
-  redis.call('HDEL', run, 'attempt.' .. attempt - 100)
+  redis.call('HDEL', run, 'attempt.' .. attempt - 99)
 end
 
 local function begin(recoveries, reopened)

@@ -14,10 +14,11 @@ local own, live = held == value, run[1] == 'running' or run[1] == 'suspended' or
 if own and live and run[1] ~= 'suspended' then
   -- A renewal may be under way. Without a fence it does not take the lease again.
   redis.call('HSET', KEYS[1], 'fence', '')
-  if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'progress', run[4]) end
   local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'progress', run[4], 'left', now) end
   redis.call('ZREM', KEYS[2], ARGV[1])
-  redis.call('ZADD', KEYS[3], time[1] * 1000 + math.floor(time[2] / 1000), ARGV[1])
+  redis.call('ZADD', KEYS[3], now, ARGV[1])
   if run[1] == 'running' then enter(ARGV[1], run[1], run[5], run[6]) end
 end
 if live then return 1 end

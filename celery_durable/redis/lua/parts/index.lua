@@ -1,6 +1,6 @@
 -- The index: for each heading and task a sorted set of the ids of runs, by when they were created; and a sorted set of the
 -- names of these, <heading>:<task>. The heading of a run is its status; if it is suspended, what it waits for. A run that is
--- running is found among the leases, and is in the index only if its process was lost.
+-- running is found among the leases, and is in the index only if its process was lost, or has given it back.
 local index = string.sub(KEYS[2], 1, -7) .. 'index'  -- KEYS[2] is <shard>leases
 
 local function heading_of(status, waits)
