@@ -112,7 +112,7 @@ def restart(ctx: Any, /, *, task_id: str, from_step: str | None, by: str, as_jso
     """Begin a new run with the call of a run that has ended: from its beginning, or from a step."""
     with refusals("restart"):
         new = runs_of(ctx).restart(task_id, from_step=from_step, by=by)
-    say_done(task_id, "restart", f"restarted as {new}", as_json=as_json, new=new)
+    say_done(task_id, "restart", f"restarted as {new}", as_json=as_json, new_id=new)
 
 
 retry = _command(

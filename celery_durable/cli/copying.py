@@ -16,12 +16,13 @@ from .group import refusals, runs_of
 
 @click.command()
 @one_id()
+@by
 @as_json
 @click.pass_context
-def export(ctx: Any, /, *, task_id: str, as_json: bool) -> None:
+def export(ctx: Any, /, *, task_id: str, by: str, as_json: bool) -> None:
     """Print all that the journal of a run holds. It is not redacted."""
     with refusals("export"):
-        document = runs_of(ctx).export(task_id)
+        document = runs_of(ctx).export(task_id, by=by)
     click.echo(json.dumps(document, indent=None if as_json else 2))
 
 

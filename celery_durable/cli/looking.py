@@ -29,6 +29,8 @@ def list_(ctx: Any, /, *, as_json: bool, **wanted: Any) -> None:
         page = runs.list(**wanted)
         if as_json:
             print_json(page)
+            if page.cursor:  # beside the documents
+                click.echo(f"more: --cursor {page.cursor}", err=True)
         else:
             print_runs(page, runs.counts())
 

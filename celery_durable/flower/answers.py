@@ -87,6 +87,6 @@ class VerbAnswer(DurableAnswer):
             facts = json.loads(self.request.body or b"{}")
         except (ValueError, RecursionError) as error:
             raise Refusal(400, f"the request is no JSON: {error}") from None
-        if not isinstance(facts, dict) or not all(isinstance(value, str) for value in facts.values()):
+        if not isinstance(facts, dict) or not all(value is None or isinstance(value, str) for value in facts.values()):
             raise Refusal(400, f"the request must be an object of texts, got {json.dumps(facts)[:200]}")
-        return facts
+        return {name: value for name, value in facts.items() if value is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from datetime import datetime
 from typing import Any
@@ -13,7 +14,20 @@ def record_json(record: Any) -> str:
 
     The attributes of a record are its keys. Times are in ISO 8601. What JSON does not know is written as text.
     """
-    return json.dumps(record, default=_plain)
+    try:
+        return json.dumps(record, default=_plain)
+    except TypeError:  # a key that is no text, perhaps, in an argument of another serializer
+        return json.dumps(_with_text_keys(record))
+
+
+def _with_text_keys(value: Any) -> Any:
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return {str(key): _with_text_keys(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_text_keys(one) for one in value]
+    return value if value is None or isinstance(value, (str, int, float)) else _plain(value)
 
 
 def _plain(value: Any) -> Any:

@@ -252,10 +252,14 @@ class Runs:
             raise RunNotPurgeableError(f"task {task_id} cannot be purged: {ended}")
         logger.info("task %s: its journal is purged%s", task_id, f" by {by}" if by else "")
 
-    def export(self, task_id: str) -> dict[str, Any]:
+    def export(self, task_id: str, *, by: str | None = None) -> dict[str, Any]:
         """All that the journal of a run holds, as a document that JSON can write.
 
         ``durable_redact`` does not apply: the document has the arguments and results as they are recorded.
+
+        Args:
+            task_id: the id of the run.
+            by: who does it; it is logged. The journal keeps what changes the run, and this does not.
 
         Returns:
             ``{"format": 1, "id": ..., "fields": {name: text}}``. A value that is no text is ``{"base64": text}``.
@@ -264,7 +268,9 @@ class Runs:
             RunNotFound: it has no journal.
             JournalUnreadableError: its journal is of a newer layout.
         """
-        return export.written(task_id, self._load(task_id))
+        document = export.written(task_id, self._load(task_id))
+        logger.info("task %s: its journal is exported%s", task_id, f" by {by}" if by else "")
+        return document
 
     def import_(self, document: Mapping[str, Any], *, by: str | None = None) -> str:
         """Bring a run back that :meth:`export` has written: it is found again, and a failure can be retried.

@@ -106,9 +106,13 @@ def purge(self: Any, task_id: str, *, by: str | None = None) -> dict[str, str]:
 
 
 @_verb(RunNotFound)
-def export(self: Any, task_id: str) -> dict[str, Any]:
-    """The whole journal of a run, not redacted: see :meth:`Runs.export`. The result backend keeps the document."""
-    return dict(_runs(self).export(_text(task_id, RunNotFound)))
+def export(self: Any, task_id: str, *, by: str | None = None) -> dict[str, Any]:
+    """The whole journal of a run, not redacted: see :meth:`Runs.export`. The result backend keeps the document.
+
+    Returns:
+        The document: ``{"format", "id", "fields"}``.
+    """
+    return dict(_runs(self).export(_text(task_id, RunNotFound), by=by))
 
 
 @_verb(RunNotImportableError)

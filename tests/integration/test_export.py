@@ -195,7 +195,7 @@ def test_each_verb_is_a_task(app: Celery, runs: Runs, store: Store, redis_client
         answer = app.tasks[f"celery_durable.{verb}"].apply(args, json.loads(json.dumps(options))).get()
         return json.loads(json.dumps(answer))
 
-    document = ask("export", task_id)
+    document = ask("export", task_id, by="ann")
     assert document == runs.export(task_id)
     assert ask("purge", task_id, by="ann") == {"task_id": task_id}
     assert runs.counts() == {}

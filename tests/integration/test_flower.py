@@ -350,6 +350,12 @@ def test_what_a_run_forbids_is_refused_in_a_sentence(
     assert answer.headers["Content-Type"].startswith("text/plain")
 
 
+def test_what_a_request_leaves_open_is_left_out(site: Site, garden: Garden) -> None:
+    garden.plant("asleep", status="suspended")
+
+    assert site.post("/api/durable/run/asleep/cancel", {"from_step": None}).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("given", "status", "said"),
     [

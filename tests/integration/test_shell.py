@@ -121,6 +121,16 @@ def test_several_ids_are_counted_first_and_one_is_not(app: Celery) -> None:
     assert [len(Runs(app).get(task_id).actions) for task_id in ids] == [1, 0]
 
 
+def test_a_list_of_documents_says_beside_them_where_it_goes_on(app: Celery) -> None:
+    ids = {executed(app, sleeps), executed(app, sleeps)}
+
+    first, more = shell(app, "list", "--json", "--limit", "1").output.splitlines()
+    _, _, cursor = more.partition("more: --cursor ")
+    [last] = documents(shell(app, "list", "--json", "--cursor", cursor))
+
+    assert {json.loads(first)["id"], last["id"]} == ids
+
+
 @pytest.mark.parametrize("yes", [[], ["--yes"]])
 def test_a_filter_that_matches_nothing_does_nothing(app: Celery, yes: list[str]) -> None:
     done = shell(app, "purge", "--task", "nowhere", *yes)
@@ -214,7 +224,7 @@ def test_a_user_without_a_name_is_named_by_the_number(app: Celery, monkeypatch: 
 
     [done] = documents(shell(app, "restart", task_id, "--json"))
 
-    [action] = Runs(app).get(done["new"]).actions
+    [action] = Runs(app).get(done["new_id"]).actions
     assert action.by == f"uid {os.getuid()}"
 
 

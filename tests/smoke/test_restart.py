@@ -51,7 +51,7 @@ def test_a_failed_run_is_restarted_from_a_step_and_brought_back(durable: Durable
 
     done = shell(durable, "restart", failed.id, "--from", "2", "--by", "bob", "--json")
     assert done.returncode == 0, done.stderr
-    third = json.loads(done.stdout)["new"]
+    third = json.loads(done.stdout)["new_id"]
     eventually(lambda: executions(third) == [0, 1, 1], what="the second restart")
 
     kept = tmp_path / "run.json"

@@ -148,6 +148,17 @@ def test_the_settings_page_has_every_setting_with_its_mark() -> None:
 TESTS = PROJECT / "docs" / "tests.md"
 
 
+def test_the_log_lines_of_the_page_for_operators_are_those_of_the_code() -> None:
+    """Up to the first fact of a line, and without what quotes it."""
+    section = (PROJECT / "docs" / "operate.md").read_text("utf-8").partition("## Log lines")[2].partition("\n## ")[0]
+    lines = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+    source = "\n".join(path.read_text("utf-8") for path in (PROJECT / "celery_durable").rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", source)  # a text that goes on in the next line
+
+    assert len(lines) == 15
+    assert [line for line in lines if not all(part in code for part in re.split(r"\d+|'charge'|\.\.\.|, ", line))] == []
+
+
 def test_each_test_file_stands_in_the_table_of_promises_once() -> None:
     listed = re.findall(r"\]\(\.\./(tests/\w+/test_\w+\.py)\)", TESTS.read_text())
     files = (PROJECT / "tests").glob("**/test_*.py")

@@ -110,6 +110,14 @@ def test_records_are_documents_with_their_attributes_as_keys(printed: Any) -> No
     assert finding["level"] == "problem"
 
 
+def test_a_key_that_is_no_text_is_shown_as_one(printed: Any) -> None:
+    """Arguments of another serializer than JSON may have such keys."""
+    run = json.loads(printed(None, print_json, [replace(RUN, kwargs={"by": {(1, 2): None}})]))
+
+    assert run["kwargs"] == {"by": {"(1, 2)": None}}
+    assert (run["created"], run["steps"][0]["name"]) == ("2030-01-31T12:00:00+00:00", "charge card")
+
+
 # -- watch -------------------------------------------------------------------------------------------------------------
 
 ENDED = replace(
