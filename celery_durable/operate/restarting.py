@@ -15,9 +15,12 @@ from celery_durable.journal.restarting import before_step
 
 logger = logging.getLogger("celery_durable")
 
+_KEPT_UNBEGUN = 24 * 3600.0
+"""Seconds for which a restart is kept that has broken off before its run could begin."""
+
 _OF_EVERY_RUN = (b"task", b"fingerprint", b"nesting", b"changed")
 """The fields that belong to the call: a message is compared with them."""
-_OF_KIN = (b"status", b"actions", b"restarted_from")
+_OF_KIN = (b"status", b"waits", b"actions", b"restarted_from")
 """The fields that say whether a run is alive, and which runs do the same work."""
 _OF_ITS_ENTRIES = (b"v", b"seed", b"build")
 """The fields by which entries are read."""
@@ -35,17 +38,20 @@ def restart_run(app: Any, task_id: str, new_id: str, *, from_step: str | None = 
     store = store_of(app)
     fields = store.runs.load(task_id)
     if new_id in restarts_of(fields):
+        _begin(store, new_id)
         return new_id
     _check_ended(task_id, fields)
     check_not_restarted(store, task_id, fields, RunNotRestartableError)
     call, text = _call_of(app, task_id, new_id, fields)
     new = _fields_of(task_id, fields, from_step) | {b"call": text.encode()}
-    is_planted = store.runs.plant(new_id, new)
+    # If this breaks off, the new run is paused: nobody begins it before it is known as a restart of the old one.
+    is_planted = store.runs.plant(new_id, new, _KEPT_UNBEGUN)
     if not store.runs.note_restart(task_id, "restart", by, new_id, newest_restart(fields)):
         if is_planted:
             _uproot(store, new_id)
         raise RunNotRestartableError(f"task {task_id}: somebody has restarted or retried it just now: look at it again")
     store.runs.note(new_id, "restart", by)
+    _begin(store, new_id)
     logger.info("task %s: is restarted as %s", task_id, new_id)
     try:
         # It begins no run, so a late copy of this message does nothing.
@@ -71,7 +77,8 @@ def check_not_restarted(store: Store, task_id: str, fields: Fields, refusal: typ
         known = {name: value for name, value in zip(_OF_KIN, values, strict=True) if value is not None}
         if known.get(b"status", b"").decode() in Status.LIVE:
             said = "was restarted as" if other in restarts_of(fields) else "does the same work as"
-            raise refusal(f"task {task_id} {said} {other}, which has not ended: wait for it, or cancel it first")
+            state = "is paused: retry it" if known.get(b"waits") == Wait.PAUSE.encode() else "has not ended: wait for it"
+            raise refusal(f"task {task_id} {said} {other}, which {state}, or cancel it first")
         found += _kin(known)
 
 
@@ -79,6 +86,11 @@ def _kin(fields: Fields) -> list[str]:
     """The run that this one restarts, and those that restart it."""
     origin = fields.get(b"restarted_from", b"").decode()
     return [*restarts_of(fields), *([origin] if origin else [])]
+
+
+def _begin(store: Store, task_id: str) -> None:
+    """Let a restart that was planted begin. If that was done before, nothing changes."""
+    store.runs.unpause(task_id, task_id, "0", slack=store.settings.lease)
 
 
 def _uproot(store: Store, task_id: str) -> None:
@@ -111,7 +123,7 @@ def _fields_of(task_id: str, fields: Fields, from_step: str | None) -> Fields:
     """The journal of the new run, without its call."""
     new = {name: fields[name] for name in _OF_EVERY_RUN if name in fields}
     new |= {b"v": UNBRANCHED.encode(), b"seed": new_seed().encode(), b"restarted_from": task_id.encode()}
-    new |= {b"status": Status.SUSPENDED.encode(), b"waits": Wait.RETRY.encode(), b"attempt": b"0", b"recoveries": b"0"}
+    new |= {b"status": Status.SUSPENDED.encode(), b"waits": Wait.PAUSE.encode(), b"attempt": b"0", b"recoveries": b"0"}
     if from_step is None:
         return new
     new |= before_step(task_id, fields, from_step)

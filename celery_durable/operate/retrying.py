@@ -31,7 +31,8 @@ def resend_run(app: Any, task_id: str, reopen: str, *, by: str | None = None) ->
     is_paused = (fields.get(b"status"), fields.get(b"waits")) == (_SUSPENDED, _PAUSE)
     if not is_paused:
         _check_failed(task_id, fields)
-        check_not_restarted(store, task_id, fields, RunNotRetryableError)
+    # A paused run may be a restart that has broken off: then the run was restarted again since.
+    check_not_restarted(store, task_id, fields, RunNotRetryableError)
     name = fields[b"task"].decode()
     call = Call.load(fields[b"call"], frozenset(app.conf.accept_content))
     note = _describe_replay(fields)

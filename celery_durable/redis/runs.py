@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from math import inf
 from typing import Any, NamedTuple
 
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
@@ -113,28 +112,31 @@ class StoredRuns:
         [status] = self._act("wake", task_id, task_id, (attempt or b"").decode())
         return str(status.decode())
 
-    def unpause(self, task_id: str, request: str, attempt: str, taken_back: Iterable[str]) -> bool:
+    def unpause(
+        self, task_id: str, request: str, attempt: str, taken_back: Iterable[str] = (), *, slack: float = 0.0
+    ) -> bool:
         """Let a paused run go on, and take these entries back. False if it is not paused any more.
 
         *request*: a name. A second call with the same name changes nothing, and is True again.
         *attempt*: the number of the attempt after which it was paused.
+        *slack*: a worker sends it when so many seconds are over, unless a message has begun an attempt by then.
         """
-        return self._act("unpause", task_id, task_id, request, attempt, "\n".join(taken_back)) == [1]
+        facts = (request, attempt, "\n".join(taken_back), str(ms(slack)))
+        return self._act("unpause", task_id, task_id, *facts) == [1]
 
     def purge(self, task_id: str) -> tuple[str, bool]:
         """Delete the journal of a run that has ended and is delivered. Returns its status, and whether that is done."""
         [[status, purged]] = self._act("purge", task_id)
         return status.decode(), bool(purged)
 
-    def plant(self, task_id: str, fields: Fields, keep: float = inf) -> bool:
+    def plant(self, task_id: str, fields: Fields, keep: float) -> bool:
         """Write the journal of a run that no attempt has opened here. Returns False if the id has a journal.
 
-        A suspended run is due now: if no message of the broker begins an attempt within a lease, a worker sends one.
-        A run that has ended is kept for *keep* seconds.
+        It is a paused run, or one that has ended. It is kept for *keep* seconds; a paused one that goes on, for ever.
         """
-        kept = ms(max(keep, self._lease)) if keep < inf else 0
+        kept = ms(max(keep, self._lease))
         pairs = [part for pair in fields.items() for part in pair]
-        planted = dated_call("plant", self.keys(task_id).all, task_id, ms(self._lease), kept, *pairs)
+        planted = dated_call("plant", self.keys(task_id).all, task_id, kept, *pairs)
         return self._ask(task_id, planted) == [1]
 
     def note(self, task_id: str, what: str, by: str | None) -> None:

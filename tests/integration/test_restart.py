@@ -201,6 +201,49 @@ def test_a_restart_that_is_not_sent_is_found(
     assert task.ran == {"reserve": 2, "charge": 2, "ship": 1}
 
 
+@pytest.mark.parametrize("act", ["note_restart", "unpause"])
+def test_nobody_begins_a_restart_that_broke_off(
+    app: Celery, runs: Runs, store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    task, old = began(app)
+    with monkeypatch.context() as patched:
+        patched.setattr(store.runs, act, dies)
+        with pytest.raises(SystemExit):
+            runs.restart(old)
+    [broken] = [run.id for run in runs.list(state="PAUSED")]
+    assert redis_client.zscore(store.keys(broken).due, broken) is None
+    assert 23 * 3600 < redis_client.ttl(store.keys(broken).run) <= 24 * 3600
+
+    if act == "note_restart":
+        new = runs.restart(old)
+        with pytest.raises(RunNotRetryableError, match=f"does the same work as {new}, which has not ended"):
+            runs.retry(broken)
+    else:
+        with pytest.raises(RunNotRestartableError, match=f"was restarted as {broken}, which is paused: retry it, or"):
+            runs.restart(old)
+        runs.retry(broken)
+        assert claimed(store, task.name)[0].task_id == broken
+        assert redis_client.ttl(store.keys(broken).run) == -1
+
+
+@pytest.mark.parametrize("act", ["note_restart", "unpause"])
+def test_a_restart_that_broke_off_begins_when_its_request_is_delivered_again(
+    app: Celery, runs: Runs, store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    task, old = began(app)
+    restart = app.tasks["celery_durable.restart"]
+    with monkeypatch.context() as patched:
+        patched.setattr(store.runs, act, dies)
+        with pytest.raises(SystemExit):
+            restart.apply((old,), task_id="request")
+
+    new = restart.apply((old,), task_id="request").get()["task_id"]
+
+    assert runs.counts() == {"RETRY": 1, "FAILURE": 1}
+    overdue(redis_client, store, new)
+    assert [found.task_id for found in claimed(store, task.name)] == [new]
+
+
 def dies(*_: Any, **__: Any) -> None:
     raise SystemExit
 

@@ -9,7 +9,7 @@ if status ~= 'running' and status ~= 'suspended' then return {status or 'unknown
 if not run[2] then redis.call('HSET', KEYS[1], 'cancel', 'requested') end
 if is_paused(status, run[4], run[5]) then
   -- Its code may have been told before, and has failed since: then it goes on with that.
-  unpause(ARGV[1], run[6], run[7])
+  unpause(ARGV[1], run[6], run[7], 0)
 elseif not run[2] and status == 'suspended' then
   redis.call('HSET', KEYS[1], 'due', now)
   redis.call('ZADD', KEYS[3], now, ARGV[1])

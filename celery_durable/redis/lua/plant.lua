@@ -1,20 +1,18 @@
--- Write the journal of a run that no attempt has opened here: it restarts another run and is due now, or it was exported
--- after it had ended.
--- KEYS run, leases, due   ARGV id, slack ms, ttl ms of a run that has ended, field, value, ..., until when
+-- Write the journal of a run that no attempt has opened here: it restarts another run and is paused, or it was exported
+-- after it had ended. It is kept for so long, unless a paused run goes on before.
+-- KEYS run, leases, due   ARGV id, ttl ms, field, value, ..., until when
 -- Replies 1, or 0 if the id has a journal
 --include in_time
 --include index
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 -- Lua cannot give so many arguments to a call at once.
-for first = 4, #ARGV, 1000 do
+for first = 3, #ARGV, 1000 do
   redis.call('HSET', KEYS[1], unpack(ARGV, first, math.min(first + 999, #ARGV)))
 end
 local run = redis.call('HMGET', KEYS[1], 'status', 'waits', 'task', 'created')
 if run[1] == 'suspended' then
-  redis.call('HSET', KEYS[1], 'created', now, 'opened', now, 'left', now, 'due', now)
-  redis.call('ZADD', KEYS[3], now + tonumber(ARGV[2]), ARGV[1])
-else
-  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  redis.call('HSET', KEYS[1], 'created', now, 'opened', now, 'left', now, 'due', now + tonumber(ARGV[2]))
 end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
 enter(ARGV[1], heading_of(run[1], run[2]), run[3], run[4] or now)
 return 1

@@ -1,6 +1,7 @@
--- Let a paused run go on: somebody has retried it.
+-- Let a paused run go on: somebody has retried it, or the restart is noted for which it was planted.
 -- KEYS run, leases, due
--- ARGV id, name of this request, attempt after which it was paused, fields that the Retry takes back, until when
+-- ARGV id, name of this request, attempt after which it was paused, fields that the Retry takes back,
+--   slack ms, until when
 -- Replies 1 (this request has done it), or 0 if the run is not paused after that attempt any more
 --include in_time
 --include index
@@ -12,5 +13,5 @@ if string.find(reopened, '\n' .. ARGV[2] .. '\n', 1, true) then return 1 end
 if not is_paused(run[1], run[2], run[3]) or run[4] ~= ARGV[3] then return 0 end
 redis.call('HSET', KEYS[1], 'reopened', reopened .. ARGV[2] .. '\n')
 take_back(ARGV[4])
-unpause(ARGV[1], run[5], run[6])
+unpause(ARGV[1], run[5], run[6], tonumber(ARGV[5]))
 return 1
