@@ -36,7 +36,7 @@ def import_(ctx: Any, /, *, file: Any, by: str, as_json: bool) -> None:
     with refusals("import"):
         try:
             document = json.load(file)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunNotImportableError(f"{file.name} is no JSON document: {error}") from error
         task_id = runs_of(ctx).import_(document, by=by)
     say_done(task_id, "import", "imported", as_json=as_json)

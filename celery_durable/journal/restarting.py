@@ -71,7 +71,9 @@ def _operations(fields: Fields) -> list[_Operation]:
 
 
 def _chosen(task_id: str, operations: list[_Operation], step: str) -> _Operation:
-    found = [each for each in operations if step in (each.position, each.name)]
+    if at_place := [each for each in operations if each.position == step]:
+        return at_place[0]
+    found = [each for each in operations if each.name == step]
     if not found:
         raise _refused(task_id, repr(step), "it has recorded no such step", operations)
     if len(found) > 1:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery_durable.app.store import Store, store_of
@@ -42,7 +44,8 @@ def restart_run(app: Any, task_id: str, new_id: str, *, from_step: str | None = 
         return new_id
     _check_ended(task_id, fields)
     check_not_restarted(store, task_id, fields, RunNotRestartableError)
-    call, text = _call_of(app, task_id, new_id, fields)
+    with reading_call(task_id, RunNotRestartableError):
+        call, text = Call.for_restart(fields[b"call"], frozenset(app.conf.accept_content), new_id)
     new = _fields_of(task_id, fields, from_step) | {b"call": text.encode()}
     # If this breaks off, the new run is paused: nobody begins it before it is known as a restart of the old one.
     is_planted = store.runs.plant(new_id, new, _KEPT_UNBEGUN)
@@ -61,6 +64,16 @@ def restart_run(app: Any, task_id: str, new_id: str, *, from_step: str | None = 
     return new_id
 
 
+@contextmanager
+def reading_call(task_id: str, refusal: type[DurableError]) -> Iterator[None]:
+    """Read the saved call of a run in this block. If that fails, *refusal* says so."""
+    try:
+        yield
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"  # the repr of some errors has the text that could not be read
+        raise refusal(f"task {task_id}: its saved call cannot be read by this app: {said}") from error
+
+
 def check_not_restarted(store: Store, task_id: str, fields: Fields, refusal: type[DurableError]) -> None:
     """Refuse to begin the work of a run that another run does just now.
 
@@ -77,8 +90,9 @@ def check_not_restarted(store: Store, task_id: str, fields: Fields, refusal: typ
         known = {name: value for name, value in zip(_OF_KIN, values, strict=True) if value is not None}
         if known.get(b"status", b"").decode() in Status.LIVE:
             said = "was restarted as" if other in restarts_of(fields) else "does the same work as"
-            state = "is paused: retry it" if known.get(b"waits") == Wait.PAUSE.encode() else "has not ended: wait for it"
-            raise refusal(f"task {task_id} {said} {other}, which {state}, or cancel it first")
+            is_paused = known.get(b"waits") == Wait.PAUSE.encode()
+            how = "is paused: retry it" if is_paused else "has not ended: wait for it"
+            raise refusal(f"task {task_id} {said} {other}, which {how}, or cancel it first")
         found += _kin(known)
 
 
@@ -110,13 +124,6 @@ def _check_ended(task_id: str, fields: Fields) -> None:
         raise RunNotRestartableError(
             f"task {task_id} has not ended, its run is {status}: cancel it first, so that nothing is done twice at once"
         )
-
-
-def _call_of(app: Any, task_id: str, new_id: str, fields: Fields) -> tuple[Call, str]:
-    try:
-        return Call.for_restart(fields[b"call"], frozenset(app.conf.accept_content), new_id)
-    except Exception as error:
-        raise RunNotRestartableError(f"task {task_id}: its saved call cannot be read by this app: {error}") from error
 
 
 def _fields_of(task_id: str, fields: Fields, from_step: str | None) -> Fields:

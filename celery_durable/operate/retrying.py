@@ -12,7 +12,7 @@ from celery_durable.journal.actions import newest_restart
 from celery_durable.journal.layout import Fields, Status, Wait
 from celery_durable.journal.reopening import replayed_failures, taken_back
 
-from .restarting import check_not_restarted
+from .restarting import check_not_restarted, reading_call
 
 logger = logging.getLogger("celery_durable")
 
@@ -34,7 +34,8 @@ def resend_run(app: Any, task_id: str, reopen: str, *, by: str | None = None) ->
     # A paused run may be a restart that has broken off: then the run was restarted again since.
     check_not_restarted(store, task_id, fields, RunNotRetryableError)
     name = fields[b"task"].decode()
-    call = Call.load(fields[b"call"], frozenset(app.conf.accept_content))
+    with reading_call(task_id, RunNotRetryableError):
+        call = Call.load(fields[b"call"], frozenset(app.conf.accept_content))
     note = _describe_replay(fields)
     if is_paused:
         _unpause(app, task_id, reopen, fields)

@@ -241,6 +241,7 @@ def test_the_shell_exports_to_a_file_and_imports_from_the_standard_input(
     [
         (("export", "nowhere"), "", 1, "task nowhere has no journal"),
         (("import", "-"), "{", 1, "<stdin> is no JSON document"),
+        (("import", "-"), "[" * 100_000, 1, "<stdin> is no JSON document"),
         (("import", "-"), "[]", 1, "this is no export of a run"),
         (("import", "no such file"), "", 2, "no such file"),
         (("restart", "nowhere"), "", 1, "task nowhere has no journal"),

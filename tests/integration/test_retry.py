@@ -279,6 +279,17 @@ def test_an_id_that_is_no_text_is_refused(app: Celery, wrong: Any) -> None:
         app.tasks[NAME].apply((wrong,)).get()
 
 
+def test_a_run_whose_saved_call_is_damaged_is_refused(app: Celery, redis_client: redis.Redis) -> None:
+    task, task_id = made(app, fails), new_id()
+    assert execute(task, task_id=task_id) == "FAILURE"
+    redis_client.hset(store_of(app).keys(task_id).run, "call", "{")
+
+    with pytest.raises(RunNotRetryableError, match=f"^task {task_id}: its saved call cannot be read by this app: JSON"):
+        app.tasks[NAME](task_id)
+
+    assert sent(app) == []
+
+
 def test_a_request_that_is_refused_is_no_error_of_the_worker(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
     """Who asked gets the error; in the log it is one line."""
     caplog.set_level(logging.INFO)
