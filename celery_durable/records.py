@@ -175,9 +175,12 @@ def arguments_of(run: Run) -> str:
     return ", ".join([*texts, *(f"{name}={value!r}" for name, value in named)])
 
 
-def preview_of(text: str, serializer: str = "") -> str:
-    """A value for people: the beginning of its JSON; of what a *serializer* has written, only its name and size."""
-    return f"<{serializer}, {len(text)} characters>" if serializer else _cut(text, _LONGEST_PREVIEW)
+def preview_of(text: str, written_by: str = "") -> str:
+    """A value for people: the beginning of its JSON; of what something else was *written_by*, only that and its size.
+
+    Such are serializers and compressions.
+    """
+    return f"<{written_by}, {len(text)} characters>" if written_by else _cut(text, _LONGEST_PREVIEW)
 
 
 def _cut(text: str, most: int) -> str:

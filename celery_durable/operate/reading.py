@@ -169,9 +169,7 @@ def _step(place: str, entry: dict[str, Any], redaction: Redaction) -> StepRecord
 
 
 def _preview(entry: dict[str, Any], redaction: Redaction) -> str:
-    if "serializer" in entry:
-        return redaction.preview(entry["name"], entry["value"], entry["serializer"])
-    return redaction.preview(entry["name"], json.dumps(entry.get("value"), ensure_ascii=False))
+    return redaction.preview(entry["name"], json.dumps(entry["value"], ensure_ascii=False), entry)
 
 
 def _waits_for(fields: Fields, steps: tuple[StepRecord, ...]) -> str:

@@ -101,10 +101,10 @@ class Attempt:
         """Whether it has found that another attempt has the run, or that the run has ended elsewhere."""
         return isinstance(self.pulse.interrupt, Fenced)
 
-    @_Part
+    @property
     def redaction(self) -> Redaction:
-        """What observers are shown of its data."""
-        return Redaction(self.settings.redact, self.info.task)
+        """What observers are shown of its data. A time limit that strikes the redactor ends its code."""
+        return Redaction(self.settings.redact, self.info.task, () if self.pulse.closed else self.info.limits)
 
     # -- its beginning and its end
 

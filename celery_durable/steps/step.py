@@ -213,7 +213,7 @@ class Step:
         if not info.is_local:
             preview = ""
             if value is not None:
-                preview = attempt.redaction.preview(self.name, value.text, value.metadata.get("serializer", ""))
+                preview = attempt.redaction.preview(self.name, value.text, value.metadata)
             step = made(
                 StepRecord, kind=Kind.STEP, name=self.name, place=self.position, state=state,
                 executions=self.executions, first=None if first is None else moment(first), at=moment(at), ms=ms,

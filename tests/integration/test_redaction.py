@@ -79,9 +79,9 @@ def test_a_redactor_that_fails_shows_nothing(redis_url: str) -> None:
     with app_at(redis_url, durable_redact=fails) as app:
         run = Runs(app).get(paid(app))
 
-    hidden = "<redacted: durable_redact raised ValueError>"
+    hidden = "<redacted: durable_redact has failed with ValueError>"
     assert (run.args, run.kwargs, run.error) == (hidden, hidden, hidden)
-    assert [step.preview or step.error for step in run.steps] == [f'"{hidden}"', hidden]
+    assert [step.preview or step.error for step in run.steps] == [hidden, hidden]
     assert SECRET not in repr(run)
 
 
