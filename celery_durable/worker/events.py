@@ -42,22 +42,27 @@ class Events:
         self._hostname = hostname
         self._waiting: deque[tuple[str, dict[str, Any]]] = deque()
         self._rounds = Rounds("celery-durable-events", self._round)
-        self._fails = False
+        self._next_try = -inf
+        """When the broker is asked again, by the monotonic clock; ``-inf``: it is not away."""
 
     def __call__(self, happening: str, run: Run, step: StepRecord | None) -> None:
         task = self._app.tasks.get(run.task) if happening in SIGNALS else None
         if task is not None and task.send_events and len(self._waiting) < _MOST:
             self._waiting.append((f"{_GROUP}-{happening.replace('_', '-')}", _facts(run, step)))
-            self._rounds.expect(-inf)
+            self._rounds.expect(self._next_try)
 
     def begin_anew(self) -> None:
         """Forget what waits. In a forked child, the parent sends it."""
         self._waiting.clear()
+        self._next_try = -inf
         self._rounds.begin_anew()
 
     def say_farewell(self) -> None:
         """Wait a moment until the thread has sent what waits: the process ends."""
         until = time.monotonic() + _LONGEST_FAREWELL
+        if self._waiting:
+            self._next_try = -inf
+            self._rounds.expect(-inf)
         while self._waiting and time.monotonic() < until:
             time.sleep(0.005)
 
@@ -65,18 +70,22 @@ class Events:
 
     def _round(self) -> float:
         """Send what waits. Returns when to try again, by the monotonic clock."""
+        if time.monotonic() < self._next_try:  # an event came while the last try went on
+            return self._next_try
         try:
             while self._waiting:
                 self._send(list(islice(self._waiting, _AT_ONCE)))
         except Exception as error:
-            if not self._fails:
+            is_first, self._next_try = self._next_try == -inf, time.monotonic() + _PAUSE
+            if is_first:
                 logger.warning("events cannot be sent, tried again after %g s: %r", _PAUSE, error)
-            self._fails = True
-            return time.monotonic() + _PAUSE
-        self._fails = False
+            return self._next_try
+        self._next_try = -inf
         return inf
 
     def _send(self, some: list[tuple[str, dict[str, Any]]]) -> None:
+        # The connection is made inside of no_fork, too: kombu makes a client of Redis under a lock that all channels of
+        # the process share. A child that is forked just then would wait for it for ever.
         with no_fork, self._app.events.default_dispatcher(hostname=self._hostname) as dispatcher:
             # They travel in one message. Celery's worker does so with its own events.
             dispatcher.buffer_group, dispatcher.buffer_limit = {_GROUP}, inf

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
+from math import inf
 from typing import Any
 from unittest.mock import Mock
 
@@ -19,6 +21,7 @@ from celery.signals import celeryd_after_setup
 from celery_durable import DurableContext, RunOptions, TerminalError, durable_task, happenings
 from celery_durable.config.settings import AttemptSettings, Settings
 from celery_durable.drivers.info import TaskInfo
+from celery_durable.happenings import Happening
 from celery_durable.interrupts import FailAttempt, RetryStep
 from celery_durable.journal.memory import MemoryJournal
 from celery_durable.journal.port import Delivery, Opened
@@ -281,10 +284,12 @@ class Broker:
     def __init__(self) -> None:
         self.messages: list[list[tuple[str, dict[str, Any]]]] = []
         self.away = False
+        self.tries = 0
         self._some: list[tuple[str, dict[str, Any]]] = []
 
     @contextmanager
     def default_dispatcher(self, hostname: str) -> Any:
+        self.tries += 1
         if self.away:
             raise ConnectionError(hostname)
         yield self
@@ -333,6 +338,17 @@ def test_a_happening_is_an_event(run: Run, broker: Broker, events_sent: Events) 
     }  # fmt: skip
 
 
+def test_a_restart_that_is_cancelled_before_anybody_has_begun_it_has_attempt_0(
+    run: Run, broker: Broker, events_sent: Events
+) -> None:
+    run.attempt()
+    happenings.tell(Happening.RUN_CANCELLED, replace(run.last.shown_run, state="REVOKED", attempts=()))
+
+    eventually(lambda: broker.sent, what="the event")
+    [(kind, facts)] = broker.sent
+    assert (kind, facts["state"], facts["attempt"]) == ("durable-run-cancelled", "REVOKED", 0)
+
+
 def test_events_wait_for_a_broker_that_is_away_and_then_travel_together(
     run: Run, broker: Broker, events_sent: Events, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -346,6 +362,25 @@ def test_events_wait_for_a_broker_that_is_away_and_then_travel_together(
 
     assert steps_of(broker.sent) == names
     assert len(broker.messages) == 1
+
+
+def test_a_broker_that_is_away_is_asked_again_after_a_pause_and_not_for_each_event(
+    app: Celery, run: Run, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_PAUSE", 3600)
+    observer, broker.away = Events(app, "worker@shop"), True
+    observer._rounds = rounds = Mock()  # noqa: SLF001  what its thread does is done here
+    run.attempt()
+    happening = (Happening.RUN_STARTED, run.last.shown_run, None)
+
+    observer(*happening)
+    next_try = observer._round()  # noqa: SLF001
+    observer(*happening)
+    assert observer._round() == next_try  # noqa: SLF001  as for an event that came while the first try went on
+
+    assert broker.tries == 1
+    assert [call.args for call in rounds.expect.call_args_list] == [(-inf,), (next_try,)]
+    assert next_try > time.monotonic() + 3000
 
 
 def test_who_says_farewell_does_not_wait_for_a_broker_that_is_away(
