@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from . import happenings
@@ -9,6 +10,7 @@ from .metrics import COUNTERS, STEP_BUCKETS, STEP_SECONDS, Metric, measured_by
 from .tracing import has_provider
 
 _measures = False
+_beginning = threading.Lock()
 
 
 def measure_if_loaded() -> None:
@@ -17,7 +19,10 @@ def measure_if_loaded() -> None:
     if not _measures and has_provider("opentelemetry.metrics", "get_meter_provider"):
         from opentelemetry import metrics
 
-        _measures = True
+        with _beginning:  # two threads may open their first runs side by side
+            if _measures:
+                return
+            _measures = True
         happenings.observe(measured_by(OpenTelemetryMeter(metrics.get_meter("celery_durable"))))
 
 

@@ -26,11 +26,12 @@ STEPS = Metric("steps", "steps that have ended: succeeded, or failed for good", 
 REPLAYS = Metric("replays", "steps whose result was replayed, and that were not executed")
 RETRIES = Metric("retries", "failures of a step or of a task after which it is tried again")
 RECOVERIES = Metric("recoveries", "attempts that have begun because the process of the one before was lost")
-FENCED = Metric("fenced_attempts", "attempts that another one has taken the run from")
+FENCED = Metric("fenced_attempts", "attempts that found that another one has the run, or that it has ended elsewhere")
 INACTIVE = Metric("inactive", "attempts that made no progress for their inactivity_timeout")
+RUNS_ENDED = Metric("runs_ended", "ends of runs: successes, failures, cancellations", ("task", "state"))
 STEP_SECONDS = Metric("step_seconds", "how long the execution took that gave a step its result")
 
-COUNTERS = (STEPS, REPLAYS, RETRIES, RECOVERIES, FENCED, INACTIVE)
+COUNTERS = (STEPS, REPLAYS, RETRIES, RECOVERIES, FENCED, INACTIVE, RUNS_ENDED)
 
 STEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 """Seconds: the upper bounds of the buckets of :data:`STEP_SECONDS`."""
@@ -77,6 +78,10 @@ def _left(meter: Meter, run: Run, _step: StepRecord | None) -> None:
         meter.count(RETRIES, 1, run.task)
 
 
+def _ended(meter: Meter, run: Run, _step: StepRecord | None) -> None:
+    meter.count(RUNS_ENDED, 1, run.task, run.state)
+
+
 def _one_more(metric: Metric) -> Callable[[Meter, Run, StepRecord | None], None]:
     def count(meter: Meter, run: Run, _step: StepRecord | None) -> None:
         meter.count(metric, 1, run.task)
@@ -89,6 +94,9 @@ _MEASURED: dict[str, Callable[[Meter, Run, StepRecord | None], None]] = {
     Happening.STEP_FAILED: _failed,
     Happening.STEP_RETRIED: _one_more(RETRIES),
     Happening.RUN_RECOVERED: _one_more(RECOVERIES),
+    Happening.RUN_SUCCEEDED: _ended,
+    Happening.RUN_FAILED: _ended,
+    Happening.RUN_CANCELLED: _ended,
     Happening.ATTEMPT_ENDED: _left,
     Happening.ATTEMPT_FENCED: _one_more(FENCED),
     Happening.ATTEMPT_INACTIVE: _one_more(INACTIVE),

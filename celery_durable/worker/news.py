@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from celery_durable import happenings
+from celery_durable import happenings, meter
 from celery_durable.app.store import store_of
 from celery_durable.happenings import Happening
 from celery_durable.journal.layout import Status
@@ -18,6 +18,7 @@ _ENDS = {Status.FAILED: Happening.RUN_FAILED, Status.REVOKED: Happening.RUN_CANC
 
 def ended(app: Any, task_id: str, status: str) -> None:
     """The run has this *status* now. Only if there is an observer, its journal is read."""
+    meter.measure_if_loaded()  # this process may have opened no run
     if happenings.observers:
         try:
             store = store_of(app)

@@ -6,14 +6,17 @@ import logging
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import redis
 from celery import Celery
+from celery.worker import state as worker_state
 from prometheus_client import CollectorRegistry
 
 from celery_durable import TerminalError, prometheus
 from celery_durable.app.store import store_of
+from celery_durable.worker.revocation import Revocations
 from tests.integration.runs import app_at, execute, new_id, task_of
 from tests.planting import Garden
 
@@ -23,6 +26,10 @@ def sells(self: Any) -> int:
 
 
 def sleeps(self: Any) -> None:
+    self.ctx.sleep(timedelta(hours=1))
+
+
+def waits_to_be_revoked(self: Any) -> None:
     self.ctx.sleep(timedelta(hours=1))
 
 
@@ -113,6 +120,20 @@ def test_a_scrape_asks_redis_once(app: Celery, registry: CollectorRegistry, redi
     gauges(registry)
     assert sent == [32]
     assert {"cmdstat_scan", "cmdstat_keys"}.isdisjoint(redis_client.info("commandstats"))
+
+
+def test_a_run_that_the_main_process_of_a_worker_ends_counts_once(
+    app: Celery, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id, revocations = new_id(), Revocations(app, Mock(hostname="w1"))
+    execute(task_of(app, waits_to_be_revoked), task_id=task_id)
+    monkeypatch.setattr(worker_state, "revoked", {task_id})
+
+    for _ in range(3):
+        revocations.end_revoked_runs()
+
+    labels = {"task": "shop.waits_to_be_revoked", "state": "REVOKED"}
+    assert registry.get_sample_value("celery_durable_runs_ended_total", labels) == 1
 
 
 def test_without_redis_the_rest_can_be_scraped(caplog: pytest.LogCaptureFixture) -> None:

@@ -57,7 +57,8 @@ def test_a_worker_serves_what_the_processes_of_its_pool_have_done(durable: Durab
     with pytest.raises(TerminalError):
         failing.get(timeout=LONG)
     url = f"http://127.0.0.1:{port}/metrics"
-    eventually(lambda: scrape(url).get(("replays_total", (EVENTFUL,))), what="the count of the last attempt")
+    last = {("replays_total", (EVENTFUL,)), ("runs_ended_total", ("FAILURE", FAILING))}
+    eventually(lambda: scrape(url).keys() >= last, what="the counts of the last attempts")
 
     found = scrape(url)
     counted = {key: value for key, value in found.items() if key[0].endswith(("_total", "_seconds_count"))}
@@ -69,6 +70,8 @@ def test_a_worker_serves_what_the_processes_of_its_pool_have_done(durable: Durab
         ("retries_total", (EVENTFUL,)): 1,
         ("recoveries_total", (EVENTFUL,)): 1,
         ("step_seconds_count", (EVENTFUL,)): 3,
+        ("runs_ended_total", ("SUCCESS", EVENTFUL)): 1,
+        ("runs_ended_total", ("FAILURE", FAILING)): 1,
     }
     assert runs_of(EVENTFUL, found) == {"SUCCESS": 1}
     assert runs_of(FAILING, found) == {"FAILURE": 1}

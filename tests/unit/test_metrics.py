@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -17,24 +18,26 @@ import yaml
 from celery import signals
 from prometheus_client import CollectorRegistry
 
-from celery_durable import ConfigurationError, happenings, prometheus
+from celery_durable import ConfigurationError, happenings, meter, prometheus
 from celery_durable.happenings import Happening
+from celery_durable.journal.layout import Status
 from celery_durable.meter import OpenTelemetryMeter
 from celery_durable.metrics import measured_by
 from celery_durable.operate.runs import STATES
 from celery_durable.prometheus import counters, endpoint, runs
 from celery_durable.records import AttemptRecord, Run, StepRecord, moment
 from celery_durable.redis.index import Overdue
+from celery_durable.worker import news
 
 DOCS = Path(__file__).parents[2] / "docs"
 TASK = "shop.order"
 
 
-def a_run(*, how: str = "STARTED", replayed: int = 0) -> Run:
+def a_run(*, state: str = "STARTED", how: str = "STARTED", replayed: int = 0) -> Run:
     began = moment(0)
     attempt = AttemptRecord(1, began, None, how, "worker", "", executed=0, replayed=replayed)
     return Run(
-        id="task-1", task=TASK, state="STARTED", args=(), kwargs={}, created=began, began=began, ended=None,
+        id="task-1", task=TASK, state=state, args=(), kwargs={}, created=began, began=began, ended=None,
         worker="worker", lease=None, waits_for="", until=None, build="", error="", attempts=(attempt,),
     )  # fmt: skip
 
@@ -56,9 +59,12 @@ ALL = [
     (Happening.ATTEMPT_ENDED, a_run(how="RETRY", replayed=3), None),
     (Happening.RUN_SUSPENDED, a_run(how="RETRY", replayed=3), None),
     (Happening.ATTEMPT_ENDED, a_run(how="SUCCESS", replayed=2), None),
-    (Happening.RUN_SUCCEEDED, a_run(how="SUCCESS", replayed=2), None),
+    (Happening.RUN_SUCCEEDED, a_run(state="SUCCESS", how="SUCCESS", replayed=2), None),
+    (Happening.RUN_PARKED, a_run(state="FAILURE"), None),
+    (Happening.RUN_FAILED, a_run(state="FAILURE"), None),
+    (Happening.RUN_CANCELLED, a_run(state="REVOKED"), None),
 ]
-"""What happens to a run, each once or twice."""
+"""What happens to runs, each once or twice."""
 
 COUNTED = {
     ("steps", TASK, "succeeded"): 2,
@@ -68,6 +74,9 @@ COUNTED = {
     ("recoveries", TASK): 1,
     ("fenced_attempts", TASK): 1,
     ("inactive", TASK): 1,
+    ("runs_ended", TASK, "SUCCESS"): 1,
+    ("runs_ended", TASK, "FAILURE"): 1,
+    ("runs_ended", TASK, "REVOKED"): 1,
 }
 
 
@@ -238,8 +247,6 @@ def test_opentelemetry_has_the_same_counts() -> None:
 
 
 def test_nothing_is_measured_without_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    from celery_durable import meter
-
     monkeypatch.setattr(meter, "_measures", False)
     observe = Mock()
     monkeypatch.setattr(happenings, "observe", observe)
@@ -251,10 +258,30 @@ def test_nothing_is_measured_without_a_provider(monkeypatch: pytest.MonkeyPatch)
     observe.assert_not_called()
 
 
+def test_two_threads_that_open_their_first_runs_measure_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2)
+    monkeypatch.setattr(meter, "_measures", False)
+    monkeypatch.setattr(meter, "has_provider", lambda *_: both.wait(10) >= 0)
+    monkeypatch.setattr(happenings, "observe", observe := Mock())
+    threads = [threading.Thread(target=meter.measure_if_loaded) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    observe.assert_called_once()
+
+
+def test_the_main_process_of_a_worker_measures_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(happenings, "observers", ())
+    monkeypatch.setattr(meter, "measure_if_loaded", measure := Mock())
+    news.ended(Mock(), "task-1", Status.FAILED)
+    measure.assert_called_once_with()
+
+
 # -- rules and dashboard -----------------------------------------------------------------------------------------------
 
 _WORDS = {
-    "and", "by", "clamp_min", "delta", "histogram_quantile", "increase", "le", "max", "or", "rate", "sum", "unless",
+    "and", "by", "clamp_min", "histogram_quantile", "increase", "le", "max", "or", "rate", "sum", "unless",
 }  # fmt: skip
 
 
@@ -279,7 +306,7 @@ def check(expression: str, labels: dict[str, set[str]]) -> None:
             assert label != "state" or set(values.split("|")) <= set(STATES), expression
     for grouped in re.findall(r"by \(([^)]*)\)", expression):
         assert set(grouped.split(", ")) <= used, expression
-    bare = re.sub(r'"[^"]*"|\[[^\]]*\]|\{[^}]*\}|by \([^)]*\)', "", expression)
+    bare = re.sub(r'"[^"]*"|offset \d+m|\[[^\]]*\]|\{[^}]*\}|by \([^)]*\)', "", expression)
     assert set(re.findall(r"[A-Za-z_]\w*", bare)) <= {*labels, *_WORDS}, expression
 
 
