@@ -112,10 +112,10 @@ def _attempts(fields: Fields) -> Iterator[AttemptRecord]:
             counts = (int(executed), int(replayed)) if executed else (None, None)
             yield AttemptRecord(number, *times, state, owner, _build(build, fields), *counts)
     status = _text(fields, b"status")
-    began, left = _time(fields, b"opened") or _EPOCH, _time(fields, b"left")
-    is_released = status == Status.RUNNING and left is not None and left >= began
+    opened, left_at = _time(fields, b"opened") or _EPOCH, _time(fields, b"left")
+    is_released = status == Status.RUNNING and left_at is not None and left_at >= opened
     state = RELEASED if is_released else STATE_OF_HEADING.get(heading_of(fields), heading_of(fields))
-    times = began, left if is_released or status == Status.SUSPENDED else _time(fields, b"ended")
+    times = opened, left_at if is_released or status == Status.SUSPENDED else _time(fields, b"ended")
     build = _build(_text(fields, b"attempt_build"), fields)
     yield AttemptRecord(newest, *times, state, _text(fields, b"owner"), build, *_counts(newest, fields))
 
