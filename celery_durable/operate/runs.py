@@ -23,6 +23,7 @@ from celery_durable.exceptions import (
 from celery_durable.journal.layout import Fields, Status, Wait
 from celery_durable.records import Run
 from celery_durable.redis.index import HEADINGS, Indexed, Range
+from celery_durable.redis.keys import not_a_journal
 from celery_durable.task.apps import resolve_app
 
 from . import export
@@ -152,12 +153,11 @@ class Runs:
         if not search.is_certain_in_redis:
             most = max(most, _CHUNK)
         while page := index.page(most, span, headings, tasks, sieve):
-            for run, (fields, lease) in zip(page, index.load(page, SUMMARY), strict=True):
-                heading = heading_of(fields) if b"status" in fields else None
-                if heading != run.heading:
-                    # Its journal has expired, or a worker of an older version has changed it.
-                    index.forget(run)
-                if heading in headings:
+            loaded = list(zip(page, index.load(page, SUMMARY), strict=True))
+            # Their journals have expired, or a worker of an older version has changed them.
+            index.forget(run for run, (fields, _) in loaded if _heading(run, fields) != run.heading)
+            for run, (fields, lease) in loaded:
+                if _heading(run, fields) in headings:
                     record = self._summary(run, fields, lease)
                     if search.finds(record):
                         yield run, record
@@ -165,7 +165,9 @@ class Runs:
                 return
             span = span.behind(page[-1])
 
-    def _summary(self, run: Indexed, fields: Fields, lease: float | None) -> Run:
+    def _summary(self, run: Indexed, fields: Fields | None, lease: float | None) -> Run:
+        if fields is None:
+            return unread_run(run, STATE_OF_HEADING[run.heading], not_a_journal(self._store.keys(run.task_id)))
         try:
             return read_run(run.task_id, fields, lease, self._accept, self._redact, whole=False)
         except JournalUnreadableError as error:
@@ -310,7 +312,7 @@ class Runs:
         return {
             task_id: STATE_OF_HEADING.get(heading_of(fields), heading_of(fields))
             for task_id, (fields, _) in zip(task_ids, found, strict=True)
-            if b"status" in fields
+            if fields and b"status" in fields
         }
 
     def counts(self) -> dict[str, int]:
@@ -323,6 +325,13 @@ class Runs:
             state = STATE_OF_HEADING.get(heading, heading)
             counts[state] = counts.get(state, 0) + number
         return {state: counts[state] for state in (*STATES, *counts) if state in counts}
+
+
+def _heading(run: Indexed, fields: Fields | None) -> str | None:
+    """What the journal says; if its key holds something else, what the index says."""
+    if fields is None:
+        return run.heading
+    return heading_of(fields) if b"status" in fields else None
 
 
 def _said(status: str) -> str:

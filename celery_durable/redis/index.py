@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import SystemRandom
 from typing import Any, NamedTuple
 
+from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.journal.layout import Fields, Status, Wait
 
-from .client.pool import SHORT_TIMEOUT
-from .client.protocol import pack
+from .client.pool import SHORT_TIMEOUT, JournalConnectionPool
 from .client.scripts import call
 from .shards import Shard, Shards
 
@@ -33,9 +33,11 @@ _MOST_AT_ONCE = 200
 """For so many runs all shards are asked at once. For more, each is asked for what may still be among the newest."""
 _MOST_LET_GO = 100
 """So many journals of a shard that have expired leave the index before runs are counted."""
-_MOST_SWEPT = 2000
-_SWEPT_BY_CHANCE = 50
-"""So many of each heading and task are looked at besides the oldest ones."""
+_LOOKS_OF_SWEEP = 1000
+"""So many runs of a shard one call of a sweep looks at, and as many of those that wait."""
+_CALLS_OF_SWEEP = 20
+"""So many calls in a row a shard gets at most. It gets the next one at once if many runs have moved."""
+_MANY_MOVED = 100
 
 
 class Indexed(NamedTuple):
@@ -96,6 +98,9 @@ class Index:
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
+        self._places: dict[Shard, list[int]] = {}
+        """Where the next sweep begins: in the index, and among the runs that wait. The first place is chosen by chance,
+        so that many workers look at different parts."""
 
     def page(
         self, most: int, span: Range, headings: Sequence[str], tasks: Iterable[str] = (), sieve: Sieve = _NO_SIEVE
@@ -133,7 +138,7 @@ class Index:
 
     def counts(self) -> dict[tuple[str, str], int]:
         """How many runs there are, by heading and task."""
-        return self._counted(_MOST_LET_GO, besides=0)
+        return _counts(self._ask(_asks_for_counts))
 
     def overdue(self, since: float = 0.0) -> Overdue:
         """Which runs no worker takes, and has not for so many seconds. A run that waits in a queue is none of them."""
@@ -141,42 +146,64 @@ class Index:
 
     def census(self) -> tuple[dict[tuple[str, str], int], Overdue]:
         """What :meth:`counts` and :meth:`overdue` say. Each Redis is asked once, and not waited for if it is away."""
-        counting = self._counting(_MOST_LET_GO, besides=0)
-        replies = self._ask(counting, _asks_for_overdue, timeout=SHORT_TIMEOUT)
+        replies = self._ask(_asks_for_counts, _asks_for_overdue, timeout=SHORT_TIMEOUT)
         return _counts(replies[::2]), _overdue(replies[1::2])
 
     def sweep(self) -> None:
-        """Let journals leave that have expired."""
-        self._counted(_MOST_SWEPT, besides=_SWEPT_BY_CHANCE)
+        """Let journals leave that have expired. Put runs in their places that a version without the index has changed.
 
-    def _counted(self, most: int, *, besides: int) -> dict[tuple[str, str], int]:
-        return _counts(self._ask(self._counting(most, besides=besides)))
+        Of a large index, each sweep looks at a part. A Redis that is away keeps the others waiting for a second.
 
-    def _counting(self, most: int, *, besides: int) -> Callable[[Shard], bytes]:
-        facts = most, besides, round(SystemRandom().random(), 6)
-        return lambda shard: call("counts", _keys(shard), shard.keys("").run, *facts)
+        Raises:
+            JournalUnavailableError: a Redis does not answer; the index of all others is swept.
+        """
+        silent = []
+        for pool, shards in self._shards.by_pool().items():
+            try:
+                for shard in shards:
+                    self._sweep(shard, pool)
+            except JournalUnavailableError as error:
+                silent.append(error)
+        if silent:
+            raise silent[0]
 
-    def load(self, runs: Sequence[Indexed], names: Sequence[bytes]) -> list[tuple[Fields, float | None]]:
-        """Some fields of these runs, and when their leases lapse (ms). The fields are empty if a journal is gone."""
-        by_pool: dict[Any, list[tuple[int, bytes, bytes]]] = {}
-        for number, run in enumerate(runs):
-            shard = self._shards.of(run.task_id)
-            keys = shard.keys(run.task_id)
-            questions = pack("HMGET", keys.run, *names), pack("ZSCORE", keys.leases, run.task_id)
-            by_pool.setdefault(shard.pool, []).append((number, *questions))
-        found: dict[int, tuple[Fields, float | None]] = {}
-        for pool, asked in by_pool.items():
-            replies = pool.execute(*(question for _, *questions in asked for question in questions))
-            for (number, *_), held, lease in zip(asked, replies[::2], replies[1::2], strict=True):
-                fields = {name: text for name, text in zip(names, held, strict=True) if text is not None}
-                found[number] = fields, None if lease is None else float(lease)
-        return [found[number] for number in range(len(runs))]
+    def _sweep(self, shard: Shard, pool: JournalConnectionPool) -> None:
+        chance = SystemRandom()
+        places = self._places.setdefault(shard, [chance.randrange(2**31), chance.randrange(2**31)])
+        for _ in range(_CALLS_OF_SWEEP):
+            # Each call goes alone, so that Redis serves others in between.
+            [[moved, *places]] = pool.execute(_sweeping(shard, places), timeout=SHORT_TIMEOUT)
+            self._places[shard] = places
+            if moved < _MANY_MOVED:
+                return
 
-    def forget(self, run: Indexed) -> None:
-        """A run was met under a heading where it does not belong any more."""
-        shard = self._shards.of(run.task_id)
-        keys = shard.keys(run.task_id)
-        shard.pool.execute(call("forget", (keys.run, keys.leases), run.task_id, run.heading, run.task))
+    def load(self, runs: Sequence[Indexed], names: Sequence[bytes]) -> list[tuple[Fields | None, float | None]]:
+        """Some fields of these runs, and when their leases lapse (ms).
+
+        The fields are empty if the journal is gone, and None if its key holds something else.
+        """
+        found: dict[str, tuple[Fields | None, float | None]] = {}
+        for pool, grouped in self._by_pool(run.task_id for run in runs).items():
+            asked = [(shard, some) for shard, ids in grouped.items() for some in _parted(ids)]
+            replies = pool.execute(*(_loading(shard, some, names) for shard, some in asked))
+            for (_, some), reply in zip(asked, replies, strict=True):
+                for task_id, held, lease in zip(some, reply[::2], reply[1::2], strict=True):
+                    fields = {name: text for name, text in zip(names, held, strict=False) if text is not None}
+                    found[task_id] = fields if held else None, None if lease is None else float(lease)
+        return [found[run.task_id] for run in runs]
+
+    def forget(self, runs: Iterable[Indexed]) -> None:
+        """These were met under headings where they do not belong any more."""
+        met = {run.task_id: run for run in runs}
+        for pool, grouped in self._by_pool(met).items():
+            pool.execute(*(_forgetting(shard, met[task_id]) for shard, ids in grouped.items() for task_id in ids))
+
+    def _by_pool(self, task_ids: Iterable[str]) -> dict[JournalConnectionPool, dict[Shard, list[str]]]:
+        grouped: dict[JournalConnectionPool, dict[Shard, list[str]]] = {}
+        for task_id in task_ids:
+            shard = self._shards.of(task_id)
+            grouped.setdefault(shard.pool, {}).setdefault(shard, []).append(task_id)
+        return grouped
 
     def _ask(self, *commands: Callable[[Shard], bytes], timeout: float | None = None) -> list[Any]:
         """Ask all shards. Those of one Redis are asked together."""
@@ -196,6 +223,30 @@ def _counts(replies: list[Any]) -> dict[tuple[str, str], int]:
         for name, number in zip(reply[::2], reply[1::2], strict=True):
             numbers[name] = numbers.get(name, 0) + number
     return {_heading_and_task(name): number for name, number in numbers.items()}
+
+
+def _parted(task_ids: list[str]) -> Iterator[list[str]]:
+    return (task_ids[first : first + _MOST_AT_ONCE] for first in range(0, len(task_ids), _MOST_AT_ONCE))
+
+
+def _loading(shard: Shard, task_ids: Sequence[str], names: Sequence[bytes]) -> bytes:
+    every = shard.keys("")
+    return call("load", (every.leases,), every.run, len(names), *names, *task_ids)
+
+
+def _forgetting(shard: Shard, run: Indexed) -> bytes:
+    keys = shard.keys(run.task_id)
+    return call("forget", (keys.run, keys.leases), run.task_id, run.heading, run.task)
+
+
+def _asks_for_counts(shard: Shard) -> bytes:
+    return call("counts", _keys(shard), shard.keys("").run, _MOST_LET_GO)
+
+
+def _sweeping(shard: Shard, places: Sequence[int]) -> bytes:
+    keys = shard.keys("")
+    facts = _LOOKS_OF_SWEEP, *places, *ENDED_HEADINGS
+    return call("sweep", (*_keys(shard), keys.due), keys.run, *facts)
 
 
 def _asks_for_overdue(shard: Shard, since: float = 0.0) -> bytes:

@@ -55,15 +55,20 @@ class StoredRuns:
     def keys(self, task_id: str) -> Keys:
         return self._shards.of(task_id).keys(task_id)
 
-    def load(self, task_id: str) -> Fields:
+    def load(self, task_id: str, timeout: float | None = None) -> Fields:
         """The journal as it stands; empty if there is none.
 
+        Args:
+            task_id: the id of the run.
+            timeout: for so many seconds Redis is waited for. Default: as long as an attempt waits.
+
         Raises:
+            JournalUnavailableError: Redis does not answer in that time.
             JournalUnreadableError: it is of another layout.
         """
         keys = self.keys(task_id)
         try:
-            [loaded] = self._ask(task_id, pack("HGETALL", keys.run))
+            [loaded] = self._ask(task_id, pack("HGETALL", keys.run), timeout=timeout)
         except JournalUnreadableError as error:
             raise not_a_journal(keys) from error
         fields = fields_of(loaded)

@@ -10,6 +10,7 @@ from celery_durable.app.store import store_of
 from celery_durable.happenings import Happening
 from celery_durable.journal.layout import Status
 from celery_durable.operate.reading import read_run
+from celery_durable.redis.client.pool import SHORT_TIMEOUT
 
 logger = logging.getLogger("celery_durable")
 
@@ -23,7 +24,8 @@ def ended(app: Any, task_id: str, status: str) -> None:
         try:
             store = store_of(app)
             accept, redact = frozenset(app.conf.accept_content), store.settings.redact
-            run = read_run(task_id, store.runs.load(task_id), None, accept, redact, whole=True)
+            fields = store.runs.load(task_id, SHORT_TIMEOUT)
+            run = read_run(task_id, fields, None, accept, redact, whole=True)
         except Exception as error:
             logger.error("task %s: nobody is told of its end, because its journal cannot be read: %r", task_id, error)
         else:

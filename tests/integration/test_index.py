@@ -10,17 +10,21 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import redis
 
+from celery_durable import JournalUnavailableError
 from celery_durable.app.store import Store
 from celery_durable.journal.layout import Wait
 from celery_durable.journal.port import NO_RESULT
 from celery_durable.redis import index as index_module
+from celery_durable.redis.client.pool import SHORT_TIMEOUT
 from celery_durable.redis.index import HEADINGS, Index, Indexed, Range, Sieve
 from celery_durable.redis.journal import RedisJournal
 from celery_durable.redis.keys import shard_of
+from celery_durable.redis.shards import Shards
 from tests.integration.runs import TASK, executions, lapse, new_id, opened, store_at
 from tests.servers import RedisServer
 from tests.waiting import eventually
@@ -195,6 +199,130 @@ def test_journals_that_have_expired_behind_one_that_is_kept_are_swept(
     assert ids(index.page(100, Range(), HEADINGS)) == [slept]
 
 
+def in_one_shard(number: int) -> list[str]:
+    return list(islice((task_id for task_id in iter(new_id, "") if shard_of(task_id) == 3), number))
+
+
+def test_a_sweep_goes_on_at_once_while_many_runs_leave(
+    store: Store, index: Index, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "_LOOKS_OF_SWEEP", 10)
+    monkeypatch.setattr(index_module, "_MANY_MOVED", 5)
+    slept, *expired = in_one_shard(61)
+    for task_id in (slept, *expired):
+        opened(store, task_id).conclude({"outcome": "{}"}, DAY, NO_RESULT)
+    redis_client.zadd(f"durable:{{3}}:index:succeeded:{TASK}", {slept: 0}, xx=True)
+    redis_client.delete(*(store.keys(task_id).run for task_id in expired))
+
+    index.sweep()
+
+    assert ids(index.page(100, Range(), HEADINGS)) == [slept]
+
+
+def test_each_sweep_looks_at_another_part_of_a_large_index(
+    store: Store, index: Index, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "_LOOKS_OF_SWEEP", 10)
+    runs = in_one_shard(41)
+    for number, task_id in enumerate(runs):
+        opened(store, task_id, task=(TASK, OTHER)[number % 2]).conclude({"outcome": "{}"}, DAY, NO_RESULT)
+    for task_id in (runs[20], runs[31]):
+        redis_client.delete(store.keys(task_id).run)
+
+    for _ in range(5):
+        index.sweep()
+
+    assert sorted(ids(index.page(100, Range(), HEADINGS))) == sorted({*runs} - {runs[20], runs[31]})
+
+
+@pytest.mark.parametrize("waits", [Wait.SLEEP, None])
+def test_a_run_that_a_version_without_the_index_has_suspended_enters(
+    store: Store, index: Index, redis_client: redis.Redis, waits: str | None
+) -> None:
+    """An older one does not say what the run waits for."""
+    opened(store, task_id := new_id()).suspend(60, {}, waits=Wait.SLEEP)
+    redis_client.delete(*redis_client.keys("*index*"))
+    if waits is None:
+        redis_client.hdel(store.keys(task_id).run, "waits")
+    assert index.counts() == {}
+
+    index.sweep()
+    index.sweep()
+
+    heading = waits or "suspended"
+    assert headings(index, task_id) == [heading]
+    assert index.counts() == {(heading, TASK): 1}
+
+
+def test_a_run_that_a_version_without_the_index_has_moved_is_swept_to_its_heading(
+    store: Store, index: Index, redis_client: redis.Redis
+) -> None:
+    opened(store, task_id := new_id()).suspend(60, {}, waits=Wait.SLEEP)
+    redis_client.hset(store.keys(task_id).run, mapping={"status": "failed", "outcome": "{}"})
+    redis_client.zrem(store.keys(task_id).due, task_id)
+
+    index.sweep()
+
+    assert index.counts() == {("failed", TASK): 1}
+
+
+def test_a_redis_that_is_away_does_not_keep_a_sweep_from_the_others(store: Store, redis_client: redis.Redis) -> None:
+    [task_id] = in_one_shard(1)
+    opened(store, task_id).suspend(60, {}, waits=Wait.SLEEP)
+    redis_client.delete(*redis_client.keys("*index*"))
+    answering, away = store.shards.of(task_id).pool, Mock()
+    away.execute.side_effect = JournalUnavailableError("away")
+    some_away = Shards("durable:", lambda prefix: answering if "{3}" in prefix else away)
+
+    with pytest.raises(JournalUnavailableError, match="away"):
+        Index(some_away).sweep()
+
+    assert headings(store.index, task_id) == ["sleep"]
+    assert [told.kwargs for told in away.execute.call_args_list] == [{"timeout": SHORT_TIMEOUT}]
+
+
+def test_all_that_waits_enters_though_one_call_looks_at_a_few(
+    store: Store, index: Index, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "_LOOKS_OF_SWEEP", 10)
+    for task_id in in_one_shard(35):
+        opened(store, task_id).suspend(60, {}, waits=Wait.SLEEP)
+    redis_client.delete(*redis_client.keys("*index*"))
+
+    for _ in range(4):
+        index.sweep()
+
+    assert index.counts() == {("sleep", TASK): 35}
+
+
+def test_a_journal_that_does_not_say_when_it_was_created_stops_nothing(
+    store: Store, index: Index, redis_client: redis.Redis
+) -> None:
+    damaged, whole = in_one_shard(2)
+    for task_id in (damaged, whole):
+        opened(store, task_id)
+        lapse(redis_client, store, task_id)
+    redis_client.hdel(store.keys(damaged).run, "created")
+    assert {run.task_id for run in index.page(10, Range(), HEADINGS)} == {damaged, whole}
+
+    found = [run.task_id for claims in store.runs.claim([TASK]) for run in claims.runs]
+
+    assert sorted(found) == sorted([damaged, whole])
+    assert index.counts() == {("running", TASK): 2}
+
+
+@pytest.mark.parametrize("heading", MOVES)
+def test_an_attempt_ends_though_its_journal_does_not_say_when_it_was_created(
+    store: Store, index: Index, redis_client: redis.Redis, heading: str
+) -> None:
+    journal = opened(store, task_id := new_id())
+    redis_client.hdel(store.keys(task_id).run, "created")
+
+    MOVES[heading](journal)
+
+    assert headings(index, task_id) == [heading]
+
+
 def test_pages_are_read_from_the_newest_run_to_the_oldest(
     store: Store, index: Index, redis_client: redis.Redis
 ) -> None:
@@ -291,8 +419,7 @@ def test_the_order_of_texts_does_not_depend_on_the_language_of_the_server(
 
 def test_a_search_looks_at_large_arguments_in_more_calls(store: Store, index: Index, redis_client: redis.Redis) -> None:
     """A call reads about 500 journals of 1 KiB."""
-    in_one_shard = islice((task_id for task_id in iter(new_id, "") if shard_of(task_id) == 3), 20)
-    for task_id in in_one_shard:
+    for task_id in in_one_shard(20):
         opened(store, task_id, call=call_with("x" * 200_000)).close()
         assert store.runs.terminate(task_id, "failed", DAY, "{}")
     before = executions(redis_client, "evalsha")
@@ -361,11 +488,11 @@ def test_a_run_that_was_met_under_another_heading_is_put_under_its_own(
     opened(store, task_id := new_id())
     redis_client.hset(store.keys(task_id).run, mapping={"status": "suspended", "waits": "sleep"})
 
-    index.forget(Indexed(0, task_id, "running", TASK))
+    index.forget([Indexed(0, task_id, "running", TASK)])
     assert headings(index, task_id) == ["sleep"]
-    index.forget(Indexed(0, task_id, "sleep", TASK))
+    index.forget([Indexed(0, task_id, "sleep", TASK)])
     assert headings(index, task_id) == ["sleep"]
 
     redis_client.delete(store.keys(task_id).run)
-    index.forget(Indexed(0, task_id, "sleep", TASK))
+    index.forget([Indexed(0, task_id, "sleep", TASK)])
     assert headings(index, task_id) == []

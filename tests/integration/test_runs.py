@@ -25,6 +25,7 @@ from celery_durable.exceptions import (
 )
 from celery_durable.operate.runs import Runs
 from celery_durable.redis.client.scripts import Dated
+from tests.integration.network import Waits
 from tests.integration.runs import app_at, execute, lapse, new_id, opened, task_of
 from tests.planting import Garden
 from tests.waiting import eventually
@@ -327,6 +328,34 @@ def test_expired_runs_are_passed_over_and_leave_the_index(app: Celery, runs: Run
 
     assert [run.id for run in page] == newest_first(runs, [sold[5], sold[0]])
     assert runs.counts() == {"SUCCESS": 2}
+
+
+def test_a_page_lets_all_expired_runs_leave_in_one_round_trip(
+    app: Celery, runs: Runs, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = Waits().install(monkeypatch)
+    sold = [executed(app, sells, number) for number in range(8)]
+    redis_client.delete(*(store_of(app).keys(task_id).run for task_id in sold))
+
+    with waits.counted(3):  # the page, its journals, and those that leave
+        assert list(runs.list()) == []
+
+    assert runs.counts() == {}
+
+
+@pytest.mark.parametrize("body", [sells, sleeps])
+def test_a_key_that_holds_something_else_hides_no_other_run(
+    app: Celery, runs: Runs, redis_client: redis.Redis, body: Any
+) -> None:
+    bad, good = executed(app, body, *[1][: body is sells]), executed(app, sells, 2)
+    redis_client.set(store_of(app).keys(bad).run, "of another program")
+
+    for _ in range(2):
+        shown = {run.id: run.error for run in runs.list()}
+        assert shown.keys() == {bad, good}
+        assert "holds no journal; look at it, and delete it" in str(shown[bad])
+    assert list(runs.list(text="charge")) == []
+    assert runs.states([bad, good, new_id()]) == {good: "SUCCESS"}
 
 
 def test_a_run_that_an_older_worker_has_moved_is_shown_as_it_is(

@@ -1,6 +1,7 @@
 """What observers are told of runs: each happening once, when the journal has it, by the process that has done it."""
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import Mock
@@ -16,8 +17,9 @@ from celery_durable.app.store import Store, store_of
 from celery_durable.journal.layout import Status
 from celery_durable.worker import news
 from celery_durable.worker.revocation import Revocations
-from tests.integration.runs import HINT, execute, lapse, new_id, task_of
+from tests.integration.runs import HINT, app_at, execute, lapse, new_id, task_of
 from tests.receivers import observed
+from tests.servers import free_port
 
 Told = list[tuple[str, Any, Any]]
 
@@ -284,3 +286,14 @@ def test_who_ends_a_run_from_outside_tells_its_whole_record(app: Celery, told: T
     assert told[0][1] == Runs(app).get(task_id)
     assert told[0][1].error == f"{TimeLimitExceeded.__name__}: 5"
     assert [step.name for step in told[0][1].steps] == ["charge", "sleep"]
+
+
+def test_nobody_waits_long_for_a_journal_only_to_tell_of_it(told: Told, caplog: pytest.LogCaptureFixture) -> None:
+    """The consumer of a worker does this, and has messages to take."""
+    before = time.monotonic()
+    with app_at(f"redis://127.0.0.1:{free_port()}") as app:
+        news.ended(app, "the-run", Status.FAILED)
+
+    assert time.monotonic() - before < 10
+    assert told == []
+    assert "task the-run: nobody is told of its end" in caplog.text

@@ -36,12 +36,12 @@ local function claim(id)
   elseif (tonumber(run[3]) or 0) < 1 or not ours[run[4]] then
     not_ours = not_ours + 1
   else
-    local resent = tonumber(run[7] or 0)
+    local resent = tonumber(run[7] or 0) or 0
     redis.call('HSET', key, 'resent', resent + 1)
     redis.call('ZREM', KEYS[1], id)
     redis.call('ZADD', KEYS[2], now + math.min(pause * 4 ^ math.min(resent, 20), longest), id)
     if run[1] == 'running' then
-      redis.call('ZADD', index .. ':running:' .. run[4], run[8], id)
+      redis.call('ZADD', index .. ':running:' .. run[4], tonumber(run[8]) and run[8] or now, id)
       redis.call('ZADD', index, 0, 'running:' .. run[4])
     end
     found[#found + 1] = {id, run[1], run[4], run[5], run[6] or ''}

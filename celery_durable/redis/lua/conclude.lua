@@ -19,6 +19,6 @@ redis.call('ZREM', KEYS[3], ARGV[2])
 local index, name = string.sub(KEYS[2], 1, -7) .. 'index', 'succeeded:' .. run[2]
 local key = index .. ':' .. name
 if redis.call('EXISTS', key) == 0 then redis.call('ZADD', index, 0, name) end
-redis.call('ZADD', key, run[3], ARGV[2])
+redis.call('ZADD', key, run[3] or time[1] * 1000, ARGV[2])
 redis.call('ZREM', index .. ':running:' .. run[2], ARGV[2])  -- its process may have seemed to be lost
 return 1

@@ -96,10 +96,11 @@ end
 local function read_running()
   for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
     local run = redis.pcall('HMGET', prefix .. id, 'status', 'task', 'created')
-    local task = run[2]
-    if run[1] == 'running' and is_asked(run[1], task) and is_in_span(tonumber(run[3]), id)
+    -- A damaged journal may not say when it was created: then it counts as old.
+    local task, created = run[2], tonumber(run[3]) or 0
+    if run[1] == 'running' and task and is_asked(run[1], task) and is_in_span(created, id)
        and is_wanted(id, find(lower(task), needle, 1, true)) then
-      found[#found + 1] = {id, run[3], 'running:' .. task}
+      found[#found + 1] = {id, created, 'running:' .. task}
     end
   end
 end

@@ -15,5 +15,6 @@ local function enter(id, heading, task, created)
   local name = heading .. ':' .. task
   local key = index .. ':' .. name
   if redis.call('EXISTS', key) == 0 then redis.call('ZADD', index, 0, name) end
-  redis.call('ZADD', key, created, id)
+  -- A damaged journal may not say when. The run must be found all the same.
+  redis.call('ZADD', key, tonumber(created) and created or redis.call('TIME')[1] * 1000, id)
 end
