@@ -10,6 +10,7 @@ from celery import Celery
 
 from celery_durable import JournalUnavailableError
 from celery_durable.app.store import Store, store_of
+from celery_durable.operate.runs import Runs
 from celery_durable.redis.client.protocol import pack
 from celery_durable.redis.keys import SHARDS
 from celery_durable.worker.startup import risks_of
@@ -109,6 +110,22 @@ def test_the_claims_of_all_shards_are_found(cluster: RedisCluster) -> None:
         found = [[run.task_id for run in claims.runs] for claims in store.runs.claim([STEPS])]
 
     assert found == [[task_id] for task_id in ids]
+
+
+def test_runs_of_all_shards_are_listed_and_swept(cluster: RedisCluster, app: Celery) -> None:
+    store, runs = store_of(app), Runs(app)
+    ids = [id_in(store, shard.number) for shard in store.shards]
+    for task_id in ids:
+        opened(store, task_id, task="shop.listed").suspend(3600, {}, waits="sleep")
+    for shard in store.shards:
+        with cluster.master_of(f"{shard.prefix}index").client() as client:
+            client.delete(f"{shard.prefix}index:sleep:shop.listed")
+    assert list(runs.list(task="shop.listed")) == []
+
+    store.index.sweep()
+
+    assert {run.id for run in runs.list(task="shop.listed")} == {*ids}
+    assert runs.states(ids) == dict.fromkeys(ids, "SUSPENDED")
 
 
 def test_leases_of_all_shards_are_renewed(cluster: RedisCluster) -> None:
