@@ -33,11 +33,12 @@ _MOST_AT_ONCE = 200
 """For so many runs all shards are asked at once. For more, each is asked for what may still be among the newest."""
 _MOST_LET_GO = 100
 """So many journals of a shard that have expired leave the index before runs are counted."""
-_LOOKS_OF_SWEEP = 1000
-"""So many runs of a shard one call of a sweep looks at, and as many of those that wait."""
-_CALLS_OF_SWEEP = 20
+_LOOKS_OF_SWEEP = 250
+"""So many runs of a shard one call of a sweep looks at, and as many of those that wait. Each worker sweeps, so this is
+what a hundred workers cost Redis, too."""
+_CALLS_OF_SWEEP = 50
 """So many calls in a row a shard gets at most. It gets the next one at once if many runs have moved."""
-_MANY_MOVED = 100
+_MANY_MOVED = 50
 
 
 class Indexed(NamedTuple):
