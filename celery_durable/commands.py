@@ -7,6 +7,7 @@ from typing import Any
 
 from .exceptions import RunNotCancellableError
 from .journal.layout import Status
+from .journal.run_id import checked_id, no_journal
 from .task.apps import resolve_app
 
 
@@ -31,14 +32,9 @@ def cancel(task_id: str, app: Any = None) -> None:
     from .app.store import store_of  # a process that only sends tasks does without it
 
     app = resolve_app("cancel()") if app is None else app
-    if not (isinstance(task_id, str) and task_id):  # type: ignore[redundant-expr]
-        raise RunNotCancellableError(f"the id of a task is a text, got {task_id!r}")
-    status, ended = store_of(app).runs.cancel(task_id)
+    status, ended = store_of(app).runs.cancel(checked_id(task_id, RunNotCancellableError))
     if status == Status.UNKNOWN:
-        raise RunNotCancellableError(
-            f"task {task_id} has no journal: it has not begun, never used its context, or its retention is over; "
-            f"to keep a task from beginning use app.control.revoke"
-        )
+        raise RunNotCancellableError(f"{no_journal(task_id)}; to keep a task from beginning use app.control.revoke")
     if status not in Status.LIVE:
         at = datetime.fromtimestamp(ended / 1000, timezone.utc).isoformat(timespec="seconds")
         raise RunNotCancellableError(f"task {task_id} has ended already, at {at}: {status}")

@@ -162,7 +162,7 @@ def error_line(facts: dict[str, Any] | None, redacted: Callable[[str], Any] = st
     if not facts:
         return ""
     text = redacted(f"{facts.get('type', 'Exception')}: {facts.get('message', '')}")
-    return _cut(str(text).replace("\n", " "), _LONGEST_ERROR)
+    return cut(str(text).replace("\n", " "), _LONGEST_ERROR)
 
 
 def arguments_of(run: Run) -> str:
@@ -180,8 +180,9 @@ def preview_of(text: str, written_by: str = "") -> str:
 
     Such are serializers and compressions.
     """
-    return f"<{written_by}, {len(text)} characters>" if written_by else _cut(text, _LONGEST_PREVIEW)
+    return f"<{written_by}, {len(text)} characters>" if written_by else cut(text, _LONGEST_PREVIEW)
 
 
-def _cut(text: str, most: int) -> str:
+def cut(text: str, most: int) -> str:
+    """A text, or the beginning of one that has more than so many characters."""
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from celery_durable.operate.examination import Finding
-from celery_durable.operate.versions import Version
+from celery_durable.redis.survey import Build
 
 from .output import coloured, console, shown, table, time_cell
 
@@ -18,7 +18,7 @@ def print_findings(findings: Iterable[Finding]) -> None:
     console().print(made)
 
 
-def print_versions(found: Sequence[Version]) -> None:
+def print_versions(found: Sequence[Build]) -> None:
     """A row per task and build."""
     out = console()
     if not found:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from celery_durable.operate.runs import Page
-from celery_durable.records import AttemptRecord, Run, StepRecord, arguments_of
+from celery_durable.records import AttemptRecord, Run, StepRecord, arguments_of, cut
 
 from .output import coloured, console, local_time, shown, table, time_cell
 
@@ -79,7 +79,7 @@ def _facts(run: Run) -> Table:
         "id": run.id,
         "task": run.task,
         "state": coloured(run.state),
-        "arguments": _cut(arguments_of(run)),
+        "arguments": cut(arguments_of(run), _LONGEST_TEXT),
         "attributes": ", ".join(f"{name}={value}" for name, value in run.attributes.items()),
         "created": local_time(run.created),
         "ended": local_time(run.ended),
@@ -129,8 +129,4 @@ def what_of(run: Run) -> str:
     """What there is to say of a run in one line: what it waits for, why it has failed, or its arguments."""
     if run.until is not None:
         return f"{run.waits_for} (until {local_time(run.until)})"
-    return _cut(run.error or arguments_of(run))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..."
+    return cut(run.error or arguments_of(run), _LONGEST_TEXT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, tzinfo
 from urllib.parse import quote
 
-from celery_durable.records import AttemptRecord, Run, StepRecord, arguments_of
+from celery_durable.records import AttemptRecord, Run, StepRecord, arguments_of, cut
 
 _LONGEST_CALL = 120
 _LONGEST_VALUE = 4_000
@@ -59,10 +59,6 @@ def call(run: Run) -> str:
 
 def value(given: object) -> str:
     return cut(repr(given), _LONGEST_VALUE)
-
-
-def cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def took(record: AttemptRecord, now: datetime) -> str:

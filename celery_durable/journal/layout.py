@@ -136,3 +136,9 @@ def new_seed() -> str:
 
 def step_field(position: str) -> str:
     return f"step:{position}"
+
+
+def entries_of(fields: Fields) -> dict[str, bytes]:
+    """The entries of a journal by their positions. What is no UTF-8 in a position is replaced: it is damaged."""
+    # It is a list first, because the body may take an entry out meanwhile.
+    return {name[5:].decode(errors="replace"): raw for name, raw in list(fields.items()) if name[:5] == b"step:"}

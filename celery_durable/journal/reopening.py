@@ -13,7 +13,7 @@ from collections.abc import Collection
 
 from .actions import newest_restart
 from .entries import read_entry
-from .layout import Fields, Kind, State, step_field
+from .layout import Fields, Kind, State, entries_of, step_field
 from .port import Delivery
 from .positions import in_order, path_of
 
@@ -156,14 +156,13 @@ def replayed_failures(fields: Fields) -> list[str]:
     Raises:
         JournalUnreadableError: an entry is damaged, or its position is not valid.
     """
-    positions = sorted((field.decode()[5:] for field in fields if field.startswith(b"step:")), key=in_order)
-    again = taken_back(fields)
-    kept = [field for field in map(step_field, positions) if field not in again]
-    entries = [read_entry(field, fields[field.encode()]) for field in kept]
+    recorded, again = entries_of(fields), taken_back(fields)
+    kept = [position for position in sorted(recorded, key=in_order) if step_field(position) not in again]
+    entries = [read_entry(step_field(position), recorded[position]) for position in kept]
     return [entry.name for entry in entries if entry.state == State.FAILED]
 
 
 def _steps(fields: Fields) -> list[_Step]:
-    found = {field.decode()[5:]: raw for field, raw in fields.items() if field.startswith(b"step:")}
+    found = entries_of(fields).items()
     # If a position is not valid, the attempt finds that.
-    return [_Step(position, raw) for position, raw in found.items() if position.rpartition(".")[2].isdigit()]
+    return [_Step(position, raw) for position, raw in found if position.rpartition(".")[2].isdigit()]

@@ -14,7 +14,7 @@ from math import inf
 from celery_durable.exceptions import RunNotRestartableError
 
 from .entries import damaged
-from .layout import UNBRANCHED, Fields, step_field
+from .layout import UNBRANCHED, Fields, entries_of, step_field
 from .positions import in_order, path_of
 from .reopening import taken_back
 
@@ -66,7 +66,7 @@ def before_step(task_id: str, fields: Fields, step: str) -> Fields:
 
 
 def _operations(fields: Fields) -> list[_Operation]:
-    found = [_Operation(name.decode()[5:], raw) for name, raw in fields.items() if name.startswith(b"step:")]
+    found = [_Operation(position, raw) for position, raw in entries_of(fields).items()]
     return sorted(found, key=lambda each: each.order)
 
 

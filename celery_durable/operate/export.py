@@ -9,7 +9,7 @@ from kombu.utils import json as kombu_json
 
 from celery_durable.exceptions import RunNotImportableError
 from celery_durable.journal.entries import read_entry
-from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Fields, Status
+from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Fields, Status, entries_of, step_field
 
 from .reading import read_run
 
@@ -87,9 +87,8 @@ def _check_readable(task_id: str, fields: Fields) -> None:
     called = kombu_json.loads(fields[b"call"])
     if "content_type" not in called and called["options"]["task_id"] != task_id:
         raise ValueError(f"its call is of task {called['options']['task_id']}")
-    for name in fields:
-        if name.startswith(b"step:"):
-            read_entry(name.decode(), fields[name])
+    for position, raw in entries_of(fields).items():
+        read_entry(step_field(position), raw)
     for number in (b"created", b"ended", b"attempt", b"nesting", b"recoveries"):
         int(fields[number])
     read_run(task_id, fields, None, frozenset(), None, whole=True)

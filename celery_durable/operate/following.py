@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from celery_durable.app.store import store_of
-from celery_durable.journal.layout import Fields, State
+from celery_durable.journal.layout import Fields, State, entries_of, step_field
 from celery_durable.records import Run
 
 from .runs import Runs
@@ -60,7 +60,7 @@ class _Glance(NamedTuple):
 
     @classmethod
     def at(cls, fields: Fields) -> _Glance:
-        unsettled = [name for name, text in fields.items() if name.startswith(b"step:") and not _is_settled(text)]
+        unsettled = [step_field(place).encode() for place, raw in entries_of(fields).items() if not _is_settled(raw)]
         names = (*_CHANGING, *unsettled)
         return cls(len(fields), names, tuple(fields.get(name) for name in names))
 

@@ -15,7 +15,7 @@ from celery_durable.delivery.call import Call
 from celery_durable.exceptions import JournalUnreadableError
 from celery_durable.journal.actions import read_actions
 from celery_durable.journal.attributes import read_attributes
-from celery_durable.journal.layout import Fields, Kind, Left, State, Status, Wait
+from celery_durable.journal.layout import Fields, Kind, Left, State, Status, Wait, entries_of
 from celery_durable.journal.positions import in_order
 from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord, moment
 from celery_durable.redis.index import Indexed
@@ -126,7 +126,7 @@ def _counts(newest: int, fields: Fields) -> tuple[int, int] | tuple[None, None]:
     if int(number) == newest:
         return int(executed), int(replayed)
     # An attempt that has succeeded without a step does not say so.
-    if _text(fields, b"status") == Status.SUCCEEDED and not any(name.startswith(b"step:") for name in fields):
+    if _text(fields, b"status") == Status.SUCCEEDED and not entries_of(fields):
         return 0, 0
     return None, None
 
@@ -142,7 +142,7 @@ def _build(attempt_build: str, fields: Fields) -> str:
 
 
 def _steps(fields: Fields, redaction: Redaction) -> Iterator[StepRecord]:
-    entries = {name[len(b"step:") :].decode(): text for name, text in fields.items() if name.startswith(b"step:")}
+    entries = entries_of(fields)
     # The entry of a sleep is not replaced when it is over. One that is not over was not when the run was suspended.
     left = int(fields.get(b"left") or 0) if _text(fields, b"status") == Status.SUSPENDED else inf
     for place in sorted(entries, key=in_order):

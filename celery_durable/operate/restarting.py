@@ -14,6 +14,7 @@ from celery_durable.exceptions import DurableError, RunNotRestartableError
 from celery_durable.journal.actions import newest_restart, restarts_of
 from celery_durable.journal.layout import UNBRANCHED, Fields, Status, Wait, new_seed
 from celery_durable.journal.restarting import before_step
+from celery_durable.journal.run_id import checked_id, no_journal
 
 logger = logging.getLogger("celery_durable")
 
@@ -38,7 +39,7 @@ def restart_run(app: Any, task_id: str, new_id: str, *, from_step: str | None = 
         JournalUnreadableError: its journal is damaged, or of a newer layout.
     """
     store = store_of(app)
-    fields = store.runs.load(task_id)
+    fields = store.runs.load(checked_id(task_id, RunNotRestartableError))
     if new_id in restarts_of(fields):
         _begin(store, new_id)
         return new_id
@@ -49,7 +50,7 @@ def restart_run(app: Any, task_id: str, new_id: str, *, from_step: str | None = 
     new = _fields_of(task_id, fields, from_step) | {b"call": text.encode()}
     # If this breaks off, the new run is paused: nobody begins it before it is known as a restart of the old one.
     is_planted = store.runs.plant(new_id, new, _KEPT_UNBEGUN)
-    if not store.runs.note_restart(task_id, "restart", by, new_id, newest_restart(fields)):
+    if not store.runs.note_restart(task_id, by, new_id, newest_restart(fields)):
         if is_planted:
             _uproot(store, new_id)
         raise RunNotRestartableError(f"task {task_id}: somebody has restarted or retried it just now: look at it again")
@@ -116,10 +117,7 @@ def _uproot(store: Store, task_id: str) -> None:
 def _check_ended(task_id: str, fields: Fields) -> None:
     status = fields.get(b"status", b"").decode()
     if not status:
-        raise RunNotRestartableError(
-            f"task {task_id} has no journal: it is unknown, never used its context, or its retention is over; "
-            f"send it under a new id"
-        )
+        raise RunNotRestartableError(f"{no_journal(task_id)}; send it under a new id")
     if status not in Status.ENDED:
         raise RunNotRestartableError(
             f"task {task_id} has not ended, its run is {status}: cancel it first, so that nothing is done twice at once"

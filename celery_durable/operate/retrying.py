@@ -11,6 +11,7 @@ from celery_durable.exceptions import RunNotRetryableError
 from celery_durable.journal.actions import newest_restart
 from celery_durable.journal.layout import Fields, Status, Wait
 from celery_durable.journal.reopening import replayed_failures, taken_back
+from celery_durable.journal.run_id import checked_id, no_journal
 
 from .restarting import check_not_restarted, reading_call
 
@@ -27,7 +28,7 @@ def resend_run(app: Any, task_id: str, reopen: str, *, by: str | None = None) ->
     A paused run is sent by the next worker that looks for runs. So it goes on even if a message of it gets lost.
     """
     store = store_of(app)
-    fields = store.runs.load(task_id)
+    fields = store.runs.load(checked_id(task_id, RunNotRetryableError))
     is_paused = (fields.get(b"status"), fields.get(b"waits")) == (_SUSPENDED, _PAUSE)
     if not is_paused:
         _check_failed(task_id, fields)
@@ -57,10 +58,7 @@ def _unpause(app: Any, task_id: str, request: str, fields: Fields) -> None:
 def _check_failed(task_id: str, fields: Fields) -> None:
     status = fields.get(b"status", b"").decode()
     if not status:
-        raise RunNotRetryableError(
-            f"task {task_id} has no journal: it is unknown, never used its context, or its retention is over; "
-            f"send it under a new id"
-        )
+        raise RunNotRetryableError(f"{no_journal(task_id)}; send it under a new id")
     undelivered = status == Status.SUCCEEDED and b"delivered" not in fields
     if status != Status.FAILED and not undelivered:
         raise RunNotRetryableError(f"task {task_id} has not ended in FAILURE, its run is {status}: nothing to retry")

@@ -21,6 +21,7 @@ from celery_durable.exceptions import (
     RunNotWakeableError,
 )
 from celery_durable.journal.layout import Fields, Status, Wait
+from celery_durable.journal.run_id import checked_id, no_journal
 from celery_durable.records import Run
 from celery_durable.redis.index import HEADINGS, Indexed, Range
 from celery_durable.redis.keys import not_a_journal
@@ -93,11 +94,9 @@ class Runs:
         return read_run(task_id, fields, lease, self._accept, self._redact, whole=True)
 
     def _load(self, task_id: str) -> Fields:
-        fields = self._store.runs.load(task_id)
+        fields = self._store.runs.load(checked_id(task_id, RunNotFound))
         if b"status" not in fields:
-            raise RunNotFound(
-                f"task {task_id} has no journal: it has not begun, never used its context, or its retention is over"
-            )
+            raise RunNotFound(no_journal(task_id))
         return fields
 
     def list(
@@ -231,7 +230,7 @@ class Runs:
         Raises:
             RunNotWakeableError: it does not wait, or it is paused: somebody has to retry or to cancel it.
         """
-        status = self._store.runs.wake(task_id)
+        status = self._store.runs.wake(checked_id(task_id, RunNotWakeableError))
         if status == Wait.PAUSE:
             raise RunNotWakeableError(f"task {task_id} is paused, and waits for no time: retry it, or cancel it")
         if status != Status.SUSPENDED:
@@ -248,7 +247,7 @@ class Runs:
         Raises:
             RunNotPurgeableError: it has not ended, its outcome is not delivered, or it has no journal.
         """
-        status, purged = self._store.runs.purge(task_id)
+        status, purged = self._store.runs.purge(checked_id(task_id, RunNotPurgeableError))
         if not purged:
             ended = "its outcome is not delivered yet" if status in Status.ENDED else _said(status)
             raise RunNotPurgeableError(f"task {task_id} cannot be purged: {ended}")

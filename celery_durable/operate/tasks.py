@@ -36,12 +36,6 @@ def _verb(refusal: type[Exception]) -> Callable[[Callable[..., Any]], Any]:
     return register
 
 
-def _text(task_id: Any, refusal: type[Exception]) -> str:
-    if not (isinstance(task_id, str) and task_id):
-        raise refusal(f"the id of a task is a text, got {task_id!r}")
-    return task_id
-
-
 def _runs(task: Any) -> Any:
     from .runs import Runs
 
@@ -68,7 +62,7 @@ def retry(self: Any, task_id: str, *, by: str | None = None) -> dict[str, Any]:
     """
     from .retrying import resend_run
 
-    return resend_run(self.app, _text(task_id, RunNotRetryableError), _request_of(self), by=by)
+    return resend_run(self.app, task_id, _request_of(self), by=by)
 
 
 @_verb(RunNotRestartableError)
@@ -80,28 +74,28 @@ def restart(self: Any, task_id: str, *, from_step: str | None = None, by: str | 
     """
     from .restarting import restart_run
 
-    old, new = _text(task_id, RunNotRestartableError), str(uuid5(NAMESPACE_OID, _request_of(self)))
-    return {"task_id": restart_run(self.app, old, new, from_step=from_step, by=by), "restarted_from": old}
+    new = str(uuid5(NAMESPACE_OID, _request_of(self)))
+    return {"task_id": restart_run(self.app, task_id, new, from_step=from_step, by=by), "restarted_from": task_id}
 
 
 @_verb(RunNotCancellableError)
 def cancel(self: Any, task_id: str, *, by: str | None = None) -> dict[str, str]:
     """Cancel a live run: see :meth:`Runs.cancel`. Returns ``{"task_id"}``."""
-    _runs(self).cancel(_text(task_id, RunNotCancellableError), by=by)
+    _runs(self).cancel(task_id, by=by)
     return {"task_id": task_id}
 
 
 @_verb(RunNotWakeableError)
 def wake(self: Any, task_id: str, *, by: str | None = None) -> dict[str, str]:
     """End the wait of a run now: see :meth:`Runs.wake`. Returns ``{"task_id"}``."""
-    _runs(self).wake(_text(task_id, RunNotWakeableError), by=by)
+    _runs(self).wake(task_id, by=by)
     return {"task_id": task_id}
 
 
 @_verb(RunNotPurgeableError)
 def purge(self: Any, task_id: str, *, by: str | None = None) -> dict[str, str]:
     """Delete the journal of a run that has ended: see :meth:`Runs.purge`. Returns ``{"task_id"}``."""
-    _runs(self).purge(_text(task_id, RunNotPurgeableError), by=by)
+    _runs(self).purge(task_id, by=by)
     return {"task_id": task_id}
 
 
@@ -112,7 +106,7 @@ def export(self: Any, task_id: str, *, by: str | None = None) -> dict[str, Any]:
     Returns:
         The document: ``{"format", "id", "fields"}``.
     """
-    return dict(_runs(self).export(_text(task_id, RunNotFound), by=by))
+    return dict(_runs(self).export(task_id, by=by))
 
 
 @_verb(RunNotImportableError)

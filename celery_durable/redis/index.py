@@ -214,10 +214,6 @@ class Index:
         return replies
 
 
-def _keys(shard: Shard) -> tuple[str, str]:
-    return f"{shard.prefix}index", shard.keys("").leases
-
-
 def _counts(replies: list[Any]) -> dict[tuple[str, str], int]:
     numbers: dict[bytes, int] = {}
     for reply in replies:
@@ -241,13 +237,13 @@ def _forgetting(shard: Shard, run: Indexed) -> bytes:
 
 
 def _asks_for_counts(shard: Shard) -> bytes:
-    return call("counts", _keys(shard), shard.keys("").run, _MOST_LET_GO)
+    return _call_on_index("counts", shard, _MOST_LET_GO)
 
 
 def _sweeping(shard: Shard, places: Sequence[int]) -> bytes:
     keys = shard.keys("")
     facts = _LOOKS_OF_SWEEP, *places, *ENDED_HEADINGS
-    return call("sweep", (*_keys(shard), keys.due), keys.run, *facts)
+    return call("sweep", (shard.index_key, keys.leases, keys.due), keys.run, *facts)
 
 
 def _asks_for_overdue(shard: Shard, since: float = 0.0) -> bytes:
@@ -261,7 +257,12 @@ def _overdue(replies: list[Any]) -> Overdue:
 
 
 def _paging(shard: Shard, asked: dict[str, Any]) -> bytes:
-    return call("page", _keys(shard), shard.keys("").run, json.dumps(asked))
+    return _call_on_index("page", shard, json.dumps(asked))
+
+
+def _call_on_index(script_name: str, shard: Shard, *facts: Any) -> bytes:
+    every = shard.keys("")  # with no id, its run is the prefix of all runs
+    return call(script_name, (shard.index_key, every.leases), every.run, *facts)
 
 
 def _indexed(reply: list[Any]) -> Iterator[Indexed]:

@@ -3,8 +3,9 @@
     <prefix>{<shard>}:run:<task id>   one hash per run: see :mod:`~celery_durable.journal.layout`
     <prefix>{<shard>}:leases          sorted set: when the lease of a run lapses
     <prefix>{<shard>}:due             sorted set: when a suspended run goes on
+    <prefix>{<shard>}:index...        sorted sets: see :mod:`~celery_durable.redis.index`
 
-The shard is the Cluster hash tag, so that one script can change all three.
+The shard is the Cluster hash tag, so that one script can change all of these.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class StoredRuns:
         """End the wait of a suspended run now. Returns its status before; ``pause``: it is paused, and stays so."""
         # If a reply gets lost, the command is sent again. The run may have begun another wait by then.
         _, (attempt,) = self.glance(task_id, (b"attempt",))
-        [status] = self._act("wake", task_id, task_id, (attempt or b"").decode())
+        [status] = self._act("wake", task_id, (attempt or b"").decode())
         return str(status.decode())
 
     def unpause(
@@ -127,7 +127,7 @@ class StoredRuns:
         *slack*: a worker sends it when so many seconds are over, unless a message has begun an attempt by then.
         """
         facts = (request, attempt, "\n".join(taken_back), str(ms(slack)))
-        return self._act("unpause", task_id, task_id, *facts) == [1]
+        return self._act("unpause", task_id, *facts) == [1]
 
     def purge(self, task_id: str) -> tuple[str, bool]:
         """Delete the journal of a run that has ended and is delivered. Returns its status, and whether that is done."""
@@ -148,15 +148,15 @@ class StoredRuns:
         """Keep in the journal that *by* has done this, now; None: nobody has said who."""
         self._act("note", task_id, what, _writable(by))
 
-    def note_restart(self, task_id: str, what: str, by: str | None, new_id: str, known: str) -> bool:
+    def note_restart(self, task_id: str, by: str | None, new_id: str, known: str) -> bool:
         """Keep in the journal that *by* has restarted a run that has ended, as *new_id*.
 
         False: it lives again, or somebody was faster. *known*: the newest run that restarts it, as the caller knows it.
         """
-        return self._act("restart", task_id, what, _writable(by), new_id, known) == [1]
+        return self._act("restart", task_id, "restart", _writable(by), new_id, known) == [1]
 
     def _act(self, script_name: str, task_id: str, *facts: str | bytes) -> list[Any]:
-        return self._ask(task_id, dated_call(script_name, self.keys(task_id).all, *(facts or (task_id,))))
+        return self._ask(task_id, dated_call(script_name, self.keys(task_id).all, task_id, *facts))
 
     def is_known(self, task_id: str) -> bool:
         """Whether an attempt of the run has begun, and its journal is still there."""

@@ -17,6 +17,11 @@ class Shard(NamedTuple):
     """Each of its keys begins with this."""
     pool: JournalConnectionPool
 
+    @property
+    def index_key(self) -> str:
+        """The key of the set that names all sets of its index."""
+        return f"{self.prefix}index"
+
     def keys(self, task_id: str) -> Keys:
         """The keys of one of its runs."""
         return Keys.under(self.prefix, task_id)

@@ -6,8 +6,12 @@ Each script looks at a bounded number of runs, so Redis serves the workers in be
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from random import SystemRandom
 from typing import Any, NamedTuple
+
+from celery_durable.records import moment
 
 from .client.scripts import call
 from .shards import Shard, Shards
@@ -49,22 +53,27 @@ class Examined(NamedTuple):
     """A process (empty: not known) → how many leases it has, and how many of these have lapsed."""
 
 
-class Build(NamedTuple):
-    """The live runs of a task that one build began."""
+@dataclass(frozen=True)
+class Build:
+    """The live runs of a task that one build began.
+
+    Attributes:
+        task: the name of the task.
+        build: the build of its code; empty if it is not known.
+        runs: how many runs have not ended.
+        stalled: how many of these wait for code that fits.
+        oldest: when the oldest of them was created (aware datetime, UTC).
+    """
 
     task: str
     build: str
-    """Empty: it is not known."""
     runs: int
     stalled: int
-    """How many of them wait for code that fits."""
-    created: int
-    """When the oldest one was created (ms)."""
+    oldest: datetime
 
     def with_more(self, more: Build) -> Build:
-        return self._replace(
-            runs=self.runs + more.runs, stalled=self.stalled + more.stalled, created=min(self.created, more.created)
-        )
+        runs, stalled = self.runs + more.runs, self.stalled + more.stalled
+        return Build(self.task, self.build, runs, stalled, min(self.oldest, more.oldest))
 
 
 class Survey:
@@ -77,7 +86,7 @@ class Survey:
         """Examine a sample."""
         where = round(SystemRandom().random(), 6)
         facts = _MOST_OF_EACH, _MOST, where, _MOST_LEASES
-        replies = self._ask(self._shards, lambda shard: call("examine", _keys(shard), shard.keys("").run, *facts))
+        replies = self._ask(self._shards, lambda shard: _examining(shard, *facts))
         found = Examined(0, 0, {}, [], {})
         for _, (entries, looked_at, flaws, sizes, holders) in replies:
             found = found._replace(entries=found.entries + entries, looked_at=found.looked_at + looked_at)
@@ -97,8 +106,8 @@ class Survey:
             ended = []
             for shard, (looked_at, facts) in self._ask(list(skips), lambda shard: _counting(shard, skips, headings)):
                 for build in map(_build, _grouped(facts, 5)):
-                    known = found.get(build[:2])
-                    found[build[:2]] = known.with_more(build) if known else build
+                    known = found.get((build.task, build.build))
+                    found[build.task, build.build] = known.with_more(build) if known else build
                 counted += looked_at
                 skips[shard] += looked_at
                 if looked_at < _MOST_COUNTED:
@@ -115,13 +124,13 @@ class Survey:
 
 
 def _counting(shard: Shard, skips: dict[Shard, int], headings: Sequence[str]) -> bytes:
-    index, leases, _ = _keys(shard)
-    return call("builds", (index, leases), shard.keys("").run, skips[shard], _MOST_COUNTED, *headings)
+    every = shard.keys("")  # with no id, its run is the prefix of all runs
+    return call("builds", (shard.index_key, every.leases), every.run, skips[shard], _MOST_COUNTED, *headings)
 
 
-def _keys(shard: Shard) -> tuple[str, str, str]:
+def _examining(shard: Shard, *facts: float) -> bytes:
     every = shard.keys("")
-    return f"{shard.prefix}index", every.leases, every.due
+    return call("examine", (shard.index_key, every.leases, every.due), every.run, *facts)
 
 
 def _grouped(facts: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
@@ -130,4 +139,4 @@ def _grouped(facts: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
 
 def _build(facts: tuple[Any, ...]) -> Build:
     task, build, runs, stalled, created = facts
-    return Build(task.decode(), build.decode(), runs, stalled, int(created))
+    return Build(task.decode(), build.decode(), runs, stalled, moment(int(created)))

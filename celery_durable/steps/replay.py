@@ -6,7 +6,7 @@ from celery_durable.drivers.pulse import Pulse
 from celery_durable.exceptions import InvalidStepError, JournalMismatchError, JournalUnreadableError
 from celery_durable.interrupts import EndRun, Interrupt, Stall
 from celery_durable.journal.entries import Entry, damaged, read_entry
-from celery_durable.journal.layout import Fields, Kind, step_field
+from celery_durable.journal.layout import Fields, Kind, entries_of, step_field
 from celery_durable.journal.positions import in_order
 from celery_durable.values.failure import failure_of
 
@@ -100,7 +100,7 @@ class Replay:
         if following is not None:
             return read_entry(field_name, following).patches
         # Of operations side by side, a later one may be recorded first. So may one of a branch that begins here.
-        steps = {name[5:].decode(errors="replace"): raw for name, raw in self._fields.items() if name[:5] == b"step:"}
+        steps = entries_of(self._fields)
         behind = [position for position in sorted(steps, key=in_order) if here.is_before(position)]
         if not behind:
             return None
@@ -122,9 +122,8 @@ class Replay:
         """After the body: if the journal has steps that the code did not reach, it took another path."""
         if not self.ahead or self._pulse.interrupt is not None:
             return
-        left = [name.decode(errors="replace")[5:] for name in self._fields if name.startswith(b"step:")]
         try:
-            position = nothing_left_over(left)
+            position = nothing_left_over(entries_of(self._fields))
             if position is None:
                 return
             field_name = step_field(position)

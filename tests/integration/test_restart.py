@@ -464,7 +464,7 @@ def test_a_run_whose_arguments_were_changed_is_restarted_with_the_newest(app: Ce
     ("status", "said"),
     [
         ("running", "has not ended, its run is running: cancel it first"),
-        (None, "has no journal: it is unknown, never used its context"),
+        (None, "has no journal: it has not begun, never used its context"),
     ],
 )
 def test_what_has_not_ended_is_not_restarted(

@@ -20,6 +20,7 @@ from celery_durable.exceptions import (
     RunNotCancellableError,
     RunNotFound,
     RunNotPurgeableError,
+    RunNotRestartableError,
     RunNotRetryableError,
     RunNotWakeableError,
 )
@@ -513,6 +514,24 @@ def test_what_the_state_of_a_run_forbids_is_refused_and_changes_nothing(
         getattr(runs, verb)(task_id)
 
     assert redis_client.hgetall(store_of(app).keys(task_id).run) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("get", RunNotFound),
+        ("export", RunNotFound),
+        ("retry", RunNotRetryableError),
+        ("restart", RunNotRestartableError),
+        ("cancel", RunNotCancellableError),
+        ("wake", RunNotWakeableError),
+        ("purge", RunNotPurgeableError),
+    ],
+)
+def test_an_id_that_is_no_text_is_told_in_a_sentence(runs: Runs, name: str, error: type[Exception]) -> None:
+    for wrong in (None, b"an-id", 7, ""):
+        with pytest.raises(error, match=f"^the id of a task is a text, got {wrong!r}$"):
+            getattr(runs, name)(wrong)
 
 
 def _is_settled(fields: dict[str, str]) -> bool:

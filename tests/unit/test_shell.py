@@ -21,8 +21,8 @@ from celery_durable.cli.reports import print_findings, print_versions
 from celery_durable.cli.runs import print_run, print_runs
 from celery_durable.operate.examination import Finding, Level
 from celery_durable.operate.runs import Page
-from celery_durable.operate.versions import Version
 from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord
+from celery_durable.redis.survey import Build
 
 NOON = datetime(2030, 1, 31, 12, tzinfo=timezone.utc)
 ID = "8e8e30ca-1cf6-49a5-a62c-27c4b61c9026"
@@ -67,7 +67,7 @@ VIEWS = {
     "list": (print_runs, Page([RUN, FAILED, ASLEEP], f"1895000000000-{ID}"), {"STARTED": 1, "FAILURE": 20_000}),
     "show": (print_run, replace(FAILED, attempts=(ATTEMPT, replace(ATTEMPT, number=2, ended=NOON, how="FAILURE")))),
     "doctor": (print_findings, [FINDING, Finding("memory", Level.OK, "a journal takes 1.2 kB")]),
-    "versions": (print_versions, [Version("shop.tasks.order", "5f3c2a1b9d8e", 12_345, 3, NOON)]),
+    "versions": (print_versions, [Build("shop.tasks.order", "5f3c2a1b9d8e", 12_345, 3, NOON)]),
 }
 
 
