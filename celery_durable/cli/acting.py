@@ -16,8 +16,8 @@ import click
 from celery_durable.exceptions import DurableError
 
 from . import completion
-from .filters import as_json, by, filtered, one_id
 from .group import refusals, runs_of
+from .options import as_json, by, filtered, one_id
 
 
 def _command(name: str, done: str, of_states: tuple[str, ...], help_text: str) -> click.Command:

@@ -10,8 +10,8 @@ import click
 from celery_durable.exceptions import RunNotImportableError
 
 from .acting import say_done
-from .filters import as_json, by, one_id
 from .group import refusals, runs_of
+from .options import as_json, by, one_id
 
 
 @click.command()

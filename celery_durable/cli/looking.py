@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from . import completion
-from .filters import as_json, filtered, one_id
 from .group import refusals, runs_of
+from .options import as_json, filtered, one_id
 
 _ENDED_BY_CTRL_C = 130
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from .filters import as_json
 from .group import loaded_app, refusals
+from .options import as_json
 
 
 @click.command()
