@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from celery_durable.exceptions import ConfigurationError
+
 from . import completion
 
 
@@ -29,11 +31,12 @@ class _When(click.ParamType):  # type: ignore[type-arg] # older versions take no
     name = "time"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
+        from celery_durable.operate.search import read_time
+
         try:
-            when = datetime.fromisoformat(value)
-            return when if when.tzinfo is not None else when.astimezone()
-        except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no time: write it as 2030-01-31T12:00:00+00:00", param, ctx)
+            return read_time(value)
+        except ConfigurationError as error:
+            self.fail(str(error), param, ctx)
 
 
 def _in_capitals(_ctx: Any, _param: Any, value: tuple[str, ...]) -> list[str] | None:
@@ -45,13 +48,12 @@ def _or_none(_ctx: Any, _param: Any, value: tuple[str, ...]) -> tuple[str, ...] 
 
 
 def _pairs(_ctx: Any, param: Any, value: tuple[str, ...]) -> dict[str, str] | None:
-    pairs = {}
-    for given in value:
-        name, found, text = given.partition("=")
-        if not found:
-            raise click.BadParameter(f"{given!r} has no value: write it as order=o1", param=param)
-        pairs[name] = text
-    return pairs or None
+    from celery_durable.operate.search import read_pair
+
+    try:
+        return dict(map(read_pair, value)) or None
+    except ConfigurationError as error:
+        raise click.BadParameter(str(error), param=param) from error
 
 
 _FILTERS = (

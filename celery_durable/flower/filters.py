@@ -8,6 +8,8 @@ from datetime import datetime, tzinfo
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
+from celery_durable.exceptions import ConfigurationError
+from celery_durable.operate.search import read_pair, read_time
 from celery_durable.seams.flower import FlowerPage
 
 from .asking import Refusal
@@ -46,7 +48,7 @@ class Filters(NamedTuple):
             states=tuple(_given(page, "state")),
             tasks=tuple(_given(page, "task")),
             text=" ".join(_given(page, "text")),
-            attributes=dict(_pair(text) for text in _given(page, "attribute")),
+            attributes=_pairs(page),
             since=_time(page, "since", zone),
             until=_time(page, "until", zone),
             limit=number(page, "limit", 50),
@@ -106,18 +108,15 @@ def number(page: FlowerPage, name: str, otherwise: int) -> int:
     return otherwise
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name.strip() and equals):
-        raise Refusal(400, f"an attribute is written as name=value, got {text!r}")
-    return name.strip(), value.strip()
+def _pairs(page: FlowerPage) -> dict[str, str]:
+    try:
+        return dict(map(read_pair, _given(page, "attribute")))
+    except ConfigurationError as error:
+        raise Refusal(400, str(error)) from None
 
 
 def _time(page: FlowerPage, name: str, zone: tzinfo) -> datetime | None:
-    for text in _given(page, name):
-        try:
-            when = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
-            return when.replace(tzinfo=zone) if when.tzinfo is None else when.astimezone(zone)
-        except (ValueError, OverflowError):
-            raise Refusal(400, f"{name} must be a time like 2030-01-31T12:00:00+00:00, got {text!r}") from None
-    return None
+    try:
+        return next((read_time(text, zone) for text in _given(page, name)), None)
+    except ConfigurationError as error:
+        raise Refusal(400, f"{name}: {error}") from None

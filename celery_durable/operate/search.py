@@ -1,10 +1,11 @@
-"""What runs are searched for: a text in what is shown of them, and attributes."""
+"""What runs are searched for: a text in what is shown of them, and attributes; and how people write that."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
+from datetime import datetime, tzinfo
 from typing import Any
 
 from celery_durable.exceptions import ConfigurationError
@@ -71,3 +72,32 @@ def _checked(what: str, text: Any) -> str:
     if not isinstance(text, str):
         raise ConfigurationError(f"{what} must be a text, got {text!r}")
     return text
+
+
+# -- as people write it ------------------------------------------------------------------------------------------------
+
+
+def read_time(text: str, zone: tzinfo | None = None) -> datetime:
+    """A time in ISO 8601, as an aware datetime. One that names no zone is of *zone*; None: of that of this machine.
+
+    Raises:
+        ConfigurationError: it is no time.
+    """
+    try:
+        # Python 3.10 does not read a Z.
+        when = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
+        return (when.replace(tzinfo=zone) if when.tzinfo is None else when).astimezone(zone)
+    except (ValueError, OverflowError):
+        raise ConfigurationError(f"{text!r} is no time: write it as 2030-01-31T12:00:00+00:00") from None
+
+
+def read_pair(text: str) -> tuple[str, str]:
+    """An attribute, ``name=value``. Spaces around both do not count.
+
+    Raises:
+        ConfigurationError: it has no name or no ``=``.
+    """
+    name, equals, value = text.partition("=")
+    if not (name.strip() and equals):
+        raise ConfigurationError(f"an attribute is written as name=value, got {text!r}")
+    return name.strip(), value.strip()

@@ -384,15 +384,16 @@ def test_a_request_that_is_wrong_does_nothing(
     ("query", "said"),
     [
         ("state=DONE", "state must be one of STARTED, RETRY"),
-        ("since=soon", "since must be a time like 2030-01-31T12:00:00+00:00"),
+        ("since=soon", "is no time: write it as 2030-01-31T12:00:00+00:00"),
         ("limit=many", "limit must be a number"),
         ("limit=" + "9" * 5_000, "limit must be a number"),
         ("limit=0", "limit must be from 1 to 1,000"),
         ("cursor=x", "cursor must be that of a page of runs"),
         ("cursor=%C2%B2-x", "cursor must be that of a page of runs"),
         ("cursor=" + "9" * 5_000 + "-x", "cursor must be that of a page of runs"),
-        ("since=0001-01-01T00:00:00%2B05:00", "since must be a time like"),
+        ("since=0001-01-01T00:00:00%2B05:00", "is no time: write it as"),
         ("attribute=order", "an attribute is written as name=value"),
+        ("attribute=%3Do1", "an attribute is written as name=value"),
     ],
 )
 def test_a_filter_that_cannot_be_read_is_told(site: Site, query: str, said: str) -> None:

@@ -21,6 +21,7 @@ from celery_durable.cli.reports import print_findings, print_versions
 from celery_durable.cli.runs import print_run, print_runs
 from celery_durable.operate.examination import Finding, Level
 from celery_durable.operate.runs import Page
+from celery_durable.operate.search import read_time
 from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord
 from celery_durable.redis.survey import Build
 
@@ -188,6 +189,27 @@ def test_without_flower_the_shell_says_what_to_install(monkeypatch: pytest.Monke
 
     assert refused.exit_code == 1
     assert refused.output.endswith("; pip install 'celery-durable[flower]'\n")
+
+
+# -- what people write -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["2030-01-31T12:00:00Z", "2030-01-31T12:00:00+00:00", "2030-01-31T13:00+01:00"])
+def test_a_time_is_read_on_all_versions_of_python(text: str) -> None:
+    assert read_time(text) == NOON
+
+
+def test_a_time_that_names_no_zone_is_of_the_given_one_or_of_this_machine() -> None:
+    assert read_time("2030-01-31T12:00", timezone.utc) == NOON
+    assert read_time("2030-01-31T12:00") == datetime(2030, 1, 31, 12).astimezone()
+
+
+@pytest.mark.parametrize("arguments", [["--attribute", "=o1"], ["--attribute", "order"], ["--since", "soon"]])
+def test_a_filter_that_cannot_be_read_is_refused_before_the_app_is_asked(arguments: list[str]) -> None:
+    refused = CliRunner().invoke(durable, ["list", *arguments])
+
+    assert refused.exit_code == 2
+    assert f"{arguments[-1]!r}" in refused.output
 
 
 # -- what it costs -----------------------------------------------------------------------------------------------------
