@@ -16,6 +16,7 @@ from celery_durable.exceptions import JournalUnreadableError
 from celery_durable.journal.actions import read_actions
 from celery_durable.journal.attributes import read_attributes
 from celery_durable.journal.layout import Fields, Kind, Left, State, Status, Wait, entries_of
+from celery_durable.journal.past_attempt import counts_of_newest, past_attempt
 from celery_durable.journal.positions import in_order
 from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord, moment
 from celery_durable.redis.index import Indexed
@@ -104,31 +105,18 @@ def _attempts(fields: Fields) -> Iterator[AttemptRecord]:
     if newest == 0:  # a restart that nobody has begun
         return
     for number in range(1, newest):
-        past = fields.get(b"attempt.%d" % number)
+        past = past_attempt(fields, number)
         if past is not None:
-            how, began, left, owner, executed, replayed, build = past.decode().split(" ", 6)
-            state = _HOW.get(how) or STATE_OF_HEADING.get(how, how)
-            times = moment(float(began or 0)), moment(float(left)) if left else None
-            counts = (int(executed), int(replayed)) if executed else (None, None)
-            yield AttemptRecord(number, *times, state, owner, _build(build, fields), *counts)
+            state = _HOW.get(past.how) or STATE_OF_HEADING.get(past.how, past.how)
+            times = moment(past.began), None if past.left is None else moment(past.left)
+            yield AttemptRecord(number, *times, state, past.owner, _build(past.build, fields), *past.counts)
     status = _text(fields, b"status")
     opened, left_at = _time(fields, b"opened") or _EPOCH, _time(fields, b"left")
     is_released = status == Status.RUNNING and left_at is not None and left_at >= opened
     state = RELEASED if is_released else STATE_OF_HEADING.get(heading_of(fields), heading_of(fields))
     times = opened, left_at if is_released or status == Status.SUSPENDED else _time(fields, b"ended")
     build = _build(_text(fields, b"attempt_build"), fields)
-    yield AttemptRecord(newest, *times, state, _text(fields, b"owner"), build, *_counts(newest, fields))
-
-
-def _counts(newest: int, fields: Fields) -> tuple[int, int] | tuple[None, None]:
-    """How many steps the newest attempt has executed, and replayed."""
-    number, executed, replayed = (_text(fields, b"executed") or "0 0 0").split()
-    if int(number) == newest:
-        return int(executed), int(replayed)
-    # An attempt that has succeeded without a step does not say so.
-    if _text(fields, b"status") == Status.SUCCEEDED and not entries_of(fields):
-        return 0, 0
-    return None, None
+    yield AttemptRecord(newest, *times, state, _text(fields, b"owner"), build, *counts_of_newest(fields))
 
 
 def _actions(fields: Fields) -> Iterator[ActionRecord]:
