@@ -15,6 +15,7 @@ from celery_durable.delivery.call import Call
 from celery_durable.exceptions import JournalUnreadableError
 from celery_durable.journal.actions import read_actions
 from celery_durable.journal.attributes import read_attributes
+from celery_durable.journal.headings import heading_of
 from celery_durable.journal.layout import Fields, Kind, Left, State, Status, Wait, entries_of
 from celery_durable.journal.past_attempt import counts_of_newest, past_attempt
 from celery_durable.journal.positions import in_order
@@ -33,12 +34,6 @@ _WAITING = {Wait.RETRY: State.RETRYING, Wait.SLEEP: State.SLEEPING, Wait.PAUSE: 
 RELEASED = "RELEASED"
 _HOW = {Left.RELEASED: RELEASED, Status.RUNNING: "DIED"}
 """How an attempt was left that has not left the run in a state."""
-
-
-def heading_of(fields: Fields) -> str:
-    """Where the run belongs in the index."""
-    status = fields[b"status"].decode()
-    return fields.get(b"waits", b"suspended").decode() if status == Status.SUSPENDED else status
 
 
 def unread_run(indexed: Indexed, state: str, why: JournalUnreadableError) -> Run:

@@ -20,15 +20,16 @@ from celery_durable.exceptions import (
     RunNotPurgeableError,
     RunNotWakeableError,
 )
+from celery_durable.journal.headings import HEADINGS, heading_of
 from celery_durable.journal.layout import Fields, Status, Wait
 from celery_durable.journal.run_id import checked_id, no_journal
 from celery_durable.records import Run
-from celery_durable.redis.index import HEADINGS, Indexed, Range
+from celery_durable.redis.index import Indexed, Range
 from celery_durable.redis.keys import not_a_journal
 from celery_durable.task.apps import resolve_app
 
 from . import export
-from .reading import SUMMARY, heading_of, read_run, unread_run
+from .reading import SUMMARY, read_run, unread_run
 from .restarting import restart_run
 from .retrying import resend_run
 from .search import Search

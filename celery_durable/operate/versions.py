@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from celery_durable.app.store import store_of
-from celery_durable.redis.index import LIVE_HEADINGS
+from celery_durable.journal.headings import LIVE_HEADINGS
 from celery_durable.redis.survey import Build, Survey
 
 _MOST = 100_000

@@ -16,16 +16,12 @@ from random import SystemRandom
 from typing import Any, NamedTuple
 
 from celery_durable.exceptions import JournalUnavailableError
-from celery_durable.journal.layout import Fields, Status, Wait
+from celery_durable.journal.headings import ENDED_HEADINGS
+from celery_durable.journal.layout import Fields
 
 from .client.pool import SHORT_TIMEOUT, JournalConnectionPool
 from .client.scripts import call
 from .shards import Shard, Shards
-
-LIVE_HEADINGS = (Status.RUNNING, Wait.RETRY, Wait.SLEEP, Wait.STALL, Wait.PAUSE, Status.SUSPENDED)
-"""The last one is of runs that version 0.1.0 has suspended: it does not say what they wait for."""
-ENDED_HEADINGS = tuple(sorted(Status.ENDED))
-HEADINGS = (*LIVE_HEADINGS, *ENDED_HEADINGS)
 
 _LOOKS = 500
 """Of so many runs a search reads the journals in one call of its script: Redis serves nobody else meanwhile."""

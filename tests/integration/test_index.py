@@ -17,11 +17,12 @@ import redis
 
 from celery_durable import JournalUnavailableError
 from celery_durable.app.store import Store
+from celery_durable.journal.headings import HEADINGS
 from celery_durable.journal.layout import Wait
 from celery_durable.journal.port import NO_RESULT
 from celery_durable.redis import index as index_module
 from celery_durable.redis.client.pool import SHORT_TIMEOUT
-from celery_durable.redis.index import HEADINGS, Index, Indexed, Range, Sieve
+from celery_durable.redis.index import Index, Indexed, Range, Sieve
 from celery_durable.redis.journal import RedisJournal
 from celery_durable.redis.keys import shard_of
 from celery_durable.redis.shards import Shards
