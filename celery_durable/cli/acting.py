@@ -14,20 +14,18 @@ from typing import Any
 import click
 
 from celery_durable.exceptions import DurableError
+from celery_durable.operate.states import allowing
 
 from . import completion
 from .group import refusals, runs_of
 from .options import as_json, by, filtered, one_id
 
 
-def _command(name: str, done: str, of_states: tuple[str, ...], help_text: str) -> click.Command:
-    """A command that does with runs what the method *name* of ``Runs`` does; *done* says that in the past tense.
-
-    *of_states*: the shell completes the ids of runs in these states.
-    """
+def _command(name: str, done: str, help_text: str) -> click.Command:
+    """A command that does with runs what the method *name* of ``Runs`` does; *done* says that in the past tense."""
 
     @click.command(name=name, help=help_text)
-    @click.argument("ids", metavar="[ID]...", nargs=-1, shell_complete=completion.ids(*of_states))
+    @click.argument("ids", metavar="[ID]...", nargs=-1, shell_complete=completion.ids(*allowing(name)))
     @filtered
     @by
     @click.option("--yes", is_flag=True, help="Do it with several runs. Without it, they are only counted.")
@@ -103,7 +101,7 @@ def say_done(task_id: str, what: str, said: str, *, as_json: bool, **facts: str)
 
 
 @click.command()
-@one_id(*completion.ENDED)
+@one_id(*allowing("restart"))
 @click.option("--from", "from_step", metavar="STEP", help="Run anew from this step: its name, or its place.")
 @by
 @as_json
@@ -115,9 +113,7 @@ def restart(ctx: Any, /, *, task_id: str, from_step: str | None, by: str, as_jso
     say_done(task_id, "restart", f"restarted as {new}", as_json=as_json, new_id=new)
 
 
-retry = _command(
-    "retry", "retried", completion.RETRYABLE, "Send failed or paused runs again. They go on from their journals."
-)
-cancel = _command("cancel", "cancelled", completion.LIVE, "Cancel live runs: their code is told, and can compensate.")
-wake = _command("wake", "woken", completion.WAITING, "End the waits of runs now: a sleep, or the time until a retry.")
-purge = _command("purge", "purged", completion.ENDED, "Delete the journals of runs that have ended.")
+retry = _command("retry", "retried", "Send failed or paused runs again. They go on from their journals.")
+cancel = _command("cancel", "cancelled", "Cancel live runs: their code is told, and can compensate.")
+wake = _command("wake", "woken", "End the waits of runs now: a sleep, or the time until a retry.")
+purge = _command("purge", "purged", "Delete the journals of runs that have ended.")

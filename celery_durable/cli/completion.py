@@ -12,6 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from threading import Thread
 from typing import Any
 
+from celery_durable.operate.states import STATES
 from celery_durable.seams import celery as seam
 
 Completion = Callable[[Any, Any, str], list[Any]]
@@ -21,16 +22,9 @@ _LONGEST = 1.0
 """Seconds that Redis has to answer."""
 _MOST_IDS = 50
 
-WAITING = ("RETRY", "SUSPENDED", "STALLED")
-LIVE = ("STARTED", *WAITING, "PAUSED")
-RETRYABLE = ("FAILURE", "PAUSED")
-ENDED = ("SUCCESS", "FAILURE", "REVOKED", "IGNORED")
-
 
 def states(_ctx: Any, _param: Any, incomplete: str) -> list[str]:
     """The states of runs."""
-    from celery_durable.operate.runs import STATES
-
     return [state for state in STATES if state.startswith(incomplete.upper())]
 
 

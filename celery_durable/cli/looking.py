@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from . import completion
+from celery_durable.operate.states import LIVE
+
 from .group import refusals, runs_of
 from .options import as_json, filtered, one_id
 
@@ -50,7 +51,7 @@ def show(ctx: Any, /, *, task_id: str, as_json: bool) -> None:
 
 
 @click.command()
-@one_id(*completion.LIVE)
+@one_id(*LIVE)
 @as_json
 @click.pass_context
 def watch(ctx: Any, /, *, task_id: str, as_json: bool) -> None:

@@ -55,6 +55,11 @@ WAITS_FOR = {
 """What a suspended run waits for → how that is told."""
 
 
+def state_of(heading: str) -> str:
+    """The state of a run that stands under this heading; the heading itself if only a newer version knows it."""
+    return STATE_OF_HEADING.get(heading, heading)
+
+
 def forget_previous_run() -> None:
     """Another run begins in this thread: what was noted for the previous one does not hold for it."""
     if suppressed_run.get() is not None:  # to look is faster than to set it

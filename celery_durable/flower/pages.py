@@ -9,7 +9,8 @@ from typing import Any
 
 from tornado.web import authenticated
 
-from celery_durable.operate.runs import STATES, Page
+from celery_durable.operate.runs import Page
+from celery_durable.operate.states import STATES
 from celery_durable.records import Run, StepRecord
 from celery_durable.seams.flower import FlowerPage, known_task, refreshes_itself
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery_durable.delivery.backend import WAITING_STATES
+from celery_durable.operate.states import ENDED
 from celery_durable.seams.flower import FlowerPage, FlowerTaskList, known_task, set_state
 
 from .asking import Refusal, ask
-
-_ENDED = frozenset({"SUCCESS", "FAILURE", "REVOKED", "IGNORED"})
-_HELD = frozenset({"SUSPENDED", "STALLED", "PAUSED"})
-"""What the run of a task waits in, but no task of Celery."""
 
 
 class TaskList(FlowerTaskList):
@@ -56,8 +54,8 @@ def is_news(told: str, recorded: str) -> bool:
 
     Celery says RETRY and SUCCESS of some runs that go on: of a retry by ``autoretry_for``, say. This stays.
     """
-    if recorded in _ENDED:
+    if recorded in ENDED:
         return told != recorded
     if recorded == "STARTED":
-        return told in _HELD or told == "FAILURE"
-    return told not in _ENDED and told != recorded
+        return told in (*WAITING_STATES, "FAILURE")
+    return told not in ENDED and told != recorded

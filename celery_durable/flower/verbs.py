@@ -6,40 +6,48 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from celery_durable.operate.runs import Runs
+from celery_durable.operate.states import verbs_of
 from celery_durable.records import Run
 
 from .asking import Refusal
 
 
 class Verb(NamedTuple):
-    """A method of :class:`Runs`, as people see it."""
+    """A method of :class:`Runs`, as the API has it."""
 
-    label: str
     done: str
     """What the page says afterwards."""
-    style: str
     facts: tuple[str, ...] = ()
     """What a request may say besides."""
 
 
 VERBS = {
-    "retry": Verb("Retry", "It was sent again", "btn-primary"),
-    "wake": Verb("Wake", "Its wait is over", "btn-primary"),
-    "restart": Verb("Restart", "It was sent again as", "btn-outline-secondary", ("from_step",)),
-    "cancel": Verb("Cancel", "It was told to end", "btn-danger"),
-    "purge": Verb("Purge", "Its journal is deleted", "btn-danger"),
+    "retry": Verb("It was sent again"),
+    "wake": Verb("Its wait is over"),
+    "restart": Verb("It was sent again as", ("from_step",)),
+    "cancel": Verb("It was told to end"),
+    "purge": Verb("Its journal is deleted"),
 }
 
 
-def buttons(run: Run) -> dict[str, Verb]:
-    """What its state allows."""
-    if run.ended is not None:
-        names = ["retry", "restart"] if run.state == "FAILURE" else ["restart"]
-    elif run.state == "PAUSED":
-        names = ["retry", "cancel"]
-    else:
-        names = ["wake", "cancel"] if run.until is not None else ["cancel"]
-    return {name: VERBS[name] for name in names}
+class Button(NamedTuple):
+    """A verb, as the page of a run has it."""
+
+    label: str
+    style: str
+
+
+_BUTTONS = {
+    "retry": Button("Retry", "btn-primary"),
+    "wake": Button("Wake", "btn-primary"),
+    "restart": Button("Restart", "btn-outline-secondary"),
+    "cancel": Button("Cancel", "btn-danger"),
+}
+
+
+def buttons(run: Run) -> dict[str, Button]:
+    """What its state allows, by verb."""
+    return {name: _BUTTONS[name] for name in verbs_of(run.state) if name in _BUTTONS}
 
 
 def carry_out(runs: Runs, name: str, task_id: str, by: str | None, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from celery_durable import happenings
-from celery_durable.delivery.backend import STATE_OF_HEADING, WAITS_FOR
+from celery_durable.delivery.backend import WAITS_FOR, state_of
 from celery_durable.exceptions import RecoveryLimitExceeded
 from celery_durable.happenings import Happening
 from celery_durable.interrupts import EndRun
@@ -81,7 +81,7 @@ def _is_parked(attempt: Attempt) -> bool:
 def _tell(attempt: Attempt, told: list[str], heading: str, **facts: Any) -> None:
     """Tell how the attempt has left the run: under this *heading*, with these *facts*."""
     if not attempt.info.is_local:
-        state, run = STATE_OF_HEADING.get(heading, heading), attempt.shown_run
+        state, run = state_of(heading), attempt.shown_run
         left = replace(
             run.attempts[0], ended=moment(attempt.now()), how=state,
             executed=attempt.state.executed, replayed=attempt.replayed,

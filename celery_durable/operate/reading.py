@@ -10,7 +10,7 @@ from typing import Any
 
 from celery_durable.config.redaction import Redaction
 from celery_durable.config.settings import Redact
-from celery_durable.delivery.backend import STATE_OF_HEADING, WAITS_FOR
+from celery_durable.delivery.backend import WAITS_FOR, state_of
 from celery_durable.delivery.call import Call
 from celery_durable.exceptions import JournalUnreadableError
 from celery_durable.journal.actions import read_actions
@@ -72,7 +72,7 @@ def _read(
     return Run(
         id=task_id,
         task=_text(fields, b"task"),
-        state=STATE_OF_HEADING.get(heading_of(fields), heading_of(fields)),
+        state=state_of(heading_of(fields)),
         args=None if call is None else redaction.shown("args", call.args),
         kwargs=None if call is None else redaction.shown("kwargs", call.kwargs),
         created=_time(fields, b"created") or _EPOCH,
@@ -102,13 +102,13 @@ def _attempts(fields: Fields) -> Iterator[AttemptRecord]:
     for number in range(1, newest):
         past = past_attempt(fields, number)
         if past is not None:
-            state = _HOW.get(past.how) or STATE_OF_HEADING.get(past.how, past.how)
+            state = _HOW.get(past.how) or state_of(past.how)
             times = moment(past.began), None if past.left is None else moment(past.left)
             yield AttemptRecord(number, *times, state, past.owner, _build(past.build, fields), *past.counts)
     status = _text(fields, b"status")
     opened, left_at = _time(fields, b"opened") or _EPOCH, _time(fields, b"left")
     is_released = status == Status.RUNNING and left_at is not None and left_at >= opened
-    state = RELEASED if is_released else STATE_OF_HEADING.get(heading_of(fields), heading_of(fields))
+    state = RELEASED if is_released else state_of(heading_of(fields))
     times = opened, left_at if is_released or status == Status.SUSPENDED else _time(fields, b"ended")
     build = _build(_text(fields, b"attempt_build"), fields)
     yield AttemptRecord(newest, *times, state, _text(fields, b"owner"), build, *counts_of_newest(fields))

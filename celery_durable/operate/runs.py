@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -11,7 +12,7 @@ from uuid import uuid4
 
 from celery_durable.app.store import store_of
 from celery_durable.commands import cancel
-from celery_durable.delivery.backend import STATE_OF_HEADING
+from celery_durable.delivery.backend import state_of
 from celery_durable.exceptions import (
     ConfigurationError,
     JournalUnreadableError,
@@ -33,11 +34,9 @@ from .reading import SUMMARY, read_run, unread_run
 from .restarting import restart_run
 from .retrying import resend_run
 from .search import Search
+from .states import STATES, by_state
 
 logger = logging.getLogger("celery_durable")
-
-STATES = tuple(dict.fromkeys(STATE_OF_HEADING[heading] for heading in HEADINGS))
-"""The states of runs, the live ones first."""
 
 _LONGEST_PAGE = 1_000
 _CURSOR = re.compile("(?P<created>[0-9]{1,15})-(?P<task_id>.+)", re.DOTALL)
@@ -171,7 +170,7 @@ class Runs:
         try:
             return read_run(run.task_id, fields, lease, self._accept, self._redact, whole=False)
         except JournalUnreadableError as error:
-            return unread_run(run, STATE_OF_HEADING[heading_of(fields)], error)
+            return unread_run(run, state_of(heading_of(fields)), error)
 
     # -- what an operator does
 
@@ -310,7 +309,7 @@ class Runs:
         """The states of these runs, by their ids. Ids without a journal are left out."""
         found = self._store.index.load([Indexed.of(task_id) for task_id in task_ids], (b"status", b"waits"))
         return {
-            task_id: STATE_OF_HEADING.get(heading_of(fields), heading_of(fields))
+            task_id: state_of(heading_of(fields))
             for task_id, (fields, _) in zip(task_ids, found, strict=True)
             if fields and b"status" in fields
         }
@@ -320,10 +319,9 @@ class Runs:
 
         A state that only a newer version of the library knows comes last, under the name that the index has for it.
         """
-        counts: dict[str, int] = {}
-        for (heading, _), number in self._store.index.counts().items():
-            state = STATE_OF_HEADING.get(heading, heading)
-            counts[state] = counts.get(state, 0) + number
+        counts: Counter[str] = Counter()
+        for (state, _), number in by_state(self._store.index.counts()).items():
+            counts[state] += number
         return {state: counts[state] for state in (*STATES, *counts) if state in counts}
 
 
@@ -349,7 +347,7 @@ def _headings(state: str | Collection[str] | None) -> tuple[str, ...]:
     wanted = _names(state)
     if unknown := sorted(set(wanted) - set(STATES)):
         raise ConfigurationError(f"state must be one of {', '.join(STATES)}, got {', '.join(unknown)}")
-    return tuple(heading for heading in HEADINGS if not wanted or STATE_OF_HEADING[heading] in wanted)
+    return tuple(heading for heading in HEADINGS if not wanted or state_of(heading) in wanted)
 
 
 def _ms(name: str, when: datetime | None) -> int | None:

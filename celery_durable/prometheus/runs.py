@@ -13,10 +13,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 
 from celery_durable.app.store import store_of
-from celery_durable.delivery.backend import STATE_OF_HEADING
 from celery_durable.exceptions import DurableError
 from celery_durable.forks import no_fork
-from celery_durable.operate.runs import STATES
+from celery_durable.operate.states import STATES, by_state
 from celery_durable.redis.index import Overdue
 from celery_durable.task.apps import resolve_app
 
@@ -81,10 +80,8 @@ def _runs(counts: dict[tuple[str, str], int] | None = None) -> GaugeMetricFamily
         "celery_durable_runs", "Runs that have a journal, by task and state.", labels=("task", "state")
     )
     numbers: dict[str, dict[str, int]] = {}
-    for (heading, task), number in (counts or {}).items():
-        states = numbers.setdefault(task, dict.fromkeys(STATES, 0))
-        state = STATE_OF_HEADING.get(heading, heading)  # a newer version of the library may know more
-        states[state] = states.get(state, 0) + number
+    for (state, task), number in by_state(counts or {}).items():
+        numbers.setdefault(task, dict.fromkeys(STATES, 0))[state] = number
     for task, states in sorted(numbers.items()):
         for state, number in states.items():
             runs.add_metric((task, state), number)

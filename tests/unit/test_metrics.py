@@ -23,7 +23,7 @@ from celery_durable.happenings import Happening
 from celery_durable.journal.layout import Status
 from celery_durable.meter import OpenTelemetryMeter
 from celery_durable.metrics import measured_by
-from celery_durable.operate.runs import STATES
+from celery_durable.operate.states import STATES
 from celery_durable.prometheus import counters, endpoint, runs
 from celery_durable.records import AttemptRecord, Run, StepRecord, moment
 from celery_durable.redis.index import Overdue
