@@ -28,20 +28,19 @@ from .settings import settings_of
 class Store:
     """Keeps the runs of an app in Redis: gives their journals, and a view of all runs.
 
-    A command is tried again for *patience* seconds; None: for as long as a lease lasts.
+    A command is tried again for as long as a lease lasts.
     """
 
-    def __init__(self, app: Any, patience: float | None = None) -> None:
+    def __init__(self, app: Any) -> None:
         self.settings = settings_of(app)
         self.address = Address.of(app.conf, self.settings)
         # The reference is weak: an app holds its store.
         app, address, lease = ref(app), self.address, self.settings.lease
-        timeout = lease if patience is None else patience
         if address.is_cluster:
-            self._cluster: Cluster | None = Cluster(lambda: address.connector(app()), address.nodes, timeout)
+            self._cluster: Cluster | None = Cluster(lambda: address.connector(app()), address.nodes, lease)
             self.shards = Shards(self.settings.key_prefix, self._cluster.pool_for)
         else:
-            self._cluster, pool = None, JournalConnectionPool(lambda: address.connector(app()), timeout)
+            self._cluster, pool = None, JournalConnectionPool(lambda: address.connector(app()), lease)
             self.shards = Shards(self.settings.key_prefix, lambda _key: pool)
         # In a Cluster each shard has its own keeper. So one that waits for a dead node does not hold up the others.
         self._keepers = {pool: LeaseKeeper(pool, lease) for pool in self.shards.by_pool()}
@@ -49,6 +48,11 @@ class Store:
         """The connections and the leases of one Redis; in a Cluster, those of the first shard."""
         self.runs = StoredRuns(self.shards, self.settings.lease)
         self.index = Index(self.shards)
+
+    def be_patient(self, seconds: float) -> None:
+        """Try questions about runs again for so many seconds from now on: a person waits for them."""
+        for pool in self.shards.by_pool():
+            pool.patience = seconds
 
     def masters(self) -> list[JournalConnectionPool]:
         """The connections to each server that has runs.
@@ -88,8 +92,8 @@ _stores: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
 _making = threading.Lock()
 
 
-def store_of(app: Any, patience: float | None = None) -> Store:
-    """The store of *app*. It is made at the first call, which says how patient it is: see :class:`Store`.
+def store_of(app: Any) -> Store:
+    """The store of *app*. It is made at the first call.
 
     Raises:
         ConfigurationError: a ``durable_*`` setting is wrong, or no Redis is configured.
@@ -97,5 +101,5 @@ def store_of(app: Any, patience: float | None = None) -> Store:
     store = _stores.get(app)
     if store is None:
         with _making:
-            store = _stores.get(app) or _stores.setdefault(app, Store(app, patience))
+            store = _stores.get(app) or _stores.setdefault(app, Store(app))
     return store

@@ -57,7 +57,7 @@ def _newest(app: Any, of_states: tuple[str, ...]) -> list[Any]:
     from celery_durable.app.store import store_of
     from celery_durable.operate.runs import Runs
 
-    store_of(app, patience=0)
+    store_of(app).be_patient(0)
     return list(Runs(app).list(state=of_states, limit=_MOST_IDS))
 
 

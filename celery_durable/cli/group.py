@@ -43,7 +43,7 @@ def loaded_app(ctx: Any) -> Any:
     except Exception as error:
         said = f"the tasks of the app {app.main!r} cannot be imported: {type(error).__name__}: {error}"
         raise click.ClickException(said) from error
-    store_of(app, _PATIENCE)
+    store_of(app).be_patient(_PATIENCE)
     return app
 
 

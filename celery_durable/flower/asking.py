@@ -74,7 +74,7 @@ async def ask(page: FlowerPage, question: Callable[[Runs], T]) -> T:
 
 def _runs(app: object) -> Runs:
     try:
-        store_of(app, _REDIS_PATIENCE)
+        store_of(app).be_patient(_REDIS_PATIENCE)
         return Runs(app)
     except ConfigurationError as error:
         raise Refusal(503, f"{error}; start Flower with your app: celery -A <your app> flower") from error

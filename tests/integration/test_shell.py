@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -20,6 +21,7 @@ from click.testing import CliRunner, Result
 from celery_durable import DurableTask, RunOptions, TerminalError
 from celery_durable.app.store import Store, store_of
 from celery_durable.cli import completion, durable, group
+from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.journal.layout import Status, Wait
 from celery_durable.journal.port import NO_RESULT
 from celery_durable.operate import examination
@@ -598,6 +600,21 @@ def test_live_runs_are_counted_some_at_a_time(app: Celery, store: Store, monkeyp
     cut = shell(app, "versions")
     assert cut.exit_code == 0
     assert "there are more live runs than were counted" in cut.output
+
+
+# -- without Redis -----------------------------------------------------------------------------------------------------
+
+
+def test_a_command_does_not_wait_for_a_lease_also_if_the_app_has_used_its_store_before() -> None:
+    app = app_for(f"redis://127.0.0.1:{free_port()}/0")
+    store = store_of(app)
+    began = time.monotonic()
+
+    store.be_patient(0)
+    with pytest.raises(JournalUnavailableError):
+        Runs(app).get("a-run")
+
+    assert time.monotonic() - began < store.settings.lease / 3
 
 
 # -- completion --------------------------------------------------------------------------------------------------------
