@@ -20,19 +20,23 @@ _NEEDED = (b"v", b"task", b"call", b"created", b"ended", b"attempt", b"fingerpri
 """The fields without which a run cannot be retried."""
 
 
-def written(task_id: str, fields: Fields) -> dict[str, Any]:
+def document_of(task_id: str, fields: Fields) -> dict[str, Any]:
     """The document of a journal: ``{"format", "id", "fields": {name: text or {"base64": text}}}``."""
-    return {"format": FORMAT, "id": task_id, "fields": {name.decode(): _said(text) for name, text in fields.items()}}
+    return {
+        "format": FORMAT,
+        "id": task_id,
+        "fields": {name.decode(): _text_or_base64(text) for name, text in fields.items()},
+    }
 
 
-def _said(text: bytes) -> str | dict[str, str]:
+def _text_or_base64(text: bytes) -> str | dict[str, str]:
     try:
         return text.decode()
     except UnicodeDecodeError:
         return {_BINARY: base64.b64encode(text).decode()}
 
 
-def read(document: Any) -> tuple[str, Fields]:
+def journal_in(document: Any) -> tuple[str, Fields]:
     """The id and the journal in a document.
 
     Raises:

@@ -20,7 +20,7 @@ logger = logging.getLogger("celery_durable")
 _SUSPENDED, _PAUSE = Status.SUSPENDED.encode(), Wait.PAUSE.encode()
 
 
-def resend_run(app: Any, task_id: str, reopen: str, *, by: str | None = None) -> dict[str, Any]:
+def retry_run(app: Any, task_id: str, reopen: str, *, by: str | None = None) -> dict[str, Any]:
     """Send the run *task_id* as its first message did, and keep in its journal *by* whom.
 
     *reopen* names this Retry: it reopens the run only once.

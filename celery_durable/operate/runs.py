@@ -32,7 +32,7 @@ from celery_durable.task.apps import resolve_app
 from . import export
 from .reading import SUMMARY, read_run, unread_run
 from .restarting import restart_run
-from .retrying import resend_run
+from .retrying import retry_run
 from .search import Search
 from .states import STATES, by_state
 
@@ -154,7 +154,7 @@ class Runs:
         while page := index.page(most, span, headings, tasks, sieve):
             loaded = list(zip(page, index.load(page, SUMMARY), strict=True))
             # Their journals have expired, or a worker of an older version has changed them.
-            index.forget(run for run, (fields, _) in loaded if _heading(run, fields) != run.heading)
+            index.refile(run for run, (fields, _) in loaded if _heading(run, fields) != run.heading)
             for run, (fields, lease) in loaded:
                 if _heading(run, fields) in headings:
                     record = self._summary(run, fields, lease)
@@ -187,7 +187,7 @@ class Runs:
             RunNotRetryableError: it is neither FAILURE nor PAUSED, has no journal, or a run that restarts it is alive.
             JournalUnreadableError: an entry is damaged, and nothing was sent.
         """
-        return str(resend_run(self.app, task_id, str(uuid4()), by=by)["note"])
+        return str(retry_run(self.app, task_id, str(uuid4()), by=by)["note"])
 
     def restart(self, task_id: str, *, from_step: str | None = None, by: str | None = None) -> str:
         """Begin a new run with the arguments, headers, queue and callbacks of a run that has ended. Returns its id.
@@ -234,7 +234,7 @@ class Runs:
         if status == Wait.PAUSE:
             raise RunNotWakeableError(f"task {task_id} is paused, and waits for no time: retry it, or cancel it")
         if status != Status.SUSPENDED:
-            raise RunNotWakeableError(f"task {task_id} does not wait: {_said(status)}")
+            raise RunNotWakeableError(f"task {task_id} does not wait: {_why_not(status)}")
         self._note(task_id, "wake", by)
 
     def purge(self, task_id: str, *, by: str | None = None) -> None:
@@ -249,7 +249,7 @@ class Runs:
         """
         status, purged = self._store.runs.purge(checked_id(task_id, RunNotPurgeableError))
         if not purged:
-            ended = "its outcome is not delivered yet" if status in Status.ENDED else _said(status)
+            ended = "its outcome is not delivered yet" if status in Status.ENDED else _why_not(status)
             raise RunNotPurgeableError(f"task {task_id} cannot be purged: {ended}")
         logger.info("task %s: its journal is purged%s", task_id, f" by {by}" if by else "")
 
@@ -269,7 +269,7 @@ class Runs:
             RunNotFound: it has no journal.
             JournalUnreadableError: its journal is of a newer layout.
         """
-        document = export.written(task_id, self._load(task_id))
+        document = export.document_of(task_id, self._load(task_id))
         logger.info("task %s: its journal is exported%s", task_id, f" by {by}" if by else "")
         return document
 
@@ -287,7 +287,7 @@ class Runs:
             RunNotImportableError: the document is damaged, or of a newer version; the run had not ended; or its id has
                 a journal here.
         """
-        task_id, fields = export.read(document)
+        task_id, fields = export.journal_in(document)
         if not self._store.runs.plant(task_id, fields, self._retention(fields)):
             raise RunNotImportableError(f"task {task_id} cannot be imported: it has a journal here; purge that first")
         self._note(task_id, "import", by)
@@ -332,7 +332,7 @@ def _heading(run: Indexed, fields: Fields | None) -> str | None:
     return heading_of(fields) if b"status" in fields else None
 
 
-def _said(status: str) -> str:
+def _why_not(status: str) -> str:
     return "it has no journal" if status == Status.UNKNOWN else f"its run is {status}"
 
 

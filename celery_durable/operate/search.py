@@ -53,10 +53,10 @@ class Search:
         if any(run.attributes.get(name) != value for name, value in self._attributes.items()):
             return False
         needle = self._text.lower()
-        return not needle or any(needle in said.lower() for said in _said(run))
+        return not needle or any(needle in said.lower() for said in _searched_texts(run))
 
 
-def _said(run: Run) -> tuple[str, ...]:
+def _searched_texts(run: Run) -> tuple[str, ...]:
     return run.id, run.task, _json(run.args), _json(run.kwargs)
 
 

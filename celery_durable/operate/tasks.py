@@ -60,9 +60,9 @@ def retry(self: Any, task_id: str, *, by: str | None = None) -> dict[str, Any]:
         RunNotRetryableError: there is no such run, it is neither FAILURE nor PAUSED, or a restart of it is alive.
         JournalUnreadableError: an entry is damaged, and nothing was sent.
     """
-    from .retrying import resend_run
+    from .retrying import retry_run
 
-    return resend_run(self.app, task_id, _request_of(self), by=by)
+    return retry_run(self.app, task_id, _request_of(self), by=by)
 
 
 @_verb(RunNotRestartableError)

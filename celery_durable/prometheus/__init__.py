@@ -37,7 +37,7 @@ def install(registry: Any = None, *, app: Any = None, port: int | None = None, a
     from . import counters, endpoint, runs
 
     registry = prometheus_client.REGISTRY if registry is None else registry
-    counters.export(registry)
-    collector = runs.export(registry, app)
+    counters.register(registry)
+    collector = runs.register(registry, app)
     if port is not None:
         endpoint.serve_in_workers(endpoint.Endpoint(registry, collector, address, port))

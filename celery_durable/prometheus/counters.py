@@ -16,10 +16,10 @@ from celery_durable.metrics import COUNTERS, STEP_BUCKETS, STEP_SECONDS, Metric,
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """By it, prometheus-client lets the processes of a pool count in files of one folder."""
 
-_exported: WeakSet[CollectorRegistry] = WeakSet()
+_registered: WeakSet[CollectorRegistry] = WeakSet()
 
 
-def export(registry: CollectorRegistry) -> None:
+def register(registry: CollectorRegistry) -> None:
     """Count from now on, and let *registry* have the counts of this process.
 
     Raises:
@@ -32,10 +32,10 @@ def export(registry: CollectorRegistry) -> None:
         )
     counters = _counters()
     # What is counted in files is collected from there, for all processes at once.
-    if not folder and registry not in _exported:
+    if not folder and registry not in _registered:
         for metric in counters.metrics:
             registry.register(metric)
-        _exported.add(registry)
+        _registered.add(registry)
 
 
 def counted_in_files() -> str:

@@ -24,14 +24,14 @@ logger = logging.getLogger("celery_durable")
 _REMINDER = 60.0
 """Seconds after which a failure that goes on is logged again."""
 
-_exported: WeakKeyDictionary[CollectorRegistry, RunsCollector] = WeakKeyDictionary()
+_registered: WeakKeyDictionary[CollectorRegistry, RunsCollector] = WeakKeyDictionary()
 
 
-def export(registry: CollectorRegistry, app: Any) -> RunsCollector:
+def register(registry: CollectorRegistry, app: Any) -> RunsCollector:
     """Let *registry* ask for the runs of *app*; None: of the app that :func:`resolve_app` finds at each scrape."""
-    collector = _exported.get(registry)
+    collector = _registered.get(registry)
     if collector is None:
-        collector = _exported[registry] = RunsCollector(app)
+        collector = _registered[registry] = RunsCollector(app)
         registry.register(collector)
     return collector
 

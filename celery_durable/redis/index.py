@@ -189,11 +189,11 @@ class Index:
                     found[task_id] = fields if held else None, None if lease is None else float(lease)
         return [found[run.task_id] for run in runs]
 
-    def forget(self, runs: Iterable[Indexed]) -> None:
-        """These were met under headings where they do not belong any more."""
+    def refile(self, runs: Iterable[Indexed]) -> None:
+        """These were met under headings where they do not belong any more: they leave those, and enter their own."""
         met = {run.task_id: run for run in runs}
         for pool, grouped in self._by_pool(met).items():
-            pool.execute(*(_forgetting(shard, met[task_id]) for shard, ids in grouped.items() for task_id in ids))
+            pool.execute(*(_refiling(shard, met[task_id]) for shard, ids in grouped.items() for task_id in ids))
 
     def _by_pool(self, task_ids: Iterable[str]) -> dict[JournalConnectionPool, dict[Shard, list[str]]]:
         grouped: dict[JournalConnectionPool, dict[Shard, list[str]]] = {}
@@ -227,9 +227,9 @@ def _loading(shard: Shard, task_ids: Sequence[str], names: Sequence[bytes]) -> b
     return call("load", (every.leases,), every.run, len(names), *names, *task_ids)
 
 
-def _forgetting(shard: Shard, run: Indexed) -> bytes:
+def _refiling(shard: Shard, run: Indexed) -> bytes:
     keys = shard.keys(run.task_id)
-    return call("forget", (keys.run, keys.leases), run.task_id, run.heading, run.task)
+    return call("refile", (keys.run, keys.leases), run.task_id, run.heading, run.task)
 
 
 def _asks_for_counts(shard: Shard) -> bytes:

@@ -153,7 +153,7 @@ class StoredRuns:
 
         False: it lives again, or somebody was faster. *known*: the newest run that restarts it, as the caller knows it.
         """
-        return self._act("restart", task_id, "restart", _writable(by), new_id, known) == [1]
+        return self._act("note_restart", task_id, "restart", _writable(by), new_id, known) == [1]
 
     def _act(self, script_name: str, task_id: str, *facts: str | bytes) -> list[Any]:
         return self._ask(task_id, dated_call(script_name, self.keys(task_id).all, task_id, *facts))

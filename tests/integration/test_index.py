@@ -489,11 +489,11 @@ def test_a_run_that_was_met_under_another_heading_is_put_under_its_own(
     opened(store, task_id := new_id())
     redis_client.hset(store.keys(task_id).run, mapping={"status": "suspended", "waits": "sleep"})
 
-    index.forget([Indexed(0, task_id, "running", TASK)])
+    index.refile([Indexed(0, task_id, "running", TASK)])
     assert headings(index, task_id) == ["sleep"]
-    index.forget([Indexed(0, task_id, "sleep", TASK)])
+    index.refile([Indexed(0, task_id, "sleep", TASK)])
     assert headings(index, task_id) == ["sleep"]
 
     redis_client.delete(store.keys(task_id).run)
-    index.forget([Indexed(0, task_id, "sleep", TASK)])
+    index.refile([Indexed(0, task_id, "sleep", TASK)])
     assert headings(index, task_id) == []

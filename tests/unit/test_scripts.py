@@ -79,7 +79,7 @@ STATUSES = {
     "open": {*Status.LIVE, Status.FAILED},
     "release": {*Status.LIVE, Status.SUCCEEDED},
     "renew": Status.LIVE,
-    "restart": Status.LIVE,
+    "note_restart": Status.LIVE,
     "suspend": {Status.SUSPENDED},
     "plant": {Status.SUSPENDED},
     "purge": {*Status.LIVE, Status.UNKNOWN},
