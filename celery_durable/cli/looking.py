@@ -56,14 +56,12 @@ def show(ctx: Any, /, *, task_id: str, as_json: bool) -> None:
 @click.pass_context
 def watch(ctx: Any, /, *, task_id: str, as_json: bool) -> None:
     """Follow a run until it has ended. Ctrl-C leaves it."""
-    from celery_durable.operate.following import follow
-
     from .live import print_changes
     from .output import print_json
 
     try:
         with refusals("watch"):
-            changes = follow(runs_of(ctx), task_id)
+            changes = runs_of(ctx).follow(task_id)
             print_json(changes) if as_json else print_changes(changes)
     except KeyboardInterrupt:
         ctx.exit(_ENDED_BY_CTRL_C)

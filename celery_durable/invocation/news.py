@@ -18,11 +18,12 @@ from celery_durable.journal.layout import Status, Wait
 from celery_durable.records import moment
 from celery_durable.steps.attempt import Attempt
 
-_ENDS = {
+ENDS = {
     Status.SUCCEEDED: Happening.RUN_SUCCEEDED,
     Status.FAILED: Happening.RUN_FAILED,
     Status.REVOKED: Happening.RUN_CANCELLED,
 }
+"""How a run has ended → what is told."""
 
 
 def begun(attempt: Attempt) -> None:
@@ -55,8 +56,8 @@ def ended(attempt: Attempt, status: str, outcome: str | None, *, anew: bool) -> 
     if outcome is not None and status != Status.SUCCEEDED:
         facts["error"] = attempt.redaction.error(json.loads(outcome).get("error"))
     told = [Happening.RUN_PARKED] if _is_parked(attempt) else []
-    if status in _ENDS:
-        told.append(_ENDS[status])
+    if status in ENDS:
+        told.append(ENDS[status])
     if not anew:
         told.append(Happening.ATTEMPT_ENDED)
     _tell(attempt, told, status, **facts)

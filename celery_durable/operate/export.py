@@ -11,7 +11,7 @@ from celery_durable.exceptions import RunNotImportableError
 from celery_durable.journal.entries import read_entry
 from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Fields, Status, entries_of, step_field
 
-from .reading import read_run
+from .reading import Reader
 
 FORMAT = 1
 """The newest format. This version reads it and all older ones."""
@@ -95,7 +95,7 @@ def _check_readable(task_id: str, fields: Fields) -> None:
         read_entry(step_field(position), raw)
     for number in (b"created", b"ended", b"attempt", b"nesting", b"recoveries"):
         int(fields[number])
-    read_run(task_id, fields, None, frozenset(), None, whole=True)
+    Reader(frozenset(), None).run(task_id, fields, None)
 
 
 def _damaged(task_id: str, reason: str) -> RunNotImportableError:

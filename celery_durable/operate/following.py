@@ -1,18 +1,14 @@
-"""Follows a run live. A small question asks whether it has changed; only then its journal is read."""
+"""Follows a journal live. A small question asks whether it has changed; only then it is read."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
-from celery_durable.app.store import store_of
 from celery_durable.journal.layout import Fields, State, entries_of, step_field
-from celery_durable.records import Run
-
-from .runs import Runs
+from celery_durable.redis.runs import StoredRuns
 
 PAUSE = 0.5
 """Seconds between two questions."""
@@ -21,29 +17,19 @@ _STATE = re.compile(rb'"state":"(\w+)"')
 _CHANGING = (b"status", b"attempt", b"waits", b"due", b"ended", b"cancel", b"actions")
 
 
-def follow(runs: Runs, task_id: str, pause: float = PAUSE) -> Iterator[Run]:
-    """The run as it is now, and again after each change, until it has ended.
+def changes_of(stored: StoredRuns, task_id: str, pause: float) -> Iterator[Fields]:
+    """The journal of a run as it is now, and again whenever it may have changed. Empty: there is none any more.
 
-    Args:
-        runs: the runs of the app.
-        task_id: the id of the run.
-        pause: seconds between two looks.
+    There are *pause* seconds between two looks.
 
     Raises:
-        RunNotFound: it has no journal, or none any more.
         JournalUnavailableError: Redis does not answer.
-        JournalUnreadableError: its journal is damaged, or of a newer layout.
+        JournalUnreadableError: it is of another layout.
     """
-    stored, shown = store_of(runs.app).runs, None
     while True:
-        # It is made before the record is read. So what changes in between is seen as a change.
-        glance = _Glance.at(stored.load(task_id))
-        run = runs.get(task_id)
-        if shown is None or _without_lease(run) != _without_lease(shown):
-            yield run
-            shown = run
-        if run.ended is not None:
-            return
+        fields = stored.load(task_id)
+        yield fields
+        glance = _Glance.at(fields)
         while stored.glance(task_id, glance.names) == (glance.fields, glance.values):
             time.sleep(pause)
 
@@ -69,8 +55,3 @@ def _is_settled(entry: bytes) -> bool:
     # A quote inside a step's name is escaped, so this finds the entry's own state.
     state = _STATE.search(entry)
     return state is not None and state[1].decode() in State.SETTLED
-
-
-def _without_lease(run: Run) -> Run:
-    # It is renewed all the time.
-    return replace(run, lease=None)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
 from math import inf
 from typing import Any
 
+from celery_durable.app.store import store_of
 from celery_durable.config.redaction import Redaction
 from celery_durable.config.settings import Redact
 from celery_durable.delivery.backend import WAITS_FOR, state_of
@@ -45,51 +48,79 @@ def unread_run(indexed: Indexed, state: str, why: JournalUnreadableError) -> Run
     )  # fmt: skip
 
 
-def read_run(
-    task_id: str, fields: Fields, lease_ms: float | None, accept: frozenset[str], redact: Redact | None, *, whole: bool
-) -> Run:
-    """The record of a run. Not *whole*: without its attempts and steps.
+@dataclass(frozen=True)
+class Reader:
+    """Reads records as one app may see them.
 
-    Raises:
-        JournalUnreadableError: a field does not say what it should.
+    Attributes:
+        accept: the content types that it reads arguments of.
+        redact: what it shows instead of values; None: the values.
     """
+
+    accept: frozenset[str]
+    redact: Redact | None
+
+    @classmethod
+    def of(cls, app: Any) -> Reader:
+        """That of an app, by its settings."""
+        return cls(frozenset(app.conf.accept_content), store_of(app).settings.redact)
+
+    def run(self, task_id: str, fields: Fields, lease_ms: float | None) -> Run:
+        """The record of a run with its attempts, steps and actions.
+
+        Raises:
+            JournalUnreadableError: a field does not say what it should.
+        """
+        with _damage_told(task_id):
+            steps = tuple(_steps(fields, self._redaction(fields)))
+            attempts, actions = tuple(_attempts(fields)), tuple(_actions(fields))
+            return replace(self._read(task_id, fields, lease_ms, steps), attempts=attempts, actions=actions)
+
+    def summary(self, task_id: str, fields: Fields, lease_ms: float | None) -> Run:
+        """The record of a run without its attempts, steps and actions: the fields of :data:`SUMMARY` are enough.
+
+        Raises:
+            JournalUnreadableError: a field does not say what it should.
+        """
+        with _damage_told(task_id):
+            return self._read(task_id, fields, lease_ms, ())
+
+    def _redaction(self, fields: Fields) -> Redaction:
+        return Redaction(self.redact, _text(fields, b"task"))
+
+    def _read(self, task_id: str, fields: Fields, lease_ms: float | None, steps: tuple[StepRecord, ...]) -> Run:
+        redaction, call = self._redaction(fields), _call_of(fields, self.accept)
+        live = heading_of(fields) not in Status.ENDED
+        return Run(
+            id=task_id,
+            task=_text(fields, b"task"),
+            state=state_of(heading_of(fields)),
+            args=None if call is None else redaction.shown("args", call.args),
+            kwargs=None if call is None else redaction.shown("kwargs", call.kwargs),
+            created=_time(fields, b"created") or _EPOCH,
+            began=_time(fields, b"opened") or _EPOCH,
+            ended=None if live else _time(fields, b"ended"),
+            worker=_text(fields, b"owner"),
+            lease=moment(lease_ms) if lease_ms and live else None,
+            waits_for=_waits_for(fields, steps),
+            until=_until(fields),
+            build=_text(fields, b"build"),
+            error=redaction.error(_why(fields).get("error")),
+            restarted_from=_text(fields, b"restarted_from"),
+            attributes=_attributes_of(fields, redaction),
+            steps=steps,
+        )
+
+
+@contextmanager
+def _damage_told(task_id: str) -> Iterator[None]:
     try:
-        return _read(task_id, fields, lease_ms, accept, redact, whole)
+        yield
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         said = f"{type(error).__name__}: {error}"  # the repr of some errors has the text that could not be read
         raise JournalUnreadableError(
             f"the journal of task {task_id} is damaged: {said}; look at its fields, and delete it"
         ) from error
-
-
-def _read(
-    task_id: str, fields: Fields, lease_ms: float | None, accept: frozenset[str], redact: Redact | None, whole: bool
-) -> Run:
-    redaction = Redaction(redact, _text(fields, b"task"))
-    call = _call_of(fields, accept)
-    steps = tuple(_steps(fields, redaction)) if whole else ()
-    live = heading_of(fields) not in Status.ENDED
-    return Run(
-        id=task_id,
-        task=_text(fields, b"task"),
-        state=state_of(heading_of(fields)),
-        args=None if call is None else redaction.shown("args", call.args),
-        kwargs=None if call is None else redaction.shown("kwargs", call.kwargs),
-        created=_time(fields, b"created") or _EPOCH,
-        began=_time(fields, b"opened") or _EPOCH,
-        ended=None if live else _time(fields, b"ended"),
-        worker=_text(fields, b"owner"),
-        lease=moment(lease_ms) if lease_ms and live else None,
-        waits_for=_waits_for(fields, steps),
-        until=_until(fields),
-        build=_text(fields, b"build"),
-        error=redaction.error(_why(fields).get("error")),
-        restarted_from=_text(fields, b"restarted_from"),
-        attributes=_attributes_of(fields, redaction),
-        attempts=tuple(_attempts(fields)) if whole else (),
-        steps=steps,
-        actions=tuple(_actions(fields)) if whole else (),
-    )
 
 
 # -- its parts ---------------------------------------------------------------------------------------------------------

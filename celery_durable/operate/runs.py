@@ -6,6 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -30,7 +31,8 @@ from celery_durable.redis.keys import not_a_journal
 from celery_durable.task.apps import resolve_app
 
 from . import export
-from .reading import SUMMARY, read_run, unread_run
+from .following import PAUSE, changes_of
+from .reading import SUMMARY, Reader, unread_run
 from .restarting import restart_run
 from .retrying import retry_run
 from .search import Search
@@ -78,8 +80,7 @@ class Runs:
     def __init__(self, app: Any = None) -> None:
         self.app = resolve_app("Runs()") if app is None else app
         self._store = store_of(self.app)
-        self._accept = frozenset(self.app.conf.accept_content)
-        self._redact = self._store.settings.redact
+        self._reader = Reader.of(self.app)
 
     def get(self, task_id: str) -> Run:
         """The run with this id, with its attempts and its steps.
@@ -89,15 +90,35 @@ class Runs:
             JournalUnavailableError: Redis does not answer.
             JournalUnreadableError: its journal is damaged, or of a newer layout.
         """
-        fields = self._load(task_id)
-        [(_, lease)] = self._store.index.load([Indexed.of(task_id)], (b"status",))
-        return read_run(task_id, fields, lease, self._accept, self._redact, whole=True)
+        return self._record(task_id, self._load(task_id))
+
+    def follow(self, task_id: str, *, pause: float = PAUSE) -> Iterator[Run]:
+        """The run as it is now, and again after each change, until it has ended.
+
+        Args:
+            task_id: the id of the run.
+            pause: seconds between two looks. Default 0.5.
+
+        Raises:
+            RunNotFound: it has no journal, or none any more.
+            JournalUnavailableError: Redis does not answer.
+            JournalUnreadableError: its journal is damaged, or of a newer layout.
+        """
+        shown = None
+        for fields in changes_of(self._store.runs, checked_id(task_id, RunNotFound), pause):
+            run = self._record(task_id, fields)
+            if shown is None or _without_lease(run) != _without_lease(shown):
+                yield run
+                shown = run
+            if run.ended is not None:
+                return
 
     def _load(self, task_id: str) -> Fields:
-        fields = self._store.runs.load(checked_id(task_id, RunNotFound))
-        if b"status" not in fields:
-            raise RunNotFound(no_journal(task_id))
-        return fields
+        return _checked_journal(task_id, self._store.runs.load(checked_id(task_id, RunNotFound)))
+
+    def _record(self, task_id: str, fields: Fields) -> Run:
+        [(_, lease)] = self._store.index.load([Indexed.of(task_id)], (b"status",))
+        return self._reader.run(task_id, _checked_journal(task_id, fields), lease)
 
     def list(
         self,
@@ -148,7 +169,7 @@ class Runs:
     ) -> Iterator[tuple[Indexed, Run]]:
         """All runs of a part of the index that a search finds, read *most* at a time."""
         index = self._store.index
-        sieve = search.sieve(as_recorded=self._redact is None)
+        sieve = search.sieve(as_recorded=self._reader.redact is None)
         if not search.is_certain_in_redis:
             most = max(most, _CHUNK)
         while page := index.page(most, span, headings, tasks, sieve):
@@ -166,9 +187,9 @@ class Runs:
 
     def _summary(self, run: Indexed, fields: Fields | None, lease: float | None) -> Run:
         if fields is None:
-            return unread_run(run, STATE_OF_HEADING[run.heading], not_a_journal(self._store.keys(run.task_id)))
+            return unread_run(run, state_of(run.heading), not_a_journal(self._store.keys(run.task_id)))
         try:
-            return read_run(run.task_id, fields, lease, self._accept, self._redact, whole=False)
+            return self._reader.summary(run.task_id, fields, lease)
         except JournalUnreadableError as error:
             return unread_run(run, state_of(heading_of(fields)), error)
 
@@ -330,6 +351,17 @@ def _heading(run: Indexed, fields: Fields | None) -> str | None:
     if fields is None:
         return run.heading
     return heading_of(fields) if b"status" in fields else None
+
+
+def _checked_journal(task_id: str, fields: Fields) -> Fields:
+    if b"status" not in fields:
+        raise RunNotFound(no_journal(task_id))
+    return fields
+
+
+def _without_lease(run: Run) -> Run:
+    # It is renewed all the time.
+    return replace(run, lease=None)
 
 
 def _why_not(status: str) -> str:

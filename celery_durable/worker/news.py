@@ -7,14 +7,11 @@ from typing import Any
 
 from celery_durable import happenings, meter
 from celery_durable.app.store import store_of
-from celery_durable.happenings import Happening
-from celery_durable.journal.layout import Status
-from celery_durable.operate.reading import read_run
+from celery_durable.invocation.news import ENDS
+from celery_durable.operate.reading import Reader
 from celery_durable.redis.client.pool import SHORT_TIMEOUT
 
 logger = logging.getLogger("celery_durable")
-
-_ENDS = {Status.FAILED: Happening.RUN_FAILED, Status.REVOKED: Happening.RUN_CANCELLED}
 
 
 def ended(app: Any, task_id: str, status: str) -> None:
@@ -22,11 +19,8 @@ def ended(app: Any, task_id: str, status: str) -> None:
     meter.measure_if_loaded()  # this process may have opened no run
     if happenings.observers:
         try:
-            store = store_of(app)
-            accept, redact = frozenset(app.conf.accept_content), store.settings.redact
-            fields = store.runs.load(task_id, SHORT_TIMEOUT)
-            run = read_run(task_id, fields, None, accept, redact, whole=True)
+            run = Reader.of(app).run(task_id, store_of(app).runs.load(task_id, SHORT_TIMEOUT), None)
         except Exception as error:
             logger.error("task %s: nobody is told of its end, because its journal cannot be read: %r", task_id, error)
         else:
-            happenings.tell(_ENDS[status], run)
+            happenings.tell(ENDS[status], run)

@@ -26,7 +26,6 @@ from celery_durable.journal.layout import Status, Wait
 from celery_durable.journal.port import NO_RESULT
 from celery_durable.operate import examination
 from celery_durable.operate import versions as versions_module
-from celery_durable.operate.following import follow
 from celery_durable.operate.runs import Runs
 from celery_durable.records import Run
 from celery_durable.redis import survey
@@ -322,7 +321,7 @@ def test_an_app_without_a_redis_is_told() -> None:
 
 def test_a_run_is_followed_from_change_to_change(app: Celery, store: Store, redis_client: redis.Redis) -> None:
     journal = opened(store, task_id := new_id())
-    changes = follow(Runs(app), task_id, pause=0.01)
+    changes = Runs(app).follow(task_id, pause=0.01)
     assert next(changes).steps == ()
 
     written(journal, {"step:1": '{"name":"charge","state":"started","attempts":1,"first":1}'})
@@ -356,10 +355,10 @@ def test_a_journal_is_read_only_if_the_run_has_changed(
     monkeypatch.setattr("celery_durable.operate.following.time.sleep", sleep)
     before = executions(redis_client, "hgetall")
 
-    assert [run.state for run in follow(Runs(app), task_id)] == ["STARTED", "FAILURE"]
+    assert [run.state for run in Runs(app).follow(task_id)] == ["STARTED", "FAILURE"]
 
     assert looks == 100
-    assert executions(redis_client, "hgetall") - before == 4
+    assert executions(redis_client, "hgetall") - before == 2
 
 
 def test_a_watch_ends_with_the_run(app: Celery) -> None:
