@@ -12,7 +12,7 @@ from tornado.web import authenticated
 from celery_durable.operate.runs import Page
 from celery_durable.operate.states import STATES
 from celery_durable.records import Run, StepRecord
-from celery_durable.seams.flower import FlowerPage, known_task, refreshes_itself
+from celery_durable.seams.flower import ENCODER, FlowerPage, known_task, refreshes_itself
 
 from . import shown
 from .access import why_closed
@@ -47,7 +47,7 @@ class DurablePage(FlowerPage):
         )
 
     def get_template_namespace(self) -> dict[str, Any]:
-        return {**super().get_template_namespace(), "_tt_utf8": shown.utf8}  # Tornado's name for it
+        return {**super().get_template_namespace(), ENCODER: shown.utf8}
 
     def refuse(self, template: str, refusal: Refusal, **facts: Any) -> None:
         self.set_status(refusal.status)

@@ -6,7 +6,7 @@ from typing import Any
 
 from celery_durable.delivery.backend import WAITING_STATES
 from celery_durable.operate.states import ENDED
-from celery_durable.seams.flower import FlowerPage, FlowerTaskList, known_task, set_state
+from celery_durable.seams.flower import FlowerPage, FlowerTaskList, known_task, rows_of, set_row_state, set_state
 
 from .asking import Refusal, ask
 
@@ -14,30 +14,30 @@ from .asking import Refusal, ask
 class TaskList(FlowerTaskList):
     """``/tasks/datatable``: the rows that somebody looks at. The state of a durable one is that of its journal."""
 
-    _rows: dict[str, Any] | None = None
+    _answer: dict[str, Any] | None = None
 
     async def get(self) -> None:  # type: ignore[override]
         super().get()
-        if self._rows is None:
+        if self._answer is None:
             return
-        by_id = {row["uuid"]: row for row in self._rows["data"]}
+        rows = rows_of(self._answer)
         try:
-            states = await ask(self, lambda runs: runs.states(by_id))
+            states = await ask(self, lambda runs: runs.states(rows))
         except Refusal:
             states = {}  # what the events have said is shown
         for task_id, state in states.items():
             correct(self, task_id, state)
             if (task := known_task(self, task_id)) is not None:  # Flower forgets old ones
-                by_id[task_id]["state"] = task.state
-        super().write(self._rows)
+                set_row_state(rows[task_id], task.state)
+        super().write(self._answer)
 
     async def post(self) -> None:
         await self.get()
 
     def write(self, chunk: Any) -> None:
         """Keep the rows that Flower would send."""
-        if self._rows is None and isinstance(chunk, dict) and chunk.get("data"):
-            self._rows = chunk
+        if self._answer is None and rows_of(chunk):
+            self._answer = chunk
         else:
             super().write(chunk)
 

@@ -10,6 +10,8 @@ from .lookup import Package
 
 try:
     import flower.urls  # type: ignore[import-untyped]  # noqa: F401
+    import tornado
+    from tornado.template import Template
 except ImportError as error:
     raise ImportError(f'celery_durable.flower needs Flower: pip install "celery-durable[flower]" ({error})') from error
 
@@ -52,6 +54,13 @@ for _module, _path, _names in (
     FLOWER.check_inside(_module, _path, *_names)
 FLOWER.look_up("flower.api", "BaseApiHandler.prepare")
 FLOWER.look_up("flower.views", "BaseHandler.capp")
+
+ENCODER = "_tt_utf8"
+"""What a template of Tornado's calls to encode a text."""
+if ENCODER not in Template("").code:
+    raise ImportError(
+        f"the templates of tornado {tornado.version} do not call {ENCODER}, which celery-durable replaces"
+    )
 
 
 # -- what Flower's options say -----------------------------------------------------------------------------------------
@@ -96,6 +105,20 @@ def _options(page: FlowerPage) -> Any:
 
 def _events(page: FlowerPage) -> Any:
     return page.application.events  # type: ignore[attr-defined]
+
+
+# -- its list of tasks -------------------------------------------------------------------------------------------------
+
+
+def rows_of(answer: Any) -> dict[str, dict[str, Any]]:
+    """The rows in an answer of ``/tasks/datatable``, by the ids of their tasks; empty: it has none."""
+    rows = answer.get("data", ()) if isinstance(answer, dict) else ()
+    return {row["uuid"]: row for row in rows}
+
+
+def set_row_state(row: dict[str, Any], state: str) -> None:
+    """Show this state in a row."""
+    row["state"] = state
 
 
 # -- its templates -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import flower
 import pytest
+from tornado.template import Template
 
+from celery_durable.flower.shown import utf8
 from celery_durable.seams import flower as seam
 
 TEMPLATES = Path(flower.__file__).parent / "templates"
@@ -58,3 +60,14 @@ def test_a_template_that_looks_otherwise_is_told_with_the_versions(
 
     with pytest.raises(ImportError, match=rf"^flower {flower.__version__} has no templates/{name}: .*flower>=2.0.1,<"):
         seam.templates("durable", "")
+
+
+def test_a_template_encodes_by_the_name_that_is_replaced() -> None:
+    assert Template("{{ text }}").generate(text="a\udcff", **{seam.ENCODER: utf8}) == b"a\\udcff"
+
+
+def test_rows_of_tasks_are_found_by_their_ids() -> None:
+    row = {"uuid": "t1", "state": "STARTED"}
+    assert seam.rows_of({"draw": 1, "data": [row]}) == {"t1": row}
+    assert seam.rows_of({"draw": 1, "data": []}) == {}
+    assert seam.rows_of("Unauthorized") == {}
