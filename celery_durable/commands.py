@@ -29,10 +29,14 @@ def cancel(task_id: str, app: Any = None) -> None:
         ConfigurationError: no app is given, and the process has several.
         JournalUnavailableError: Redis does not answer.
     """
+    cancel_run(resolve_app("cancel()") if app is None else app, task_id)
+
+
+def cancel_run(app: Any, task_id: str, by: str | None = None, request: str = "") -> None:
+    """The same. If a *request* has a name, the journal keeps *by* whom, and it acts once, however often it comes."""
     from .app.store import store_of  # a process that only sends tasks does without it
 
-    app = resolve_app("cancel()") if app is None else app
-    status, ended = store_of(app).runs.cancel(checked_id(task_id, RunNotCancellableError))
+    status, ended = store_of(app).runs.cancel(checked_id(task_id, RunNotCancellableError), by, request)
     if status == Status.UNKNOWN:
         raise RunNotCancellableError(f"{no_journal(task_id)}; to keep a task from beginning use app.control.revoke")
     if status not in Status.LIVE:

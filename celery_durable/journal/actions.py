@@ -1,4 +1,4 @@
-"""What people have done with a run. One field has it: a JSON document a line, ``{"what", "by", "at", "run"}``."""
+"""What people have done with a run. One field has it: a JSON document a line, ``{"what", "by", "at", ...}``."""
 
 from __future__ import annotations
 

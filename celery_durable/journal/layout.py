@@ -24,8 +24,8 @@ branches are numbered when they are made, in layout 1 when they first use the co
     changed      how often self.retry() has changed the arguments
     attributes   texts that its code gave it, by name, JSON: {"order": "o1"}
     executed     <n> <executed> <replayed>: how many steps attempt n has executed, and replayed; written when it ends
-    actions      what people have done with it, one JSON document a line: {"what", "by", "at"}, and "run": another run
-                 that came of it
+    actions      what people have done with it, one JSON document a line: {"what", "by", "at"}, and "request": the name
+                 of the wish, which is fulfilled once, or "run": another run that came of it
     restarted_from  the run that this one restarts
     former       what that one had drawn, JSON: {"until": the position from which this one runs anew,
                  "drawn": {field: value}}

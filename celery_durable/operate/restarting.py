@@ -49,12 +49,11 @@ def restart_run(app: Any, task_id: str, new_id: str, *, from_step: str | None = 
         call, text = Call.for_restart(fields[b"call"], frozenset(app.conf.accept_content), new_id)
     new = _fields_of(task_id, fields, from_step) | {b"call": text.encode()}
     # If this breaks off, the new run is paused: nobody begins it before it is known as a restart of the old one.
-    is_planted = store.runs.plant(new_id, new, _KEPT_UNBEGUN)
+    is_planted = store.runs.plant(new_id, new, _KEPT_UNBEGUN, "restart", by, new_id)
     if not store.runs.note_restart(task_id, by, new_id, newest_restart(fields)):
         if is_planted:
             _uproot(store, new_id)
         raise RunNotRestartableError(f"task {task_id}: somebody has restarted or retried it just now: look at it again")
-    store.runs.note(new_id, "restart", by)
     _begin(store, new_id)
     logger.info("task %s: is restarted as %s", task_id, new_id)
     try:

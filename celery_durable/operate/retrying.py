@@ -44,7 +44,7 @@ def retry_run(app: Any, task_id: str, reopen: str, *, by: str | None = None) -> 
         call.send(
             app, name, {"reopen": reopen, "restarted": newest_restart(fields)}, seed=fields.get(b"seed", b"").decode()
         )
-    store.runs.note(task_id, "retry", by)
+    store.runs.note(task_id, "retry", by, reopen)
     where = {key: call.options.get(key) for key in ("queue", "exchange", "routing_key")}
     logger.info("task %s: sent again for a Retry: %s", task_id, note)
     return {"task_id": task_id, "task": name, **where, "note": note}

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from celery_durable.app.store import store_of
-from celery_durable.commands import cancel
+from celery_durable.commands import cancel_run
 from celery_durable.delivery.backend import state_of
 from celery_durable.exceptions import (
     ConfigurationError,
@@ -20,10 +20,9 @@ from celery_durable.exceptions import (
     RunNotFound,
     RunNotImportableError,
     RunNotPurgeableError,
-    RunNotWakeableError,
 )
 from celery_durable.journal.headings import HEADINGS, heading_of
-from celery_durable.journal.layout import Fields, Status, Wait
+from celery_durable.journal.layout import Fields, Status
 from celery_durable.journal.run_id import checked_id, no_journal
 from celery_durable.records import Run
 from celery_durable.redis.index import Indexed, Range
@@ -37,6 +36,7 @@ from .restarting import restart_run
 from .retrying import retry_run
 from .search import Search
 from .states import STATES, by_state
+from .waking import wake_run
 
 logger = logging.getLogger("celery_durable")
 
@@ -242,8 +242,7 @@ class Runs:
         Raises:
             RunNotCancellableError: it has not begun, or has ended.
         """
-        cancel(task_id, self.app)
-        self._note(task_id, "cancel", by)
+        cancel_run(self.app, task_id, by, str(uuid4()))
 
     def wake(self, task_id: str, *, by: str | None = None) -> None:
         """End the wait of a run now: a sleep is over, or the next attempt of a retry begins.
@@ -251,12 +250,7 @@ class Runs:
         Raises:
             RunNotWakeableError: it does not wait, or it is paused: somebody has to retry or to cancel it.
         """
-        status = self._store.runs.wake(checked_id(task_id, RunNotWakeableError))
-        if status == Wait.PAUSE:
-            raise RunNotWakeableError(f"task {task_id} is paused, and waits for no time: retry it, or cancel it")
-        if status != Status.SUSPENDED:
-            raise RunNotWakeableError(f"task {task_id} does not wait: {_why_not(status)}")
-        self._note(task_id, "wake", by)
+        wake_run(self.app, task_id, str(uuid4()), by=by)
 
     def purge(self, task_id: str, *, by: str | None = None) -> None:
         """Delete the journal of a run that has ended. Nothing is left of it but its result.
@@ -270,8 +264,9 @@ class Runs:
         """
         status, purged = self._store.runs.purge(checked_id(task_id, RunNotPurgeableError))
         if not purged:
-            ended = "its outcome is not delivered yet" if status in Status.ENDED else _why_not(status)
-            raise RunNotPurgeableError(f"task {task_id} cannot be purged: {ended}")
+            why = "it has no journal" if status == Status.UNKNOWN else f"its run is {status}"
+            why = "its outcome is not delivered yet" if status in Status.ENDED else why
+            raise RunNotPurgeableError(f"task {task_id} cannot be purged: {why}")
         logger.info("task %s: its journal is purged%s", task_id, f" by {by}" if by else "")
 
     def export(self, task_id: str, *, by: str | None = None) -> dict[str, Any]:
@@ -309,9 +304,8 @@ class Runs:
                 a journal here.
         """
         task_id, fields = export.journal_in(document)
-        if not self._store.runs.plant(task_id, fields, self._retention(fields)):
+        if not self._store.runs.plant(task_id, fields, self._retention(fields), "import", by, str(uuid4())):
             raise RunNotImportableError(f"task {task_id} cannot be imported: it has a journal here; purge that first")
-        self._note(task_id, "import", by)
         return task_id
 
     def _retention(self, fields: Fields) -> float:
@@ -320,9 +314,6 @@ class Runs:
         settings = getattr(task, "durable_settings", self._store.settings)
         is_success = fields[b"status"].decode() == Status.SUCCEEDED
         return float(settings.retention if is_success else settings.failure_retention)
-
-    def _note(self, task_id: str, what: str, by: str | None) -> None:
-        self._store.runs.note(task_id, what, by)
 
     # -- how many, and how they stand
 
@@ -362,10 +353,6 @@ def _checked_journal(task_id: str, fields: Fields) -> Fields:
 def _without_lease(run: Run) -> Run:
     # It is renewed all the time.
     return replace(run, lease=None)
-
-
-def _why_not(status: str) -> str:
-    return "it has no journal" if status == Status.UNKNOWN else f"its run is {status}"
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------

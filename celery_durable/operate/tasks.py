@@ -81,14 +81,18 @@ def restart(self: Any, task_id: str, *, from_step: str | None = None, by: str | 
 @_verb(RunNotCancellableError)
 def cancel(self: Any, task_id: str, *, by: str | None = None) -> dict[str, str]:
     """Cancel a live run: see :meth:`Runs.cancel`. Returns ``{"task_id"}``."""
-    _runs(self).cancel(task_id, by=by)
+    from celery_durable.commands import cancel_run
+
+    cancel_run(self.app, task_id, by, _request_of(self))
     return {"task_id": task_id}
 
 
 @_verb(RunNotWakeableError)
 def wake(self: Any, task_id: str, *, by: str | None = None) -> dict[str, str]:
     """End the wait of a run now: see :meth:`Runs.wake`. Returns ``{"task_id"}``."""
-    _runs(self).wake(task_id, by=by)
+    from .waking import wake_run
+
+    wake_run(self.app, task_id, _request_of(self), by=by)
     return {"task_id": task_id}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
-from celery_durable.journal.layout import Fields
+from celery_durable.journal.layout import Fields, Status
 
 from .client.fence import new_fence
 from .client.pool import SHORT_TIMEOUT
@@ -104,17 +104,23 @@ class StoredRuns:
         [reply] = self._ask(task_id, released, timeout=SHORT_TIMEOUT)
         return ReleaseResult(reply)
 
-    def cancel(self, task_id: str) -> tuple[str, int]:
-        """Ask a live run to end by ``TaskCancelled``. Returns its status, and when it ended (0: it has not)."""
-        cancelled = dated_call("cancel", self.keys(task_id).all, task_id)
+    def cancel(self, task_id: str, by: str | None = None, request: str = "") -> tuple[str, int]:
+        """Ask a live run to end by ``TaskCancelled``. Returns its status before, and when it ended (0: it has not).
+
+        *request*: a name. With it, the journal keeps *by* whom, and a second call with the same name changes nothing.
+        """
+        cancelled = dated_call("cancel", self.keys(task_id).all, task_id, "cancel", _writable(by), request)
         [[status, ended]] = self._ask(task_id, cancelled, timeout=SHORT_TIMEOUT)
         return status.decode(), int(ended or 0)
 
-    def wake(self, task_id: str) -> str:
-        """End the wait of a suspended run now. Returns its status before; ``pause``: it is paused, and stays so."""
-        # If a reply gets lost, the command is sent again. The run may have begun another wait by then.
-        _, (attempt,) = self.glance(task_id, (b"attempt",))
-        [status] = self._act("wake", task_id, (attempt or b"").decode())
+    def wake(self, task_id: str, by: str | None, request: str) -> str:
+        """End the wait of a suspended run now, and keep that *by* has done this.
+
+        Returns its status before; ``pause``: it is paused, and stays so.
+
+        *request*: a name. A second call with the same name changes nothing, and returns the same.
+        """
+        [status] = self._act("wake", task_id, "wake", _writable(by), request)
         return str(status.decode())
 
     def unpause(
@@ -131,22 +137,30 @@ class StoredRuns:
 
     def purge(self, task_id: str) -> tuple[str, bool]:
         """Delete the journal of a run that has ended and is delivered. Returns its status, and whether that is done."""
+        _, (before,) = self.glance(task_id, (b"status",))
         [[status, purged]] = self._act("purge", task_id)
-        return status.decode(), bool(purged)
+        # If its reply was lost, the command was sent again, and has found no journal any more.
+        return status.decode(), bool(purged) or (before is not None and status.decode() == Status.UNKNOWN)
 
-    def plant(self, task_id: str, fields: Fields, keep: float) -> bool:
-        """Write the journal of a run that no attempt has opened here. Returns False if the id has a journal.
+    def plant(self, task_id: str, fields: Fields, keep: float, what: str, by: str | None, request: str) -> bool:
+        """Write the journal of a run that no attempt has opened here, and keep that *by* has done *what*.
+
+        Returns False if the id has a journal. A second call with the same name, *request*, is True again.
 
         It is a paused run, or one that has ended. It is kept for *keep* seconds; a paused one that goes on, for ever.
         """
         kept = ms(max(keep, self._lease))
+        facts = (kept, what, _writable(by), request)
         pairs = [part for pair in fields.items() for part in pair]
-        planted = dated_call("plant", self.keys(task_id).all, task_id, kept, *pairs)
+        planted = dated_call("plant", self.keys(task_id).all, task_id, *facts, *pairs)
         return self._ask(task_id, planted) == [1]
 
-    def note(self, task_id: str, what: str, by: str | None) -> None:
-        """Keep in the journal that *by* has done this, now; None: nobody has said who."""
-        self._act("note", task_id, what, _writable(by))
+    def note(self, task_id: str, what: str, by: str | None, request: str) -> None:
+        """Keep in the journal that *by* has done this, now; None: nobody has said who.
+
+        *request*: a name. A second call with the same name changes nothing.
+        """
+        self._act("note", task_id, what, _writable(by), request)
 
     def note_restart(self, task_id: str, by: str | None, new_id: str, known: str) -> bool:
         """Keep in the journal that *by* has restarted a run that has ended, as *new_id*.

@@ -15,6 +15,7 @@ from celery_durable import (
     cancel,
 )
 from celery_durable.app.store import Store
+from celery_durable.journal.layout import Wait
 from celery_durable.journal.port import Busy, Opened
 from tests.integration.runs import (
     HINT,
@@ -235,6 +236,19 @@ def test_to_cancel_twice_sends_a_run_once(store: Store, redis_client: redis.Redi
     assert store.runs.cancel(task_id) == ("suspended", 0)
 
     assert state(redis_client, store, task_id) == before
+
+
+def test_a_request_to_cancel_lets_a_paused_run_go_on_once(store: Store) -> None:
+    """Its code compensates, and is paused again: somebody has to say once more that it goes on."""
+    opened(store, task_id := new_id()).suspend(3600, {}, waits=Wait.PAUSE)
+    store.runs.cancel(task_id, "ann", "request")
+    assert ids(store) == [task_id]
+    opened(store, task_id, wake_up=True).suspend(3600, {"cancel": "raised"}, waits=Wait.PAUSE)
+
+    assert store.runs.cancel(task_id, "ann", "request") == ("suspended", 0)
+    assert ids(store) == []
+    assert store.runs.cancel(task_id, "ann", "another") == ("suspended", 0)
+    assert ids(store) == [task_id]
 
 
 def test_a_run_that_is_to_be_cancelled_does_not_begin_a_wait(store: Store, redis_client: redis.Redis) -> None:

@@ -13,7 +13,7 @@ import redis
 from celery import Celery
 from click.testing import CliRunner, Result
 
-from celery_durable import RunNotFound, RunNotImportableError, Runs, TerminalError
+from celery_durable import RunNotFound, RunNotImportableError, RunNotPurgeableError, Runs, TerminalError
 from celery_durable.app.store import Store
 from celery_durable.cli import durable
 from celery_durable.journal.entries import done_entry
@@ -206,6 +206,30 @@ def test_each_verb_is_a_task(app: Celery, runs: Runs, store: Store, redis_client
     assert ask("cancel", restarted["task_id"], by="bob") == {"task_id": restarted["task_id"]}
     actions = runs.get(restarted["task_id"]).actions
     assert [(action.what, action.by) for action in actions] == [("restart", "ann"), ("wake", "ann"), ("cancel", "bob")]
+
+
+def test_an_act_whose_reply_is_lost_is_done_once_and_not_refused(
+    app: Celery, runs: Runs, store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its command is sent again over another connection."""
+    task, task_id = failed(app, store, redis_client)
+    document, ask = runs.export(task_id), store.runs._ask  # noqa: SLF001
+
+    def ask_twice(asked: str, *commands: Any, **options: Any) -> list[Any]:
+        ask(asked, *commands, **options)
+        return ask(asked, *commands, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.runs, "_ask", ask_twice)
+        runs.purge(task_id)
+        with pytest.raises(RunNotPurgeableError, match="cannot be purged: it has no journal"):
+            runs.purge(task_id)
+        runs.import_(document)
+        runs.retry(task_id)
+
+    assert [action.what for action in runs.get(task_id).actions] == ["import", "retry"]
+    task.mended = True
+    assert deliver(task, sent(app)[0]) == "SUCCESS"
 
 
 # -- in the shell

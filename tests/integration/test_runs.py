@@ -402,15 +402,15 @@ def test_a_sleeper_that_is_woken_goes_on(app: Celery, runs: Runs, redis_client: 
     assert run.created <= action.at <= (run.ended or run.created)
 
 
+def naps(self: Any) -> None:
+    self.ctx.sleep(3600, name="short")
+    self.ctx.sleep(timedelta(days=30), name="long")
+
+
 def test_one_wake_ends_one_wait_though_its_command_is_sent_twice(
     app: Celery, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its reply was lost, and meanwhile the run has come to its next sleep."""
-
-    def naps(self: Any) -> None:
-        self.ctx.sleep(3600, name="short")
-        self.ctx.sleep(timedelta(days=30), name="long")
-
     task_id = executed(app, naps)
     ask = store_of(app).runs._ask  # noqa: SLF001
 
@@ -423,9 +423,21 @@ def test_one_wake_ends_one_wait_though_its_command_is_sent_twice(
 
     with monkeypatch.context() as patched:
         patched.setattr(store_of(app).runs, "_ask", ask_twice)
-        store_of(app).runs.wake(task_id)
+        runs.wake(task_id)
 
     assert [(step.name, step.state) for step in runs.get(task_id).steps] == [("short", "done"), ("long", "sleeping")]
+    assert [action.what for action in runs.get(task_id).actions] == ["wake"]
+
+
+def test_one_wake_ends_one_wait_though_its_request_is_delivered_twice(app: Celery, runs: Runs) -> None:
+    """Its worker died before the broker heard that it was dealt with. An id of a task may have any characters."""
+    task_id = executed(app, naps)
+    for _ in range(2):
+        app.tasks["celery_durable.wake"].apply((task_id,), {"by": "ann"}, task_id='a/"b"').get()
+        assert execute(app.tasks["shop.naps"], task_id=task_id, delivery_info={"redelivered": True}) == "IGNORED"
+
+    assert [(step.name, step.state) for step in runs.get(task_id).steps] == [("short", "done"), ("long", "sleeping")]
+    assert [(action.what, action.by) for action in runs.get(task_id).actions] == [("wake", "ann")]
 
 
 @pytest.mark.parametrize(

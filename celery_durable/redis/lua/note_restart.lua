@@ -15,5 +15,5 @@ for line in string.gmatch(run[2] or '', '[^\n]+') do
   newest = other or newest
 end
 if run[1] == 'running' or run[1] == 'suspended' or newest ~= ARGV[5] then return 0 end
-keep_action(ARGV[2], ARGV[3], ARGV[4])
+keep_action(ARGV[2], ARGV[3], nil, ARGV[4])
 return 1

@@ -1,12 +1,14 @@
 -- Write the journal of a run that no attempt has opened here: it restarts another run and is paused, or it was exported
 -- after it had ended. It is kept for so long, unless a paused run goes on before.
--- KEYS run, leases, due   ARGV id, ttl ms, field, value, ..., until when
--- Replies 1, or 0 if the id has a journal
+-- KEYS run, leases, due
+-- ARGV id, ttl ms, what somebody does, who ('': nobody has said), name of the request, field, value, ..., until when
+-- Replies 1 (this request has done it), or 0 if the id has a journal
 --include in_time
 --include index
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+--include action
+if redis.call('EXISTS', KEYS[1]) == 1 then return is_done(ARGV[5]) and 1 or 0 end
 -- Lua cannot give so many arguments to a call at once.
-for first = 3, #ARGV, 1000 do
+for first = 6, #ARGV, 1000 do
   redis.call('HSET', KEYS[1], unpack(ARGV, first, math.min(first + 999, #ARGV)))
 end
 local run = redis.call('HMGET', KEYS[1], 'status', 'waits', 'task', 'created')
@@ -14,5 +16,6 @@ if run[1] == 'suspended' then
   redis.call('HSET', KEYS[1], 'created', now, 'opened', now, 'left', now, 'due', now + tonumber(ARGV[2]))
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
+keep_action(ARGV[3], ARGV[4], ARGV[5])
 enter(ARGV[1], heading_of(run[1], run[2]), run[3], run[4] or now)
 return 1
