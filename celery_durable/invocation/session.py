@@ -73,7 +73,9 @@ class RunSession:
             NotNow: this delivery must not begin one.
             JournalLost: Redis does not answer.
         """
-        self.attempt = Attempt(self.journal, _open(self.journal, delivery, self.settings.lease), info, settings)
+        self.attempt = Attempt(
+            self.journal, _open(self.journal, delivery, self.settings.lease, self.store), info, settings
+        )
         if self._lease is not None:
             self._lease.keep()
         if happenings.observers:
@@ -230,10 +232,10 @@ class RunSession:
 # -- how the journal is asked ------------------------------------------------------------------------------------------
 
 
-def _open(journal: Journal, delivery: Delivery, lease: float) -> Opened:
+def _open(journal: Journal, delivery: Delivery, lease: float, store: Store | None) -> Opened:
     while True:
         try:
-            opening = journal.open(delivery)
+            opening = journal.open(_checked(delivery, store))
         except JournalUnavailableError as error:
             raise JournalLost(error) from error
         match opening:
@@ -243,6 +245,13 @@ def _open(journal: Journal, delivery: Delivery, lease: float) -> Opened:
                 time.sleep(wait)
             case _:
                 raise NotNow(opening)
+
+
+def _checked(delivery: Delivery, store: Store | None) -> Delivery:
+    """The delivery; if it is a Retry of a run whose work another run does by now, it reopens nothing."""
+    if delivery.reopen and store is not None and store.runs.live_relative(delivery.task_id) is not None:
+        return delivery._replace(fresh=False)
+    return delivery
 
 
 def _tell(attempt: Attempt, write: Callable[[], T]) -> T:

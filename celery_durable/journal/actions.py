@@ -37,3 +37,13 @@ def restarts_of(fields: Fields) -> list[str]:
 def newest_restart(fields: Fields) -> str:
     """The last one of these; empty if there is none."""
     return next(reversed(restarts_of(fields)), "")
+
+
+def kin_of(fields: Fields) -> list[str]:
+    """The ids of the runs that do the same work: those that restart this one, and the one that it restarts.
+
+    Raises:
+        JournalUnreadableError: the field is damaged.
+    """
+    origin = fields.get(b"restarted_from", b"").decode()
+    return [*restarts_of(fields), *([origin] if origin else [])]

@@ -23,8 +23,6 @@ _KEPT_UNBEGUN = 24 * 3600.0
 
 _OF_EVERY_RUN = (b"task", b"fingerprint", b"nesting", b"changed")
 """The fields that belong to the call: a message is compared with them."""
-_OF_KIN = (b"status", b"waits", b"actions", b"restarted_from")
-"""The fields that say whether a run is alive, and which runs do the same work."""
 _OF_ITS_ENTRIES = (b"v", b"seed", b"build")
 """The fields by which entries are read."""
 
@@ -80,26 +78,13 @@ def check_not_restarted(store: Store, task_id: str, fields: Fields, refusal: typ
     Raises:
         refusal: a run that restarts it is alive, or one that it restarts, or another restart of that one.
     """
-    seen, found = {task_id}, _kin(fields)
-    while found:
-        other = found.pop()
-        if other in seen:
-            continue
-        seen.add(other)
-        _, values = store.runs.glance(other, _OF_KIN)
-        known = {name: value for name, value in zip(_OF_KIN, values, strict=True) if value is not None}
-        if known.get(b"status", b"").decode() in Status.LIVE:
-            said = "was restarted as" if other in restarts_of(fields) else "does the same work as"
-            is_paused = known.get(b"waits") == Wait.PAUSE.encode()
-            how = "is paused: retry it" if is_paused else "has not ended: wait for it"
-            raise refusal(f"task {task_id} {said} {other}, which {how}, or cancel it first")
-        found += _kin(known)
-
-
-def _kin(fields: Fields) -> list[str]:
-    """The run that this one restarts, and those that restart it."""
-    origin = fields.get(b"restarted_from", b"").decode()
-    return [*restarts_of(fields), *([origin] if origin else [])]
+    if (relative := store.runs.live_relative(task_id, fields)) is None:
+        return
+    other, known = relative
+    said = "was restarted as" if other in restarts_of(fields) else "does the same work as"
+    is_paused = known.get(b"waits") == Wait.PAUSE.encode()
+    how = "is paused: retry it" if is_paused else "has not ended: wait for it"
+    raise refusal(f"task {task_id} {said} {other}, which {how}, or cancel it first")
 
 
 def _begin(store: Store, task_id: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
+from celery_durable.journal.actions import kin_of
 from celery_durable.journal.layout import Fields, Status
 
 from .client.fence import new_fence
@@ -19,6 +20,8 @@ from .shards import Shard, Shards
 
 logger = logging.getLogger("celery_durable")
 
+_OF_KIN = (b"status", b"waits", b"actions", b"restarted_from")
+"""The fields that say whether a run is alive, and which runs do the same work."""
 _MOST_AT_ONCE = 200
 _UNSENT_PAUSE = 5.0
 
@@ -81,6 +84,27 @@ class StoredRuns:
         number, values = self._ask(task_id, pack("HLEN", key), pack("HMGET", key, *names))
         return number, tuple(values)
 
+    def live_relative(self, task_id: str, fields: Fields | None = None) -> tuple[str, Fields] | None:
+        """A live run that does the same work: one that restarts this run, or that it restarts, or another restart.
+
+        *fields*: the journal of this run, if it is known. Returns the id, and the fields that say how it stands.
+        """
+        seen, found = {task_id}, kin_of(self._kinship(task_id) if fields is None else fields)
+        while found:
+            other = found.pop()
+            if other in seen:
+                continue
+            seen.add(other)
+            known = self._kinship(other)
+            if known.get(b"status", b"").decode() in Status.LIVE:
+                return other, known
+            found += kin_of(known)
+        return None
+
+    def _kinship(self, task_id: str) -> Fields:
+        [values] = self._ask(task_id, pack("HMGET", self.keys(task_id).run, *_OF_KIN))
+        return {name: value for name, value in zip(_OF_KIN, values, strict=True) if value is not None}
+
     def terminate(
         self, task_id: str, status: str, keep: float, outcome: str, *, owner: str = "", fence: str | None = None
     ) -> bool:
@@ -137,10 +161,10 @@ class StoredRuns:
 
     def purge(self, task_id: str) -> tuple[str, bool]:
         """Delete the journal of a run that has ended and is delivered. Returns its status, and whether that is done."""
-        _, (before,) = self.glance(task_id, (b"status",))
+        was_known = self.is_known(task_id)
         [[status, purged]] = self._act("purge", task_id)
         # If its reply was lost, the command was sent again, and has found no journal any more.
-        return status.decode(), bool(purged) or (before is not None and status.decode() == Status.UNKNOWN)
+        return status.decode(), bool(purged) or (was_known and status.decode() == Status.UNKNOWN)
 
     def plant(self, task_id: str, fields: Fields, keep: float, what: str, by: str | None, request: str) -> bool:
         """Write the journal of a run that no attempt has opened here, and keep that *by* has done *what*.

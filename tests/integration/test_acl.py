@@ -98,6 +98,7 @@ def test_the_documented_rights_are_enough_to_look_at_runs(server: RedisServer) -
         assert {run.id for run in runs.list(task="acl.steps")} >= set(ids)
         assert runs.counts()["SUCCESS"] >= 2
         assert [runs.get(task_id).state for task_id in ids] == ["SUCCESS", "SUCCESS"]
+        runs.wake(runs.restart(ids[1]))
         runs.purge(ids[0])
         Recovery(app).recover()
 

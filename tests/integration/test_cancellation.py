@@ -31,6 +31,7 @@ from tests.integration.runs import (
     opened,
     state,
     task_of,
+    written,
 )
 
 HOUR = 3600
@@ -243,7 +244,8 @@ def test_a_request_to_cancel_lets_a_paused_run_go_on_once(store: Store) -> None:
     opened(store, task_id := new_id()).suspend(3600, {}, waits=Wait.PAUSE)
     store.runs.cancel(task_id, "ann", "request")
     assert ids(store) == [task_id]
-    opened(store, task_id, wake_up=True).suspend(3600, {"cancel": "raised"}, waits=Wait.PAUSE)
+    written(journal := opened(store, task_id, wake_up=True), {"cancel": "raised"})
+    journal.suspend(3600, {}, waits=Wait.PAUSE)
 
     assert store.runs.cancel(task_id, "ann", "request") == ("suspended", 0)
     assert ids(store) == []

@@ -352,6 +352,24 @@ def test_a_retry_that_arrives_after_a_restart_begins_nothing(app: Celery, runs: 
     assert runs.get(new).state == "FAILURE"
 
 
+def test_a_retry_that_arrives_after_the_restart_of_its_restart_begins_nothing(app: Celery, runs: Runs) -> None:
+    task, old = began(app)
+    task.mended = False
+    new = runs.restart(old)
+    assert deliver(task, sent(app)[0]) == "FAILURE"
+    runs.retry(old)
+    [late] = sent(app)
+    runs.restart(new)
+    [message] = sent(app)
+
+    assert deliver(task, late) == "IGNORED"
+
+    assert runs.get(old).state == "FAILURE"
+    task.mended = True
+    assert deliver(task, message) == "SUCCESS"
+    assert task.ran == {"reserve": 3, "charge": 3, "ship": 1}
+
+
 def test_a_retry_that_arrives_after_a_purge_begins_nothing(app: Celery, runs: Runs) -> None:
     """Without its journal it would do all steps once more."""
     task, old = began(app)
