@@ -46,7 +46,9 @@ def hit(name: str, key: object = "") -> int:
 def hits(name: str, key: object = None) -> list[Hit]:
     """Return the executions of an action so far, all or those with this key, in their order."""
     try:
-        lines = _file(name, "hits").read_text(encoding="utf-8").splitlines()
+        with _file(name, "hits").open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # a line that is being written is half there
+            lines = file.read().splitlines()
     except FileNotFoundError:
         return []
     found = [Hit(**json.loads(line)) for line in lines]
