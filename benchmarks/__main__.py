@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import chain, durable, importing, loading, plain, recovery, report, step, task, trip
+from benchmarks import chain, durable, importing, listing, loading, plain, recovery, report, step, task, trip
 from benchmarks.report import Row
 from benchmarks.stand import Stand
 from benchmarks.worker import worker
@@ -58,6 +58,7 @@ def _parts(server: RedisServer, directory: Path, *, quick: bool) -> Iterator[tup
     yield "import", lambda: importing.measure(3 if quick else 15)
     yield "step", lambda: step.measure(stand, pid, 5 if quick else 30)
     yield "replay", lambda: loading.measure(stand, url, quick=quick)
+    yield "listing", lambda: listing.measure(url, quick=quick)
     yield "recovery", lambda: recovery.measure(stand, url, directory, quick=quick)
     yield "task", lambda: _with_workers(url, pid, directory, quick=quick)
 
@@ -93,7 +94,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         action="append",
-        choices=["trip", "import", "step", "replay", "recovery", "task"],
+        choices=["trip", "import", "step", "replay", "listing", "recovery", "task"],
         help="this part; may be repeated",
     )
     return parser.parse_args()
