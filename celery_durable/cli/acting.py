@@ -33,9 +33,10 @@ def _command(name: str, done: str, help_text: str) -> click.Command:
     @click.pass_context
     def command(ctx: Any, /, *, ids: tuple[str, ...], by: str, yes: bool, as_json: bool, **wanted: Any) -> None:
         ids = tuple(dict.fromkeys(ids))
-        given = {option: value for option, value in wanted.items() if value}
+        given = {option: value for option, value in wanted.items() if value is not None}
         if bool(ids) == bool(given):
-            raise click.UsageError("name runs by their ids, or by a filter (--state, --task, --text, ...)")
+            not_both = ", not by both" if ids else ""
+            raise click.UsageError(f"name runs by their ids, or by a filter (--state, --task, --text, ...){not_both}")
         with refusals(name):
             runs = runs_of(ctx)
             found = {} if ids else {run.id: run.state for run in _all(runs, given)}

@@ -47,6 +47,13 @@ def _or_none(_ctx: Any, _param: Any, value: tuple[str, ...]) -> tuple[str, ...] 
     return value or None
 
 
+def _not_empty(_ctx: Any, param: Any, value: str | None) -> str | None:
+    # The variable of a script that is not set must not mean all runs.
+    if value == "":
+        raise click.BadParameter("it is empty: leave it out, or say for what to look", param=param)
+    return value
+
+
 def _pairs(_ctx: Any, param: Any, value: tuple[str, ...]) -> dict[str, str] | None:
     from celery_durable.operate.search import read_pair
 
@@ -67,7 +74,10 @@ _FILTERS = (
     ),
     click.option("--since", type=_When(), help="Only runs that were created at this time or later (ISO 8601)."),
     click.option("--until", type=_When(), help="Only runs that were created at this time or earlier."),
-    click.option("--text", help="Only runs with this in their id, the name of their task, or their arguments."),
+    click.option(
+        "--text", callback=_not_empty,
+        help="Only runs with this in their id, the name of their task, or their arguments.",
+    ),
     click.option(
         "--attribute", "attributes", metavar="NAME=VALUE", multiple=True, callback=_pairs,
         help="Only runs with this attribute; may be repeated.",

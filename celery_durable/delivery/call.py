@@ -166,6 +166,7 @@ def delivery_of(task: Any, request: Any, args: Any, kwargs: Any) -> Delivery:
         fresh=not header.keys().isdisjoint(("reopen", "asked")) or not (redelivered or request.retries or header),
         reopen=header.get("reopen", ""),
         restarted=header.get("restarted"),
+        failed=header.get("failed"),
         received=received_at(request),
         changed=int(header.get("changed", 0)),
         wake_up=not header.keys().isdisjoint(("hint", "reopen")),

@@ -31,6 +31,8 @@ HEADER = "celery_durable"
 - ``"reopen"``: the name of a request to reopen a failed run;
 - ``"restarted"``: the newest restart of that run when this was asked, an id; empty: none. If there is another one when
   the message arrives, it reopens nothing: that one does its work;
+- ``"failed"``: the number of the attempt after which the run had failed when this was asked. If another one has failed
+  since, the message reopens nothing: another request has been carried out meanwhile;
 - ``"asked"``: the message repeats one that found no Redis and may have been sent to reopen a run. The value is the time
   at which that one arrived, by the clock of Redis (s).
 """
@@ -46,7 +48,7 @@ SEED = "celery_durable_seed"
 headers are copied into other messages. It is also the key in ``request.properties`` of the seed: there, a task does not
 see it by accident."""
 
-_OF_ONE_MESSAGE = frozenset({"hint", "reopen", "restarted", "asked"})
+_OF_ONE_MESSAGE = frozenset({"hint", "reopen", "restarted", "failed", "asked"})
 """Facts of our header that hold for one message only."""
 
 SERIALIZER = "durable_serializer"

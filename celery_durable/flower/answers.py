@@ -14,7 +14,7 @@ from celery_durable.seams.flower import FlowerAPI, knows_users
 
 from .access import user_of, why_closed
 from .asking import Refusal, ask
-from .filters import Filters
+from .filters import Filters, check_names
 from .verbs import carry_out
 
 
@@ -55,6 +55,7 @@ class RunsAnswer(DurableAnswer):
 
     @_answered
     async def get(self) -> Any:
+        check_names(self)
         asked = Filters.of(self).asked()
         page, counts = await ask(self, lambda runs: (runs.list(**asked), runs.counts()))
         return {"runs": list(page), "cursor": page.cursor, "counts": counts}

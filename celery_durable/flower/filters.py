@@ -82,6 +82,22 @@ class Filters(NamedTuple):
         return "?" + urlencode([(name, value) for name, value in pairs if value], errors="replace")
 
 
+_NAMES = ("state", "task", "text", "attribute", "since", "until", "limit", "cursor")
+
+
+def check_names(page: FlowerPage) -> None:
+    """Let a request of a program say nothing that is no filter, and none without a value: it would get other runs.
+
+    Raises:
+        Refusal: it does.
+    """
+    for name, values in page.request.query_arguments.items():
+        if name not in _NAMES:
+            raise Refusal(400, f"{name} is no filter; what there is: {', '.join(_NAMES)}")
+        if not all(values):
+            raise Refusal(400, f"{name} is empty: leave it out, or give it a value")
+
+
 def field(when: datetime | None) -> str:
     """A time as the field of a form has it."""
     return "" if when is None else when.strftime(_FIELD)

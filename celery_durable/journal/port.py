@@ -32,6 +32,8 @@ class Delivery(NamedTuple):
     """The name of a request to reopen the run. Each request does so once, however often its message is delivered."""
     restarted: str | None = None
     """The newest run that restarted it when that was asked; empty: none did; None: the message does not say it."""
+    failed: str | None = None
+    """The number of the attempt that had failed when that was asked; None: the message does not say it."""
     changed: int = 0
     """How often ``self.retry(args=...)`` had changed the arguments when it was sent. The newest change counts."""
     received: float = inf

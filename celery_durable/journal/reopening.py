@@ -39,6 +39,9 @@ def decided(delivery: Delivery, fields: Fields, asked: float, now: int) -> Deliv
         # While its message was on the way, the run was restarted: that one does this work.
         return delivery._replace(fresh=False)
     attempt = fields.get(b"attempt", b"").decode()
+    if delivery.failed not in (None, attempt):
+        # It was asked twice before the first message arrived. That one has been carried out, and has failed again.
+        return delivery._replace(fresh=False)
     return delivery._replace(reopen=name, over=attempt, taken_back=tuple(taken_back(fields)))
 
 

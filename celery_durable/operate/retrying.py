@@ -41,9 +41,8 @@ def retry_run(app: Any, task_id: str, reopen: str, *, by: str | None = None) -> 
     if is_paused:
         _unpause(app, task_id, reopen, fields)
     else:
-        call.send(
-            app, name, {"reopen": reopen, "restarted": newest_restart(fields)}, seed=fields.get(b"seed", b"").decode()
-        )
+        known = {"restarted": newest_restart(fields), "failed": fields.get(b"attempt", b"").decode()}
+        call.send(app, name, {"reopen": reopen, **known}, seed=fields.get(b"seed", b"").decode())
     store.runs.note(task_id, "retry", by, reopen)
     where = {key: call.options.get(key) for key in ("queue", "exchange", "routing_key")}
     logger.info("task %s: sent again for a Retry: %s", task_id, note)

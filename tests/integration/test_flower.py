@@ -350,6 +350,13 @@ def test_what_a_run_forbids_is_refused_in_a_sentence(
     assert answer.headers["Content-Type"].startswith("text/plain")
 
 
+@pytest.mark.parametrize(("query", "said"), [("sate=FAILURE", "sate is no filter"), ("text=", "text is empty")])
+def test_a_program_that_misspells_a_filter_does_not_get_all_runs(site: Site, query: str, said: str) -> None:
+    answer = site.get(f"/api/durable/runs?{query}")
+
+    assert (answer.status_code, said in answer.text) == (400, True)
+
+
 def test_what_a_request_leaves_open_is_left_out(site: Site, garden: Garden) -> None:
     garden.plant("asleep", status="suspended")
 

@@ -66,6 +66,20 @@ def test_an_unmarked_copy_of_a_retry_reopens_the_run_once(app: Celery) -> None:
     assert task.ran["charge"] == 2
 
 
+def test_two_requests_before_the_first_one_arrives_reopen_the_run_once(app: Celery) -> None:
+    task, task_id = made(app, fails), new_id()
+    execute(task, task_id=task_id)
+    for _ in range(2):
+        app.tasks[NAME].apply((task_id,)).get()
+
+    assert [deliver(task, message) for message in sent(app)] == ["FAILURE", "IGNORED"]
+    assert task.ran["charge"] == 2
+
+    app.tasks[NAME].apply((task_id,)).get()
+    assert [deliver(task, message) for message in sent(app)] == ["FAILURE"]
+    assert task.ran["charge"] == 3
+
+
 def test_a_message_that_was_brought_back_from_where_rejected_ones_are_kept_is_a_retry(app: Celery) -> None:
     task = made(app, fails)
     task.delay()

@@ -122,6 +122,15 @@ def test_several_ids_are_counted_first_and_one_is_not(app: Celery) -> None:
     assert [len(Runs(app).get(task_id).actions) for task_id in ids] == [1, 0]
 
 
+@pytest.mark.parametrize("command", ["list", "purge"])
+def test_an_empty_text_is_not_all_runs(app: Celery, command: str) -> None:
+    """It may come of a variable that is not set."""
+    executed(app, sells, 7)
+
+    assert "it is empty" in refusal(shell(app, command, "--state", "SUCCESS", "--text", ""), code=2)
+    assert Runs(app).counts() == {"SUCCESS": 1}
+
+
 def test_a_list_of_documents_says_beside_them_where_it_goes_on(app: Celery) -> None:
     ids = {executed(app, sleeps), executed(app, sleeps)}
 
