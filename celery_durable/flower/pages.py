@@ -100,6 +100,7 @@ class RunPage(DurablePage):
         self.show(
             "durable_run.html",
             refresh=_NEWS if run.ended is None else _NEWS_OF_ENDED,
+            task_id=run.id,
             run=run,
             buttons=buttons(run),
             timeline=(line := Timeline(run, _now())),
