@@ -10,14 +10,10 @@ from celery.exceptions import Ignore
 from celery_durable.delivery import backend, lost_journal, outcome
 from celery_durable.delivery.announcement import Announcement
 from celery_durable.invocation.session import RunSession
-from celery_durable.journal.layout import Status, Wait
+from celery_durable.journal.layout import Status
 from celery_durable.journal.port import Busy, Finished, IdConflict, OpenResult, Outdated
 
 logger = logging.getLogger("celery_durable")
-
-
-_STATES = {Wait.STALL: backend.STALLED, Wait.PAUSE: backend.PAUSED}
-"""What a run waits for → its state. In all other waits it is SUSPENDED."""
 
 
 class ReturnValue(NamedTuple):
@@ -38,8 +34,10 @@ def reject_delivery(
             # The journal keeps the run: if this run needs another message, a worker sends it.
             logger.info("task %s: %s; this message is forgotten", request.id, reason)
             # Monitors show STARTED for this message. If the run still waits, an event sets its state back.
-            waits = refusal.waits if isinstance(refusal, Busy) else ""
-            return Announcement.of_wait(_STATES.get(waits, backend.SUSPENDED)) if waits else Ignore(reason)
+            if not (isinstance(refusal, Busy) and refusal.waits):
+                return Ignore(reason)
+            state = backend.state_of(refusal.waits)
+            return Announcement.of_wait(state if state in backend.WAITING_STATES else backend.SUSPENDED)
         case IdConflict():
             return _refuse_conflict(refusal, task, request)
         case Finished(fields=fields) if not fields:

@@ -41,9 +41,8 @@ JOURNAL_LOST_DELAY = 5.0
 
 _STALL_PAUSE, _LONGEST_STALL_PAUSE = 1.0, 30.0
 """Seconds until a stalled run is sent again, at most. The pause doubles from the first value to the second."""
-_WAITS = {backend.SUSPENDED: Wait.SLEEP, backend.STALLED: Wait.STALL, backend.PAUSED: Wait.PAUSE}
 _NEVER = timedelta(days=365_000).total_seconds()
-"""Seconds until a paused run is due. A worker of version 0.2.0 knows no pause, and waits for that time."""
+"""Seconds until a paused run is due. A worker of an older version knows no pause, and waits for that time."""
 _MISFIT = ("position", "found", "found_build", "expected_build", "expected")
 
 
@@ -56,7 +55,7 @@ def suspend_for_sleep(invocation: Invocation, end: Asleep) -> BaseException:
     wait = max(0.0, (sleep.until - attempt.now()) / 1000)
     # Celery logs only that this attempt was ignored.
     logger.info("task %s: sleeps at %r until %s", invocation.request.id, sleep.name, sleep.until_text)
-    return _wait(invocation, wait, backend.SUSPENDED, {"until": sleep.until_text})
+    return _wait(invocation, wait, Wait.SLEEP, {"until": sleep.until_text})
 
 
 def stall_left(session: RunSession, attempt: Attempt) -> float:
@@ -91,7 +90,7 @@ def suspend_stalled(invocation: Invocation, end: Stalled) -> BaseException:
     fields = {"stalled": json.dumps({"since": since, "times": times + 1, **misfit})}
     # If somebody has cancelled the run, this worker cannot tell its code. The run stalls all the same.
     known = attempt.pulse.journal.cancel_requested
-    return _wait(invocation, delay, backend.STALLED, info, fields, though_cancelled=known)
+    return _wait(invocation, delay, Wait.STALL, info, fields, though_cancelled=known)
 
 
 def suspend_paused(invocation: Invocation, end: Paused) -> BaseException:
@@ -106,22 +105,22 @@ def suspend_paused(invocation: Invocation, end: Paused) -> BaseException:
     )  # fmt: skip
     info = {"error": shown(end.error), "since": text_of_time(attempt.now())}
     fields = {"paused": outcome.encode_error(end.error), "failures": "0", **message.resume_afresh()}
-    return _wait(invocation, _NEVER, backend.PAUSED, info, fields)
+    return _wait(invocation, _NEVER, Wait.PAUSE, info, fields)
 
 
 def _wait(
     invocation: Invocation,
     delay: float,
-    state: str,
+    waits: str,
     info: dict[str, str],
     fields: Mapping[str, str] | None = None,
     *,
     though_cancelled: bool = False,
 ) -> BaseException:
-    session, _ = _opened(invocation)
+    (session, _), state = _opened(invocation), backend.state_of(waits)
     announcement = Announcement.of_wait(state, info, delay)
     told = {**message.resume_as_is(invocation.request), **(fields or {})}
-    suspend = partial(session.suspend, delay, told, waits=_WAITS[state], though_cancelled=though_cancelled)
+    suspend = partial(session.suspend, delay, told, waits=waits, though_cancelled=though_cancelled)
     _suspend_and_show(invocation, backend.Interim(state, info), suspend)
     return announcement
 
