@@ -82,12 +82,11 @@ def _chosen(task_id: str, operations: list[_Operation], step: str) -> _Operation
 
 
 def _before(task_id: str, operations: list[_Operation], chosen: _Operation) -> list[_Operation]:
-    behind = [each for each in operations if each.branch == chosen.branch and each.order >= chosen.order]
-    cut = min(each.begin for each in behind)
+    cut = min(each.begin for each in operations if each.branch == chosen.branch and each.order >= chosen.order)
     kept = []
     for each in operations:
         if each.branch == chosen.branch:
-            is_before = each not in behind
+            is_before = each.order < chosen.order
         else:
             is_before = each.end < cut - _TOO_NEAR
             if not is_before and each.begin <= cut and each.end < inf:

@@ -1,6 +1,7 @@
 """The tasks ``celery_durable.<verb>``: what an operator does with runs, for whatever can send a Celery task.
 
-They take and give plain data. Each answers with a dict, whose ``task_id`` is the run that it is about.
+They take and give plain data. Each answers with a dict, whose ``task_id`` is the run that it is about; ``export``, with
+its document.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ import random
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import TypeVar
+from functools import cached_property
+from typing import Any, TypeVar
 from uuid import UUID
 
 from celery_durable.drivers.pulse import Pulse
@@ -70,11 +71,13 @@ class Draws:
 
     def _former(self, field: str) -> str | None:
         """What the run has drawn that this one restarts, until the code reaches the step from which it runs anew."""
+        former = self._restarted
+        return None if former is None or self._order.has_reached(former["until"]) else former["drawn"].get(field)
+
+    @cached_property
+    def _restarted(self) -> dict[str, Any] | None:
         text = self._fields.get(b"former")
-        if text is None:
-            return None
-        former = json.loads(text)
-        return None if self._order.has_reached(former["until"]) else former["drawn"].get(field)
+        return None if text is None else json.loads(text)
 
     @property
     def _path(self) -> str:
