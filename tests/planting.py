@@ -83,6 +83,20 @@ class Garden:
         if fields:
             self.change(task_id, **fields)
 
+    def plant_written(self, text: str, fields: Mapping[str, Any] | None = None) -> None:
+        """Let there be a failed run that has this text wherever users may write one."""
+        error = (text, text)
+        self.plant(
+            text,
+            done(text, self.now, 1, text),
+            failed(text, self.now, self.now, 1, error),
+            status=Status.FAILED,
+            task=text,
+            call=([text], {"key": text}),
+            error=error,
+            fields=fields,
+        )
+
     def change(self, task_id: str, **fields: Any) -> None:
         """Let these fields of a journal be others."""
         self._client.hset(self._store.keys(task_id).run, mapping=fields)

@@ -13,7 +13,7 @@ import redis
 from celery import Celery
 from celery.app.trace import build_tracer
 
-from celery_durable import DurableTask, durable_task
+from celery_durable import DurableTask, TerminalError, durable_task
 from celery_durable.app.address import Address
 from celery_durable.app.store import Store, _stores, store_of
 from celery_durable.delivery.call import Call
@@ -68,6 +68,11 @@ def app_at(url: str, **conf: Any) -> Iterator[Celery]:
 def store_at(url: str, **conf: Any) -> Iterator[Store]:
     with app_at(url, **conf) as app:
         yield store_of(app)
+
+
+def decline() -> None:
+    """The action of a step that fails for good."""
+    raise TerminalError("declined")
 
 
 def task_of(app: Celery, body: Any, **options: Any) -> Any:

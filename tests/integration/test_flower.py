@@ -28,7 +28,7 @@ from celery_durable.operate.runs import Runs
 from celery_durable.seams.flower import handlers, settings
 from tests.integration.network import Waits
 from tests.integration.runs import app_at
-from tests.planting import OWNER, Garden, done, failed, sleep
+from tests.planting import OWNER, Garden, done, sleep
 from tests.servers import free_port
 
 ANN = ("ann", "secret")
@@ -207,17 +207,8 @@ def test_the_api_tells_the_same(site: Site, garden: Garden) -> None:
 
 
 def test_what_users_have_written_is_escaped(site: Site, garden: Garden) -> None:
-    error = (HOSTILE, HOSTILE)
-    garden.plant(
-        HOSTILE,
-        done(HOSTILE, garden.now, 1, HOSTILE),
-        failed(HOSTILE, garden.now, garden.now, 1, error),
-        status="failed",
-        task=HOSTILE,
-        call=([HOSTILE], {"key": HOSTILE}),
-        error=error,
-        fields={"owner": HOSTILE, "actions": json.dumps({"what": "retry", "by": HOSTILE, "at": 1})},
-    )
+    actions = json.dumps({"what": "retry", "by": HOSTILE, "at": 1})
+    garden.plant_written(HOSTILE, {"owner": HOSTILE, "actions": actions})
     path = requests.utils.quote(HOSTILE, safe="")
 
     for address in ("/durable", f"/durable?text={path}&task={path}&cursor=1-{path}", f"/durable/run/{path}",

@@ -35,12 +35,6 @@ OTHER = "tests.other"
 
 
 @pytest.fixture
-def store(redis_url: str) -> Iterator[Store]:
-    with store_at(redis_url) as store:
-        yield store
-
-
-@pytest.fixture
 def index(store: Store) -> Index:
     return store.index
 

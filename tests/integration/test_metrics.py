@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 from unittest.mock import Mock
@@ -14,10 +13,10 @@ from celery import Celery
 from celery.worker import state as worker_state
 from prometheus_client import CollectorRegistry
 
-from celery_durable import TerminalError, prometheus
+from celery_durable import prometheus
 from celery_durable.app.store import store_of
 from celery_durable.worker.revocation import Revocations
-from tests.integration.runs import app_at, execute, new_id, task_of
+from tests.integration.runs import app_at, decline, execute, new_id, task_of
 from tests.planting import Garden
 
 
@@ -34,17 +33,7 @@ def waits_to_be_revoked(self: Any) -> None:
 
 
 def fails(self: Any) -> None:
-    self.ctx.run("charge", _decline)
-
-
-def _decline() -> None:
-    raise TerminalError("declined")
-
-
-@pytest.fixture
-def app(redis_url: str) -> Iterator[Celery]:
-    with app_at(redis_url) as app:
-        yield app
+    self.ctx.run("charge", decline)
 
 
 @pytest.fixture

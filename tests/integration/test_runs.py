@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
@@ -13,7 +13,7 @@ import pytest
 import redis
 from celery import Celery
 
-from celery_durable import RunOptions, TerminalError
+from celery_durable import RunOptions
 from celery_durable.app.store import store_of
 from celery_durable.exceptions import (
     ConfigurationError,
@@ -27,7 +27,7 @@ from celery_durable.exceptions import (
 from celery_durable.operate.runs import Runs
 from celery_durable.redis.client.scripts import Dated
 from tests.integration.network import Waits
-from tests.integration.runs import app_at, execute, lapse, new_id, opened, task_of
+from tests.integration.runs import decline, execute, lapse, new_id, opened, task_of
 from tests.planting import Garden
 from tests.waiting import eventually
 
@@ -47,17 +47,7 @@ def waits(self: Any) -> None:
 
 
 def fails(self: Any) -> None:
-    self.ctx.run("charge", _decline)
-
-
-def _decline() -> None:
-    raise TerminalError("declined")
-
-
-@pytest.fixture
-def app(redis_url: str) -> Iterator[Celery]:
-    with app_at(redis_url) as app:
-        yield app
+    self.ctx.run("charge", decline)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from celery.bin.celery import celery
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
-from celery_durable import DurableTask, RunOptions, TerminalError
+from celery_durable import DurableTask, RunOptions
 from celery_durable.app.store import Store, store_of
 from celery_durable.cli import completion, durable, group
 from celery_durable.exceptions import JournalUnavailableError
@@ -33,6 +33,7 @@ from tests.integration.runs import (
     TASK,
     app_at,
     app_for,
+    decline,
     died,
     ended,
     execute,
@@ -59,11 +60,7 @@ def sleeps(self: Any) -> None:
 
 
 def fails(self: Any) -> None:
-    self.ctx.run("charge", _decline, RunOptions(max_attempts=1))
-
-
-def _decline() -> None:
-    raise TerminalError("declined")
+    self.ctx.run("charge", decline, RunOptions(max_attempts=1))
 
 
 def shell(app: Celery, *arguments: str) -> Result:

@@ -17,7 +17,7 @@ from celery_durable.app.store import Store, store_of
 from celery_durable.journal.layout import Status
 from celery_durable.worker import news
 from celery_durable.worker.revocation import Revocations
-from tests.integration.runs import HINT, app_at, execute, lapse, new_id, task_of
+from tests.integration.runs import HINT, app_at, decline, execute, lapse, new_id, task_of
 from tests.receivers import observed
 from tests.servers import free_port
 
@@ -58,10 +58,6 @@ def as_kept(app: Celery, told: Told) -> None:
         assert (one is None) == (other is None)
         if one is not None and other is not None:
             assert abs((one - other).total_seconds()) < 30, "two clocks, and a busy machine"
-
-
-def decline() -> None:
-    raise TerminalError("declined")
 
 
 def sells(self: Any, number: int) -> int:

@@ -30,9 +30,14 @@ def held() -> int:
 
 def fail_once() -> int:
     """Return which execution this is; the first one fails."""
+    return fail(1)
+
+
+def fail(failures: int) -> int:
+    """Fail so many executions; return which one this is."""
     number = count_execution()
-    if number == 1:
-        raise ConnectionError("failure 1")
+    if number <= failures:
+        raise ConnectionError(f"failure {number}")
     return number
 
 

@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Page, expect
 from celery_durable import Runs
 from celery_durable.app.store import store_of
 from tests import leftovers, processes
-from tests.planting import Garden, done, failed, shop
+from tests.planting import Garden, done, shop
 from tests.processes import Process
 from tests.servers import RedisServer
 from tests.smoke import browser as browsers
@@ -289,16 +289,7 @@ def test_the_first_byte_does_not_keep_anybody_waiting(flower: Flower, crowd: Non
 
 
 def test_what_users_have_written_is_text(page: Page, flower: Flower, garden: Garden) -> None:
-    error = (HOSTILE, HOSTILE)
-    garden.plant(
-        HOSTILE,
-        done(HOSTILE, garden.now, 1, HOSTILE),
-        failed(HOSTILE, garden.now, garden.now, 1, error),
-        status="failed",
-        task=HOSTILE,
-        call=([HOSTILE], {"key": HOSTILE}),
-        error=error,
-    )
+    garden.plant_written(HOSTILE)
     page.goto(flower.url("/durable?state=FAILURE"))
     page.get_by_role("link", name=HOSTILE).first.click()
 

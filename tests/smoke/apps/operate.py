@@ -4,7 +4,7 @@ from celery import Celery
 
 from celery_durable import DurableContext, RetryPolicy, RunOptions, TaskCancelled, TerminalError, durable_task
 from tests.smoke import effects
-from tests.smoke.actions import count_execution, held, work
+from tests.smoke.actions import count_execution, fail, held, work
 
 app = Celery("operate")
 
@@ -51,13 +51,6 @@ def pauses(ctx: DurableContext, failures: int) -> int:
     except TaskCancelled:
         ctx.run("release", work)
         raise
-
-
-def fail(failures: int) -> int:
-    number = count_execution()
-    if number <= failures:
-        raise ConnectionError(f"failure {number}")
-    return number
 
 
 @app.task

@@ -14,18 +14,10 @@ from celery_durable import (
     durable_task,
 )
 from tests.smoke import effects
-from tests.smoke.actions import count_execution, work
+from tests.smoke.actions import fail, work
 
 app = Celery("waits")
 app.conf.update(durable_lease=2)
-
-
-def fail(failures: int) -> int:
-    """Fail so many executions; return which one this is."""
-    number = count_execution()
-    if number <= failures:
-        raise ConnectionError(f"failure {number}")
-    return number
 
 
 @app.task
