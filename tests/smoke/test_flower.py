@@ -14,7 +14,7 @@ import redis
 import requests
 from celery import Celery
 from celery.app.utils import find_app
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from celery_durable import Runs
 from celery_durable.app.store import store_of
@@ -209,6 +209,26 @@ def test_an_ended_run_is_restarted_from_a_step(page: Page, flower: Flower, app: 
     reads(page, "FAILURE")
     [action] = Runs(app).get(failed_run.id).actions
     assert (action.what, action.by) == ("restart", "operator")
+
+
+def test_no_click_is_lost_before_the_script_has_come(page: Page, flower: Flower, garden: Garden) -> None:
+    garden.plant("early", status="suspended")
+    on_their_way: list[Route] = []
+
+    def hold(route: Route) -> None:
+        on_their_way.append(route)
+
+    page.route("**/durable.js*", hold)
+    page.goto(flower.url("/durable/run/early"), wait_until="commit")
+    button = page.get_by_role("button", name="Cancel", exact=True)
+
+    expect(button).to_be_disabled()
+    eventually(lambda: page.title() and on_their_way, what="the question for the script")
+    for route in on_their_way:
+        route.continue_()
+
+    click(page, "Cancel")
+    expect(page.locator("#durable-said")).to_contain_text("It was told to end")
 
 
 def test_the_keyboard_stays_on_its_button_when_there_is_news(page: Page, flower: Flower, garden: Garden) -> None:

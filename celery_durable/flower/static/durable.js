@@ -58,8 +58,16 @@
         }
         last = found.outerHTML;
         shown.replaceWith(document.adoptNode(found));
+        openButtons();
         placeActions();
         focusAgain(active);
+    }
+
+    function openButtons() {
+        // A page comes with closed buttons: before this script is here, a click would be lost.
+        document.querySelectorAll("[data-durable-verb]").forEach(function (button) {
+            button.disabled = false;
+        });
     }
 
     function focusAgain(element) {
@@ -187,6 +195,7 @@
         refresh();
     }
 
+    openButtons();
     if (panelled) {
         openPanel();
     } else {
