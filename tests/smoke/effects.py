@@ -10,8 +10,10 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 from tests.waiting import POLL_INTERVAL, eventually
 
@@ -35,19 +37,28 @@ def hit(name: str, key: object = "") -> int:
     An action that is to fail twice says `if hit("charge", task_id) <= 2: raise ...`.
     """
     key = str(key)
-    with _file(name, "hits").open("a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _file(name, "hits").open("a+", encoding="utf-8") as file, _locked(file, fcntl.LOCK_EX):
         file.write(json.dumps(asdict(Hit(key, os.getpid(), time.time()))) + "\n")
         file.flush()
         file.seek(0)
         return sum(json.loads(line)["key"] == key for line in file)
 
 
+@contextmanager
+def _locked(file: TextIO, how: int) -> Iterator[None]:
+    """Hold the lock of a file. To close the file is not enough: a process that is forked meanwhile has it open, too."""
+    fcntl.flock(file, how)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
 def hits(name: str, key: object = None) -> list[Hit]:
     """Return the executions of an action so far, all or those with this key, in their order."""
     try:
-        with _file(name, "hits").open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)  # a line that is being written is half there
+        # A line that is being written is half there.
+        with _file(name, "hits").open(encoding="utf-8") as file, _locked(file, fcntl.LOCK_SH):
             lines = file.read().splitlines()
     except FileNotFoundError:
         return []

@@ -280,9 +280,13 @@ def test_an_operator_pages_through_ten_thousand_runs(page: Page, flower: Flower,
     expect(page.locator(".durable-run-name code").first).to_have_text(seen[0])
 
 
-def test_a_journal_of_five_thousand_entries_is_shown_in_parts(page: Page, flower: Flower, garden: Garden) -> None:
+@pytest.fixture(scope="module")
+def long_run(garden: Garden) -> None:
     steps = [done(f"step {number}", garden.now + number, 1, {"number": number}) for number in range(1, ENTRIES + 1)]
     garden.plant("long", *steps)
+
+
+def test_a_journal_of_five_thousand_entries_is_shown_in_parts(page: Page, flower: Flower, long_run: None) -> None:
     page.goto(flower.url("/durable/run/long"))
     expect(page.locator(".durable-name").get_by_text("step 200", exact=True)).to_be_visible()
     expect(page.get_by_text("1 to 200 of 5,000")).to_be_visible()
@@ -293,7 +297,7 @@ def test_a_journal_of_five_thousand_entries_is_shown_in_parts(page: Page, flower
 
 
 @pytest.mark.parametrize("path", ["/durable", "/durable/run/long"])
-def test_the_first_byte_does_not_keep_anybody_waiting(flower: Flower, crowd: None, path: str) -> None:
+def test_the_first_byte_does_not_keep_anybody_waiting(flower: Flower, crowd: None, long_run: None, path: str) -> None:
     """The bound is that of a machine that is busy with other tests; see docs/operate.md for what it takes."""
 
     def first_byte() -> float:
