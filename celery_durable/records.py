@@ -183,6 +183,11 @@ def preview_of(text: str, written_by: str = "") -> str:
     return f"<{written_by}, {len(text)} characters>" if written_by else cut(text, _LONGEST_PREVIEW)
 
 
+def number_of_runs(number: int) -> str:
+    """``1 run``, ``5,000 runs``."""
+    return f"{number:,} run{'' if number == 1 else 's'}"
+
+
 def cut(text: str, most: int) -> str:
     """A text, or the beginning of one that has more than so many characters."""
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from celery_durable.config.settings import Settings
 from celery_durable.exceptions import ConfigurationError
+from celery_durable.journal.port import LONGEST_READ
 from celery_durable.redis.client.connector import Connector, to_master, to_server
 
 if TYPE_CHECKING:
@@ -95,18 +96,18 @@ class Address(NamedTuple):
 
     # -- connections
 
-    def connector(self, app: Celery | None) -> Connector:
+    def connector(self, app: Celery | None, longest_read: float = LONGEST_READ) -> Connector:
         """Makes connections to this Redis, with the parameters that Celery reads from the URL and its settings."""
         if self.is_sentinel:
-            return self._connector_by_sentinels(app)
+            return self._connector_by_sentinels(app, longest_read)
         from celery_durable.seams.results import connection_parameters
 
         url = self.url_for_celery
         if self.is_cluster:
             url = _CLUSTER[self._scheme] + self.url.split(_SEPARATOR)[0].removeprefix(self._scheme)
-        return to_server(connection_parameters(app, url))
+        return to_server(connection_parameters(app, url), longest_read)
 
-    def _connector_by_sentinels(self, app: Celery | None) -> Connector:
+    def _connector_by_sentinels(self, app: Celery | None, longest_read: float) -> Connector:
         from celery_durable.seams.results import connection_parameters
 
         params = connection_parameters(app, self.url, by_sentinels=True)
@@ -115,6 +116,7 @@ class Address(NamedTuple):
             self.master_name,
             sentinels,
             params,
+            longest_read,
             min_other_sentinels=self.options.get("min_other_sentinels", 0),
             sentinel_params=self.options.get("sentinel_kwargs", {}),
         )

@@ -10,8 +10,9 @@ from weakref import WeakKeyDictionary, ref
 from celery_durable.config.settings import Settings
 from celery_durable.delivery import result
 from celery_durable.delivery.backend import Interim
-from celery_durable.journal.port import Result
+from celery_durable.journal.port import LONGEST_READ, Result
 from celery_durable.redis.client.cluster import Cluster
+from celery_durable.redis.client.connector import Connector
 from celery_durable.redis.client.pool import JournalConnectionPool
 from celery_durable.redis.index import Index
 from celery_durable.redis.journal import RedisJournal
@@ -28,19 +29,29 @@ from .settings import settings_of
 class Store:
     """Keeps the runs of an app in Redis: gives their journals, and a view of all runs.
 
-    A command is tried again for as long as a lease lasts.
+    Args:
+        app: the Celery app.
+        patience: seconds for which a command is tried again, and after which a read is given up, if somebody waits for
+            it. Default: a worker tries again for as long as a lease lasts.
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, patience: float | None = None) -> None:
         self.settings = settings_of(app)
         self.address = Address.of(app.conf, self.settings)
+        self.patience = patience
         # The reference is weak: an app holds its store.
         app, address, lease = ref(app), self.address, self.settings.lease
+        longest_read = LONGEST_READ if patience is None else min(patience, LONGEST_READ)
+        timeout = lease if patience is None else patience
+
+        def connector() -> Connector:
+            return address.connector(app(), longest_read)
+
         if address.is_cluster:
-            self._cluster: Cluster | None = Cluster(lambda: address.connector(app()), address.nodes, lease)
+            self._cluster: Cluster | None = Cluster(connector, address.nodes, timeout)
             self.shards = Shards(self.settings.key_prefix, self._cluster.pool_for)
         else:
-            self._cluster, pool = None, JournalConnectionPool(lambda: address.connector(app()), lease)
+            self._cluster, pool = None, JournalConnectionPool(connector, timeout)
             self.shards = Shards(self.settings.key_prefix, lambda _key: pool)
         # In a Cluster each shard has its own keeper. So one that waits for a dead node does not hold up the others.
         self._keepers = {pool: LeaseKeeper(pool, lease) for pool in self.shards.by_pool()}
@@ -48,11 +59,6 @@ class Store:
         """The connections and the leases of one Redis; in a Cluster, those of the first shard."""
         self.runs = StoredRuns(self.shards, self.settings.lease)
         self.index = Index(self.shards)
-
-    def be_patient(self, seconds: float) -> None:
-        """Try questions about runs again for so many seconds from now on: a person waits for them."""
-        for pool in self.shards.by_pool():
-            pool.patience = seconds
 
     def masters(self) -> list[JournalConnectionPool]:
         """The connections to each server that has runs.
@@ -103,3 +109,15 @@ def store_of(app: Any) -> Store:
         with _making:
             store = _stores.get(app) or _stores.setdefault(app, Store(app))
     return store
+
+
+def be_patient(app: Any, seconds: float) -> None:
+    """From now on, the store of *app* waits no longer than that: in this process, a person waits for its answers.
+
+    Raises:
+        ConfigurationError: see :func:`store_of`.
+    """
+    with _making:
+        store = _stores.get(app)
+        if store is None or store.patience != seconds:
+            _stores[app] = Store(app, seconds)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import click
 
 from celery_durable.exceptions import DurableError
 from celery_durable.operate.states import allowing
+from celery_durable.records import number_of_runs
 
 from . import completion
 from .group import refusals, runs_of
@@ -37,14 +38,18 @@ def _command(name: str, done: str, help_text: str) -> click.Command:
         if bool(ids) == bool(given):
             not_both = ", not by both" if ids else ""
             raise click.UsageError(f"name runs by their ids, or by a filter (--state, --task, --text, ...){not_both}")
-        with refusals(name):
+        with refusals():
             runs = runs_of(ctx)
             found = {} if ids else {run.id: run.state for run in _all(runs, given)}
             if not (len(ids) == 1 or (yes and (ids or found))):
-                _say_how_many(name, done, len(ids), found, as_json=as_json)
+                _say_how_many(name, done, ids or found, runs.states(ids) if ids else found, as_json=as_json)
                 return
-            act = partial(getattr(runs, name), by=by)
-            all_done = [_do(name, done, task_id, act, as_json=as_json) for task_id in ids or found]
+
+            def act(task_id: str) -> tuple[str, dict[str, str]]:
+                note = getattr(runs, name)(task_id, by=by)
+                return f"{done}: {note}" if note else done, {}
+
+            all_done = [carry_out(name, task_id, partial(act, task_id), as_json=as_json) for task_id in ids or found]
         if not all(all_done):
             ctx.exit(1)
 
@@ -62,43 +67,43 @@ def _all(runs: Any, given: dict[str, Any]) -> Iterator[Any]:
             return
 
 
-def _say_how_many(name: str, done: str, ids: int, found: dict[str, str], *, as_json: bool) -> None:
-    states = Counter(found.values())
-    number = ids or len(found)
+def _say_how_many(name: str, done: str, ids: Collection[str], state_of: Mapping[str, str], *, as_json: bool) -> None:
+    """Say how many runs are meant, and with how many of them it can be done as they stand."""
+    states = Counter(state_of.values())
+    allowed = sum(states[state] for state in allowing(name))
     if as_json:
-        click.echo(json.dumps({"what": name, "runs": number, "states": states, "done": False}))
-    elif number:
+        counted = {"what": name, "runs": len(ids), "states": states, "allowed": allowed, "done": False}
+        click.echo(json.dumps(counted))
+    elif ids:
         by_state = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
-        runs = f"{number} run{'s' if number > 1 else ''}" + (f" ({by_state})" if states else "")
-        click.echo(f"{runs}; nothing is done: say --yes, and they are {done}")
+        found = number_of_runs(len(ids)) + (f" ({by_state})" if states else "")
+        some = "" if allowed == len(ids) else f", {allowed} of them in a state that allows it"
+        click.echo(f"{found}{some}; nothing is done: say --yes, and they are {done}")
     else:
         click.echo("no run matches; nothing is done")
 
 
-def _do(name: str, done: str, task_id: str, act: Callable[[str], Any], *, as_json: bool) -> bool:
-    """Act on one run, and say what has come of it. Returns whether it was done."""
+def carry_out(what: str, task_id: str, act: Callable[[], tuple[str, dict[str, str]]], *, as_json: bool) -> bool:
+    """Do something with one run, and say what has come of it. Returns whether it was done.
+
+    *act* does it. It returns how that is said, and further facts of the JSON document.
+    """
     from celery_durable.delivery.message import BROKER_ERRORS
 
+    facts: dict[str, str] = {}
     try:
-        note = act(task_id)
-        said, is_done = f"{done}: {note}" if note else done, True
+        (said, facts), is_done = act(), True
     except DurableError as error:
         said, is_done = str(error), False
     except BROKER_ERRORS as error:
         said, is_done = f"task {task_id}: nothing was sent, the broker cannot be reached: {error}", False
-    if is_done:
-        say_done(task_id, name, said, as_json=as_json)
-    elif as_json:
-        click.echo(json.dumps({"id": task_id, "what": name, "done": False, "said": said}))
+    if as_json:
+        click.echo(json.dumps({"id": task_id, "what": what, "done": is_done, "said": said, **facts}))
+    elif is_done:
+        click.echo(f"task {task_id}: {said}")
     else:
         click.echo(f"Error: {said}", err=True)
     return is_done
-
-
-def say_done(task_id: str, what: str, said: str, *, as_json: bool, **facts: str) -> None:
-    """Say what was done with a run; *facts* are more of the JSON document."""
-    done = {"id": task_id, "what": what, "done": True, "said": said, **facts}
-    click.echo(json.dumps(done) if as_json else f"task {task_id}: {said}")
 
 
 @click.command()
@@ -109,12 +114,18 @@ def say_done(task_id: str, what: str, said: str, *, as_json: bool, **facts: str)
 @click.pass_context
 def restart(ctx: Any, /, *, task_id: str, from_step: str | None, by: str, as_json: bool) -> None:
     """Begin a new run with the call of a run that has ended: from its beginning, or from a step."""
-    with refusals("restart"):
-        new = runs_of(ctx).restart(task_id, from_step=from_step, by=by)
-    say_done(task_id, "restart", f"restarted as {new}", as_json=as_json, new_id=new)
+    with refusals():
+        runs = runs_of(ctx)
+
+    def act() -> tuple[str, dict[str, str]]:
+        new = runs.restart(task_id, from_step=from_step, by=by)
+        return f"restarted as {new}", {"new_id": new}
+
+    if not carry_out("restart", task_id, act, as_json=as_json):
+        ctx.exit(1)
 
 
 retry = _command("retry", "retried", "Send failed or paused runs again. They go on from their journals.")
-cancel = _command("cancel", "cancelled", "Cancel live runs: their code is told, and can compensate.")
+cancel = _command("cancel", "told to end", "Cancel live runs: their code is told, and can compensate.")
 wake = _command("wake", "woken", "End the waits of runs now: a sleep, or the time until a retry.")
 purge = _command("purge", "purged", "Delete the journals of runs that have ended.")

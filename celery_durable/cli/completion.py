@@ -54,10 +54,10 @@ def ids(*of_states: str) -> Completion:
 
 
 def _newest(app: Any, of_states: tuple[str, ...]) -> list[Any]:
-    from celery_durable.app.store import store_of
+    from celery_durable.app.store import be_patient
     from celery_durable.operate.runs import Runs
 
-    store_of(app).be_patient(0)
+    be_patient(app, _LONGEST)
     return list(Runs(app).list(state=of_states, limit=_MOST_IDS))
 
 

@@ -9,7 +9,7 @@ import click
 
 from celery_durable.exceptions import RunNotImportableError
 
-from .acting import say_done
+from .acting import carry_out
 from .group import refusals, runs_of
 from .options import as_json, by, one_id
 
@@ -21,7 +21,7 @@ from .options import as_json, by, one_id
 @click.pass_context
 def export(ctx: Any, /, *, task_id: str, by: str, as_json: bool) -> None:
     """Print all that the journal of a run holds. It is not redacted."""
-    with refusals("export"):
+    with refusals():
         document = runs_of(ctx).export(task_id, by=by)
     click.echo(json.dumps(document, indent=None if as_json else 2))
 
@@ -33,10 +33,17 @@ def export(ctx: Any, /, *, task_id: str, by: str, as_json: bool) -> None:
 @click.pass_context
 def import_(ctx: Any, /, *, file: Any, by: str, as_json: bool) -> None:
     """Bring a run back from a document of `export`; FILE is "-" for the standard input."""
-    with refusals("import"):
+    with refusals():
+        runs = runs_of(ctx)
         try:
             document = json.load(file)
         except (ValueError, RecursionError) as error:
             raise RunNotImportableError(f"{file.name} is no JSON document: {error}") from error
-        task_id = runs_of(ctx).import_(document, by=by)
-    say_done(task_id, "import", "imported", as_json=as_json)
+
+    def act() -> tuple[str, dict[str, str]]:
+        runs.import_(document, by=by)
+        return "imported", {}
+
+    task_id = document.get("id") if isinstance(document, dict) else None
+    if not carry_out("import", task_id, act, as_json=as_json):
+        ctx.exit(1)

@@ -22,7 +22,7 @@ def doctor(ctx: Any, /, *, as_json: bool) -> None:
     from .output import print_json
     from .reports import print_findings
 
-    with refusals("doctor"):
+    with refusals():
         app = loaded_app(ctx)
         of_runs = list(examine(app))  # it is first, because it says at once if Redis is away
         findings = [*_of_the_start(app), *of_runs]
@@ -57,7 +57,7 @@ def versions(ctx: Any, /, *, as_json: bool) -> None:
     from .output import print_json
     from .reports import print_versions
 
-    with refusals("versions"):
+    with refusals():
         found, is_cut = live_versions(loaded_app(ctx))
     print_json(found) if as_json else print_versions(found)
     if is_cut:

@@ -31,10 +31,10 @@ def loaded_app(ctx: Any) -> Any:
     """The app of ``celery -A``, with its tasks.
 
     Raises:
-        ClickException: its modules of tasks cannot be imported.
+        ClickException: its modules of tasks cannot be imported, or no app is named.
         ConfigurationError: a ``durable_*`` setting is wrong, or no Redis is configured.
     """
-    from celery_durable.app.store import store_of
+    from celery_durable.app.store import be_patient
 
     app = ctx.obj.app
     try:
@@ -43,7 +43,12 @@ def loaded_app(ctx: Any) -> Any:
     except Exception as error:
         said = f"the tasks of the app {app.main!r} cannot be imported: {type(error).__name__}: {error}"
         raise click.ClickException(said) from error
-    store_of(app).be_patient(_PATIENCE)
+    try:
+        be_patient(app, _PATIENCE)
+    except ConfigurationError as error:
+        if ctx.find_root().params.get("app", app) is None:
+            raise click.UsageError(f"no app is named: celery -A <your app> durable ...; without it: {error}") from error
+        raise
     return app
 
 
@@ -55,13 +60,13 @@ def runs_of(ctx: Any) -> Any:
 
 
 @contextmanager
-def refusals(command: str) -> Iterator[None]:
+def refusals() -> Iterator[None]:
     """Say in one sentence why a command was refused: exit code 1, or 2 if an option of it is wrong."""
     try:
         yield
     except ConfigurationError as error:
-        raise click.UsageError(f"{error} (celery -A <your app> durable {command} --help)") from error
+        raise click.UsageError(str(error)) from error
     except UnicodeEncodeError as error:
         raise click.UsageError(f"an argument is no text in UTF-8, got {error.object!r}") from error
     except DurableError as error:
-        raise click.ClickException(f"{error} (celery -A <your app> durable {command})") from error
+        raise click.ClickException(str(error)) from error

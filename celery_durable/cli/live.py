@@ -42,7 +42,7 @@ def _print_tables(out: Console, changes: Iterable[Run]) -> None:
 def lines_between(before: Run | None, run: Run) -> Iterator[str]:
     """What has changed in a run, a line for each change. Nothing *before*: how it is."""
     if before is None:
-        yield f"{run.task}, {len(run.steps)} steps and waits recorded"
+        yield f"{run.task}, steps and waits recorded: {len(run.steps)}"
     else:
         known = {step.place: step for step in before.steps}
         yield from (_line_of(step) for step in run.steps if known.get(step.place) != step)
@@ -54,7 +54,8 @@ def lines_between(before: Run | None, run: Run) -> Iterator[str]:
 def _line_of(step: StepRecord) -> str:
     took = "" if step.ms is None else f" in {step.ms} ms"
     error = f": {step.error}" if step.error else ""
-    return f"{step.kind} {step.name!r} at {step.place}: {step.state}{took}, {step.executions} executions{error}"
+    execution = f", execution {step.executions}" if step.executions else ""
+    return f"{step.kind} {step.name!r} at {step.place}: {step.state}{took}{execution}{error}"
 
 
 def _state_of(run: Run) -> str:

@@ -25,7 +25,7 @@ def list_(ctx: Any, /, *, as_json: bool, **wanted: Any) -> None:
     from .output import print_json
     from .runs import print_runs
 
-    with refusals("list"):
+    with refusals():
         runs = runs_of(ctx)
         page = runs.list(**wanted)
         if as_json:
@@ -45,7 +45,7 @@ def show(ctx: Any, /, *, task_id: str, as_json: bool) -> None:
     from .output import print_json
     from .runs import print_run
 
-    with refusals("show"):
+    with refusals():
         run = runs_of(ctx).get(task_id)
         print_json([run]) if as_json else print_run(run)
 
@@ -60,7 +60,7 @@ def watch(ctx: Any, /, *, task_id: str, as_json: bool) -> None:
     from .output import print_json
 
     try:
-        with refusals("watch"):
+        with refusals():
             changes = runs_of(ctx).follow(task_id)
             print_json(changes) if as_json else print_changes(changes)
     except KeyboardInterrupt:

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from celery_durable.records import number_of_runs
+
 from .group import loaded_app, refusals
 from .options import as_json
 
@@ -18,8 +20,9 @@ def recover(ctx: Any, /, *, as_json: bool) -> None:
     """Send all runs again that no worker goes on with. Workers do this by themselves, every second."""
     from celery_durable.worker.recovery import recover as send_again
 
-    with refusals("recover"):
+    with refusals():
         sent, unsent = send_again(loaded_app(ctx))
-    click.echo(json.dumps({"sent": sent, "unsent": unsent}) if as_json else f"{sent} runs sent again")
+    click.echo(json.dumps({"sent": sent, "unsent": unsent}) if as_json else f"{number_of_runs(sent)} sent again")
     if unsent:
-        raise click.ClickException(f"{unsent} runs could not be sent; the log says why, and they are tried again")
+        said = f"{number_of_runs(unsent)} could not be sent: the log says why, and workers try it again"
+        raise click.ClickException(said)

@@ -27,7 +27,8 @@ def print_runs(page: Page, counts: Mapping[str, int]) -> None:
         out.print(_table_of(page) if out.width >= _WIDE else _narrow_table_of(page))
     else:
         out.print("no run matches")
-    out.print(", ".join(f"{state} {number}" for state, number in counts.items()) or "there are no runs")
+    by_state = ", ".join(f"{state} {number}" for state, number in counts.items())
+    out.print(f"all runs: {by_state}" if by_state else "there are no runs")
     if page.cursor is not None:
         out.print(shown(f"more: --cursor {page.cursor}"), soft_wrap=True)
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 from kombu.exceptions import OperationalError
 from tornado.ioloop import IOLoop
 
-from celery_durable.app.store import store_of
+from celery_durable.app.store import be_patient
 from celery_durable.exceptions import (
     ConfigurationError,
     DurableError,
@@ -74,7 +74,7 @@ async def ask(page: FlowerPage, question: Callable[[Runs], T]) -> T:
 
 def _runs(app: object) -> Runs:
     try:
-        store_of(app).be_patient(_REDIS_PATIENCE)
+        be_patient(app, _REDIS_PATIENCE)
         return Runs(app)
     except ConfigurationError as error:
         raise Refusal(503, f"{error}; start Flower with your app: celery -A <your app> flower") from error

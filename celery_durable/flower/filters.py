@@ -16,6 +16,7 @@ from .asking import Refusal
 
 _FIELD = "%Y-%m-%dT%H:%M"
 """How browsers write a time."""
+_LOST_PLUS = re.compile("(T.*) ([0-9]{2}:?[0-9]{2})$")
 _NUMBER = re.compile("[0-9]{1,9}")
 
 
@@ -133,6 +134,8 @@ def _pairs(page: FlowerPage) -> dict[str, str]:
 
 def _time(page: FlowerPage, name: str, zone: tzinfo) -> datetime | None:
     try:
-        return next((read_time(text, zone) for text in _given(page, name)), None)
+        # In an address, a plus that is not encoded stands for a space.
+        given = (_LOST_PLUS.sub(r"\1+\2", text) for text in _given(page, name))
+        return next((read_time(text, zone) for text in given), None)
     except ConfigurationError as error:
         raise Refusal(400, f"{name}: {error}") from None

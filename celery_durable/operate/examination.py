@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from celery_durable.app.store import store_of
+from celery_durable.records import number_of_runs
 from celery_durable.redis.index import Overdue
 from celery_durable.redis.survey import Examined, Flaw, Survey
 
@@ -121,15 +122,11 @@ def _of_overdue_runs(overdue: Overdue) -> Finding:
     return Finding(
         "overdue",
         Level.PROBLEM,
-        f"{_runs(number)} should go on, and no worker sends or takes them; the oldest, {overdue.oldest} of {task}, "
-        f"has waited for {_duration(seconds)}",
+        f"{number_of_runs(number)} should go on, and no worker sends or takes them; the oldest, {overdue.oldest} of "
+        f"{task}, has waited for {_duration(seconds)}",
         f"start a worker that knows {task}; if one runs, its log says why it cannot",
         {"runs": number, "seconds": seconds, "id": overdue.oldest, "task": overdue.task},
     )
-
-
-def _runs(number: int) -> str:
-    return f"{number:,} run{'' if number == 1 else 's'}"
 
 
 def _duration(seconds: int) -> str:
@@ -148,7 +145,7 @@ def _of_leases(holders: dict[str, tuple[int, int]]) -> Iterator[Finding]:
     by_number = sorted(holders.items(), key=lambda one: (-one[1][0], one[0]))
     for process, (leases, lapsed) in by_number[:_MOST_PROCESSES]:
         facts = {"process": process, "leases": leases, "lapsed": lapsed}
-        found = f"{process or 'a process that is not known'} has {_runs(leases)}"
+        found = f"{process or 'a process that is not known'} has {number_of_runs(leases)}"
         if lapsed:
             found += f"; {lapsed:,} of the leases have lapsed: it was lost, or it hangs"
             yield Finding("leases", Level.NOTE, found, "nothing: another worker goes on with these runs", facts)
@@ -157,7 +154,7 @@ def _of_leases(holders: dict[str, tuple[int, int]]) -> Iterator[Finding]:
     if more := by_number[_MOST_PROCESSES:]:
         leases, lapsed = (sum(counts) for counts in zip(*(counts for _, counts in more), strict=True))
         facts = {"processes": len(more), "leases": leases, "lapsed": lapsed}
-        found = f"{len(more):,} more processes have {_runs(leases)}; {lapsed:,} of the leases have lapsed"
+        found = f"{len(more):,} more processes have {number_of_runs(leases)}; {lapsed:,} of the leases have lapsed"
         yield Finding("leases", Level.NOTE if lapsed else Level.OK, found, facts=facts)
 
 

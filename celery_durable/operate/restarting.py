@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from celery_durable.app.store import Store, store_of
+from celery_durable.delivery.backend import state_of
 from celery_durable.delivery.call import Call
 from celery_durable.delivery.message import BROKER_ERRORS
 from celery_durable.exceptions import DurableError, RunNotRestartableError
 from celery_durable.journal.actions import newest_restart, restarts_of
+from celery_durable.journal.headings import heading_of
 from celery_durable.journal.layout import UNBRANCHED, Fields, Status, Wait, new_seed
 from celery_durable.journal.restarting import before_step
 from celery_durable.journal.run_id import checked_id, no_journal
@@ -104,7 +106,8 @@ def _check_ended(task_id: str, fields: Fields) -> None:
         raise RunNotRestartableError(f"{no_journal(task_id)}; send it under a new id")
     if status not in Status.ENDED:
         raise RunNotRestartableError(
-            f"task {task_id} has not ended, its run is {status}: cancel it first, so that nothing is done twice at once"
+            f"task {task_id} has not ended, it is {state_of(heading_of(fields))}: cancel it first, so that nothing is "
+            f"done twice at once"
         )
 
 

@@ -6,9 +6,11 @@ import logging
 from typing import Any
 
 from celery_durable.app.store import store_of
+from celery_durable.delivery.backend import state_of
 from celery_durable.delivery.call import Call
 from celery_durable.exceptions import RunNotRetryableError
 from celery_durable.journal.actions import newest_restart
+from celery_durable.journal.headings import heading_of
 from celery_durable.journal.layout import Fields, Status, Wait
 from celery_durable.journal.reopening import replayed_failures, taken_back
 from celery_durable.journal.run_id import checked_id, no_journal
@@ -60,7 +62,8 @@ def _check_failed(task_id: str, fields: Fields) -> None:
         raise RunNotRetryableError(f"{no_journal(task_id)}; send it under a new id")
     undelivered = status == Status.SUCCEEDED and b"delivered" not in fields
     if status != Status.FAILED and not undelivered:
-        raise RunNotRetryableError(f"task {task_id} has not ended in FAILURE, its run is {status}: nothing to retry")
+        state = state_of(heading_of(fields))
+        raise RunNotRetryableError(f"task {task_id} has not ended in FAILURE, it is {state}: nothing to retry")
 
 
 def _describe_replay(fields: Fields) -> str:

@@ -12,25 +12,21 @@ from typing import Any
 from uuid import uuid4
 
 from celery_durable.app.store import store_of
-from celery_durable.commands import cancel_run
 from celery_durable.delivery.backend import state_of
-from celery_durable.exceptions import (
-    ConfigurationError,
-    JournalUnreadableError,
-    RunNotFound,
-    RunNotImportableError,
-    RunNotPurgeableError,
-)
+from celery_durable.exceptions import ConfigurationError, JournalUnreadableError, RunNotFound
 from celery_durable.journal.headings import HEADINGS, heading_of
-from celery_durable.journal.layout import Fields, Status
+from celery_durable.journal.layout import Fields
 from celery_durable.journal.run_id import checked_id, no_journal
 from celery_durable.records import Run
 from celery_durable.redis.index import Indexed, Range
 from celery_durable.redis.keys import not_a_journal
 from celery_durable.task.apps import resolve_app
 
-from . import export
+from .cancelling import cancel_run
+from .documents import document_of
 from .following import PAUSE, changes_of
+from .importing import import_run
+from .purging import purge_run
 from .reading import SUMMARY, Reader, unread_run
 from .restarting import restart_run
 from .retrying import retry_run
@@ -149,9 +145,9 @@ class Runs:
             ConfigurationError: an argument is wrong.
             JournalUnavailableError: Redis does not answer.
         """
-        if not 1 <= limit <= _LONGEST_PAGE:
+        if not isinstance(limit, int) or not 1 <= limit <= _LONGEST_PAGE:
             raise ConfigurationError(f"limit must be from 1 to {_LONGEST_PAGE:,}, got {limit!r}")
-        headings, tasks = _headings(state), _names(task)
+        headings, tasks = _headings(state), _names("task", task)
         span = Range(_ms("until", until), _ms("since", since))
         span = span if cursor is None else _behind(span, cursor)
         search = Search(text, attributes)
@@ -242,7 +238,7 @@ class Runs:
         Raises:
             RunNotCancellableError: it has not begun, or has ended.
         """
-        cancel_run(self.app, task_id, by, str(uuid4()))
+        cancel_run(self.app, task_id, str(uuid4()), by=by)
 
     def wake(self, task_id: str, *, by: str | None = None) -> None:
         """End the wait of a run now: a sleep is over, or the next attempt of a retry begins.
@@ -262,12 +258,7 @@ class Runs:
         Raises:
             RunNotPurgeableError: it has not ended, its outcome is not delivered, or it has no journal.
         """
-        status, purged = self._store.runs.purge(checked_id(task_id, RunNotPurgeableError))
-        if not purged:
-            why = "it has no journal" if status == Status.UNKNOWN else f"its run is {status}"
-            why = "its outcome is not delivered yet" if status in Status.ENDED else why
-            raise RunNotPurgeableError(f"task {task_id} cannot be purged: {why}")
-        logger.info("task %s: its journal is purged%s", task_id, f" by {by}" if by else "")
+        purge_run(self.app, task_id, by=by)
 
     def export(self, task_id: str, *, by: str | None = None) -> dict[str, Any]:
         """All that the journal of a run holds, as a document that JSON can write.
@@ -285,7 +276,7 @@ class Runs:
             RunNotFound: it has no journal.
             JournalUnreadableError: its journal is of a newer layout.
         """
-        document = export.document_of(task_id, self._load(task_id))
+        document = document_of(task_id, self._load(task_id))
         logger.info("task %s: its journal is exported%s", task_id, f" by {by}" if by else "")
         return document
 
@@ -303,17 +294,7 @@ class Runs:
             RunNotImportableError: the document is damaged, or of a newer version; the run had not ended; or its id has
                 a journal here.
         """
-        task_id, fields = export.journal_in(document)
-        if not self._store.runs.plant(task_id, fields, self._retention(fields), "import", by, str(uuid4())):
-            raise RunNotImportableError(f"task {task_id} cannot be imported: it has a journal here; purge that first")
-        return task_id
-
-    def _retention(self, fields: Fields) -> float:
-        """Seconds for which the journal of a run that has ended is kept."""
-        task = self.app.tasks.get(fields[b"task"].decode())
-        settings = getattr(task, "durable_settings", self._store.settings)
-        is_success = fields[b"status"].decode() == Status.SUCCEEDED
-        return float(settings.retention if is_success else settings.failure_retention)
+        return import_run(self.app, document, str(uuid4()), by=by)
 
     # -- how many, and how they stand
 
@@ -358,12 +339,15 @@ def _without_lease(run: Run) -> Run:
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
-def _names(given: str | Collection[str] | None) -> list[str]:
-    return [] if given is None else [given] if isinstance(given, str) else list(given)
+def _names(what: str, given: Any) -> list[str]:
+    names = [] if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
+        raise ConfigurationError(f"{what} must be a text or several, got {given!r}")
+    return list(names)
 
 
 def _headings(state: str | Collection[str] | None) -> tuple[str, ...]:
-    wanted = _names(state)
+    wanted = _names("state", state)
     if unknown := sorted(set(wanted) - set(STATES)):
         raise ConfigurationError(f"state must be one of {', '.join(STATES)}, got {', '.join(unknown)}")
     return tuple(heading for heading in HEADINGS if not wanted or state_of(heading) in wanted)
@@ -372,13 +356,13 @@ def _headings(state: str | Collection[str] | None) -> tuple[str, ...]:
 def _ms(name: str, when: datetime | None) -> int | None:
     if when is None:
         return None
-    if when.tzinfo is None:
+    if not isinstance(when, datetime) or when.tzinfo is None:
         raise ConfigurationError(f"{name} must be an aware datetime, got {when!r}: say its time zone")
     return int(when.timestamp() * 1000)
 
 
 def _behind(span: Range, cursor: str) -> Range:
-    read = _CURSOR.fullmatch(cursor)
+    read = _CURSOR.fullmatch(cursor) if isinstance(cursor, str) else None
     if read is None:
         raise ConfigurationError(f"cursor must be that of a page of runs, got {cursor!r}")
     return span.behind(Indexed.of(read["task_id"], int(read["created"])))

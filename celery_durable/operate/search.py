@@ -32,6 +32,8 @@ class Search:
 
     def __init__(self, text: str | None, attributes: Mapping[str, str] | None) -> None:
         self._text = _checked("text", text or "")
+        if not isinstance(attributes or {}, Mapping):
+            raise ConfigurationError(f"attributes must be a dict of texts, got {attributes!r}")
         self._attributes = dict(attributes or {})
         for name, value in self._attributes.items():
             _checked("the name of an attribute", name)

@@ -37,12 +37,6 @@ def _verb(refusal: type[Exception]) -> Callable[[Callable[..., Any]], Any]:
     return register
 
 
-def _runs(task: Any) -> Any:
-    from .runs import Runs
-
-    return Runs(task.app)
-
-
 def _request_of(task: Any) -> str:
     """The name of this request: its message may be delivered several times."""
     return task.request.id or str(uuid4())
@@ -82,9 +76,9 @@ def restart(self: Any, task_id: str, *, from_step: str | None = None, by: str | 
 @_verb(RunNotCancellableError)
 def cancel(self: Any, task_id: str, *, by: str | None = None) -> dict[str, str]:
     """Cancel a live run: see :meth:`Runs.cancel`. Returns ``{"task_id"}``."""
-    from celery_durable.commands import cancel_run
+    from .cancelling import cancel_run
 
-    cancel_run(self.app, task_id, by, _request_of(self))
+    cancel_run(self.app, task_id, _request_of(self), by=by)
     return {"task_id": task_id}
 
 
@@ -100,7 +94,11 @@ def wake(self: Any, task_id: str, *, by: str | None = None) -> dict[str, str]:
 @_verb(RunNotPurgeableError)
 def purge(self: Any, task_id: str, *, by: str | None = None) -> dict[str, str]:
     """Delete the journal of a run that has ended: see :meth:`Runs.purge`. Returns ``{"task_id"}``."""
-    _runs(self).purge(task_id, by=by)
+    from celery_durable.delivery.message import is_redelivered
+
+    from .purging import purge_run
+
+    purge_run(self.app, task_id, by=by, again=is_redelivered(self.request))
     return {"task_id": task_id}
 
 
@@ -111,10 +109,14 @@ def export(self: Any, task_id: str, *, by: str | None = None) -> dict[str, Any]:
     Returns:
         The document: ``{"format", "id", "fields"}``.
     """
-    return dict(_runs(self).export(task_id, by=by))
+    from .runs import Runs
+
+    return dict(Runs(self.app).export(task_id, by=by))
 
 
 @_verb(RunNotImportableError)
 def import_(self: Any, document: dict[str, Any], *, by: str | None = None) -> dict[str, str]:
     """Bring a journal back that was exported: see :meth:`Runs.import_`. Returns ``{"task_id"}``."""
-    return {"task_id": _runs(self).import_(document, by=by)}
+    from .importing import import_run
+
+    return {"task_id": import_run(self.app, document, _request_of(self), by=by)}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from celery_durable.app.store import store_of
+from celery_durable.delivery.backend import state_of
 from celery_durable.exceptions import RunNotWakeableError
 from celery_durable.journal.layout import Status, Wait
-from celery_durable.journal.run_id import checked_id
+from celery_durable.journal.run_id import checked_id, no_journal
 
 
 def wake_run(app: Any, task_id: str, request: str, *, by: str | None = None) -> None:
@@ -18,6 +19,7 @@ def wake_run(app: Any, task_id: str, request: str, *, by: str | None = None) -> 
     status = store_of(app).runs.wake(checked_id(task_id, RunNotWakeableError), by, request)
     if status == Wait.PAUSE:
         raise RunNotWakeableError(f"task {task_id} is paused, and waits for no time: retry it, or cancel it")
+    if status == Status.UNKNOWN:
+        raise RunNotWakeableError(no_journal(task_id))
     if status != Status.SUSPENDED:
-        said = "it has no journal" if status == Status.UNKNOWN else f"its run is {status}"
-        raise RunNotWakeableError(f"task {task_id} does not wait: {said}")
+        raise RunNotWakeableError(f"task {task_id} does not wait, it is {state_of(status)}")

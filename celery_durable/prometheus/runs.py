@@ -12,10 +12,11 @@ from weakref import WeakKeyDictionary
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 
-from celery_durable.app.store import store_of
+from celery_durable.app.store import Store
 from celery_durable.exceptions import DurableError
 from celery_durable.forks import no_fork
 from celery_durable.operate.states import STATES, by_state
+from celery_durable.redis.client.pool import SHORT_TIMEOUT
 from celery_durable.redis.index import Overdue
 from celery_durable.task.apps import resolve_app
 
@@ -41,6 +42,7 @@ class RunsCollector:
 
     def __init__(self, app: Any) -> None:
         self._app = app
+        self._stores: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
         self._failure_logged_at = -inf
 
     def describe(self) -> list[GaugeMetricFamily]:
@@ -50,8 +52,7 @@ class RunsCollector:
     def collect(self) -> Iterator[GaugeMetricFamily]:
         try:
             with no_fork:
-                index = store_of(self._app or resolve_app("celery_durable.prometheus")).index
-                counts, overdue = index.census()
+                counts, overdue = self._store().index.census()
         except DurableError as error:
             # What else is in the registry can be scraped all the same.
             self._log(error)
@@ -62,6 +63,14 @@ class RunsCollector:
         yield _runs(counts)
         yield _overdue(overdue)
         yield _oldest(overdue)
+
+    def _store(self) -> Store:
+        """Its connections are its own: they give up sooner than those of the worker, because a scrape has to end."""
+        app = self._app or resolve_app("celery_durable.prometheus")
+        store = self._stores.get(app)
+        if store is None:
+            store = self._stores[app] = Store(app, SHORT_TIMEOUT)
+        return store
 
     def _log(self, error: DurableError) -> None:
         now = time.monotonic()

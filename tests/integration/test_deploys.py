@@ -17,10 +17,10 @@ from pydantic import BaseModel, Field, model_validator
 
 from celery_durable import DurableContext, DurableTask, JournalMismatchError, RunOptions, TerminalError, durable_task
 from celery_durable.app.store import store_of
-from celery_durable.commands import cancel
 from celery_durable.config import build
 from celery_durable.journal.layout import Wait
 from celery_durable.journal.port import Busy, Opened
+from celery_durable.operate.cancelling import cancel
 from celery_durable.steps.attempt import Attempt
 from tests.integration.runs import app_at, delivery, execute, lapse, new_id
 

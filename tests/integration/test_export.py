@@ -132,7 +132,7 @@ def test_a_run_that_had_not_ended_is_not_imported(runs: Runs, store: Store, redi
             runs.import_(document)
         said.append(str(refused.value).partition("when it was exported, ")[2].partition(".")[0])
 
-    assert said == ["its run is running", "its run is suspended", "its outcome was not delivered"]
+    assert said == ["it was STARTED", "it was RETRY", "its outcome was not delivered"]
     assert redis_client.dbsize() == 0
 
 
@@ -222,7 +222,7 @@ def test_an_act_whose_reply_is_lost_is_done_once_and_not_refused(
     with monkeypatch.context() as patched:
         patched.setattr(store.runs, "_ask", ask_twice)
         runs.purge(task_id)
-        with pytest.raises(RunNotPurgeableError, match="cannot be purged: it has no journal"):
+        with pytest.raises(RunNotPurgeableError, match="has no journal"):
             runs.purge(task_id)
         runs.import_(document)
         runs.retry(task_id)
@@ -280,3 +280,19 @@ def test_the_shell_refuses_in_a_sentence(
     assert refused.exit_code == code
     assert said in " ".join(refused.output.split())
     assert isinstance(refused.exception, SystemExit)
+
+
+def test_a_request_that_is_delivered_twice_is_done_once_and_not_refused(
+    app: Celery, runs: Runs, store: Store, redis_client: redis.Redis
+) -> None:
+    _, task_id = failed(app, store, redis_client)
+    document = runs.export(task_id)
+
+    for name, argument in (("celery_durable.purge", task_id), ("celery_durable.import", document)):
+        request = new_id()
+        for redelivered in (False, True):
+            done = execute(app.tasks[name], argument, task_id=request, delivery_info={"redelivered": redelivered})
+            assert done == "SUCCESS"
+        assert execute(app.tasks[name], argument, task_id=new_id()) == "FAILURE"
+
+    assert [action.what for action in runs.get(task_id).actions] == ["import"]

@@ -323,7 +323,7 @@ def test_a_sleeper_is_woken_and_the_journal_says_by_whom(site: Site, garden: Gar
     ("path", "status", "said"),
     [
         ("/api/durable/run/nobody/retry", 404, "task nobody has no journal"),
-        ("/api/durable/run/good/retry", 409, "task good has not ended in FAILURE, its run is succeeded"),
+        ("/api/durable/run/good/retry", 409, "task good has not ended in FAILURE, it is SUCCESS"),
         ("/api/durable/run/good/wake", 409, "task good does not wait"),
         ("/api/durable/run/good/cancel", 409, "task good has ended already"),
         ("/api/durable/run/good/destroy", 404, "nobody can destroy a run; what there is: retry, wake, restart"),
@@ -400,6 +400,14 @@ def test_a_filter_that_cannot_be_read_is_told(site: Site, query: str, said: str)
         assert answer.status_code == 400
         assert said in answer.text
         assert "Traceback" not in answer.text
+
+
+def test_a_plus_that_an_address_has_lost_is_found_again(site: Site, garden: Garden) -> None:
+    garden.plant("good")
+
+    for since, found in (("2020-01-01T00:00:00+02:00", ["good"]), ("2999-01-01T00:00:00+0000", [])):
+        runs = site.get(f"/api/durable/runs?since={since}").json()["runs"]
+        assert [run["id"] for run in runs] == found
 
 
 def test_a_filter_may_find_nothing_and_a_run_may_be_unknown(site: Site, garden: Garden) -> None:

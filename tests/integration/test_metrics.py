@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from datetime import timedelta
 from typing import Any
 from unittest.mock import Mock
@@ -15,9 +16,11 @@ from prometheus_client import CollectorRegistry
 
 from celery_durable import prometheus
 from celery_durable.app.store import store_of
+from celery_durable.journal.port import LONGEST_READ
 from celery_durable.worker.revocation import Revocations
 from tests.integration.runs import app_at, decline, execute, new_id, task_of
 from tests.planting import Garden
+from tests.servers import RedisServer
 
 
 def sells(self: Any) -> int:
@@ -135,3 +138,18 @@ def test_without_redis_the_rest_can_be_scraped(caplog: pytest.LogCaptureFixture)
     assert found == [0, 0]
     assert registry.get_sample_value("celery_durable_runs") is None
     assert caplog.text.count("metrics of runs cannot be collected: ") == 1
+
+
+def test_a_redis_that_hangs_keeps_no_scrape_waiting() -> None:
+    registry = CollectorRegistry()
+    with RedisServer() as server, app_at(server.url()) as app:
+        prometheus.install(registry, app=app)
+        assert registry.get_sample_value("celery_durable_index_up") == 1
+        server.freeze()
+        began = time.monotonic()
+        found = [registry.get_sample_value("celery_durable_index_up") for _ in range(2)]
+        took = time.monotonic() - began
+        server.thaw()
+
+    assert found == [0, 0]
+    assert took < LONGEST_READ

@@ -264,7 +264,7 @@ def test_two_retries_in_a_row_are_one_and_the_second_is_refused(app: Celery, sto
     task_id = paused(task)
     runs.retry(task_id)
 
-    with pytest.raises(RunNotRetryableError, match=f"^task {task_id} has not ended in FAILURE, its run is suspended"):
+    with pytest.raises(RunNotRetryableError, match=f"^task {task_id} has not ended in FAILURE, it is RETRY"):
         runs.retry(task_id)
 
     assert goes_on(task, store, task_id) == "IGNORED"

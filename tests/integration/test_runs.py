@@ -367,6 +367,12 @@ def test_a_run_that_an_older_worker_has_moved_is_shown_as_it_is(
         ({"state": "DONE"}, "state must be one of STARTED, RETRY, SUSPENDED, STALLED, .*, got DONE"),
         ({"limit": 0}, "limit must be from 1 to 1,000, got 0"),
         ({"limit": 1001}, "limit must be from 1 to 1,000, got 1001"),
+        ({"limit": "5"}, "limit must be from 1 to 1,000, got '5'"),
+        ({"state": 5}, "state must be a text or several, got 5"),
+        ({"task": [b"shop"]}, "task must be a text or several, got"),
+        ({"attributes": "order=o1"}, "attributes must be a dict of texts, got 'order=o1'"),
+        ({"until": "2030-01-01"}, "until must be an aware datetime, got '2030-01-01'"),
+        ({"cursor": 5}, "cursor must be that of a page of runs, got 5"),
         ({"cursor": "x"}, "cursor must be that of a page of runs, got 'x'"),
         ({"since": datetime(2026, 1, 1)}, "since must be an aware datetime, got .*: say its time zone"),  # noqa: DTZ001
     ],
@@ -492,14 +498,14 @@ def test_a_run_that_is_purged_leaves_nothing(app: Celery, runs: Runs, redis_clie
 @pytest.mark.parametrize(
     ("verb", "body", "error", "said"),
     [
-        ("wake", sells, RunNotWakeableError, "does not wait: its run is succeeded"),
+        ("wake", sells, RunNotWakeableError, "does not wait, it is SUCCESS"),
         ("cancel", sells, RunNotCancellableError, "has ended already"),
-        ("retry", sells, RunNotRetryableError, "has not ended in FAILURE, its run is succeeded"),
-        ("purge", sleeps, RunNotPurgeableError, "cannot be purged: its run is suspended"),
-        ("wake", None, RunNotWakeableError, "does not wait: it has no journal"),
+        ("retry", sells, RunNotRetryableError, "has not ended in FAILURE, it is SUCCESS"),
+        ("purge", sleeps, RunNotPurgeableError, "has not ended, it is SUSPENDED: cancel it first"),
+        ("wake", None, RunNotWakeableError, "has no journal"),
         ("cancel", None, RunNotCancellableError, "has no journal"),
         ("retry", None, RunNotRetryableError, "has no journal"),
-        ("purge", None, RunNotPurgeableError, "cannot be purged: it has no journal"),
+        ("purge", None, RunNotPurgeableError, "has no journal"),
     ],
 )
 def test_what_the_state_of_a_run_forbids_is_refused_and_changes_nothing(

@@ -19,11 +19,11 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from celery_durable import DurableTask, RunOptions
-from celery_durable.app.store import Store, store_of
+from celery_durable.app.store import Store, be_patient, store_of
 from celery_durable.cli import completion, durable, group
 from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.journal.layout import Status, Wait
-from celery_durable.journal.port import NO_RESULT
+from celery_durable.journal.port import LONGEST_READ, NO_RESULT
 from celery_durable.operate import examination
 from celery_durable.operate import versions as versions_module
 from celery_durable.operate.runs import Runs
@@ -103,7 +103,7 @@ def test_a_filter_counts_first_and_acts_only_if_it_is_told_so(app: Celery, which
         "1 run (SUSPENDED 1); nothing is done: say --yes, and they are woken\n",
     )
     [document] = documents(shell(app, "wake", *which, "--json"))
-    assert document == {"what": "wake", "runs": 1, "states": {"SUSPENDED": 1}, "done": False}
+    assert document == {"what": "wake", "runs": 1, "states": {"SUSPENDED": 1}, "allowed": 1, "done": False}
     assert Runs(app).get(task_id).actions == ()
 
     [document] = documents(shell(app, "wake", *which, "--json", "--yes", "--by", "ann"))
@@ -114,7 +114,9 @@ def test_a_filter_counts_first_and_acts_only_if_it_is_told_so(app: Celery, which
 def test_several_ids_are_counted_first_and_one_is_not(app: Celery) -> None:
     ids = [executed(app, sleeps) for _ in range(2)]
 
-    assert shell(app, "wake", *ids, ids[0]).output == "2 runs; nothing is done: say --yes, and they are woken\n"
+    assert shell(app, "wake", *ids, ids[0]).output == (
+        "2 runs (SUSPENDED 2); nothing is done: say --yes, and they are woken\n"
+    )
     assert shell(app, "wake", ids[0], ids[0]).output == f"task {ids[0]}: woken\n"
     assert [len(Runs(app).get(task_id).actions) for task_id in ids] == [1, 0]
 
@@ -143,6 +145,33 @@ def test_a_filter_that_matches_nothing_does_nothing(app: Celery, yes: list[str])
     done = shell(app, "purge", "--task", "nowhere", *yes)
 
     assert (done.exit_code, done.output) == (0, "no run matches; nothing is done\n")
+
+
+def test_runs_that_a_command_will_refuse_are_counted_as_such(app: Celery) -> None:
+    ids = [executed(app, body) for body in (sleeps, fails, fails)]
+
+    for which in (["--since", "2020-01-01"], ids):
+        assert shell(app, "purge", *which).output == (
+            "3 runs (FAILURE 2, SUSPENDED 1), 2 of them in a state that allows it; "
+            "nothing is done: say --yes, and they are purged\n"
+        )
+    [document] = documents(shell(app, "purge", *ids, "nowhere", "--json"))
+    assert document == {
+        "what": "purge", "runs": 4, "states": {"FAILURE": 2, "SUSPENDED": 1}, "allowed": 2, "done": False,
+    }  # fmt: skip
+
+
+def test_a_list_counts_all_runs_and_says_so(app: Celery) -> None:
+    executed(app, sleeps)
+    executed(app, fails)
+
+    assert shell(app, "list", "--state", "FAILURE").output.splitlines()[-1] == "all runs: SUSPENDED 1, FAILURE 1"
+
+
+def test_a_run_that_is_cancelled_has_not_ended_yet(app: Celery) -> None:
+    task_id = executed(app, sleeps)
+
+    assert shell(app, "cancel", task_id).output == f"task {task_id}: told to end\n"
 
 
 def test_what_cannot_be_done_with_some_runs_is_done_with_the_others(app: Celery) -> None:
@@ -218,6 +247,21 @@ def test_a_damaged_journal_shows_nothing_of_what_it_holds(app: Celery, store: St
     assert "hidden" not in refusal(shell(app, "show", task_id))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"), [(["restart", "a-run"], None), (["import", "-"], '{"format": 1, "id": "a-run"}')]
+)
+def test_a_program_reads_what_was_refused_as_it_reads_what_was_done(
+    app: Celery, arguments: list[str], text: str | None
+) -> None:
+    command = CLIContext(app=app, no_color=False, workdir=None)
+
+    [document] = documents(CliRunner().invoke(durable, [*arguments, "--json"], obj=command, input=text), code=1)
+
+    said = document.pop("said")
+    assert document == {"id": "a-run", "what": arguments[0], "done": False}
+    assert "a-run" in said
+
+
 def test_an_id_that_is_no_text_is_refused(app: Celery) -> None:
     assert "no text in UTF-8, got '\\udcff'" in refusal(shell(app, "show", "\udcff"), code=2)
 
@@ -239,7 +283,7 @@ def test_a_user_without_a_name_is_named_by_the_number(app: Celery, monkeypatch: 
 def test_a_live_run_is_neither_retried_nor_purged(app: Celery, store: Store, verb: str) -> None:
     opened(store, task_id := new_id())
 
-    assert "its run is running" in refusal(shell(app, verb, task_id))
+    assert "it is STARTED" in refusal(shell(app, verb, task_id))
 
 
 @pytest.mark.parametrize("verb", ["retry", "cancel", "wake"])
@@ -612,14 +656,32 @@ def test_live_runs_are_counted_some_at_a_time(app: Celery, store: Store, monkeyp
 
 def test_a_command_does_not_wait_for_a_lease_also_if_the_app_has_used_its_store_before() -> None:
     app = app_for(f"redis://127.0.0.1:{free_port()}/0")
-    store = store_of(app)
+    lease = store_of(app).settings.lease
     began = time.monotonic()
 
-    store.be_patient(0)
+    be_patient(app, 0.1)
     with pytest.raises(JournalUnavailableError):
         Runs(app).get("a-run")
 
-    assert time.monotonic() - began < store.settings.lease / 3
+    assert time.monotonic() - began < lease / 3
+
+
+@pytest.mark.parametrize("is_connected", [True, False], ids=["connected", "not connected"])
+def test_a_redis_that_hangs_is_given_up_as_soon_as_one_that_is_down(
+    monkeypatch: pytest.MonkeyPatch, *, is_connected: bool
+) -> None:
+    monkeypatch.setattr(group, "_PATIENCE", 0.5)
+    with RedisServer() as server, app_at(server.url()) as app:
+        if is_connected:
+            assert shell(app, "list").exit_code == 0
+        server.freeze()
+        began = time.monotonic()
+        said = refusal(shell(app, "list"))
+        took = time.monotonic() - began
+        server.thaw()
+
+    assert "did not take the journal within 0.5 s" in said
+    assert took < LONGEST_READ / 2
 
 
 # -- completion --------------------------------------------------------------------------------------------------------

@@ -346,7 +346,7 @@ def test_runs_that_cannot_be_cancelled_say_why(durable: DurableSetup) -> None:
     wait_until_suspended(durable, cancelled.id)
     cancel(cancelled.id, app=durable.app)
     is_cancelled(cancelled)
-    for task_id, status in ((waiting.id, "succeeded"), (cancelled.id, "revoked")):
+    for task_id, status in ((waiting.id, "SUCCESS"), (cancelled.id, "REVOKED")):
         wait_until_delivered(durable, task_id)
         before = journal(durable.redis, task_id)
         with pytest.raises(RunNotCancellableError, match=rf"task {task_id} has ended already, at 2\S+: {status}"):
@@ -361,7 +361,7 @@ def test_a_cancelled_run_cannot_be_retried_and_its_id_says_so(durable: DurableSe
     cancel(result.id, app=durable.app)
     is_cancelled(result)
 
-    with pytest.raises(RunNotRetryableError, match="has not ended in FAILURE, its run is revoked: nothing to retry"):
+    with pytest.raises(RunNotRetryableError, match="has not ended in FAILURE, it is REVOKED: nothing to retry"):
         retry.delay(result.id).get(timeout=15)
     orders.order.apply_async(("asleep",), task_id=result.id)
 

@@ -250,7 +250,7 @@ def test_a_refusal_is_said_on_the_page(page: Page, flower: Flower, garden: Garde
 
     click(page, "Retry")
 
-    expect(page.locator("#durable-said")).to_contain_text("has not ended in FAILURE, its run is succeeded")
+    expect(page.locator("#durable-said")).to_contain_text("has not ended in FAILURE, it is SUCCESS")
 
 
 # -- much --------------------------------------------------------------------------------------------------------------

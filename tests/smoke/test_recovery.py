@@ -451,7 +451,7 @@ def test_runs_are_sent_again_by_a_command(durable: DurableSetup) -> None:
     assert messages(durable) == (3, 0)
     (leases,) = durable.redis.scan_iter(match="*:leases")
     durable.redis.zadd(leases, {live.id: 0}, xx=True)
-    assert recover(durable, **lease) == "1 runs sent again"
+    assert recover(durable, **lease) == "1 run sent again"
     assert messages(durable) == (4, 0)
     effects.release("second")
     durable.start_worker(concurrency=1, env=lease)

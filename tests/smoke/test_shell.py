@@ -125,7 +125,7 @@ def test_the_shell_sends_runs_on_their_way(durable: DurableSetup) -> None:
 
     refused = shell(durable, "wake", slept.id)
     assert refused.returncode == 1
-    assert f"task {slept.id} does not wait: its run is succeeded" in refused.stderr
+    assert f"task {slept.id} does not wait, it is SUCCESS" in refused.stderr
     purged = documents(shell(durable, "purge", "--task", operate.fails_once.name, "--yes", "--json"))
     assert len(purged) == 3
     assert runs.counts() == {"SUCCESS": 1}
@@ -179,6 +179,14 @@ def test_without_redis_a_command_says_so_within_seconds(durable: DurableSetup) -
     assert "did not take the journal within 2 s" in done.stderr
     assert "Traceback" not in done.stderr
     assert time.monotonic() - began < 10
+
+
+def test_an_app_that_was_not_named_is_told() -> None:
+    done = run([sys.executable, "-m", "celery", "durable", "list"])
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no app is named: celery -A <your app> durable" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
 
 
 def test_an_app_that_does_not_import_is_told() -> None:

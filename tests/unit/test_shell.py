@@ -132,12 +132,12 @@ def test_each_change_of_a_run_is_a_line() -> None:
     waiting = replace(RUN, state="RETRY", waits_for="its next attempt", until=NOON, steps=(STEP, retrying))
 
     assert list(lines_between(None, replace(RUN, attempts=())))[-1] == "STARTED, attempt 0"
-    assert list(lines_between(None, RUN)) == ["shop.tasks.order, 1 steps and waits recorded", "STARTED, attempt 1"]
+    assert list(lines_between(None, RUN)) == ["shop.tasks.order, steps and waits recorded: 1", "STARTED, attempt 1"]
     step, state = lines_between(RUN, waiting)
-    assert step == "step 'ship' at 2: retrying, 1 executions: OSError: closed"
+    assert step == "step 'ship' at 2: retrying, execution 1: OSError: closed"
     assert state.startswith("RETRY, attempt 1: its next attempt (until ")
     assert list(lines_between(waiting, ENDED)) == [
-        "step 'ship' at 2: done in 40 ms, 3 executions",
+        "step 'ship' at 2: done in 40 ms, execution 3",
         "SUCCESS, attempt 1",
     ]
     assert list(lines_between(ENDED, replace(ENDED, actions=(*ENDED.actions, ActionRecord("retry", "", NOON))))) == [

@@ -28,21 +28,25 @@ class Connector(Protocol):
         ...
 
 
-def to_server(params: Mapping[str, Any]) -> Connector:
-    """A connector to the server that these parameters of redis-py name."""
-    return ConnectionPool(**_bounded(params))
+def to_server(params: Mapping[str, Any], longest_read: float = LONGEST_READ) -> Connector:
+    """A connector to the server that these parameters of redis-py name.
+
+    *longest_read*: seconds after which a read, or an attempt to connect, is given up.
+    """
+    return ConnectionPool(**_bounded(params, longest_read))
 
 
 def to_master(
     name: str | None,
     sentinels: Sequence[tuple[str, int]],
     params: Mapping[str, Any],
+    longest_read: float = LONGEST_READ,
     *,
     min_other_sentinels: int,
     sentinel_params: Mapping[str, Any],
 ) -> Connector:
     """A connector to the master with this name. Each connection asks the Sentinels for it when it connects."""
-    params = _bounded(params)
+    params = _bounded(params, longest_read)
     asked = Sentinel(  # type: ignore[no-untyped-call]
         sentinels,
         min_other_sentinels=min_other_sentinels,
@@ -58,13 +62,13 @@ def to_master(
     return SentinelConnectionPool(name, asked, **params)  # type: ignore[no-untyped-call]
 
 
-def _bounded(params: Mapping[str, Any]) -> dict[str, Any]:
+def _bounded(params: Mapping[str, Any], longest_read: float) -> dict[str, Any]:
     bounded = {name: value for name, value in params.items() if name != "retry_on_timeout"}
     bounded["max_connections"] = _MANY  # an attempt has one of its own, and waits for nobody
     bounded["retry"] = _never_again()
     for timeout in ("socket_timeout", "socket_connect_timeout"):
         if timeout in params or "path" not in params:
-            bounded[timeout] = min(params.get(timeout) or LONGEST_READ, LONGEST_READ)
+            bounded[timeout] = min(params.get(timeout) or longest_read, longest_read)
     return bounded
 
 

@@ -95,8 +95,6 @@ class JournalConnectionPool:
     def __init__(self, make_connector: Callable[[], Connector], timeout: float) -> None:
         self._make_connector = make_connector
         self._timeout = timeout
-        self.patience: float | None = None
-        """Seconds for which :meth:`execute` tries again, if its caller does not say it; None: the *timeout*."""
         self._connector: Connector | None = None
         self._idle: IdleConnections[JournalConnection] = IdleConnections()
         self.writes_results = True
@@ -128,7 +126,7 @@ class JournalConnectionPool:
         connection = self.take()
         try:
             connection.send(*commands)
-            return connection.replies(self.patience if timeout is None else timeout)
+            return connection.replies(timeout)
         finally:
             self.give_back(connection)
 

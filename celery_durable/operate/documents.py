@@ -7,8 +7,10 @@ from typing import Any
 
 from kombu.utils import json as kombu_json
 
+from celery_durable.delivery.backend import state_of
 from celery_durable.exceptions import RunNotImportableError
 from celery_durable.journal.entries import read_entry
+from celery_durable.journal.headings import heading_of
 from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Fields, Status, entries_of, step_field
 
 from .reading import Reader
@@ -71,7 +73,7 @@ def _check(task_id: str, fields: Fields) -> None:
         raise RunNotImportableError(f"task {task_id} cannot be imported: {reason}")
     status = fields.get(b"status", b"none").decode(errors="replace")
     if status in Status.LIVE or (status in Status.ENDED and b"delivered" not in fields):
-        state = f"its run is {status}" if status in Status.LIVE else "its outcome was not delivered"
+        state = f"it was {state_of(heading_of(fields))}" if status in Status.LIVE else "its outcome was not delivered"
         raise RunNotImportableError(
             f"task {task_id} cannot be imported: when it was exported, {state}. It may go on where it was, and a run "
             f"must not live twice: export it when it has ended"

@@ -1,14 +1,14 @@
-"""Commands that people give to runs."""
+"""Tells a live run to end: ``celery_durable.cancel``, and the task of this name."""
 
 from __future__ import annotations
 
 from datetime import datetime, timezone
 from typing import Any
 
-from .exceptions import RunNotCancellableError
-from .journal.layout import Status
-from .journal.run_id import checked_id, no_journal
-from .task.apps import resolve_app
+from celery_durable.exceptions import RunNotCancellableError
+from celery_durable.journal.layout import Status
+from celery_durable.journal.run_id import checked_id, no_journal
+from celery_durable.task.apps import resolve_app
 
 
 def cancel(task_id: str, app: Any = None) -> None:
@@ -32,13 +32,15 @@ def cancel(task_id: str, app: Any = None) -> None:
     cancel_run(resolve_app("cancel()") if app is None else app, task_id)
 
 
-def cancel_run(app: Any, task_id: str, by: str | None = None, request: str = "") -> None:
+def cancel_run(app: Any, task_id: str, request: str = "", *, by: str | None = None) -> None:
     """The same. If a *request* has a name, the journal keeps *by* whom, and it acts once, however often it comes."""
-    from .app.store import store_of  # a process that only sends tasks does without it
+    # A process that only sends tasks does without these.
+    from celery_durable.app.store import store_of
+    from celery_durable.delivery.backend import state_of
 
     status, ended = store_of(app).runs.cancel(checked_id(task_id, RunNotCancellableError), by, request)
     if status == Status.UNKNOWN:
         raise RunNotCancellableError(f"{no_journal(task_id)}; to keep a task from beginning use app.control.revoke")
     if status not in Status.LIVE:
         at = datetime.fromtimestamp(ended / 1000, timezone.utc).isoformat(timespec="seconds")
-        raise RunNotCancellableError(f"task {task_id} has ended already, at {at}: {status}")
+        raise RunNotCancellableError(f"task {task_id} has ended already, at {at}: {state_of(status)}")
