@@ -221,7 +221,7 @@ class NoContextError(ConfigurationError, AttributeError):
 
 
 class InvalidStepError(DurableError, TypeError):
-    """A step was called in a way that can never work (its name, action or arguments). The run ends without a retry."""
+    """The context was called in a way that can never work: a step, a wait, a branch, attributes. The run ends."""
 
 
 class ContextInStepError(DurableError):

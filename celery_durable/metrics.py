@@ -24,7 +24,7 @@ class Metric(NamedTuple):
 
 STEPS = Metric("steps", "steps that have ended: succeeded, or failed for good", ("task", "outcome"))
 REPLAYS = Metric("replays", "steps whose result was replayed, and that were not executed")
-RETRIES = Metric("retries", "failures of a step or of a task after which it is tried again")
+RETRIES = Metric("retries", "how often a step or a task is tried again")
 RECOVERIES = Metric("recoveries", "attempts that have begun because the process of the one before was lost")
 FENCED = Metric("fenced_attempts", "attempts that found that another one has the run, or that it has ended elsewhere")
 INACTIVE = Metric("inactive", "attempts that made no progress for their inactivity_timeout")

@@ -23,7 +23,7 @@ class StepRecord:
         executions: how often it was started.
         first: when it was first started, if that is recorded (aware datetime, UTC).
         at: when it ended (aware datetime), or when its sleep is over; None: it has not.
-        ms: how long its last execution took, in milliseconds.
+        ms: how long its last execution took, in milliseconds. None: it has not ended, or has failed.
         error: its last error, as one line; empty if there was none.
         preview: what it returned, as text that is cut to 200 characters.
     """

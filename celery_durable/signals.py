@@ -31,7 +31,7 @@ dies in between, the signal is not sent. A replay sends none. Nor does a run tha
 a task that is called as a function.
 
 ``run`` says the new state. In the process of an attempt, it has only the attempt that sends the signal, no steps, no
-actions, no attributes and no lease: nothing is asked for it.
+actions, no attributes, no lease and no ``restarted_from``: nothing is asked for it.
 
 If a receiver raises an error, Celery logs this, and nothing changes. A slow receiver holds up its task. If the task is
 an ``async def``, the receivers of ``step_*`` are called on the event loop: they must not block.

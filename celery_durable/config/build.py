@@ -1,7 +1,8 @@
 """Which code of a task this is: a fingerprint of its function, for users who give their builds no names.
 
-Every process that has this code computes the same fingerprint, and code that does something else has another one.
-Line numbers, file names and docstrings have no part in it, because they say nothing of what the code does.
+Every process that has this code, and the same version of Python, computes the same fingerprint, and code that does
+something else has another one. Line numbers, file names and docstrings have no part in it, because they say nothing of
+what the code does.
 """
 
 from __future__ import annotations

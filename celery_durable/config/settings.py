@@ -14,6 +14,7 @@ from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 from celery_durable.exceptions import ConfigurationError
+from celery_durable.journal.layout import Status
 from celery_durable.values.registry import ACCEPT_ANY, JSON_ONLY
 from celery_durable.values.serializers import check_serializer
 
@@ -97,7 +98,7 @@ class Settings(NamedTuple):
     allow_atomic: Annotated[bool, Setting(flag)] = False
     build: Annotated[str | None, Setting(text, option=True)] = None
     stall_timeout: Annotated[float, Setting(seconds, option=True)] = timedelta(hours=1).total_seconds()
-    redact: Annotated[Redact | None, Setting(function)] = None
+    redact: Annotated[Redact | None, Setting(function, option=True)] = None
 
     def of_app(self, given: Mapping[str, Any]) -> "Settings":
         """These, with the values that an app has *given* by its keys (``durable_lease``).
@@ -106,6 +107,10 @@ class Settings(NamedTuple):
             ConfigurationError: a value is wrong.
         """
         return self._replace(**_checked(KEYS, given))
+
+    def retention_after(self, status: str) -> float:
+        """Seconds for which the journal of a run is kept that has ended with this *status*."""
+        return self.failure_retention if status in (Status.FAILED, Status.REVOKED) else self.retention
 
     def of_task(self, given: Mapping[str, Any]) -> "Settings":
         """These, with the values that a task has *given* by its options (``max_recoveries``).
@@ -127,6 +132,9 @@ TASK_OPTIONS = {
     if setting.option
 }
 """The field of each option of a task."""
+
+FUNCTION_OPTIONS = frozenset(option for option, name in TASK_OPTIONS.items() if _DECLARED[name].check is function)
+"""The options of a task whose values are functions."""
 
 
 def _checked(names: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def suspend_paused(invocation: Invocation, end: Paused) -> BaseException:
         "task %s: attempt %d failed, and no retry is left: it is paused until somebody retries or cancels it: %s",
         request.id, end.exhausted.failures, shown(end.error), exc_info=None if is_expected else end.error,
     )  # fmt: skip
-    info = {"error": shown(end.error), "since": text_of_time(attempt.now())}
+    error = str(attempt.redaction.shown("error", shown(end.error)))
+    info = {"error": error, "since": text_of_time(attempt.now())}
     fields = {"paused": outcome.encode_error(end.error), "failures": "0", **message.resume_afresh()}
     return _wait(invocation, _NEVER, Wait.PAUSE, info, fields)
 

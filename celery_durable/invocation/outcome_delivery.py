@@ -50,8 +50,7 @@ class OutcomeDelivery:
 
     def retention(self, status: str) -> float:
         """Seconds for which the journal of a run with this status is kept."""
-        settings = self._settings
-        return settings.failure_retention if status in (Status.FAILED, Status.REVOKED) else settings.retention
+        return self._settings.retention_after(status)
 
     def contradicts(self, state: str | None) -> bool:
         """Whether Celery has turned a success into a failure, because it could not send a callback, for example."""

@@ -97,7 +97,7 @@ def _check_readable(task_id: str, fields: Fields) -> None:
         read_entry(step_field(position), raw)
     for number in (b"created", b"ended", b"attempt", b"nesting", b"recoveries"):
         int(fields[number])
-    Reader(frozenset(), None).run(task_id, fields, None)
+    Reader(frozenset()).run(task_id, fields, None)
 
 
 def _damaged(task_id: str, reason: str) -> RunNotImportableError:

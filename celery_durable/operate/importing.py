@@ -7,7 +7,7 @@ from typing import Any
 
 from celery_durable.app.store import store_of
 from celery_durable.exceptions import RunNotImportableError
-from celery_durable.journal.layout import Fields, Status
+from celery_durable.journal.layout import Fields
 
 from .documents import journal_in
 
@@ -27,5 +27,4 @@ def _retention(app: Any, fields: Fields) -> float:
     """Seconds for which the journal of a run that has ended is kept."""
     task = app.tasks.get(fields[b"task"].decode())
     settings = getattr(task, "durable_settings", store_of(app).settings)
-    is_success = fields[b"status"].decode() == Status.SUCCEEDED
-    return float(settings.retention if is_success else settings.failure_retention)
+    return float(settings.retention_after(fields[b"status"].decode()))

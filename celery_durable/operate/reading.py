@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from math import inf
 from typing import Any
@@ -24,6 +24,7 @@ from celery_durable.journal.past_attempt import counts_of_newest, past_attempt
 from celery_durable.journal.positions import in_order
 from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord, moment
 from celery_durable.redis.index import Indexed
+from celery_durable.task.base import DurableTask
 
 SUMMARY = (
     b"status", b"waits", b"task", b"call", b"created", b"opened", b"ended", b"owner", b"build", b"due", b"stalled",
@@ -55,15 +56,24 @@ class Reader:
     Attributes:
         accept: the content types that it reads arguments of.
         redact: what it shows instead of values; None: the values.
+        of_tasks: the same for each task that the app knows, by its name.
     """
 
     accept: frozenset[str]
-    redact: Redact | None
+    redact: Redact | None = None
+    of_tasks: Mapping[str, Redact | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, app: Any) -> Reader:
-        """That of an app, by its settings."""
-        return cls(frozenset(app.conf.accept_content), store_of(app).settings.redact)
+        """That of an app, by its settings and those of its tasks."""
+        tasks = {name: task for name, task in app.tasks.items() if isinstance(task, DurableTask)}
+        of_tasks = {name: task.durable_settings.redact for name, task in tasks.items()}
+        return cls(frozenset(app.conf.accept_content), store_of(app).settings.redact, of_tasks)
+
+    @property
+    def shows_all(self) -> bool:
+        """Whether it shows all values as they are recorded."""
+        return self.redact is None and not any(self.of_tasks.values())
 
     def run(self, task_id: str, fields: Fields, lease_ms: float | None) -> Run:
         """The record of a run with its attempts, steps and actions.
@@ -86,7 +96,8 @@ class Reader:
             return self._read(task_id, fields, lease_ms, ())
 
     def _redaction(self, fields: Fields) -> Redaction:
-        return Redaction(self.redact, _text(fields, b"task"))
+        task = _text(fields, b"task")
+        return Redaction(self.of_tasks.get(task, self.redact), task)
 
     def _read(self, task_id: str, fields: Fields, lease_ms: float | None, steps: tuple[StepRecord, ...]) -> Run:
         redaction, call = self._redaction(fields), _call_of(fields, self.accept)

@@ -131,7 +131,7 @@ class Runs:
         """A page of runs, the newest first. Their attempts and steps are not read.
 
         Args:
-            state: only runs in this state, or in one of these (:data:`STATES`). Default: all.
+            state: only runs in this state, or in one of these (``SUSPENDED``, ``FAILURE``, ...). Default: all.
             task: only runs of the task with this name, or of one of these.
             since: only runs that were created at this time or later (aware datetime).
             until: only runs that were created at this time or earlier.
@@ -165,7 +165,7 @@ class Runs:
     ) -> Iterator[tuple[Indexed, Run]]:
         """All runs of a part of the index that a search finds, read *most* at a time."""
         index = self._store.index
-        sieve = search.sieve(as_recorded=self._reader.redact is None)
+        sieve = search.sieve(as_recorded=self._reader.shows_all)
         if not search.is_certain_in_redis:
             most = max(most, _CHUNK)
         while page := index.page(most, span, headings, tasks, sieve):

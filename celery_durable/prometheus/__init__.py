@@ -14,7 +14,7 @@ def install(registry: Any = None, *, app: Any = None, port: int | None = None, a
     overdue, is asked of Redis when somebody scrapes the registry.
 
     In a worker whose pool forks (prefork), set ``PROMETHEUS_MULTIPROC_DIR`` to an empty folder before it starts: its
-    processes count in files there. To call it twice with the same registry changes nothing.
+    processes count in files there. If it is called twice with the same registry, only a new *port* counts.
 
     Args:
         registry: a ``prometheus_client.CollectorRegistry``. Default: prometheus-client's own ``REGISTRY``, which Flower

@@ -15,7 +15,7 @@ from celery.utils import uuid
 from celery_durable.app.settings import settings_of
 from celery_durable.config import build
 from celery_durable.config.retry import TaskRetryRules
-from celery_durable.config.settings import TASK_OPTIONS, AttemptSettings, Settings
+from celery_durable.config.settings import FUNCTION_OPTIONS, TASK_OPTIONS, AttemptSettings, Settings
 from celery_durable.delivery import backend
 from celery_durable.delivery.seed import draw_for
 from celery_durable.exceptions import ConfigurationError
@@ -50,7 +50,8 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
 
     Class attributes (also options of ``@app.task`` and ``@durable_task``; default: the app's ``durable_*`` setting):
     ``inline_retry_limit``, ``inactivity_timeout``, ``abort_timeout``, ``max_recoveries``, ``retention``,
-    ``failure_retention``, ``max_entry_size``, ``journal_sync``, ``durable_serializer``, ``build``, ``stall_timeout``.
+    ``failure_retention``, ``max_entry_size``, ``journal_sync``, ``durable_serializer``, ``build``, ``stall_timeout``,
+    ``redact``.
     """
 
     abstract = True
@@ -72,6 +73,7 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
     durable_serializer: Any = None
     build: Any = None
     stall_timeout: Any = None
+    redact: Any = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if (own := _task_class_of_app(cls)) is not None and not issubclass(cls, own):
@@ -131,11 +133,22 @@ class DurableTask(RequestsOwnLimit, Task[P, R]):
     @cached_property
     def durable_settings(self) -> Settings:
         """The settings of the app, with those that this task sets itself."""
-        given = {option: getattr(self, option) for option in TASK_OPTIONS}
+        given = {option: self._given(option) for option in TASK_OPTIONS}
+        return settings_of(self.app).of_task({option: value for option, value in given.items() if value is not None})
+
+    def _given(self, option: str) -> Any:
+        """The value that this task has for an option; None: that of the app."""
+        value = getattr(self, option)
+        if not inspect.isroutine(value):
+            return value
         # A task of the user may have a method with the name of an option, such as ``build``.
-        return settings_of(self.app).of_task(
-            {option: value for option, value in given.items() if not (value is None or inspect.isroutine(value))}
-        )
+        if option not in FUNCTION_OPTIONS:
+            return None
+        if not inspect.ismethod(value):
+            return value
+        # Celery makes attributes of the class of options, and so a method of a function.
+        is_of_the_user = next(iter(inspect.signature(value.__func__).parameters), "") == "self"
+        return None if is_of_the_user else value.__func__
 
     @cached_property
     def durable_attempt_settings(self) -> AttemptSettings:

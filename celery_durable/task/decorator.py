@@ -70,8 +70,9 @@ def durable_task(*args: Any, **options: Any) -> Any:
     made. Where it has made several, a thread without a current app (a request thread) gets a ``ConfigurationError``.
 
     The first parameter of the function is the durable context (with ``bind=True`` the second, after ``self``); callers
-    do not pass it. ``acks_late`` and ``reject_on_worker_lost`` are on, and every exception but
-    :class:`~celery_durable.TerminalError` retries the task by its task retry policy.
+    do not pass it. ``acks_late`` and ``reject_on_worker_lost`` are on, and every exception of its code but
+    :class:`~celery_durable.TerminalError` retries the task by its task retry policy. If the library is used in a wrong
+    way, the run fails at once.
 
     A duration is a ``timedelta`` or a number of seconds. An option that is left out has the value of the app's setting
     of that name, ``durable_*``; the defaults below are those of the settings.
@@ -87,8 +88,8 @@ def durable_task(*args: Any, **options: Any) -> Any:
         abort_timeout: after this much longer the attempt is aborted (duration, more than 0). That counts as a failed
             execution of its step. Default 600 s, or never if a time limit of Celery's applies to the task or message.
         max_recoveries: how many attempts in a row may die without progress (a whole number, 0 or more). Default 10.
-        retention: how long the journal is kept after SUCCESS (duration, 0 or more). Default 24 h.
-        failure_retention: how long the journal is kept after FAILURE (duration, 0 or more). Default 7 days.
+        retention: how long the journal is kept after SUCCESS or IGNORED (duration, 0 or more). Default 24 h.
+        failure_retention: how long it is kept after FAILURE or REVOKED (duration, 0 or more). Default 7 days.
         max_entry_size: the largest result of one step in bytes (a whole number, 1 or more). Default 32 MiB.
         journal_sync: where the result of a step must be before it counts as recorded: in the ``"memory"`` of the
             server, also on one of its ``"replicas"``, or on its ``"disk"``. Default ``"memory"``.
@@ -96,6 +97,8 @@ def durable_task(*args: Any, **options: Any) -> Any:
             function.
         stall_timeout: how long a run whose journal does not fit the code waits for a worker whose code fits (duration,
             0 or more). 0: it fails at once. Default 1 h.
+        redact: a function ``(task, where, value) -> value``, or its dotted path: what operators are shown in place of a
+            value of this task, see docs/operate.md. Default: none, the value is shown.
         durable_serializer: how results of steps are written: a name of kombu's registry, or an object with
             ``serialize(obj) -> bytes`` and ``deserialize(data)``. (Celery's option ``serializer`` is for messages.)
             Default ``"json"``.

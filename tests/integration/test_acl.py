@@ -11,6 +11,7 @@ from redis.exceptions import NoPermissionError
 import celery_durable
 from celery_durable import DurableContext, JournalUnavailableError, RunOptions, durable_task
 from celery_durable.app.store import store_of
+from celery_durable.journal.port import Result
 from celery_durable.operate.runs import Runs
 from celery_durable.worker.recovery import Recovery
 from celery_durable.worker.startup import risks_of
@@ -21,7 +22,8 @@ from tests.servers import RedisServer, program_of
 
 DAY = 24 * 3600.0
 RULES = re.findall(r"^ACL SETUSER (.+)$", (PROJECT / "docs/durability.md").read_text(encoding="utf-8"), re.MULTILINE)
-SCRIPTS = (Path(celery_durable.__file__).parent / "redis" / "lua").glob("*.lua")
+SCRIPTS = (Path(celery_durable.__file__).parent / "redis" / "lua").rglob("*.lua")
+WAITING = Result("celery-task-meta-of-a-sleeper", '{"status": "SUSPENDED"}', 60, lasting='{"status": "SUCCESS"')
 
 
 def documented(index: int) -> list[str]:
@@ -52,7 +54,7 @@ def grant(server: RedisServer, *indices: int) -> str:
 
 
 def test_each_command_of_each_script_is_documented() -> None:
-    called = {name.lower() for file in SCRIPTS for name in re.findall(r"redis\.call\('(\w+)'", file.read_text())}
+    called = {name.lower() for file in SCRIPTS for name in re.findall(r"redis\.p?call\('(\w+)'", file.read_text())}
 
     assert len(called) > 10
     assert called <= {word.removeprefix("+") for word in documented(0) + documented(3) + documented(4)}
@@ -82,10 +84,23 @@ def test_the_documented_rights_are_enough_where_results_are_kept_beside_the_jour
     url = grant(server, 0, 3)
     with app_at(url, durable_lease=5) as app, server.client() as admin:
         app.conf.result_backend = url
+        admin.execute_command("ACL", "LOG", "RESET")
         assert execute(app.tasks["acl.steps"], task_id=(task_id := new_id())) == "SUCCESS"
 
         assert store_of(app).runs.load(task_id)[b"delivered"] == b"1"
         assert admin.exists(f"celery-task-meta-{task_id}") == 1
+        assert opened(store_of(app), new_id()).suspend(60, {}, 0.0, WAITING)
+        assert [entry for entry in admin.acl_log() if "setinfo" not in entry["object"]] == []
+
+
+def test_a_state_is_not_stored_where_nobody_knows_what_it_would_replace(server: RedisServer) -> None:
+    with app_at(grant(server, 0, 3)) as app, server.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "celery", "-get")
+        admin.set(WAITING.key, '{"status": "SUCCESS"}')
+
+        assert not opened(store_of(app), new_id()).suspend(60, {}, 0.0, WAITING)
+
+        assert admin.get(WAITING.key) == '{"status": "SUCCESS"}'
 
 
 def test_the_documented_rights_are_enough_to_look_at_runs(server: RedisServer) -> None:

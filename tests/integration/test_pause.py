@@ -259,6 +259,15 @@ def test_the_task_that_retries_does_so_once_however_often_its_message_comes(
     assert sent(app) == []
 
 
+def test_the_state_of_a_pause_shows_nothing_that_is_redacted(app: Celery) -> None:
+    policy = RetryPolicy(initial_retry_interval=0.01, max_attempts=1, on_exhausted="pause")
+    task, task_id = made(app, order, task_retry_policy=policy, redact=lambda _task, _where, _value: "***"), new_id()
+
+    execute(task, task_id=task_id)
+
+    assert app.AsyncResult(task_id).info["error"] == "***"
+
+
 def test_two_retries_in_a_row_are_one_and_the_second_is_refused(app: Celery, store: Store, runs: Runs) -> None:
     task = paused_task(app, order)
     task_id = paused(task)

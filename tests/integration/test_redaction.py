@@ -35,6 +35,10 @@ def pays(self: Any, card: str, *, note: str) -> None:
     self.ctx.run("charge", decline, card)
 
 
+def looks(self: Any, card: str) -> None:
+    self.ctx.run("look up", lambda: card)
+
+
 def decline(card: str) -> None:
     raise TerminalError(f"declined: {card}")
 
@@ -73,6 +77,27 @@ def test_nothing_of_a_run_is_shown_that_is_redacted(app: Celery, redis_client: r
     assert SECRET in fields["step:1"]
     assert SECRET in json.dumps(Runs(app).export(task_id)), "an export is what is recorded"
     assert list(Runs(app).list(text=SECRET)) == [], "nobody finds a run by what is not shown"
+
+
+def test_a_task_may_have_a_redactor_of_its_own(redis_url: str) -> None:
+    def stars(_task: str, _where: str, _value: Any) -> str:
+        return "***"
+
+    seen.clear()
+    with app_at(redis_url, durable_redact=hide) as app:
+        own = task_of(app, looks, redact=stars)
+        task_id = new_id()
+        with observed() as told:
+            execute(own, SECRET, task_id=task_id)
+        run = Runs(app).get(task_id)
+        assert (run.args, run.steps[0].preview) == ("***", '"***"')
+        assert [step.preview for _, _, step in told if step is not None] == ['"***"']
+        assert Runs(app).get(paid(app)).args == ["***"]
+        assert {task for task, _, _ in seen} == {"shop.pays"}
+
+    with app_at(redis_url) as app:
+        task_of(app, looks, redact=stars)
+        assert list(Runs(app).list(text=SECRET, task="shop.looks")) == [], "nobody finds a run by what is not shown"
 
 
 def test_a_redactor_that_fails_shows_nothing(redis_url: str) -> None:

@@ -186,6 +186,7 @@ TASK_VALUES: dict[str, tuple[Any, Any]] = {
     "build": ("7", "8"),
     "stall_timeout": (5, 6),
     "durable_serializer": ("pickle", "json"),
+    "redact": (json.dumps, json.loads),
 }
 
 
@@ -209,6 +210,24 @@ def test_the_base_class_takes_all_options_but_the_retry_policy(app: Celery, opti
     special = app.task(base=DurableTask, name="settings.special", **{option: of_task})(nothing)
     assert getattr(plain.durable_settings, field) == of_app
     assert getattr(special.durable_settings, field) == of_task
+
+
+def test_a_method_of_a_task_is_no_option(app: Celery) -> None:
+    class Letters(DurableTask):  # type: ignore[type-arg]
+        name = "settings.letters"
+
+        def build(self) -> str:
+            return "a letter"
+
+        def redact(self, letter: str) -> str:
+            return letter.replace("secret", "")
+
+        def run(self) -> str:
+            return self.redact(self.build())
+
+    task = app.register_task(Letters())
+    assert (task.durable_settings.build, task.durable_settings.redact) == (None, None)
+    assert task.run() == "a letter"
 
 
 def test_a_wrong_option_of_a_task_is_named_without_the_prefix(app: Celery) -> None:

@@ -4,8 +4,9 @@
 -- As with Celery, a result that begins with *lasting* (a success) is not replaced; '': any is.
 local function store_result(key, text, seconds, lasting)
   local held = lasting ~= '' and redis.pcall('GET', key)
-  -- If it cannot be read, it is no success: another type is replaced, and what forbids to store says so below.
-  if held and type(held) ~= 'table' and string.sub(held, 1, #lasting) == lasting then return nil end
+  -- A key of another type is no success, and is replaced. Any other error says that nobody knows what the key holds.
+  if type(held) == 'table' and not string.find(held.err, 'WRONGTYPE', 1, true) then return held end
+  if type(held) == 'string' and string.sub(held, 1, #lasting) == lasting then return nil end
   local set = seconds == '0' and redis.pcall('SET', key, text) or redis.pcall('SETEX', key, seconds, text)
   if set.err then return set end
   local told = redis.pcall('PUBLISH', key, text)
