@@ -261,7 +261,7 @@ class RunNotPurgeableError(DurableError):
 
 
 class RunNotRetryableError(DurableError):
-    """Somebody called the task ``celery_durable.retry`` for a run that is neither FAILURE nor PAUSED."""
+    """The run is neither FAILURE nor PAUSED, nor a SUCCESS whose outcome was not delivered; or it has no journal."""
 
 
 class RunNotRestartableError(DurableError):
@@ -273,7 +273,7 @@ class RunNotImportableError(DurableError):
 
 
 class RunNotCancellableError(DurableError):
-    """Somebody called ``celery_durable.cancel`` for a run that has not begun, or that has ended."""
+    """The run has not begun, or has ended."""
 
 
 class RecoveryLimitExceeded(DurableError):

@@ -17,7 +17,7 @@ class _NoFork:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held_by_fork = False
-        os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._begin_anew)
+        os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._start_over)
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -32,7 +32,7 @@ class _NoFork:
         if self._held_by_fork:
             self._lock.release()
 
-    def _begin_anew(self) -> None:
+    def _start_over(self) -> None:
         self._lock = threading.Lock()
 
 

@@ -15,9 +15,9 @@ class Rounds:
         """*make_round* does what is due, and says when the next round is, by the monotonic clock (``inf``: unknown)."""
         self._name = name
         self._make_round = make_round
-        self.begin_anew()
+        self.start_over()
 
-    def begin_anew(self) -> None:
+    def start_over(self) -> None:
         """Begin without a thread. A forked child does so: the thread of its parent is not here."""
         self._thread: threading.Thread | None = None
         self._runs = False

@@ -13,13 +13,14 @@ from typing import Any
 
 import click
 
-from celery_durable.exceptions import DurableError
+from celery_durable.exceptions import DurableError, JournalUnavailableError
 from celery_durable.operate.states import allowing
 from celery_durable.records import number_of_runs
 
 from . import completion
 from .group import refusals, runs_of
 from .options import as_json, by, filtered, one_id
+from .printable import one_line
 
 
 def _command(name: str, done: str, help_text: str) -> click.Command:
@@ -87,28 +88,35 @@ def carry_out(what: str, task_id: str, act: Callable[[], tuple[str, dict[str, st
     """Do something with one run, and say what has come of it. Returns whether it was done.
 
     *act* does it. It returns how that is said, and further facts of the JSON document.
+
+    Raises:
+        JournalUnavailableError: Redis does not answer.
+        ClickException: the broker cannot be reached.
     """
     from celery_durable.delivery.message import BROKER_ERRORS
 
     facts: dict[str, str] = {}
     try:
         (said, facts), is_done = act(), True
+    except JournalUnavailableError:
+        raise  # nor could it be done with the next run
     except DurableError as error:
         said, is_done = str(error), False
     except BROKER_ERRORS as error:
-        said, is_done = f"task {task_id}: nothing was sent, the broker cannot be reached: {error}", False
+        said = f"task {one_line(task_id)}: nothing was sent, the broker cannot be reached: {error}"
+        raise click.ClickException(said) from error
     if as_json:
         click.echo(json.dumps({"id": task_id, "what": what, "done": is_done, "said": said, **facts}))
     elif is_done:
-        click.echo(f"task {task_id}: {said}")
+        click.echo(one_line(f"task {task_id}: {said}"))
     else:
-        click.echo(f"Error: {said}", err=True)
+        click.echo(one_line(f"Error: {said}"), err=True)
     return is_done
 
 
 @click.command()
 @one_id(*allowing("restart"))
-@click.option("--from", "from_step", metavar="STEP", help="Run anew from this step: its name, or its place.")
+@click.option("--from", "from_step", metavar="STEP", help="Run again from this step: its name, or its place.")
 @by
 @as_json
 @click.pass_context
@@ -117,11 +125,12 @@ def restart(ctx: Any, /, *, task_id: str, from_step: str | None, by: str, as_jso
     with refusals():
         runs = runs_of(ctx)
 
-    def act() -> tuple[str, dict[str, str]]:
-        new = runs.restart(task_id, from_step=from_step, by=by)
-        return f"restarted as {new}", {"new_id": new}
+        def act() -> tuple[str, dict[str, str]]:
+            new = runs.restart(task_id, from_step=from_step, by=by)
+            return f"restarted as {new}", {"new_id": new}
 
-    if not carry_out("restart", task_id, act, as_json=as_json):
+        is_done = carry_out("restart", task_id, act, as_json=as_json)
+    if not is_done:
         ctx.exit(1)
 
 

@@ -30,11 +30,10 @@ def states(_ctx: Any, _param: Any, incomplete: str) -> list[str]:
 
 def tasks(ctx: Any, _param: Any, incomplete: str) -> list[str]:
     """The names of the durable tasks of the app."""
-    from celery_durable.task.base import DurableTask
+    from celery_durable.task.of_app import durable_tasks
 
     app = _app_of(ctx)
-    named = {} if app is None else app.tasks
-    names = sorted(name for name, task in named.items() if isinstance(task, DurableTask))
+    names = [] if app is None else sorted(durable_tasks(app))
     return [name for name in names if name.startswith(incomplete)]
 
 

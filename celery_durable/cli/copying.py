@@ -40,10 +40,11 @@ def import_(ctx: Any, /, *, file: Any, by: str, as_json: bool) -> None:
         except (ValueError, RecursionError) as error:
             raise RunNotImportableError(f"{file.name} is no JSON document: {error}") from error
 
-    def act() -> tuple[str, dict[str, str]]:
-        runs.import_(document, by=by)
-        return "imported", {}
+        def act() -> tuple[str, dict[str, str]]:
+            runs.import_(document, by=by)
+            return "imported", {}
 
-    task_id = document.get("id") if isinstance(document, dict) else None
-    if not carry_out("import", task_id, act, as_json=as_json):
+        task_id = document.get("id") if isinstance(document, dict) else None
+        is_done = carry_out("import", str(task_id), act, as_json=as_json)
+    if not is_done:
         ctx.exit(1)

@@ -34,10 +34,10 @@ def doctor(ctx: Any, /, *, as_json: bool) -> None:
 def _of_the_start(app: Any) -> Iterator[Any]:
     """What a worker of the app logs when it starts."""
     from celery_durable.operate.examination import Finding, Level
-    from celery_durable.task.base import DurableTask
+    from celery_durable.task.of_app import durable_tasks
     from celery_durable.worker.startup import risks_of
 
-    tasks = [task for task in app.tasks.values() if isinstance(task, DurableTask)]
+    tasks = list(durable_tasks(app).values())
     if not tasks:
         yield Finding("start", Level.PROBLEM, "the app has no durable tasks", "name the app of your workers: celery -A")
     risks = list(risks_of(app, tasks))
@@ -61,4 +61,6 @@ def versions(ctx: Any, /, *, as_json: bool) -> None:
         found, is_cut = live_versions(loaded_app(ctx))
     print_json(found) if as_json else print_versions(found)
     if is_cut:
-        click.echo("there are more live runs than were counted; of each task, the oldest were counted first", err=True)
+        click.echo(
+            "there are more live runs than were counted: a build that is missing may have some of them", err=True
+        )

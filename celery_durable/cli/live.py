@@ -12,6 +12,7 @@ from rich.live import Live
 from celery_durable.records import Run, StepRecord
 
 from .output import console
+from .printable import one_line
 from .runs import view_of, what_of
 
 _LINES_BESIDE_STEPS = 20
@@ -27,7 +28,7 @@ def print_changes(changes: Iterable[Run]) -> None:
     shown = None
     for run in changes:
         for line in lines_between(shown, run):
-            click.echo(f"{datetime.now().astimezone():%H:%M:%S} {line}")
+            click.echo(f"{datetime.now().astimezone():%H:%M:%S} {one_line(line)}")
         shown = run
 
 

@@ -10,6 +10,7 @@ from celery_durable.operate.states import LIVE
 
 from .group import refusals, runs_of
 from .options import as_json, filtered, one_id
+from .printable import one_line
 
 _ENDED_BY_CTRL_C = 130
 
@@ -31,7 +32,7 @@ def list_(ctx: Any, /, *, as_json: bool, **wanted: Any) -> None:
         if as_json:
             print_json(page)
             if page.cursor:  # beside the documents
-                click.echo(f"more: --cursor {page.cursor}", err=True)
+                click.echo(one_line(f"more: --cursor {page.cursor}"), err=True)
         else:
             print_runs(page, runs.counts())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, tzinfo
 from typing import Any
 
 import click
@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from celery_durable.operate.record_json import record_json
+
+from .printable import printable
 
 _COLOURS = {
     "SUCCESS": "green", "done": "green", "FAILURE": "red", "failed": "red", "DIED": "red", "REVOKED": "red",
@@ -40,7 +42,7 @@ def console() -> Console:
 def table(*columns: str) -> Table:
     """A table with these columns and no rows. A column of times says in its head of which time zone they are."""
     made = Table(box=None, pad_edge=False, header_style="bold")
-    zone = datetime.now().astimezone().tzname()
+    zone = datetime.now(_zone()).tzname()
     for column in columns:
         is_time = column in ("created", "began", "ended", "at", "oldest")
         made.add_column(f"{column} ({zone})" if is_time else column, no_wrap=column in _UNBROKEN, overflow="fold")
@@ -48,13 +50,8 @@ def table(*columns: str) -> Table:
 
 
 def shown(text: str, style: str = "") -> Text:
-    """A text of a user, as it is printed: nothing in it is a colour, or moves the cursor."""
-    letters = (letter if letter.isprintable() or letter == "\n" else _escaped(letter) for letter in text)
-    return Text("".join(letters), style)
-
-
-def _escaped(letter: str) -> str:
-    return letter.encode("unicode_escape").decode()
+    """A text of a user in a table."""
+    return Text(printable(text), style)
 
 
 def coloured(word: str) -> Text:
@@ -64,7 +61,12 @@ def coloured(word: str) -> Text:
 
 def time_cell(when: datetime | None) -> str:
     """A local time in a column whose head names the time zone."""
-    return "" if when is None else f"{when.astimezone():%Y-%m-%d %H:%M:%S}"
+    return "" if when is None else f"{when.astimezone(_zone()):%Y-%m-%d %H:%M:%S}"
+
+
+def _zone() -> tzinfo | None:
+    """That of now. A time in the other half of the year is shown in it, too: the head of a column names one zone."""
+    return datetime.now().astimezone().tzinfo
 
 
 def local_time(when: datetime | None) -> str:

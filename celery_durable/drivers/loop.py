@@ -35,9 +35,9 @@ class _Loop:
     """One event loop per process, in a thread of its own, for as long as the process lives."""
 
     def __init__(self) -> None:
-        self.begin_anew()
+        self.start_over()
 
-    def begin_anew(self) -> None:
+    def start_over(self) -> None:
         """Begin without a loop. A forked child does so, too: it has no thread of its parent."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: int | None = None
@@ -73,7 +73,7 @@ class _Loop:
 
 
 _loop = _Loop()
-os.register_at_fork(after_in_child=_loop.begin_anew)
+os.register_at_fork(after_in_child=_loop.start_over)
 
 
 def in_coroutine() -> bool:

@@ -176,9 +176,9 @@ class Threads:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self.begin_anew()
+        self.start_over()
 
-    def begin_anew(self) -> None:
+    def start_over(self) -> None:
         """Begin without threads. A forked child does so, too: it has none of its parent's."""
         self.lock = threading.Lock()
         """The caller of :meth:`free`, :meth:`replace` or :meth:`returned` holds it."""
@@ -341,4 +341,4 @@ questions = Threads("celery-durable-journal")
 """The threads that wait for the journal. They are apart: actions that hang do not hold them up."""
 MOST_QUESTIONS = 64
 for _threads in (actions, timed, questions):
-    os.register_at_fork(after_in_child=_threads.begin_anew)
+    os.register_at_fork(after_in_child=_threads.start_over)

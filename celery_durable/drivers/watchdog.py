@@ -150,10 +150,10 @@ class Watchdog:
         self._watches: dict[Pulse, Watch] = {}
         self._rounds = Rounds("celery-durable-progress", self._check_all)
 
-    def begin_anew(self) -> None:
+    def start_over(self) -> None:
         """Begin with no attempts. A forked child does so: the attempts are its parent's."""
         self._watches = {}
-        self._rounds.begin_anew()
+        self._rounds.start_over()
 
     def watch(self, watch: Watch) -> None:
         """Check an attempt until :meth:`forget`."""
@@ -183,4 +183,4 @@ class Watchdog:
 
 
 watchdog = Watchdog()
-os.register_at_fork(after_in_child=watchdog.begin_anew)
+os.register_at_fork(after_in_child=watchdog.start_over)

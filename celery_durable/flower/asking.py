@@ -7,10 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from kombu.exceptions import OperationalError
 from tornado.ioloop import IOLoop
 
 from celery_durable.app.store import be_patient
+from celery_durable.delivery.message import BROKER_ERRORS
 from celery_durable.exceptions import (
     ConfigurationError,
     DurableError,
@@ -36,7 +36,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (JournalUnavailableError, 503),
     (JournalUnreadableError, 500),
     (DurableError, 409),  # what the state of the run forbids
-    (OperationalError, 503),
+    *((kind, 503) for kind in BROKER_ERRORS),
 )
 
 
@@ -60,13 +60,17 @@ async def ask(page: FlowerPage, question: Callable[[Runs], T]) -> T:
     Raises:
         Refusal: there is no answer, or it is no.
     """
-    app = page.capp
     try:
-        answer = IOLoop.current().run_in_executor(_threads, lambda: question(_runs(app)))
+        answer = IOLoop.current().run_in_executor(_threads, _answer, page.capp, question)
         return await asyncio.wait_for(answer, _PATIENCE)
     except asyncio.TimeoutError:
         said = f"there was no answer for {_PATIENCE:.0f} s; look at the run before you repeat an action"
         raise Refusal(503, said) from None
+
+
+def _answer(app: object, question: Callable[[Runs], T]) -> T:
+    try:
+        return question(_runs(app))
     except tuple(kind for kind, _ in _STATUS) as error:
         status = next(status for kind, status in _STATUS if isinstance(error, kind))
         raise Refusal(status, str(error) or repr(error)) from error

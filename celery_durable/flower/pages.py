@@ -13,6 +13,7 @@ from celery_durable.operate.runs import Page
 from celery_durable.operate.states import STATES
 from celery_durable.records import Run, StepRecord
 from celery_durable.seams.flower import ENCODER, FlowerPage, known_task, refreshes_itself
+from celery_durable.task.of_app import durable_tasks
 
 from . import shown
 from .access import why_closed
@@ -80,7 +81,7 @@ class RunsPage(DurablePage):
             filters=filters,
             field=field,
             states=[state for state in STATES if state in counts or state in filters.states],
-            task_names=sorted(name for name in self.capp.tasks if not name.startswith("celery.")),
+            task_names=sorted(durable_tasks(self.capp)),
             said=said,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, tzinfo
 from urllib.parse import quote
 
-from celery_durable.records import AttemptRecord, Run, StepRecord, arguments_of, cut
+from celery_durable.records import STARTED, AttemptRecord, Run, StepRecord, arguments_of, cut
 
 _LONGEST_CALL = 120
 _LONGEST_VALUE = 4_000
@@ -65,11 +65,11 @@ def took(record: AttemptRecord, now: datetime) -> str:
     """How long an attempt has taken, as far as that is known."""
     if record.ended is not None:
         return span(record.ended - record.began)
-    return span(now - record.began) if record.how == "STARTED" else ""
+    return span(now - record.began) if record.how == STARTED else ""
 
 
 def spent(step: StepRecord) -> str:
-    """How long the last execution of a step has taken; how long a sleep is."""
+    """How long the last execution of a step has taken, as far as that is known."""
     return "" if step.ms is None else span(timedelta(milliseconds=step.ms))
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery import states
+
 from celery_durable.delivery.backend import WAITING_STATES
 from celery_durable.operate.states import ENDED
+from celery_durable.records import STARTED
 from celery_durable.seams.flower import FlowerPage, FlowerTaskList, known_task, rows_of, set_row_state, set_state
 
 from .asking import Refusal, ask
@@ -22,10 +25,10 @@ class TaskList(FlowerTaskList):
             return
         rows = rows_of(self._answer)
         try:
-            states = await ask(self, lambda runs: runs.states(rows))
+            recorded = await ask(self, lambda runs: runs.states(rows))
         except Refusal:
-            states = {}  # what the events have said is shown
-        for task_id, state in states.items():
+            recorded = {}  # what the events have said is shown
+        for task_id, state in recorded.items():
             correct(self, task_id, state)
             if (task := known_task(self, task_id)) is not None:  # Flower forgets old ones
                 set_row_state(rows[task_id], task.state)
@@ -56,6 +59,6 @@ def is_news(told: str, recorded: str) -> bool:
     """
     if recorded in ENDED:
         return told != recorded
-    if recorded == "STARTED":
-        return told in (*WAITING_STATES, "FAILURE")
+    if recorded == STARTED:
+        return told in (*WAITING_STATES, states.FAILURE)
     return told not in ENDED and told != recorded

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from celery_durable.exceptions import RunNotFound
+from celery_durable.journal.run_id import no_journal
 from celery_durable.operate.runs import Runs
 from celery_durable.operate.states import verbs_of
 from celery_durable.records import Run
@@ -62,7 +64,8 @@ def carry_out(runs: Runs, name: str, task_id: str, by: str | None, facts: Mappin
         raise Refusal(404, f"nobody can {name} a run; what there is: {', '.join(VERBS)}")
     if unknown := sorted(facts.keys() - set(verb.facts)):
         raise Refusal(400, f"{name} takes no {', '.join(unknown)}; what it takes: {', '.join(verb.facts) or 'nothing'}")
-    runs.get(task_id)  # an unknown id is told as such
+    if not runs.states([task_id]):
+        raise RunNotFound(no_journal(task_id))
     answer = getattr(runs, name)(task_id, by=by, **facts)
     said = f"{verb.done}: {answer}" if answer and name == "retry" else verb.done
     return {"id": task_id, "what": name, "said": said} | ({"new_id": answer} if name == "restart" else {})

@@ -47,10 +47,10 @@ def suspended(attempt: Attempt, waits: str, delay: float, *, by_broker: bool) ->
     _tell(attempt, told, waits, waits_for=WAITS_FOR[waits], until=until)
 
 
-def ended(attempt: Attempt, status: str, outcome: str | None, *, anew: bool) -> None:
+def ended(attempt: Attempt, status: str, outcome: str | None, *, was_over: bool) -> None:
     """The run has this *outcome*, as the journal keeps it.
 
-    *anew*: the attempt had ended in another way before.
+    *was_over*: the attempt had ended in another way before.
     """
     facts: dict[str, Any] = {"ended": moment(attempt.now())}
     if outcome is not None and status != Status.SUCCEEDED:
@@ -58,7 +58,7 @@ def ended(attempt: Attempt, status: str, outcome: str | None, *, anew: bool) -> 
     told = [Happening.RUN_PARKED] if _is_parked(attempt) else []
     if status in ENDS:
         told.append(ENDS[status])
-    if not anew:
+    if not was_over:
         told.append(Happening.ATTEMPT_ENDED)
     _tell(attempt, told, status, **facts)
 

@@ -183,7 +183,7 @@ class RunSession:
         words = attempt.drain_staged()
         if outcome is not None:
             words["outcome"] = outcome
-        delivered, is_recorded, anew = False, True, self.has_ended
+        delivered, is_recorded, was_over = False, True, self.has_ended
         try:
             delivered = _tell(attempt, partial(self.outcome.write, status, words, result))
         except JournalLost as lost:
@@ -197,7 +197,7 @@ class RunSession:
         if not delivered:
             self.outcome.mark_pending(status)
         if happenings.observers and is_recorded:
-            news.ended(attempt, status, outcome, anew=anew)
+            news.ended(attempt, status, outcome, was_over=was_over)
         return delivered
 
     def close_attempt(self) -> None:

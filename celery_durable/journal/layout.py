@@ -17,7 +17,7 @@ branches are numbered when they are made, in layout 1 when they first use the co
     stalled      what kept the last attempt from going on, JSON: code that does not fit
     waits        what a suspended run waits for: retry | sleep | stall | pause
     left         since when it waits; of a run whose process has ended in order, when that gave it back (ms)
-    paused       the error after which no attempt was left, JSON as in the outcome; only while it waits for that reason
+    paused       the error after which no attempt was left, JSON as in the outcome; until the next attempt begins
     outcome      how the run ended, JSON           delivered    1: the result backend has it, callbacks are sent
     cancel       requested | raised                resent       messages sent by recovery since the last attempt began
     reopened     the requests that have reopened it after a failure or a pause, one a line
@@ -27,7 +27,7 @@ branches are numbered when they are made, in layout 1 when they first use the co
     actions      what people have done with it, one JSON document a line: {"what", "by", "at"}, and "request": the name
                  of the wish, which is fulfilled once, or "run": another run that came of it
     restarted_from  the run that this one restarts
-    former       what that one had drawn, JSON: {"until": the position from which this one runs anew,
+    former       what that one had drawn, JSON: {"until": the position from which this one runs again,
                  "drawn": {field: value}}
     attempt.<n>  an attempt before the newest one: how it was left (what it waited for, or the status, or released: its
                  process has ended in order), when it began, when it was left (nothing: it died), its process, how many

@@ -98,7 +98,7 @@ def _before(task_id: str, operations: list[_Operation], chosen: _Operation) -> l
 
 
 def _drawn_before(fields: Fields, position: str) -> Fields:
-    """What the code has drawn: the new run takes it over until it reaches the step, and draws anew from there on.
+    """What the code has drawn: the new run takes it over until it reaches the step, and draws new values from there on.
 
     The journal does not say between which steps a value was drawn. The code that replays them knows.
     """

@@ -1,1 +1,1 @@
-"""What an operator sees of runs: records, read from the journals by way of the index."""
+"""What people see of runs, and what they ask of them. Records are read from the journals by way of the index."""

@@ -8,7 +8,7 @@ from typing import Any
 from kombu.utils import json as kombu_json
 
 from celery_durable.delivery.backend import state_of
-from celery_durable.exceptions import RunNotImportableError
+from celery_durable.exceptions import JournalUnreadableError, RunNotImportableError
 from celery_durable.journal.entries import read_entry
 from celery_durable.journal.headings import heading_of
 from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Fields, Status, entries_of, step_field
@@ -23,12 +23,16 @@ _NEEDED = (b"v", b"task", b"call", b"created", b"ended", b"attempt", b"fingerpri
 
 
 def document_of(task_id: str, fields: Fields) -> dict[str, Any]:
-    """The document of a journal: ``{"format", "id", "fields": {name: text or {"base64": text}}}``."""
-    return {
-        "format": FORMAT,
-        "id": task_id,
-        "fields": {name.decode(): _text_or_base64(text) for name, text in fields.items()},
-    }
+    """The document of a journal: ``{"format", "id", "fields": {name: text or {"base64": text}}}``.
+
+    Raises:
+        JournalUnreadableError: the name of a field is no text.
+    """
+    try:
+        named = {name.decode(): _text_or_base64(text) for name, text in fields.items()}
+    except UnicodeDecodeError as error:
+        raise JournalUnreadableError(f"the journal of task {task_id} is damaged: {error}") from error
+    return {"format": FORMAT, "id": task_id, "fields": named}
 
 
 def _text_or_base64(text: bytes) -> str | dict[str, str]:

@@ -80,7 +80,7 @@ _FLAWS = {
     Flaw.STRANDED: (
         Level.PROBLEM,
         "runs that have not ended, and that no worker will go on with",
-        "celery durable wake ID, if it waits; celery durable retry ID, if it has an outcome",
+        "celery durable wake ID: a worker goes on with it, or delivers its outcome",
     ),
     Flaw.FOREIGN: (
         Level.PROBLEM,

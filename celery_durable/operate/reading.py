@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from typing import Any
 from celery_durable.app.store import store_of
 from celery_durable.config.redaction import Redaction
 from celery_durable.config.settings import Redact
-from celery_durable.delivery.backend import WAITS_FOR, state_of
+from celery_durable.delivery.backend import PAUSED, WAITS_FOR, state_of
 from celery_durable.delivery.call import Call
 from celery_durable.exceptions import JournalUnreadableError
 from celery_durable.journal.actions import read_actions
@@ -24,11 +25,11 @@ from celery_durable.journal.past_attempt import counts_of_newest, past_attempt
 from celery_durable.journal.positions import in_order
 from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord, moment
 from celery_durable.redis.index import Indexed
-from celery_durable.task.base import DurableTask
+from celery_durable.task.of_app import durable_tasks
 
 SUMMARY = (
     b"status", b"waits", b"task", b"call", b"created", b"opened", b"ended", b"owner", b"build", b"due", b"stalled",
-    b"outcome", b"paused", b"attempt", b"attributes", b"restarted_from",
+    b"outcome", b"paused", b"attributes", b"restarted_from",
 )  # fmt: skip
 """The fields that a list of runs needs."""
 
@@ -42,7 +43,10 @@ _HOW = {Left.RELEASED: RELEASED, Status.RUNNING: "DIED"}
 
 def unread_run(indexed: Indexed, state: str, why: JournalUnreadableError) -> Run:
     """What the index knows of a run whose journal cannot be read: a list shows it, and why, beside the others."""
-    created = moment(indexed.created)
+    try:
+        created = moment(indexed.created)
+    except (ValueError, ArithmeticError, OSError):  # no time that anybody could mean
+        created = _EPOCH
     return Run(
         id=indexed.task_id, task=indexed.task, state=state, args=None, kwargs=None, created=created, began=created,
         ended=None, worker="", lease=None, waits_for="", until=None, build="", error=str(why),
@@ -66,8 +70,7 @@ class Reader:
     @classmethod
     def of(cls, app: Any) -> Reader:
         """That of an app, by its settings and those of its tasks."""
-        tasks = {name: task for name, task in app.tasks.items() if isinstance(task, DurableTask)}
-        of_tasks = {name: task.durable_settings.redact for name, task in tasks.items()}
+        of_tasks = {name: task.durable_settings.redact for name, task in durable_tasks(app).items()}
         return cls(frozenset(app.conf.accept_content), store_of(app).settings.redact, of_tasks)
 
     @property
@@ -127,7 +130,7 @@ class Reader:
 def _damage_told(task_id: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, RecursionError) as error:
         said = f"{type(error).__name__}: {error}"  # the repr of some errors has the text that could not be read
         raise JournalUnreadableError(
             f"the journal of task {task_id} is damaged: {said}; look at its fields, and delete it"
@@ -147,13 +150,27 @@ def _attempts(fields: Fields) -> Iterator[AttemptRecord]:
             state = _HOW.get(past.how) or state_of(past.how)
             times = moment(past.began), None if past.left is None else moment(past.left)
             yield AttemptRecord(number, *times, state, past.owner, _build(past.build, fields), *past.counts)
-    status = _text(fields, b"status")
-    opened, left_at = _time(fields, b"opened") or _EPOCH, _time(fields, b"left")
-    is_released = status == Status.RUNNING and left_at is not None and left_at >= opened
-    state = RELEASED if is_released else state_of(heading_of(fields))
-    times = opened, left_at if is_released or status == Status.SUSPENDED else _time(fields, b"ended")
+    opened, left = _time(fields, b"opened") or _EPOCH, _left(fields)
+    times = opened, _time(fields, b"ended") if left is None else moment(left)
     build = _build(_text(fields, b"attempt_build"), fields)
-    yield AttemptRecord(newest, *times, state, _text(fields, b"owner"), build, *counts_of_newest(fields))
+    yield AttemptRecord(
+        newest, *times, _how_newest(fields, left), _text(fields, b"owner"), build, *counts_of_newest(fields)
+    )
+
+
+def _left(fields: Fields) -> float | None:
+    """When the newest attempt has left the run (ms), and somebody else could go on or end it; None: it has not."""
+    left = float(fields.get(b"left") or 0)
+    # A worker of an older version does not delete what an earlier attempt has said.
+    return left if left and left >= float(fields.get(b"opened") or 0) else None
+
+
+def _how_newest(fields: Fields, left: float | None) -> str:
+    if left is None:  # it goes on, or has ended the run
+        return state_of(heading_of(fields))
+    if b"paused" in fields:  # somebody may have retried it since
+        return PAUSED
+    return state_of(fields[b"waits"].decode()) if b"waits" in fields else RELEASED
 
 
 def _actions(fields: Fields) -> Iterator[ActionRecord]:
@@ -168,13 +185,20 @@ def _build(attempt_build: str, fields: Fields) -> str:
 
 def _steps(fields: Fields, redaction: Redaction) -> Iterator[StepRecord]:
     entries = entries_of(fields)
-    # The entry of a sleep is not replaced when it is over. One that is not over was not when the run was suspended.
-    left = int(fields.get(b"left") or 0) if _text(fields, b"status") == Status.SUSPENDED else inf
+    over = _sleeps_over(fields)
     for place in sorted(entries, key=in_order):
         entry = json.loads(entries[place])
-        if entry["state"] == State.SLEEPING and entry["until"] <= left:
+        if entry["state"] == State.SLEEPING and entry["until"] <= over:
             entry["state"] = State.DONE
         yield _step(place, entry, redaction)
+
+
+def _sleeps_over(fields: Fields) -> float:
+    """Until when sleeps are over (ms): the entry of a sleep is not replaced when it is."""
+    left = _left(fields)
+    if left is not None:
+        return left
+    return time.time() * 1000 if _text(fields, b"status") == Status.RUNNING else inf
 
 
 def _step(place: str, entry: dict[str, Any], redaction: Redaction) -> StepRecord:

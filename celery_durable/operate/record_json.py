@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from datetime import datetime
+from math import isfinite
 from typing import Any
 
 
@@ -15,19 +16,21 @@ def record_json(record: Any) -> str:
     The attributes of a record are its keys. Times are in ISO 8601. What JSON does not know is written as text.
     """
     try:
-        return json.dumps(record, default=_plain)
-    except TypeError:  # a key that is no text, perhaps, in an argument of another serializer
-        return json.dumps(_with_text_keys(record))
+        return json.dumps(record, default=_plain, allow_nan=False)
+    except (TypeError, ValueError):  # a key that is no text in an argument of another serializer, perhaps; or a NaN
+        return json.dumps(_with_texts(record))
 
 
-def _with_text_keys(value: Any) -> Any:
+def _with_texts(value: Any) -> Any:
     if is_dataclass(value):
         value = vars(value)
     if isinstance(value, Mapping):
-        return {str(key): _with_text_keys(one) for key, one in value.items()}
+        return {str(key): _with_texts(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_with_text_keys(one) for one in value]
-    return value if value is None or isinstance(value, (str, int, float)) else _plain(value)
+        return [_with_texts(one) for one in value]
+    if isinstance(value, float):
+        return value if isfinite(value) else str(value)
+    return value if value is None or isinstance(value, (str, int)) else _plain(value)
 
 
 def _plain(value: Any) -> Any:

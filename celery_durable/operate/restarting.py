@@ -46,6 +46,7 @@ def restart_run(app: Any, task_id: str, new_id: str, *, from_step: str | None = 
     _check_ended(task_id, fields)
     check_not_restarted(store, task_id, fields, RunNotRestartableError)
     with reading_call(task_id, RunNotRestartableError):
+        name = fields[b"task"].decode()
         call, text = Call.for_restart(fields[b"call"], frozenset(app.conf.accept_content), new_id)
     new = _fields_of(task_id, fields, from_step) | {b"call": text.encode()}
     # If this breaks off, the new run is paused: nobody begins it before it is known as a restart of the old one.
@@ -58,7 +59,7 @@ def restart_run(app: Any, task_id: str, new_id: str, *, from_step: str | None = 
     logger.info("task %s: is restarted as %s", task_id, new_id)
     try:
         # It begins no run, so a late copy of this message does nothing.
-        call.send(app, new[b"task"].decode(), {"hint": 1}, seed=new[b"seed"].decode())
+        call.send(app, name, {"hint": 1}, seed=new[b"seed"].decode())
     except BROKER_ERRORS as error:
         logger.warning("task %s: cannot be sent now; a worker sends it from the journal: %r", new_id, error)
     return new_id

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from celery_durable.app.store import store_of
+from celery_durable.app.store import Store, store_of
 from celery_durable.delivery.backend import state_of
 from celery_durable.delivery.call import Call
-from celery_durable.exceptions import RunNotRetryableError
+from celery_durable.exceptions import DurableError, RunNotRetryableError
 from celery_durable.journal.actions import newest_restart
 from celery_durable.journal.headings import heading_of
 from celery_durable.journal.layout import Fields, Status, Wait
@@ -36,24 +36,34 @@ def retry_run(app: Any, task_id: str, reopen: str, *, by: str | None = None) -> 
         _check_failed(task_id, fields)
     # A paused run may be a restart that has broken off: then the run was restarted again since.
     check_not_restarted(store, task_id, fields, RunNotRetryableError)
-    name = fields[b"task"].decode()
     with reading_call(task_id, RunNotRetryableError):
+        name = fields[b"task"].decode()
         call = Call.load(fields[b"call"], frozenset(app.conf.accept_content))
     note = _describe_replay(fields)
     if is_paused:
-        _unpause(app, task_id, reopen, fields)
+        _unpause(store, task_id, reopen, fields, by)
+        logger.info("task %s: goes on for a Retry, a worker sends it: %s", task_id, note)
     else:
         known = {"restarted": newest_restart(fields), "failed": fields.get(b"attempt", b"").decode()}
         call.send(app, name, {"reopen": reopen, **known}, seed=fields.get(b"seed", b"").decode())
-    store.runs.note(task_id, "retry", by, reopen)
+        logger.info("task %s: sent again for a Retry: %s", task_id, note)
+        _keep(store, task_id, reopen, by)
     where = {key: call.options.get(key) for key in ("queue", "exchange", "routing_key")}
-    logger.info("task %s: sent again for a Retry: %s", task_id, note)
     return {"task_id": task_id, "task": name, **where, "note": note}
 
 
-def _unpause(app: Any, task_id: str, request: str, fields: Fields) -> None:
-    if not store_of(app).runs.unpause(task_id, request, fields[b"attempt"].decode(), taken_back(fields)):
+def _unpause(store: Store, task_id: str, request: str, fields: Fields, by: str | None) -> None:
+    attempt = fields[b"attempt"].decode()
+    if not store.runs.unpause(task_id, request, attempt, taken_back(fields), what="retry", by=by):
         raise RunNotRetryableError(f"task {task_id} is not paused any more: somebody has retried or ended it already")
+
+
+def _keep(store: Store, task_id: str, request: str, by: str | None) -> None:
+    """Keep in the journal that *by* has sent it. It is sent: if this fails, nobody must believe that it is not."""
+    try:
+        store.runs.note(task_id, "retry", by, request)
+    except DurableError as error:
+        logger.warning("task %s: its journal does not say that %s has retried it: %s", task_id, by or "somebody", error)
 
 
 def _check_failed(task_id: str, fields: Fields) -> None:

@@ -1,4 +1,4 @@
-"""All durable runs of an app: to find one, to look at it, and to count them."""
+"""All durable runs of an app: to find them, to look at them, and to send them on their way."""
 
 from __future__ import annotations
 
@@ -203,6 +203,8 @@ class Runs:
         Raises:
             RunNotRetryableError: it is neither FAILURE nor PAUSED, has no journal, or a run that restarts it is alive.
             JournalUnreadableError: an entry is damaged, and nothing was sent.
+            JournalUnavailableError: Redis does not answer.
+            OperationalError, OSError: the broker cannot be reached, and nothing was sent.
         """
         return str(retry_run(self.app, task_id, str(uuid4()), by=by)["note"])
 
@@ -213,7 +215,7 @@ class Runs:
         UUIDs, random numbers and idempotency keys are new.
 
         With *from_step* it takes over the seed of the old run, and what that has recorded before this step: this is
-        replayed. The step, and all behind it, runs anew. So ``uuid()`` and ``random()`` give what they gave there. The
+        replayed. The step, and all behind it, runs again. So ``uuid()`` and ``random()`` give what they gave there. The
         idempotency keys of steps depend on the id, and are new.
 
         What follows the run (callbacks, the rest of a chain) is sent when the new run ends, under the ids that it has.
@@ -229,6 +231,7 @@ class Runs:
             RunNotRestartableError: the run is alive, or has no journal; a run that restarts it is alive; or it cannot
                 be restarted from this step. Then the error says from which.
             JournalUnreadableError: an entry is damaged.
+            JournalUnavailableError: Redis does not answer.
         """
         return restart_run(self.app, task_id, str(uuid4()), from_step=from_step, by=by)
 
@@ -237,14 +240,18 @@ class Runs:
 
         Raises:
             RunNotCancellableError: it has not begun, or has ended.
+            JournalUnavailableError: Redis does not answer.
         """
         cancel_run(self.app, task_id, str(uuid4()), by=by)
 
     def wake(self, task_id: str, *, by: str | None = None) -> None:
         """End the wait of a run now: a sleep is over, or the next attempt of a retry begins.
 
+        A run that no worker would go on with (``celery durable doctor`` finds such runs) goes on, too.
+
         Raises:
             RunNotWakeableError: it does not wait, or it is paused: somebody has to retry or to cancel it.
+            JournalUnavailableError: Redis does not answer.
         """
         wake_run(self.app, task_id, str(uuid4()), by=by)
 
@@ -257,6 +264,7 @@ class Runs:
 
         Raises:
             RunNotPurgeableError: it has not ended, its outcome is not delivered, or it has no journal.
+            JournalUnavailableError: Redis does not answer.
         """
         purge_run(self.app, task_id, by=by)
 

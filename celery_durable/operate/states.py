@@ -20,6 +20,7 @@ STATES = _states_of(HEADINGS)
 LIVE = _states_of(LIVE_HEADINGS)
 ENDED = _states_of(ENDED_HEADINGS)
 
+# (A retry of a SUCCESS that was not delivered delivers it. A worker does that by itself, so nobody is offered it.)
 _ALLOWING = {
     "retry": (states.FAILURE, PAUSED),
     "wake": (states.RETRY, SUSPENDED, STALLED),

@@ -49,7 +49,8 @@ def retry(self: Any, task_id: str, *, by: str | None = None) -> dict[str, Any]:
     It goes on from its journal, with fresh budgets.
 
     Returns:
-        ``{"task_id", "task", "queue", "exchange", "routing_key", "note"}``: what was sent, and where.
+        ``{"task_id", "task", "queue", "exchange", "routing_key", "note"}``: what is sent, and where. A run that was
+        paused is sent by the next worker that looks for runs.
 
     Raises:
         RunNotRetryableError: there is no such run, it is neither FAILURE nor PAUSED, or a restart of it is alive.

@@ -18,7 +18,7 @@ class Versions(NamedTuple):
     found: tuple[Build, ...]
     """By task; of each task, the build with the oldest run comes first."""
     is_cut: bool
-    """Whether there are more live runs than were counted. Of each task, the oldest are counted first."""
+    """Whether there are more live runs than were counted. A build that is not found may have some of these."""
 
 
 def versions(app: Any) -> Versions:

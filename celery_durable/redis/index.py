@@ -253,7 +253,7 @@ def _overdue(replies: list[Any]) -> Overdue:
 
 
 def _paging(shard: Shard, asked: dict[str, Any]) -> bytes:
-    return _call_on_index("page", shard, json.dumps(asked))
+    return _call_on_index("page", shard, json.dumps(asked, ensure_ascii=False))
 
 
 def _call_on_index(script_name: str, shard: Shard, *facts: Any) -> bytes:

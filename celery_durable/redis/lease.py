@@ -143,7 +143,7 @@ _rounds = Rounds("celery-durable-leases", _begin_rounds)
 
 
 def _forget_all() -> None:
-    _rounds.begin_anew()
+    _rounds.start_over()
     for keeper in _everywhere:
         keeper.forget()
 

@@ -1,4 +1,4 @@
-"""Runs, for code that is not their attempt: it loads, claims, cancels and terminates them."""
+"""Runs, for code that is not their attempt: workers recover and end them, and people act on them."""
 
 from __future__ import annotations
 
@@ -148,15 +148,24 @@ class StoredRuns:
         return str(status.decode())
 
     def unpause(
-        self, task_id: str, request: str, attempt: str, taken_back: Iterable[str] = (), *, slack: float = 0.0
+        self,
+        task_id: str,
+        request: str,
+        attempt: str,
+        taken_back: Iterable[str] = (),
+        *,
+        slack: float = 0.0,
+        what: str = "",
+        by: str | None = None,
     ) -> bool:
         """Let a paused run go on, and take these entries back. False if it is not paused any more.
 
         *request*: a name. A second call with the same name changes nothing, and is True again.
         *attempt*: the number of the attempt after which it was paused.
         *slack*: a worker sends it when so many seconds are over, unless a message has begun an attempt by then.
+        *what*: the journal keeps that *by* has done this; empty: it keeps nothing.
         """
-        facts = (request, attempt, "\n".join(taken_back), str(ms(slack)))
+        facts = (request, attempt, "\n".join(taken_back), str(ms(slack)), what, _writable(by))
         return self._act("unpause", task_id, *facts) == [1]
 
     def purge(self, task_id: str) -> tuple[str, bool]:

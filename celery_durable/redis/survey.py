@@ -99,7 +99,7 @@ class Survey:
         return found
 
     def builds(self, headings: Sequence[str], most: int) -> tuple[list[Build], bool]:
-        """Count live runs, about *most* of them, the oldest ones. Returns the counts, and whether there are more."""
+        """Count live runs, about *most* of them. Returns the counts, and whether there are more."""
         found: dict[tuple[str, str], Build] = {}
         skips, counted = dict.fromkeys(self._shards, 0), 0
         while skips and counted < most:

@@ -70,7 +70,7 @@ class Draws:
             raise self._pulse.unreadable(damaged(field, recorded)) from None
 
     def _former(self, field: str) -> str | None:
-        """What the run has drawn that this one restarts, until the code reaches the step from which it runs anew."""
+        """What the run has drawn that this one restarts, until the code reaches the step from which it runs again."""
         former = self._restarted
         return None if former is None or self._order.has_reached(former["until"]) else former["drawn"].get(field)
 

@@ -9,7 +9,7 @@ from celery import bootsteps, signals
 
 from celery_durable.exceptions import ConfigurationError
 from celery_durable.redis.lease import give_all_back
-from celery_durable.task.base import DurableTask
+from celery_durable.task.of_app import durable_tasks
 
 from . import control  # noqa: F401  registers the command
 from .recovery import RecoveryThread
@@ -25,7 +25,7 @@ class RecoveryStep(bootsteps.StartStopStep):
         self._thread: RecoveryThread | None = None
 
     def include_if(self, parent: Any) -> bool:
-        return any(isinstance(task, DurableTask) for task in parent.app.tasks.values())
+        return bool(durable_tasks(parent.app))
 
     def create(self, parent: Any) -> None:
         # The start-up check logs what is wrong with the configuration.

@@ -51,11 +51,11 @@ class Events:
             self._waiting.append((f"{_GROUP}-{happening.replace('_', '-')}", _facts(run, step)))
             self._rounds.expect(self._next_try)
 
-    def begin_anew(self) -> None:
+    def start_over(self) -> None:
         """Forget what waits. In a forked child, the parent sends it."""
         self._waiting.clear()
         self._next_try = -inf
-        self._rounds.begin_anew()
+        self._rounds.start_over()
 
     def say_farewell(self) -> None:
         """Wait a moment until the thread has sent what waits: the process ends."""
@@ -120,12 +120,12 @@ def send_events(app: Any, hostname: str) -> None:
         happenings.observe(_everywhere[app])
 
 
-def _begin_anew() -> None:
+def _start_over() -> None:
     for events in _everywhere.values():
-        events.begin_anew()
+        events.start_over()
 
 
-os.register_at_fork(after_in_child=_begin_anew)
+os.register_at_fork(after_in_child=_start_over)
 
 
 @signals.worker_process_shutdown.connect(weak=False, dispatch_uid="celery_durable.events")

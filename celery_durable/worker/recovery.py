@@ -22,7 +22,7 @@ from celery_durable.exceptions import DurableError
 from celery_durable.forks import no_fork
 from celery_durable.journal.layout import Status
 from celery_durable.redis.runs import Claimed, Claims
-from celery_durable.task.base import DurableTask
+from celery_durable.task.of_app import durable_tasks
 
 from .revocation import Revocations
 
@@ -51,7 +51,7 @@ class Recovery:
     def __init__(self, app: Any) -> None:
         self.app = app
         self.store = store_of(app)
-        self._tasks = sorted(name for name, task in app.tasks.items() if isinstance(task, DurableTask))
+        self._tasks = sorted(durable_tasks(app))
         self._accept = frozenset(app.conf.accept_content)
         self._found: list[Claims] | None = None
         self._swept_at = -inf

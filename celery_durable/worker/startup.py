@@ -13,6 +13,7 @@ from celery import signals
 from celery_durable.app.settings import visibility_timeout
 from celery_durable.exceptions import ConfigurationError, JournalUnavailableError
 from celery_durable.task.base import DurableTask
+from celery_durable.task.of_app import durable_tasks
 
 if TYPE_CHECKING:
     from celery_durable.app.address import Address
@@ -35,7 +36,7 @@ _LONGEST_CHECK = 1.0
 
 @signals.celeryd_after_setup.connect(weak=False, dispatch_uid="celery_durable")
 def _check(instance: Any = None, **_: Any) -> None:
-    tasks = [task for task in instance.app.tasks.values() if isinstance(task, DurableTask)]
+    tasks = list(durable_tasks(instance.app).values())
     if tasks:
         # Before the pool forks its processes, and before a time limit of a task could interrupt an import.
         for module in _FOR_BODIES:

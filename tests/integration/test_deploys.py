@@ -298,7 +298,7 @@ def die(deploy: Deploy) -> None:
     lapse(deploy.client, store, deploy.task_id)
 
 
-def test_the_time_of_a_stall_begins_anew_when_an_attempt_has_got_past_it(deploy: Deploy) -> None:
+def test_the_time_of_a_stall_begins_again_when_an_attempt_has_got_past_it(deploy: Deploy) -> None:
     deploy.run(old)
     deploy.run(renamed)
     deploy.go_back(3000)
@@ -316,7 +316,7 @@ def test_the_time_of_a_stall_begins_anew_when_an_attempt_has_got_past_it(deploy:
     assert time.time() * 1000 - deploy.stalled["since"] < 10_000
 
 
-def test_it_begins_anew_before_the_next_action_starts(deploy: Deploy) -> None:
+def test_it_begins_again_before_the_next_action_starts(deploy: Deploy) -> None:
     """A step that runs for hours, and dies with its process: the attempt had got past the stall."""
     deploy.run(old)
     deploy.run(renamed)

@@ -671,7 +671,7 @@ def test_an_attempt_that_has_slept_through_its_lease_and_the_retention_says_noth
         found = execute(task_of(app, body), task_id=task_id)
 
     if at_its_end and retention:
-        # All is done: to begin anew would do it twice.
+        # All is done: to begin again would do it twice.
         assert (found, published.call_count) == ("SUCCESS", 0)
     else:
         # Of a lost lease no state is stored.

@@ -341,6 +341,27 @@ def test_what_a_run_forbids_is_refused_in_a_sentence(
     assert answer.headers["Content-Type"].startswith("text/plain")
 
 
+def test_a_broker_that_is_away_is_told_in_a_sentence(
+    site: Site, garden: Garden, app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    garden.plant("bad", status="failed")
+
+    def unreachable(*_args: Any, **_options: Any) -> None:
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(app, "send_task", unreachable)
+
+    answer = site.post("/api/durable/run/bad/retry")
+
+    assert (answer.status_code, answer.text) == (503, "timed out")
+
+
+def test_a_damaged_run_can_be_cancelled_as_in_the_shell(site: Site, garden: Garden, app: Celery) -> None:
+    garden.plant("damaged", status="suspended", fields={"step:1": '{"name":'})
+
+    assert site.post("/api/durable/run/damaged/cancel").status_code == 200
+
+
 @pytest.mark.parametrize(("query", "said"), [("sate=FAILURE", "sate is no filter"), ("text=", "text is empty")])
 def test_a_program_that_misspells_a_filter_does_not_get_all_runs(site: Site, query: str, said: str) -> None:
     answer = site.get(f"/api/durable/runs?{query}")

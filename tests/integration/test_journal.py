@@ -332,7 +332,7 @@ def test_attempts_that_die_are_counted_until_one_records_something(store: Store,
     assert recoveries == [0, 1, 2, 0, 1]
 
 
-def test_attempts_that_die_are_counted_anew_after_one_that_was_suspended(
+def test_attempts_that_die_are_counted_again_after_one_that_was_suspended(
     store: Store, redis_client: redis.Redis
 ) -> None:
     task_id = new_id()
@@ -689,7 +689,7 @@ def test_an_outcome_that_is_not_to_be_kept_lives_until_it_is_delivered(store: St
 
 
 @pytest.mark.parametrize("keep", [0.0, 300.0])
-def test_a_run_that_ended_undelivered_is_not_begun_anew_though_its_retention_is_short(
+def test_a_run_that_ended_undelivered_is_not_begun_again_though_its_retention_is_short(
     store: Store, redis_client: redis.Redis, keep: float
 ) -> None:
     journal = opened(store, task_id := new_id())

@@ -326,7 +326,7 @@ def seconds(client: redis.Redis) -> float:
 
 
 def test_a_clock_of_redis_that_was_put_on_is_noticed(store: Store, redis_client: redis.Redis) -> None:
-    """A connection that was made before is made anew, and the act is done."""
+    """A connection that was made before is made again, and the act is done."""
     journal = opened(store, task_id := new_id())
     journal.suspend(0, {})
     journal.connection.transport.clock_ahead_ms -= 3600_000

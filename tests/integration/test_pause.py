@@ -25,7 +25,7 @@ from celery_durable import (
     happenings,
 )
 from celery_durable.app.store import Store
-from celery_durable.exceptions import RunNotWakeableError
+from celery_durable.exceptions import JournalUnavailableError, RunNotWakeableError
 from celery_durable.journal.entries import done_entry
 from celery_durable.journal.layout import Wait
 from celery_durable.operate.runs import Runs
@@ -257,6 +257,22 @@ def test_the_task_that_retries_does_so_once_however_often_its_message_comes(
     assert ids(store, task.name) == []
     assert task.ran == {"reserve": 1, "charge": 2}
     assert sent(app) == []
+
+
+def test_who_has_retried_a_paused_run_is_kept_together_with_that(
+    app: Celery, store: Store, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = paused(paused_task(app, order))
+
+    def away(*_args: Any) -> None:
+        raise JournalUnavailableError("Redis is away")
+
+    monkeypatch.setattr(store.runs, "note", away)
+    runs.retry(task_id, by="ann")
+
+    run = runs.get(task_id)
+    assert [(action.what, action.by) for action in run.actions] == [("retry", "ann")]
+    assert [attempt.how for attempt in run.attempts] == ["PAUSED"], "that is how it was left"
 
 
 def test_the_state_of_a_pause_shows_nothing_that_is_redacted(app: Celery) -> None:

@@ -116,7 +116,7 @@ def test_the_time_until_a_run_is_sent_again_grows_up_to_a_day(store: Store, redi
     assert state(redis_client, store, task_id)["fields"]["resent"] == "8"
 
 
-def test_the_pause_begins_anew_with_each_attempt(store: Store, redis_client: redis.Redis) -> None:
+def test_the_pause_begins_again_with_each_attempt(store: Store, redis_client: redis.Redis) -> None:
     died(redis_client, store, task_id := new_id())
     for _ in range(3):
         assert ids(store) == [task_id]

@@ -126,7 +126,7 @@ def test_a_restart_from_a_step_replays_what_stands_before_it(
     assert first_again == first
     assert (second_again == second) is (step != "reserve")
     assert third_again[1:] == third[1:], "the seed is the same"
-    assert (third_again[0] == third[0]) is (step == "3"), "the time is drawn anew behind the step"
+    assert (third_again[0] == third[0]) is (step == "3"), "the time is drawn again behind the step"
     seeds = [fields(redis_client, store, task_id)["seed"] for task_id in (old, new)]
     assert seeds[0] == seeds[1]
 

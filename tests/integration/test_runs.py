@@ -361,6 +361,33 @@ def test_a_run_that_an_older_worker_has_moved_is_shown_as_it_is(
     assert runs.counts() == {"FAILURE": 1}
 
 
+@pytest.mark.parametrize("created", ["soon", "1e300", "inf", "9" * 17])
+def test_a_time_that_cannot_be_meant_hides_no_other_run(
+    app: Celery, runs: Runs, redis_client: redis.Redis, created: str
+) -> None:
+    good, damaged = executed(app, sells, 7), executed(app, sleeps)
+    redis_client.hset(store_of(app).keys(damaged).run, "created", created)
+    for name in redis_client.scan_iter("*index:sleep:shop.sleeps"):
+        redis_client.zadd(name, {damaged: float(created) if created == "9" * 17 else 1})
+
+    assert {run.id: run.state for run in runs.list()} == {good: "SUCCESS", damaged: "SUSPENDED"}
+    [run] = runs.list(state="SUSPENDED")
+    assert f"the journal of task {damaged} is damaged" in run.error
+
+
+def test_what_was_revoked_while_it_waited_has_not_slept_to_the_end(app: Celery, runs: Runs) -> None:
+    task_id = executed(app, sleeps)
+    before = runs.get(task_id)
+
+    assert store_of(app).runs.terminate(task_id, "revoked", 60.0, "{}")
+
+    run = runs.get(task_id)
+    assert run.state == "REVOKED"
+    assert (run.attempts, run.steps) == (before.attempts, before.steps)
+    assert [attempt.how for attempt in run.attempts] == ["SUSPENDED"]
+    assert [step.state for step in run.steps] == ["done", "sleeping"]
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

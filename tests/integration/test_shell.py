@@ -33,12 +33,12 @@ from tests.integration.runs import (
     TASK,
     app_at,
     app_for,
+    claimed,
     decline,
     died,
     ended,
     execute,
     executions,
-    id_of,
     new_id,
     opened,
     server_ms,
@@ -262,6 +262,10 @@ def test_a_program_reads_what_was_refused_as_it_reads_what_was_done(
     assert "a-run" in said
 
 
+def test_a_task_that_is_no_text_is_refused(app: Celery) -> None:
+    assert "no text in UTF-8, got" in refusal(shell(app, "list", "--task", "\udcff"), code=2)
+
+
 def test_an_id_that_is_no_text_is_refused(app: Celery) -> None:
     assert "no text in UTF-8, got '\\udcff'" in refusal(shell(app, "show", "\udcff"), code=2)
 
@@ -349,6 +353,43 @@ def test_without_a_broker_a_retry_says_so(app: Celery, monkeypatch: pytest.Monke
     said = refusal(shell(app, "retry", task_id))
     assert said == f"Error: task {task_id}: nothing was sent, the broker cannot be reached: Connection refused"
     assert Runs(app).get(task_id).actions == ()
+
+
+def test_a_retry_that_was_sent_is_done_even_if_nobody_can_keep_by_whom(
+    app: Celery, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    task_id, sent = executed(app, fails), []
+
+    def away(*_args: Any) -> None:
+        raise JournalUnavailableError("Redis is away")
+
+    monkeypatch.setattr(store.runs, "note", away)
+    monkeypatch.setattr(app, "send_task", lambda *_args, **options: sent.append(options["task_id"]))
+
+    assert "the rest runs again" in Runs(app).retry(task_id, by="ann")
+
+    assert sent == [task_id]
+    assert f"task {task_id}: its journal does not say that ann has retried it: Redis is away" in caplog.text
+
+
+@pytest.mark.parametrize("away", ["redis", "broker"])
+def test_a_command_does_not_try_each_run_where_none_can_be_reached(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, away: str
+) -> None:
+    ids = [executed(app, fails) for _ in range(3)]
+    if away == "redis":
+        monkeypatch.setattr(group, "_PATIENCE", 0.05)
+        app = app_for(f"redis://127.0.0.1:{free_port()}/0")
+    else:
+
+        def unreachable(*_args: Any, **_options: Any) -> None:
+            raise ConnectionRefusedError("Connection refused")
+
+        monkeypatch.setattr(app, "send_task", unreachable)
+
+    done = shell(app, "retry", *ids, "--yes", "--json")
+
+    assert (done.exit_code, done.output.count("Error: "), done.output.count("\n")) == (1, 1, 1), done.output
 
 
 def test_an_app_whose_tasks_do_not_import_is_told(redis_url: str) -> None:
@@ -525,11 +566,42 @@ def test_a_run_that_nobody_will_go_on_with_is_a_problem_until_it_is_woken(
     assert levels(findings(good_app)) == ALL_WELL
 
 
-def test_a_finished_run_that_nobody_will_deliver_is_a_problem(good_app: Celery, good_client: redis.Redis) -> None:
-    task_id = id_of(ended(store_of(good_app), delivered=False))
-    good_client.zrem(store_of(good_app).keys(task_id).leases, task_id)
-
+@pytest.mark.parametrize("status", ["running", Status.SUCCEEDED, Status.REVOKED])
+def test_what_nobody_will_go_on_with_or_deliver_is_a_problem_until_it_is_woken(
+    good_app: Celery, good_client: redis.Redis, status: str
+) -> None:
+    store, task_id = store_of(good_app), new_id()
+    if status == "running":
+        died(good_client, store, task_id)
+        assert [run.task_id for run in claimed(store)] == [task_id], "it is in the index now"
+        good_client.zrem(store.keys(task_id).due, task_id)
+    else:
+        opened(store, task_id).finish(status, {"outcome": "{}"})
+        good_client.zrem(store.keys(task_id).leases, task_id)
     assert findings(good_app, code=1)["index"]["facts"]["ids"] == [task_id]
+
+    assert shell(good_app, "wake", task_id).exit_code == 0
+
+    assert findings(good_app)["index"]["level"] == "ok"
+    assert [run.task_id for run in claimed(store)] == [task_id]
+    assert shell(good_app, "wake", task_id).exit_code == 1, "somebody goes on with it"
+
+
+def test_a_crowd_of_others_hides_no_run_that_nobody_will_go_on_with(
+    good_app: Celery, good_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "_MOST", 1)
+    keys = store_of(good_app).keys(task_id := executed(good_app, sleeps))
+    good_client.zrem(keys.due, task_id)
+    neighbour = next(one for one in iter(new_id, None) if store_of(good_app).keys(one).leases == keys.leases)
+    execute(task_of(good_app, fails), task_id=neighbour)
+
+    found: set[str] = set()
+    for _ in range(60):  # each examination begins at another name
+        done = shell(good_app, "doctor", "--json").output.splitlines()
+        found |= {one for finding in map(json.loads, done) for one in finding["facts"].get("ids", ())}
+
+    assert found == {task_id}
 
 
 def test_runs_that_no_worker_takes_are_a_problem(good_app: Celery, good_client: redis.Redis) -> None:

@@ -187,13 +187,13 @@ def celery_setup_app(worker_app: str, celery_setup_config: dict[str, Any]) -> It
 
 
 def forget_connections(app: Celery) -> None:
-    """Let the app connect anew: the next test's server has none of this one's queues, or another address."""
+    """Let the app connect again: the next test's server has none of this one's queues, or another address."""
     store._stores.pop(app, None)  # noqa: SLF001  (a program has one Redis for the journals of an app)
     kombu.pools.reset()
     app._after_fork()  # noqa: SLF001  (the only call that drops an app's connections and keeps the app)
     backend, app._local.backend = getattr(app._local, "backend", None), None  # noqa: SLF001
     if backend is not None:
-        # A result unsubscribes when it is deleted, whenever that is: it would connect anew, amid another test.
+        # A result unsubscribes when it is deleted, whenever that is: it would connect again, amid another test.
         backend.result_consumer.cancel_for = lambda _task_id: None
         backend.result_consumer.stop()
         backend.client.connection_pool.disconnect()

@@ -175,7 +175,7 @@ def test_connections_are_kept_as_long_as_the_settings_say(
 
 @pytest.mark.parametrize("task", ["one_by_one", "async_steps"])
 @pytest.mark.parametrize(("checks", "failures"), [(True, 0), (False, 1)], ids=["health checks", "no health checks"])
-def test_a_connection_that_the_server_has_ended_is_made_anew(
+def test_a_connection_that_the_server_has_ended_is_made_again(
     durable: DurableSetup, postgresql: PostgreSQL, task: str, checks: bool, failures: int
 ) -> None:
     database = {**postgresql.django, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": checks}

@@ -39,7 +39,7 @@ def journal_server() -> Iterator[RedisServer]:
 
 
 def bring_back(worker: Worker) -> None:
-    """Wait until the worker has its broker again, or start it anew, as a supervisor does.
+    """Wait until the worker has its broker again, or start it again, as a supervisor does.
 
     With messages that it has not acknowledged, a worker of kombu 5.7 ends when a Redis broker goes away.
     """

@@ -131,7 +131,7 @@ def test_a_task_that_fails_outside_of_steps_is_retried_by_its_own_policy(durable
     assert logged(worker, f"task {result.id}: attempt 2 of 70 {failed} 1 s")
 
 
-def test_a_recorded_step_begins_the_count_of_failed_attempts_anew(durable: DurableSetup) -> None:
+def test_a_recorded_step_begins_the_count_of_failed_attempts_again(durable: DurableSetup) -> None:
     worker = durable.start_worker()
     result = crashes.three_attempts.delay()
 

@@ -215,7 +215,7 @@ def test_an_interval_grows_to_ten_seconds_at_most_by_default(worker: Worker) -> 
     eventually(lambda: countdowns(worker, result.id) == [10.0])
 
 
-def test_jitter_draws_each_wait_anew_below_the_computed_one(worker: Worker) -> None:
+def test_jitter_draws_each_wait_again_below_the_computed_one(worker: Worker) -> None:
     """003:41-52: what the documentation lacks, `jitter`, is off unless it is asked for."""
     options = {"initial_retry_interval": 0.4, "retry_interval_factor": 1, "jitter": True}
     result = seeds.with_options.delay(["fail", "fail", "fail", "ok"], options)

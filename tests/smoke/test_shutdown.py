@@ -126,7 +126,7 @@ def test_a_cold_shutdown_of_greenlets_gives_leases_back_too(durable: DurableSetu
 
 
 def go_on_elsewhere(durable: DurableSetup, pool: str, signal: str, *tasks: Any, **options: Any) -> None:
-    """End a worker amid steps: the next one begins those anew, though leases and messages would last for long."""
+    """End a worker amid steps: the next one begins those again, though leases and messages would last for long."""
     worker = start(durable, pool, **options)
     held = start_held(pool, *tasks)
     worker.kill(signal)

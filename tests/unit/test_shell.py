@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from math import inf, nan
 from typing import Any
 
 import click
@@ -17,6 +19,7 @@ from click.testing import CliRunner
 from celery_durable.cli import durable
 from celery_durable.cli.live import lines_between, print_changes
 from celery_durable.cli.output import print_json, shown
+from celery_durable.cli.printable import one_line
 from celery_durable.cli.reports import print_findings, print_versions
 from celery_durable.cli.runs import print_run, print_runs
 from celery_durable.operate.examination import Finding, Level
@@ -100,6 +103,36 @@ def test_a_text_of_a_user_is_no_command_for_the_terminal(printed: Any) -> None:
     assert r"error        \x1b[31mred\x1b]0;title\x07 [bold]x[/bold]" + " \\" in lines
     assert "a[/]b" in text
     assert shown("é\n").plain == "é\n"
+
+
+def test_the_lines_of_a_watch_move_no_cursor() -> None:
+    wild = replace(ENDED, actions=(ActionRecord("wake", "ann\r\nbob\x1b[2K", NOON),))
+
+    [line] = lines_between(ENDED, wild)
+
+    assert one_line(line) == r"wake by ann\r\nbob\x1b[2K"
+
+
+def test_times_are_those_of_the_zone_that_the_head_names(printed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of the other half of the year, where the clocks are changed."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        run = replace(RUN, created=datetime.now(timezone.utc) - timedelta(days=182))
+        text = printed(160, print_runs, Page([run], None), {})
+        zone = datetime.now().astimezone().tzinfo
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+    assert f"created ({zone})" in text
+    assert f"{run.created.astimezone(zone):%Y-%m-%d %H:%M:%S}" in text
+
+
+def test_what_json_has_no_word_for_is_a_text(printed: Any) -> None:
+    run = json.loads(printed(None, print_json, [replace(RUN, args=[nan, inf, 1.5])]), parse_constant=pytest.fail)
+
+    assert run["args"] == ["nan", "inf", 1.5]
 
 
 def test_records_are_documents_with_their_attributes_as_keys(printed: Any) -> None:

@@ -412,7 +412,7 @@ def test_a_forked_process_sends_nothing_of_its_parents(run: Run, broker: Broker,
     broker.away, ctx = True, run.attempt()
     ctx.run("of the parent", Action(1))
 
-    events_sent.begin_anew()  # as after a fork
+    events_sent.start_over()  # as after a fork
     broker.away = False
     ctx.run("its own", Action(1))
 

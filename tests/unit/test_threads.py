@@ -196,7 +196,7 @@ def test_a_thread_that_was_given_to_a_cancelled_step_goes_to_the_next(run: Run, 
     assert gate.begun == ["first"]
 
 
-def test_what_may_not_start_any_more_when_its_thread_runs_is_judged_anew(run: Run) -> None:
+def test_what_may_not_start_any_more_when_its_thread_runs_is_judged_again(run: Run) -> None:
     """A process may stand still between the verdict and the first line of the action."""
     started: list[int] = []
 

@@ -178,7 +178,7 @@ def test_a_context_replays_until_the_last_recorded_sleep_is_passed(run: Run) -> 
     assert seen == [True, False]
 
 
-def test_a_sleep_lost_with_its_process_begins_anew(run: Run) -> None:
+def test_a_sleep_lost_with_its_process_begins_again(run: Run) -> None:
     with pytest.raises(Sleep):
         run.attempt().sleep(HOUR)
     run.die()
@@ -373,7 +373,7 @@ def test_a_sleep_beyond_the_limit_does_not_happen_inside_the_worker(run: Run, be
 
 
 def test_a_sleep_inside_the_worker_is_recorded_before_it_begins(run: Run) -> None:
-    """Else it would begin anew where the process dies in it."""
+    """Else it would begin again where the process dies in it."""
     seen: list[list[str]] = []
 
     async def body() -> None:
@@ -561,7 +561,7 @@ def test_what_goes_on_beside_a_sleep_goes_on_to_its_end(run: Run, sleeper_first:
 
 
 def test_a_sleep_is_recorded_while_a_step_beside_it_is_running(run: Run) -> None:
-    """Else it would begin anew where the process dies in that step."""
+    """Else it would begin again where the process dies in that step."""
     seen: list[list[str]] = []
 
     async def look() -> None:

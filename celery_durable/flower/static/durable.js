@@ -10,6 +10,7 @@
         HELD = 1000,
         watchUntil = 0,
         heldUntil = 0,
+        asking = 0,
         last = "",
         timer = null;
 
@@ -83,9 +84,10 @@
     }
 
     function isBeingUsed() {
-        // A button must not go away between the press and the click, nor a text while somebody copies it.
+        // A button must not go away between the press and the click, nor open again before the answer to it, nor a text
+        // go away while somebody copies it.
         var selection = window.getSelection();
-        return Date.now() < heldUntil || (!selection.isCollapsed && live().contains(selection.anchorNode));
+        return asking > 0 || Date.now() < heldUntil || (!selection.isCollapsed && live().contains(selection.anchorNode));
     }
 
     function refresh() {
@@ -120,6 +122,7 @@
         var data = button.dataset,
             facts = data.durableFrom ? {from_step: data.durableFrom} : {};
         button.disabled = true;
+        asking += 1;
         fetch(api + encodeURIComponent(data.durableId) + "/" + data.durableVerb, {
             method: "POST",
             credentials: "same-origin",
@@ -141,6 +144,7 @@
         }).catch(function (error) {
             say("Flower does not answer: " + error.message, "danger");
         }).then(function () {
+            asking -= 1;
             button.disabled = false;
             watchUntil = Date.now() + WATCHED;
             refresh();

@@ -1,4 +1,4 @@
--- Count some live runs of a shard by task, and by the build that began them. Of each task, the oldest come first.
+-- Count some live runs of a shard by task, and by the build that began them.
 -- KEYS index, leases   ARGV prefix of the keys of runs, how many of the index are passed over, most, heading, ...
 -- Replies {how many of the index were looked at, {task, build, runs, stalled runs, when the oldest was created (ms), ...}}
 --include index

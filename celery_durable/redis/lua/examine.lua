@@ -40,7 +40,11 @@ local function examine(id, heading, task)
   end
 end
 
-for _, name in ipairs(redis.call('ZRANGE', index, 0, -1)) do
+-- Where there are many names, each examination begins with another one.
+local names = redis.call('ZRANGE', index, 0, -1)
+local begin = math.floor(where * #names)
+for i = 1, #names do
+  local name = names[(begin + i - 1) % #names + 1]
   local key = index .. ':' .. name
   local heading, task = string.match(name, '^(%a+):(.*)$')
   local number, some = redis.call('ZCARD', key), math.min(most_each, most - looked_at)

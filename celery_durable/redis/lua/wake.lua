@@ -1,14 +1,23 @@
--- End the wait of a suspended run now. A sleep that is not over ends with it.
+-- End the wait of a suspended run now. A sleep that is not over ends with it. A run that nobody would go on with, or whose
+-- outcome nobody would deliver, is sent by a worker.
 -- KEYS run, leases, due   ARGV id, what somebody does, who ('': nobody has said), name of the request, until when
 -- Replies its status before this request ('unknown': it has no journal; 'pause': it is paused, and stays so)
 --include in_time
 --include index
 --include pause
 --include action
-local run = redis.call('HMGET', KEYS[1], 'status', 'waits', 'due')
+local run = redis.call('HMGET', KEYS[1], 'status', 'waits', 'due', 'delivered')
 local status = run[1] or 'unknown'
 if is_done(ARGV[4]) then return 'suspended' end  -- that wait is over, and another one may have begun
-if status ~= 'suspended' then return status end
+if status ~= 'suspended' then
+  local is_over = not run[1] or (status ~= 'running' and run[4])
+  local is_in_a_set = redis.call('ZSCORE', KEYS[2], ARGV[1]) or redis.call('ZSCORE', KEYS[3], ARGV[1])
+  -- An outcome that can never be delivered is kept for a while, and is in neither set.
+  if is_over or is_in_a_set or redis.pcall('PTTL', KEYS[1]) ~= -1 then return status end
+  redis.call('ZADD', KEYS[3], now, ARGV[1])
+  keep_action(ARGV[2], ARGV[3], ARGV[4])
+  return 'suspended'
+end
 if is_paused(status, run[2], run[3]) then return 'pause' end
 local fields = redis.call('HGETALL', KEYS[1])
 for i = 1, #fields, 2 do

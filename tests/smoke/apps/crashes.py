@@ -233,7 +233,7 @@ def planned_body(ctx: DurableContext, failures: int) -> int:
 
 @durable_task(task_retry_policy=RetryPolicy(initial_retry_interval=0.05, max_attempts=3))
 def three_attempts(ctx: DurableContext) -> None:
-    """Fail always; a step is recorded by the third attempt, which begins the count anew."""
+    """Fail always; a step is recorded by the third attempt, which begins the count again."""
     ctx.run("first", by_plan, ["fail", "fail", "work"])
     effects.hit("bodies", ctx.task_id)
     raise ConnectionError("no route")

@@ -194,7 +194,7 @@ def deaf(ctx: DurableContext) -> int:
 
 @durable_task(inactivity_timeout=1, abort_timeout=1)
 def held(ctx: DurableContext) -> int:
-    """In threads its run goes on while it is held; what it returns then is recorded if nobody has begun anew."""
+    """In threads its run goes on while it is held; what it returns then is recorded if nobody has begun again."""
 
     def step() -> int:
         execution = effects.hit("held", ctx.task_id)

@@ -49,7 +49,7 @@ class GatewayDown(Exception):
 
 
 def failing(error: Any) -> Any:
-    """An action that raises this, each time anew."""
+    """An action that raises this, each time again."""
 
     def fail() -> None:
         effects.hit("fail", current_step().task_id)
