@@ -13,6 +13,8 @@ from celery_durable.invocation.session import RunSession
 from celery_durable.journal.layout import Status
 from celery_durable.journal.port import Busy, Finished, IdConflict, OpenResult, Outdated
 
+from .suspension import show_again
+
 logger = logging.getLogger("celery_durable")
 
 
@@ -33,11 +35,8 @@ def reject_delivery(
         case Busy(reason=reason) | Outdated(reason=reason):
             # The journal keeps the run: if this run needs another message, a worker sends it.
             logger.info("task %s: %s; this message is forgotten", request.id, reason)
-            # Monitors show STARTED for this message. If the run still waits, an event sets its state back.
-            if not (isinstance(refusal, Busy) and refusal.waits):
-                return Ignore(reason)
-            state = backend.state_of(refusal.waits)
-            return Announcement.of_wait(state if state in backend.WAITING_STATES else backend.SUSPENDED)
+            waits = refusal.waits if isinstance(refusal, Busy) else ""
+            return _set_back(task, request, waits) if waits else Ignore(reason)
         case IdConflict():
             return _refuse_conflict(refusal, task, request)
         case Finished(fields=fields) if not fields:
@@ -56,6 +55,16 @@ def reject_delivery(
             backend.restore_outcome(task, request, ended)
             return Announcement.of_outcome("already finished", ended)
     raise AssertionError(refusal)  # pragma: no cover
+
+
+def _set_back(task: Any, request: Any, waits: str) -> Announcement:
+    """Monitors show STARTED for a message that begins no attempt. An event sets the state of the waiting run back."""
+    state = backend.state_of(waits)
+    if state not in backend.WAITING_STATES:
+        return Announcement.of_wait(backend.SUSPENDED)
+    if task.track_started:
+        show_again(task, request, waits)
+    return Announcement.of_wait(state)
 
 
 def _deliver(ended: outcome.Outcome, task: Any, request: Any, session: RunSession) -> BaseException | ReturnValue:

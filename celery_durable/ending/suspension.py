@@ -19,6 +19,7 @@ from celery import states
 from celery.exceptions import Ignore, Retry
 
 from celery_durable.app.store import store_of
+from celery_durable.config.redaction import Redaction
 from celery_durable.delivery import backend, message, outcome
 from celery_durable.delivery.announcement import Announcement
 from celery_durable.exceptions import DurableError
@@ -124,6 +125,24 @@ def _wait(
     suspend = partial(session.suspend, delay, told, waits=waits, though_cancelled=though_cancelled)
     _suspend_and_show(invocation, backend.Interim(state, info), suspend)
     return announcement
+
+
+def show_again(task: Any, request: Any, waits: str) -> None:
+    """Celery has stored STARTED for a message that begins no attempt: store again what the run waits for."""
+    try:
+        fields = store_of(task.app).runs.load(request.id)
+    except DurableError as error:
+        logger.warning("task %s: its state is STARTED, though the run waits: %s", request.id, error)
+        return
+    if waits == Wait.STALL:
+        info = json.loads(fields.get(b"stalled") or b"{}")
+    elif waits == Wait.PAUSE:
+        redaction = Redaction(task.durable_attempt_settings.redact, task.name)
+        info = {"error": redaction.error(json.loads(fields.get(b"paused") or b"{}").get("error"))}
+    else:
+        info = {"until": text_of_time(int(fields.get(b"due") or 0))}
+    backend.store_interim(task, request, backend.Interim(backend.state_of(waits), info))
+    _correct_shown(task, request)  # it may have ended in the meantime
 
 
 # -- retries -----------------------------------------------------------------------------------------------------------
@@ -257,12 +276,11 @@ def _show_then_suspend(invocation: Invocation, interim: backend.Interim, suspend
         suspend()
     except Fenced:
         # Somebody has ended the run in the meantime. The state that was stored just now must be corrected.
-        _correct_shown(invocation)
+        _correct_shown(invocation.task, invocation.request)
         raise
 
 
-def _correct_shown(invocation: Invocation) -> None:
-    task, request = invocation.task, invocation.request
+def _correct_shown(task: Any, request: Any) -> None:
     try:
         fields = store_of(task.app).runs.load(request.id)
     except DurableError as error:

@@ -21,7 +21,7 @@ from celery_durable.drivers.info import TaskInfo
 from celery_durable.drivers.watchdog import watchdog
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 from celery_durable.interrupts import Interrupt, JournalLost, NotNow
-from celery_durable.journal.layout import Wait
+from celery_durable.journal.layout import Fields, Wait
 from celery_durable.journal.port import NO_RESULT, Busy, Delivery, Journal, JournalGone, Opened, Result
 from celery_durable.steps.attempt import Attempt
 
@@ -235,7 +235,7 @@ class RunSession:
 def _open(journal: Journal, delivery: Delivery, lease: float, store: Store | None) -> Opened:
     while True:
         try:
-            opening = journal.open(_checked(delivery, store))
+            opening = journal.open(delivery, partial(_is_taken, store, delivery.task_id))
         except JournalUnavailableError as error:
             raise JournalLost(error) from error
         match opening:
@@ -247,11 +247,9 @@ def _open(journal: Journal, delivery: Delivery, lease: float, store: Store | Non
                 raise NotNow(opening)
 
 
-def _checked(delivery: Delivery, store: Store | None) -> Delivery:
-    """The delivery; if it is a Retry of a run whose work another run does by now, it reopens nothing."""
-    if delivery.reopen and store is not None and store.runs.live_relative(delivery.task_id) is not None:
-        return delivery._replace(fresh=False)
-    return delivery
+def _is_taken(store: Store | None, task_id: str, fields: Fields) -> bool:
+    """Whether another run does the work of this failed one: its restart, say."""
+    return store is not None and store.runs.live_relative(task_id, fields) is not None
 
 
 def _tell(attempt: Attempt, write: Callable[[], T]) -> T:

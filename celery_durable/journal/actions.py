@@ -9,6 +9,7 @@ from .entries import damaged
 from .layout import Fields
 
 _FIELD = b"actions"
+_ANCESTORS = b"ancestors"
 
 
 def read_actions(fields: Fields) -> list[dict[str, Any]]:
@@ -40,10 +41,30 @@ def newest_restart(fields: Fields) -> str:
 
 
 def kin_of(fields: Fields) -> list[str]:
-    """The ids of the runs that do the same work: those that restart this one, and the one that it restarts.
+    """The ids of the runs that do the same work: those that restart this one, and those that it restarts.
+
+    Raises:
+        JournalUnreadableError: a field is damaged.
+    """
+    return [*restarts_of(fields), *ancestors_of(fields)]
+
+
+def ancestors_of(fields: Fields) -> list[str]:
+    """The ids of the run that this one restarts, of the run that that one restarts, and so on, the oldest first.
+
+    Each journal names them all: one in between may be gone.
 
     Raises:
         JournalUnreadableError: the field is damaged.
     """
-    origin = fields.get(b"restarted_from", b"").decode()
-    return [*restarts_of(fields), *([origin] if origin else [])]
+    raw = fields.get(_ANCESTORS, b"[]")
+    try:
+        return list(map(str, json.loads(raw)))
+    except (ValueError, TypeError):
+        raise damaged(_ANCESTORS.decode(), raw) from None
+
+
+def descent(task_id: str, fields: Fields) -> Fields:
+    """The fields of a run that restarts this one: whose work it does."""
+    ancestors = json.dumps([*ancestors_of(fields), task_id]).encode()
+    return {b"restarted_from": task_id.encode(), _ANCESTORS: ancestors}

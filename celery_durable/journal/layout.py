@@ -27,6 +27,9 @@ branches are numbered when they are made, in layout 1 when they first use the co
     actions      what people have done with it, one JSON document a line: {"what", "by", "at"}, and "request": the name
                  of the wish, which is fulfilled once, or "run": another run that came of it
     restarted_from  the run that this one restarts
+    ancestors    that run, the one that it restarts, and so on, JSON: ids, the oldest first
+    purged       when somebody has deleted the journal: this and the seed are all that is left, so that a message that
+                 comes late begins nothing
     former       what that one had drawn, JSON: {"until": the position from which this one runs again,
                  "drawn": {field: value}}
     attempt.<n>  an attempt before the newest one: how it was left (what it waited for, or the status, or released: its

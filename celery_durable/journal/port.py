@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import NamedTuple, Protocol
 
@@ -46,6 +46,8 @@ class Delivery(NamedTuple):
     """The number of the attempt whose failure it reopens."""
     taken_back: tuple[str, ...] = ()
     """The fields that are deleted to reopen it: see :mod:`.reopening`."""
+    actions: int = 0
+    """The length of the field of what people had done with the run by then. If it has grown, that is decided again."""
     wake_up: bool = False
     """It was sent for a run that has a journal: by a worker that found it, or for a Retry. It begins no new run."""
     seed: str = ""
@@ -79,7 +81,7 @@ class Busy(NamedTuple):
 
 
 class Outdated(NamedTuple):
-    """A newer message has begun an attempt. This one never begins one."""
+    """A newer message has begun an attempt, or the run was purged. This one never begins one."""
 
     reason: str
 
@@ -117,6 +119,15 @@ OpenResult = Opened | Busy | Outdated | Finished | IdConflict
 """What the journal answers to a delivery."""
 
 
+IsTaken = Callable[[Fields], bool]
+"""Of a failed run with these fields: whether another run, such as its restart, does its work by now."""
+
+
+def nobody_does(_fields: Fields) -> bool:
+    """Nobody knows of another run."""
+    return False
+
+
 class Journal(Protocol):
     """What an attempt asks of its journal. Every write is checked against the fence.
 
@@ -126,8 +137,11 @@ class Journal(Protocol):
     owner: str
     """The process that has the run; empty if the journal is in memory."""
 
-    def open(self, delivery: Delivery) -> OpenResult:
-        """Take the lease and load the run, or say why the delivery begins no attempt."""
+    def open(self, delivery: Delivery, is_taken: IsTaken = nobody_does) -> OpenResult:
+        """Take the lease and load the run, or say why the delivery begins no attempt.
+
+        *is_taken* says whether another run does the work of this failed one. Then the delivery does not reopen it.
+        """
         ...
 
     def send(self, fields: Mapping[str, str], *, with_next: bool = False) -> None:

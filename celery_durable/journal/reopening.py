@@ -42,7 +42,8 @@ def decided(delivery: Delivery, fields: Fields, asked: float, now: int) -> Deliv
     if delivery.failed not in (None, attempt):
         # It was asked twice before the first message arrived. That one has been carried out, and has failed again.
         return delivery._replace(fresh=False)
-    return delivery._replace(reopen=name, over=attempt, taken_back=tuple(taken_back(fields)))
+    actions = len(fields.get(b"actions", b""))
+    return delivery._replace(reopen=name, over=attempt, taken_back=tuple(taken_back(fields)), actions=actions)
 
 
 def _name(delivery: Delivery, fields: Fields, asked: float, now: int) -> str:

@@ -82,6 +82,11 @@ _FLAWS = {
         "runs that have not ended, and that no worker will go on with",
         "celery durable wake ID: a worker goes on with it, or delivers its outcome",
     ),
+    Flaw.IN_VAIN: (
+        Level.PROBLEM,
+        "runs that recovery has sent four times or more, and that no worker has begun",
+        "see that workers take messages of their queues, and what their logs say; then celery durable wake ID",
+    ),
     Flaw.FOREIGN: (
         Level.PROBLEM,
         "keys of journals that hold something else, so another program uses the key prefix",

@@ -12,7 +12,7 @@ from celery_durable.delivery.backend import state_of
 from celery_durable.delivery.call import Call
 from celery_durable.delivery.message import BROKER_ERRORS
 from celery_durable.exceptions import DurableError, RunNotRestartableError
-from celery_durable.journal.actions import newest_restart, restarts_of
+from celery_durable.journal.actions import ancestors_of, descent, newest_restart, restarts_of
 from celery_durable.journal.headings import heading_of
 from celery_durable.journal.layout import UNBRANCHED, Fields, Status, Wait, new_seed
 from celery_durable.journal.restarting import before_step
@@ -41,6 +41,7 @@ def restart_run(app: Any, task_id: str, new_id: str, *, from_step: str | None = 
     store = store_of(app)
     fields = store.runs.load(checked_id(task_id, RunNotRestartableError))
     if new_id in restarts_of(fields):
+        _note_in_ancestors(store, fields, new_id, by)
         _begin(store, new_id)
         return new_id
     _check_ended(task_id, fields)
@@ -51,7 +52,7 @@ def restart_run(app: Any, task_id: str, new_id: str, *, from_step: str | None = 
     new = _fields_of(task_id, fields, from_step) | {b"call": text.encode()}
     # If this breaks off, the new run is paused: nobody begins it before it is known as a restart of the old one.
     is_planted = store.runs.plant(new_id, new, _KEPT_UNBEGUN, "restart", by, new_id)
-    if not store.runs.note_restart(task_id, by, new_id, newest_restart(fields)):
+    if not _is_noted(store, task_id, fields, new_id, new, by):
         if is_planted:
             _uproot(store, new_id)
         raise RunNotRestartableError(f"task {task_id}: somebody has restarted or retried it just now: look at it again")
@@ -63,6 +64,20 @@ def restart_run(app: Any, task_id: str, new_id: str, *, from_step: str | None = 
     except BROKER_ERRORS as error:
         logger.warning("task %s: cannot be sent now; a worker sends it from the journal: %r", new_id, error)
     return new_id
+
+
+def _is_noted(store: Store, task_id: str, fields: Fields, new_id: str, new: Fields, by: str | None) -> bool:
+    """Note in the old run, and in those that it restarts, that a new one does this work. False: another run does it."""
+    if not store.runs.note_restart(task_id, by, new_id, newest_restart(fields)):
+        return False
+    _note_in_ancestors(store, fields, new_id, by)
+    # One of them may have been retried, or restarted, a moment ago.
+    return store.runs.live_relative(new_id, new) is None
+
+
+def _note_in_ancestors(store: Store, fields: Fields, new_id: str, by: str | None) -> None:
+    for ancestor in ancestors_of(fields):
+        store.runs.note(ancestor, "restart", by, new_id, new_id)
 
 
 @contextmanager
@@ -115,7 +130,7 @@ def _check_ended(task_id: str, fields: Fields) -> None:
 def _fields_of(task_id: str, fields: Fields, from_step: str | None) -> Fields:
     """The journal of the new run, without its call."""
     new = {name: fields[name] for name in _OF_EVERY_RUN if name in fields}
-    new |= {b"v": UNBRANCHED.encode(), b"seed": new_seed().encode(), b"restarted_from": task_id.encode()}
+    new |= {b"v": UNBRANCHED.encode(), b"seed": new_seed().encode(), **descent(task_id, fields)}
     new |= {b"status": Status.SUSPENDED.encode(), b"waits": Wait.PAUSE.encode(), b"attempt": b"0", b"recoveries": b"0"}
     if from_step is None:
         return new

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from celery_durable.app.store import Store, store_of
@@ -31,6 +32,8 @@ def retry_run(app: Any, task_id: str, reopen: str, *, by: str | None = None) -> 
     """
     store = store_of(app)
     fields = store.runs.load(checked_id(task_id, RunNotRetryableError))
+    if f"\n{reopen}\n" in fields.get(b"reopened", b"").decode():
+        return _answer(task_id, fields[b"task"].decode(), {}, "that was done before")
     is_paused = (fields.get(b"status"), fields.get(b"waits")) == (_SUSPENDED, _PAUSE)
     if not is_paused:
         _check_failed(task_id, fields)
@@ -41,6 +44,7 @@ def retry_run(app: Any, task_id: str, reopen: str, *, by: str | None = None) -> 
         call = Call.load(fields[b"call"], frozenset(app.conf.accept_content))
     note = _describe_replay(fields)
     if is_paused:
+        _claim_origin(store, task_id, fields, by)
         _unpause(store, task_id, reopen, fields, by)
         logger.info("task %s: goes on for a Retry, a worker sends it: %s", task_id, note)
     else:
@@ -48,8 +52,22 @@ def retry_run(app: Any, task_id: str, reopen: str, *, by: str | None = None) -> 
         call.send(app, name, {"reopen": reopen, **known}, seed=fields.get(b"seed", b"").decode())
         logger.info("task %s: sent again for a Retry: %s", task_id, note)
         _keep(store, task_id, reopen, by)
-    where = {key: call.options.get(key) for key in ("queue", "exchange", "routing_key")}
+    return _answer(task_id, name, call.options, note)
+
+
+def _answer(task_id: str, name: str, options: Mapping[str, Any], note: str) -> dict[str, Any]:
+    where = {key: options.get(key) for key in ("queue", "exchange", "routing_key")}
     return {"task_id": task_id, "task": name, **where, "note": note}
+
+
+def _claim_origin(store: Store, task_id: str, fields: Fields, by: str | None) -> None:
+    """If this is a restart that has broken off before the run that it restarts could name it, name it there now."""
+    origin = fields.get(b"restarted_from", b"").decode()
+    if not origin or fields.get(b"attempt") != b"0":
+        return
+    known = store.runs.load(origin)
+    if not store.runs.note_restart(origin, by, task_id, newest_restart(known)):
+        raise RunNotRetryableError(f"task {task_id}: somebody has restarted or retried {origin} just now: look at it")
 
 
 def _unpause(store: Store, task_id: str, request: str, fields: Fields, by: str | None) -> None:

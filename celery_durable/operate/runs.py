@@ -145,9 +145,7 @@ class Runs:
             ConfigurationError: an argument is wrong.
             JournalUnavailableError: Redis does not answer.
         """
-        if not isinstance(limit, int) or not 1 <= limit <= _LONGEST_PAGE:
-            raise ConfigurationError(f"limit must be from 1 to {_LONGEST_PAGE:,}, got {limit!r}")
-        headings, tasks = _headings(state), _names("task", task)
+        headings, tasks, limit = _headings(state), _names("task", task), _limit(limit)
         span = Range(_ms("until", until), _ms("since", since))
         span = span if cursor is None else _behind(span, cursor)
         search = Search(text, attributes)
@@ -256,7 +254,9 @@ class Runs:
         wake_run(self.app, task_id, str(uuid4()), by=by)
 
     def purge(self, task_id: str, *, by: str | None = None) -> None:
-        """Delete the journal of a run that has ended. Nothing is left of it but its result.
+        """Delete the journal of a run that has ended. Its result stays.
+
+        A mark stays, too, for as long as the journal would have: a message of the run that comes late begins nothing.
 
         Args:
             task_id: the id of the run.
@@ -361,7 +361,13 @@ def _headings(state: str | Collection[str] | None) -> tuple[str, ...]:
     return tuple(heading for heading in HEADINGS if not wanted or state_of(heading) in wanted)
 
 
-def _ms(name: str, when: datetime | None) -> int | None:
+def _limit(given: Any) -> int:
+    if not isinstance(given, int) or not 1 <= given <= _LONGEST_PAGE:
+        raise ConfigurationError(f"limit must be from 1 to {_LONGEST_PAGE:,}, got {given!r}")
+    return given
+
+
+def _ms(name: str, when: Any) -> int | None:
     if when is None:
         return None
     if not isinstance(when, datetime) or when.tzinfo is None:
@@ -369,7 +375,7 @@ def _ms(name: str, when: datetime | None) -> int | None:
     return int(when.timestamp() * 1000)
 
 
-def _behind(span: Range, cursor: str) -> Range:
+def _behind(span: Range, cursor: Any) -> Range:
     read = _CURSOR.fullmatch(cursor) if isinstance(cursor, str) else None
     if read is None:
         raise ConfigurationError(f"cursor must be that of a page of runs, got {cursor!r}")

@@ -263,8 +263,8 @@ def _call_on_index(script_name: str, shard: Shard, *facts: Any) -> bytes:
 
 def _indexed(reply: list[Any]) -> Iterator[Indexed]:
     found = iter(reply[1:])
-    for task_id, created, name in zip(found, found, found, strict=True):
-        yield Indexed(int(created), task_id.decode(), *_heading_and_task(name))
+    for task_id, created, name in zip(found, found, found, strict=True):  # (of a damaged journal, a time may be 1e+17)
+        yield Indexed(int(float(created)), task_id.decode(), *_heading_and_task(name))
 
 
 def _heading_and_task(name: bytes) -> tuple[str, str]:

@@ -18,6 +18,10 @@ _REASONS = {
     OpenReply.REPLACED: "the task that it replaces has not ended",
     OpenReply.EARLY: "it is not due yet",
 }
+_OUTDATED = {
+    OpenReply.OUTDATED: "a newer message has other arguments",
+    OpenReply.PURGED: "its run has ended, and its journal was purged",
+}
 _PAUSED = "it is paused until somebody retries or cancels it"
 
 
@@ -44,7 +48,7 @@ class OpenCommand:
             delivery.task, delivery.fingerprint, delivery.call, self.seed,
             delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.wake_up),
             owner, delivery.reopen, delivery.build, int(not self.is_expected),
-            delivery.over, "\n".join(delivery.taken_back),
+            delivery.over, "\n".join(delivery.taken_back), delivery.actions,
         )  # fmt: skip
         return (begin, pack("HGETALL", keys.run)) if self.is_expected else (begin,)
 
@@ -73,7 +77,7 @@ def open_result(reply: list[Any], fields: Fields, keys: Keys) -> OpenResult:
         return IdConflict(reply[1].decode(), fields)
     if kind == OpenReply.UNREADABLE:
         check_layout(keys, {b"v": reply[1]})
-    if kind == OpenReply.OUTDATED:
-        return Outdated("a newer message has other arguments")
+    if kind in _OUTDATED:
+        return Outdated(_OUTDATED[kind])
     waits = reply[2].decode() if kind == OpenReply.EARLY else ""
     return Busy(reply[1] / 1000, _PAUSED if waits == Wait.PAUSE else _REASONS[kind], waits)

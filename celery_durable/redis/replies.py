@@ -16,6 +16,7 @@ class OpenReply:
     BUSY = "busy"
     EARLY = "early"
     OUTDATED = "outdated"
+    PURGED = "purged"
     FAILED = "failed"
     """The run has failed. The receiver of the message decides whether it reopens the run."""
 

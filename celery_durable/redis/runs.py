@@ -20,7 +20,7 @@ from .shards import Shard, Shards
 
 logger = logging.getLogger("celery_durable")
 
-_OF_KIN = (b"status", b"waits", b"actions", b"restarted_from")
+_OF_KIN = (b"status", b"waits", b"actions", b"restarted_from", b"ancestors")
 """The fields that say whether a run is alive, and which runs do the same work."""
 _MOST_AT_ONCE = 200
 _UNSENT_PAUSE = 5.0
@@ -75,6 +75,8 @@ class StoredRuns:
         except JournalUnreadableError as error:
             raise not_a_journal(keys) from error
         fields = fields_of(loaded)
+        if b"purged" in fields and b"status" not in fields:
+            return {}
         check_layout(keys, fields)
         return fields
 
@@ -83,6 +85,11 @@ class StoredRuns:
         key = self.keys(task_id).run
         number, values = self._ask(task_id, pack("HLEN", key), pack("HMGET", key, *names))
         return number, tuple(values)
+
+    def facts(self, task_id: str, *names: str) -> tuple[str, ...]:
+        """Some fields of the journal, as text; empty if it has them not. Redis is not waited for if it is away."""
+        [values] = self._ask(task_id, pack("HMGET", self.keys(task_id).run, *names), timeout=SHORT_TIMEOUT)
+        return tuple("" if value is None else value.decode() for value in values)
 
     def live_relative(self, task_id: str, fields: Fields | None = None) -> tuple[str, Fields] | None:
         """A live run that does the same work: one that restarts this run, or that it restarts, or another restart.
@@ -106,20 +113,41 @@ class StoredRuns:
         return {name: value for name, value in zip(_OF_KIN, values, strict=True) if value is not None}
 
     def terminate(
-        self, task_id: str, status: str, keep: float, outcome: str, *, owner: str = "", fence: str | None = None
+        self,
+        task_id: str,
+        status: str,
+        keep: float,
+        outcome: str,
+        *,
+        owner: str = "",
+        fence: str | None = None,
+        undelivered: bool = False,
     ) -> bool:
         """End a live run from outside of its attempts. False if it has ended, or another process has it.
 
         *owner*: the process that must have the run; empty: any process.
         *fence*: a token of the caller. A second call with the same token changes nothing, and is True again. Without a
         token, this is true only of one call, which is sent again if its reply is lost.
+        *undelivered*: the caller has still to tell the result backend, and then calls :meth:`deliver`. If it dies
+        before that, another worker tells it.
         """
         keys = self.keys(task_id)
         fence = fence or new_fence()
         # The journal is kept for a lease at least: the attempt must find another fence in it, and not find it gone.
         keep = max(keep, self._lease)
-        terminated = dated_call("terminate", keys.all, task_id, fence, status, ms(keep), owner, "outcome", outcome)
+        lease = ms(self._lease) if undelivered else 0
+        facts = (fence, status, ms(keep), owner, lease, "outcome", outcome)
+        terminated = dated_call("terminate", keys.all, task_id, *facts)
         return self._ask(task_id, terminated, timeout=SHORT_TIMEOUT) == [WriteReply.DONE]
+
+    def deliver(self, task_id: str, fence: str, keep: float) -> None:
+        """Say that the result backend has the outcome of a run, which this *fence* has ended.
+
+        It is kept for *keep* seconds, and for a lease at least, as after :meth:`terminate`.
+        """
+        keys = self.keys(task_id)
+        kept = ms(max(keep, self._lease))
+        self._ask(task_id, call("deliver", keys.all, fence, task_id, kept, 1), timeout=SHORT_TIMEOUT)
 
     def release(self, task_id: str, owner: str) -> ReleaseResult:
         """Give back what a lost process held of the run. Returns what has become of the run."""
@@ -188,12 +216,13 @@ class StoredRuns:
         planted = dated_call("plant", self.keys(task_id).all, task_id, *facts, *pairs)
         return self._ask(task_id, planted) == [1]
 
-    def note(self, task_id: str, what: str, by: str | None, request: str) -> None:
+    def note(self, task_id: str, what: str, by: str | None, request: str, run: str = "") -> None:
         """Keep in the journal that *by* has done this, now; None: nobody has said who.
 
         *request*: a name. A second call with the same name changes nothing.
+        *run*: the id of another run that came of it; empty: none did.
         """
-        self._act("note", task_id, what, _writable(by), request)
+        self._act("note", task_id, what, _writable(by), request, run)
 
     def note_restart(self, task_id: str, by: str | None, new_id: str, known: str) -> bool:
         """Keep in the journal that *by* has restarted a run that has ended, as *new_id*.
@@ -207,7 +236,7 @@ class StoredRuns:
 
     def is_known(self, task_id: str) -> bool:
         """Whether an attempt of the run has begun, and its journal is still there."""
-        return self._ask(task_id, pack("EXISTS", self.keys(task_id).run), timeout=SHORT_TIMEOUT) == [1]
+        return self._ask(task_id, pack("HEXISTS", self.keys(task_id).run, "status"), timeout=SHORT_TIMEOUT) == [1]
 
     def waiting(self) -> Iterator[tuple[str, bytes]]:
         """All runs that wait, and how each was called. Each command asks for a few of them."""

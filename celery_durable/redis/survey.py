@@ -21,6 +21,8 @@ _MOST_OF_EACH = 20
 _MOST = 500
 """So many runs of a shard are examined."""
 _MOST_LEASES = 1000
+_MOST_RESENT = 4
+"""With a lease of 30 s, this often within three quarters of an hour."""
 _MOST_COUNTED = 1000
 """So many runs of a shard are counted at a time."""
 
@@ -34,6 +36,8 @@ class Flaw:
     """Its journal says another heading, or another task."""
     STRANDED = "stranded"
     """It has not ended, or is not delivered, and it is neither among the leases nor due: nobody will go on with it."""
+    IN_VAIN = "in_vain"
+    """Recovery has sent it again and again, and no attempt has begun."""
     FOREIGN = "foreign"
     """Under the key of its journal is something else."""
 
@@ -85,7 +89,7 @@ class Survey:
     def examine(self) -> Examined:
         """Examine a sample."""
         where = round(SystemRandom().random(), 6)
-        facts = _MOST_OF_EACH, _MOST, where, _MOST_LEASES
+        facts = _MOST_OF_EACH, _MOST, where, _MOST_LEASES, _MOST_RESENT
         replies = self._ask(self._shards, lambda shard: _examining(shard, *facts))
         found = Examined(0, 0, {}, [], {})
         for _, (entries, looked_at, flaws, sizes, holders) in replies:

@@ -20,7 +20,7 @@ from celery.worker.state import task_ready
 
 from celery_durable.app.owner import owner_name
 from celery_durable.app.store import store_of
-from celery_durable.delivery import outcome
+from celery_durable.delivery import backend, outcome
 from celery_durable.delivery.announcement import Announcement, started_fields
 from celery_durable.delivery.message import ARGUMENTS, HEADER, RECEIVED, SEED, SERIALIZER, seed_from_headers
 from celery_durable.exceptions import ConfigurationError
@@ -112,12 +112,24 @@ class DurableRequest(OpenRequest):
         )
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """A hard time limit ends the run: FAILURE, journal kept."""
+        """A hard time limit ends the run: FAILURE, journal kept. If another process has taken it over, it goes on."""
+        pid: Any = self.worker_pid
+        if not soft and self._is_taken_over(pid):
+            # Celery must not say that it has failed.
+            backend.suppressed_run.set(self.id)
         super().on_timeout(soft, timeout)
         if not soft:
-            # Only if this process still has the run: another one may have taken it over.
-            pid: Any = self.worker_pid
             self._terminate_run(Status.FAILED, TimeLimitExceeded(timeout), pid)
+
+    def _is_taken_over(self, pid: int | None) -> bool:
+        """Whether another process than *pid* has the run: this one has not renewed its lease."""
+        if pid is None:
+            return False
+        asked = self._ask_journal(
+            lambda runs: runs.facts(self.id, "status", "owner"), "it is not known who has the run"
+        )
+        status, owner = asked or ("", "")
+        return status in Status.LIVE and owner != owner_name(pid)
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         """A cold shutdown, or a lost connection to the broker, stops the task. Some pools cannot stop a task."""
@@ -133,8 +145,18 @@ class DurableRequest(OpenRequest):
     # -- revoked, expired
 
     def announce_revoked(self, reason: str, *, terminated: bool, signum: Any, expired: bool) -> None:
-        self._ended_by_revoke = bool(self._terminate_run(Status.REVOKED, TaskRevokedError(reason)))
+        ended = self._terminate_run(Status.REVOKED, TaskRevokedError(reason))
+        self._ended_by_revoke = bool(ended)
         super().announce_revoked(reason, terminated=terminated, signum=signum, expired=expired)
+        if ended is False:
+            self._ask_journal(self._deliver_revocation, "its journal could not be told that its revocation is known")
+
+    def _deliver_revocation(self, runs: StoredRuns) -> None:
+        """The worker that has ended the run by a revocation was lost before it could tell anybody. That is done now."""
+        status, delivered, fence = runs.facts(self.id, "status", "delivered", "fence")
+        if status == Status.REVOKED and not delivered:
+            keep = self.task.durable_settings.failure_retention  # type: ignore[attr-defined]
+            runs.deliver(self.id, fence, keep)
 
     def maybe_expire(self) -> Literal[True] | None:
         """``expires`` holds until the first attempt begins."""

@@ -88,12 +88,13 @@ class Revocations:
         """End the run. Returns a request for it; None if it has no live journal, or another worker has ended it."""
         runs, keep = self._store.runs, self._store.settings.failure_retention
         error = outcome.encode_error(TaskRevokedError("revoked"))
-        if not runs.terminate(task_id, Status.REVOKED, keep, error, fence=self._fence):
+        if not runs.terminate(task_id, Status.REVOKED, keep, error, fence=self._fence, undelivered=True):
             return None
         logger.info("task %s: was revoked, and its run has ended", task_id)
         request = self._request_of(task_id, runs.load(task_id))
         stored = self._is_wanted(request)
         self._app.backend.mark_as_revoked(task_id, "revoked", request=request, store_result=stored)
+        runs.deliver(task_id, self._fence, keep)
         self._tell_monitors(request)
         return request
 

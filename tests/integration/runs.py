@@ -46,8 +46,8 @@ def app_at(url: str, **conf: Any) -> Iterator[Celery]:
     connections: list[Any] = []
     make_connector = Address.connector
 
-    def make_watched_connector(address: Address, owner: Celery | None) -> Any:
-        connector = make_connector(address, owner)
+    def make_watched_connector(address: Address, owner: Celery | None, *longest_read: float) -> Any:
+        connector = make_connector(address, owner, *longest_read)
         make_connection: Any = connector.make_connection
         if owner is app:
             connector.make_connection = lambda: connections.append(made := make_connection()) or made

@@ -491,3 +491,18 @@ def test_a_run_that_was_met_under_another_heading_is_put_under_its_own(
     redis_client.delete(store.keys(task_id).run)
     index.refile([Indexed(0, task_id, "sleep", TASK)])
     assert headings(index, task_id) == []
+
+
+def test_a_run_that_stands_under_two_headings_is_swept_from_the_wrong_one(
+    store: Store, index: Index, redis_client: redis.Redis
+) -> None:
+    """A version without the index has reopened a failed run, and a newer one has ended it."""
+    opened(store, task_id := new_id()).conclude({"outcome": "{}"}, DAY, NO_RESULT)
+    shard = store.keys(task_id).leases.removesuffix("leases")
+    redis_client.zadd(f"{shard}index:failed:{TASK}", {task_id: 1})
+    redis_client.zadd(f"{shard}index", {f"failed:{TASK}": 0})
+    assert index.counts() == {("succeeded", TASK): 1, ("failed", TASK): 1}
+
+    index.sweep()
+
+    assert index.counts() == {("succeeded", TASK): 1}

@@ -854,3 +854,25 @@ def test_a_call_that_the_default_serializer_does_not_take_is_kept_by_another_tha
     assert Call.load(call, frozenset({"pickle"})).args == ({"a", "b"},)
     with pytest.raises(ConfigurationError, match="accept_content"):
         Call.load(call, frozenset({"json"}))
+
+
+def test_a_late_word_of_a_delivery_does_not_end_a_run_that_goes_on(store: Store, redis_client: redis.Redis) -> None:
+    """The server that has recorded the outcome is gone, and the one that took over has not heard of it."""
+    journal = opened(store, task_id := new_id())
+    before = state(redis_client, store, task_id)
+
+    journal.deliver(DAY)
+    journal.flush()
+
+    assert state(redis_client, store, task_id) == before
+
+
+def test_a_task_that_replaces_a_cancelled_one_is_told_that_it_is_cancelled(store: Store) -> None:
+    journal = opened(store, task_id := new_id())
+    store.runs.cancel(task_id)
+    journal.finish("ignored", {"outcome": "{}"})
+    journal.close()
+
+    replacing = opened(store, task_id, nesting=1, task="shop.refund")
+
+    assert replacing.cancel_requested or store.runs.load(task_id)[b"cancel"] == b"requested"

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from celery_durable import prometheus
 from celery_durable.app.store import store_of
 from celery_durable.journal.port import LONGEST_READ
+from celery_durable.redis.client.pool import JournalConnectionPool
 from celery_durable.worker.revocation import Revocations
 from tests.integration.runs import app_at, decline, execute, new_id, task_of
 from tests.planting import Garden
@@ -100,15 +101,20 @@ def test_what_no_worker_takes_is_overdue(app: Celery, registry: CollectorRegistr
     assert store_of(app).index.overdue().oldest == ids[1]
 
 
-def test_a_scrape_asks_redis_once(app: Celery, registry: CollectorRegistry, redis_client: redis.Redis) -> None:
+def test_a_scrape_asks_redis_once(
+    app: Celery, registry: CollectorRegistry, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     execute(task_of(app, sells), task_id=new_id())
     gauges(registry)
     redis_client.config_resetstat()
-    store = store_of(app)
     sent: list[int] = []
-    execute_ = store.pool.execute
-    store.pool.execute = lambda *commands, **options: sent.append(len(commands)) or execute_(*commands, **options)  # type: ignore[method-assign]
+    ask = JournalConnectionPool.execute
 
+    def execute_and_count(pool: JournalConnectionPool, *commands: Any, **options: Any) -> list[Any]:
+        sent.append(len(commands))
+        return ask(pool, *commands, **options)
+
+    monkeypatch.setattr(JournalConnectionPool, "execute", execute_and_count)
     gauges(registry)
     assert sent == [32]
     assert {"cmdstat_scan", "cmdstat_keys"}.isdisjoint(redis_client.info("commandstats"))

@@ -11,6 +11,7 @@ from celery import Celery
 
 from celery_durable import (
     JournalUnreadableError,
+    RunNotPurgeableError,
     RunNotRestartableError,
     RunNotRetryableError,
     Runs,
@@ -19,7 +20,8 @@ from celery_durable import (
 )
 from celery_durable.app.store import Store, store_of
 from celery_durable.delivery.call import Call
-from tests.integration.runs import HINT, claimed, deliver, new_id, opened, overdue, sent, task_of
+from celery_durable.journal.port import Finished
+from tests.integration.runs import HINT, claimed, deliver, delivery, new_id, opened, overdue, sent, task_of
 
 pytestmark = pytest.mark.usefixtures("empty_broker")
 
@@ -382,6 +384,141 @@ def test_a_retry_that_arrives_after_a_purge_begins_nothing(app: Celery, runs: Ru
     assert runs.counts() == {}
 
 
+@pytest.mark.parametrize("late", [{"delivery_info": {"redelivered": True}}, {"retries": 1}, {}], ids=str)
+def test_no_message_of_a_run_that_was_purged_begins_it_again(
+    app: Celery, runs: Runs, store: Store, redis_client: redis.Redis, late: dict[str, Any]
+) -> None:
+    """A retry that the broker has kept, or a copy, which not every broker marks."""
+    task, task_id = made(app, order, mended=True), new_id()
+    task.apply_async((7,), task_id=task_id)
+    [message] = sent(app)
+    assert deliver(task, message) == "SUCCESS"
+    runs.purge(task_id)
+
+    assert deliver(task, message, **late) == "IGNORED"
+
+    assert task.ran == {"reserve": 1, "charge": 1, "ship": 1}
+    assert (runs.counts(), list(runs.list())) == ({}, [])
+    assert 0 < redis_client.ttl(store.keys(task_id).run) <= 24 * 3600
+
+
+def test_an_id_that_was_purged_can_be_sent_again(
+    app: Celery, runs: Runs, store: Store, redis_client: redis.Redis
+) -> None:
+    task, task_id = made(app, order, mended=True), new_id()
+    for number in (1, 2):
+        task.apply_async((7,), task_id=task_id)
+        assert deliver(task, sent(app)[0]) == "SUCCESS"
+        assert task.ran == {"reserve": number, "charge": number, "ship": number}
+        assert "purged" not in fields(redis_client, store, task_id)
+        runs.purge(task_id)
+        with pytest.raises(RunNotPurgeableError, match="has no journal"):
+            runs.purge(task_id)
+
+
+def test_a_new_message_does_not_retry_a_run_whose_restart_is_alive(app: Celery, runs: Runs) -> None:
+    task, old = began(app)
+    runs.restart(old)
+    sent(app)
+
+    task.apply_async((7,), task_id=old)
+    assert deliver(task, sent(app)[0]) == "IGNORED"
+
+    assert runs.get(old).state == "FAILURE"
+    assert task.ran == {"reserve": 1, "charge": 1}
+
+
+def test_a_restart_that_comes_while_a_retry_is_decided_is_seen(store: Store) -> None:
+    """The journal is read, then the Retry is decided, then the run is reopened."""
+    journal = opened(store, old := new_id())
+    journal.finish("failed", {"outcome": "{}"})
+    journal.deliver(24 * 3600)
+    journal.flush()
+    journal.close()
+    asked: list[bool] = []
+
+    def is_taken(_fields: Any) -> bool:
+        asked.append(True)
+        if len(asked) == 1:
+            assert store.runs.note_restart(old, None, "another", "")
+        return len(asked) > 1
+
+    verdict = store.journal(old).open(delivery(old, reopen="again"), is_taken)
+
+    assert (len(asked), isinstance(verdict, Finished)) == (2, True), verdict
+
+
+def test_a_restart_that_broke_off_and_is_retried_is_known_to_the_run_that_it_restarts(
+    app: Celery, runs: Runs, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, old = began(app)
+    with monkeypatch.context() as patched:
+        patched.setattr(store.runs, "note_restart", dies)
+        with pytest.raises(SystemExit):
+            runs.restart(old)
+    [broken] = runs.list(state="PAUSED")
+
+    runs.retry(broken.id, by="ann")
+
+    assert [action.run for action in runs.get(old).actions] == [broken.id]
+    with pytest.raises(RunNotRetryableError, match=f"was restarted as {broken.id}, which has not ended"):
+        runs.retry(old)
+    with pytest.raises(RunNotRestartableError, match=f"was restarted as {broken.id}, which has not ended"):
+        runs.restart(old)
+
+
+def test_a_run_knows_the_restart_of_its_restart_though_the_one_between_is_gone(app: Celery, runs: Runs) -> None:
+    task, first = began(app)
+    task.mended = False
+    second = runs.restart(first)
+    assert deliver(task, sent(app)[0]) == "FAILURE"
+    third = runs.restart(second, by="ann")
+    assert deliver(task, sent(app)[0]) == "FAILURE"
+    fourth = runs.restart(third)
+    for between in (second, third):
+        runs.purge(between)
+
+    for act, error in ((runs.retry, RunNotRetryableError), (runs.restart, RunNotRestartableError)):
+        with pytest.raises(error, match=f"was restarted as {fourth}, which has not ended"):
+            act(first)
+
+    task.mended = True
+    assert deliver(task, sent(app)[0]) == "SUCCESS"
+    assert [action.run for action in runs.get(first).actions] == [second, third, fourth]
+
+
+def test_a_restart_begins_nothing_if_the_first_run_was_retried_meanwhile(
+    app: Celery, runs: Runs, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, first = began(app)
+    task.mended = False
+    second = runs.restart(first)
+    assert deliver(task, sent(app)[0]) == "FAILURE"
+    note_restart = store.runs.note_restart
+
+    def retried_first(*args: Any) -> bool:
+        monkeypatch.undo()
+        fingerprint = store.runs.load(first)[b"fingerprint"].decode()
+        opened(store, first, reopen="again", task=task.name, fingerprint=fingerprint)
+        return note_restart(*args)
+
+    monkeypatch.setattr(store.runs, "note_restart", retried_first)
+    with pytest.raises(RunNotRestartableError, match="somebody has restarted or retried it just now"):
+        runs.restart(second)
+
+    assert runs.counts() == {"STARTED": 1, "FAILURE": 1}
+
+
+def test_a_retry_whose_request_is_delivered_again_says_that_it_was_done(app: Celery, runs: Runs) -> None:
+    task, old = began(app)
+    retry = app.tasks["celery_durable.retry"]
+    assert "replayed" in retry.apply((old,), task_id="request").get()["note"]
+    assert deliver(task, sent(app)[0]) == "SUCCESS"
+
+    assert retry.apply((old,), task_id="request").get()["note"] == "that was done before"
+    assert sent(app) == []
+
+
 def test_a_restart_whose_task_is_replaced_still_says_what_it_restarts(app: Celery, runs: Runs) -> None:
     def replaces(self: Any, number: int) -> None:
         self.ctx.run("charge", lambda: 1)
@@ -406,9 +543,9 @@ def test_a_run_does_not_go_on_beside_the_restart_of_its_restart(app: Celery, run
     assert deliver(task, sent(app)[0]) == "FAILURE"
     newer = runs.restart(new)
 
-    with pytest.raises(RunNotRetryableError, match=f"task {old} does the same work as {newer}, which has not ended"):
+    with pytest.raises(RunNotRetryableError, match=f"task {old} was restarted as {newer}, which has not ended"):
         runs.retry(old)
-    with pytest.raises(RunNotRestartableError, match=f"does the same work as {newer}, which has not ended"):
+    with pytest.raises(RunNotRestartableError, match=f"was restarted as {newer}, which has not ended"):
         runs.restart(old)
 
 

@@ -1,5 +1,6 @@
 """Runs that a worker was told to revoke: who ends one says so, and nobody else does."""
 
+import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
 from unittest.mock import Mock, call
@@ -16,6 +17,7 @@ from celery_durable.interrupts import Fenced
 from celery_durable.journal.port import Finished
 from celery_durable.worker.revocation import Revocations
 from tests.integration.runs import (
+    HINT,
     delivery,
     ended,
     execute,
@@ -24,11 +26,13 @@ from tests.integration.runs import (
     lapse,
     new_id,
     opened,
+    request_of,
     server_ms,
     state,
     task_of,
 )
 from tests.receivers import receiver
+from tests.waiting import eventually
 
 DAY = 24 * 3600.0
 
@@ -295,3 +299,57 @@ def test_a_run_that_has_not_begun_cannot_be_ended(store: Store, redis_client: re
     assert not store.runs.terminate(new_id(), "revoked", DAY, "{}")
     assert not store.runs.is_known(new_id())
     assert redis_client.dbsize() == 0
+
+
+def test_a_revoked_run_is_told_by_another_worker_if_the_one_that_has_ended_it_is_lost(
+    app: Celery, worker: Mock, revoke: Any, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id, store = asleep(app), store_of(app)
+    with monkeypatch.context() as patched:
+        patched.setattr(app.backend, "mark_as_revoked", Mock(side_effect=ConnectionError("away")))
+        revoke(Revocations(app, worker), task_id)
+    assert redis_client.hget(store.keys(task_id).run, "status") == "revoked"
+    assert app.AsyncResult(task_id).state == "SUSPENDED"
+
+    lapse(redis_client, store, task_id)
+    assert ids(store, "shop.sleeps") == [task_id]
+    assert execute(app.tasks["shop.sleeps"], "bed", task_id=task_id, **HINT) == "IGNORED"
+
+    assert app.AsyncResult(task_id).state == "REVOKED"
+    eventually(lambda: redis_client.hget(store.keys(task_id).run, "delivered") == "1", what="the delivery")
+    assert ids(store, "shop.sleeps") == []
+
+
+def test_a_revoked_run_is_told_by_a_worker_that_knows_of_the_revocation(
+    app: Celery, worker: Mock, revoke: Any, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the message that recovery has sent, and throws it away."""
+    task_id, store = asleep(app), store_of(app)
+    with monkeypatch.context() as patched:
+        patched.setattr(app.backend, "mark_as_revoked", Mock(side_effect=ConnectionError("away")))
+        revoke(Revocations(app, worker), task_id)
+    lapse(redis_client, store, task_id)
+
+    request = request_of(app.tasks["shop.sleeps"], task_id, "bed", eventer=Mock())
+    monkeypatch.setattr("celery.worker.request.revoked_tasks", {task_id})
+    assert request.revoked()
+
+    assert app.AsyncResult(task_id).state == "REVOKED"
+    assert redis_client.hget(store.keys(task_id).run, "delivered") == "1"
+    assert ids(store, "shop.sleeps") == []
+
+
+@pytest.mark.parametrize(("has_it", "state", "status"), [(True, "FAILURE", "failed"), (False, "PENDING", "running")])
+def test_a_hard_time_limit_ends_no_run_that_another_process_has_taken_over(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, state: str, status: str, *, has_it: bool
+) -> None:
+    """The first process has hung for so long that its lease has lapsed."""
+    pid = os.getpid() if has_it else 1
+    task, store = task_of(app, sleeps), store_of(app)
+    opened(store, task_id := new_id(), task=task.name)
+    request = request_of(task, task_id, "bed", eventer=Mock())
+    monkeypatch.setattr(type(request), "worker_pid", pid)
+
+    request.on_timeout(False, 5)
+
+    assert (app.AsyncResult(task_id).state, store.runs.load(task_id)[b"status"].decode()) == (state, status)

@@ -24,10 +24,12 @@ from celery_durable.exceptions import (
     RunNotRetryableError,
     RunNotWakeableError,
 )
+from celery_durable.journal.entries import open_entry
+from celery_durable.journal.layout import Kind, State, Wait
 from celery_durable.operate.runs import Runs
 from celery_durable.redis.client.scripts import Dated
 from tests.integration.network import Waits
-from tests.integration.runs import decline, execute, lapse, new_id, opened, task_of
+from tests.integration.runs import decline, execute, ids, lapse, new_id, opened, task_of
 from tests.planting import Garden
 from tests.waiting import eventually
 
@@ -452,6 +454,18 @@ def test_one_wake_ends_one_wait_though_its_command_is_sent_twice(
     assert [action.what for action in runs.get(task_id).actions] == ["wake"]
 
 
+def test_to_wake_a_run_that_waits_for_a_retry_ends_no_sleep_beside_it(app: Celery, runs: Runs) -> None:
+    store, until = store_of(app), 2**42
+    journal = opened(store, task_id := new_id())
+    journal.send({"step:2": open_entry("three days", State.SLEEPING, 0, Kind.SLEEP, until=until)})
+    journal.suspend(60, {}, waits=Wait.RETRY)
+
+    runs.wake(task_id)
+
+    assert json.loads(store.runs.load(task_id)[b"step:2"])["until"] == until
+    assert ids(store) == [task_id]
+
+
 def test_one_wake_ends_one_wait_though_its_request_is_delivered_twice(app: Celery, runs: Runs) -> None:
     """Its worker died before the broker heard that it was dealt with. An id of a task may have any characters."""
     task_id = executed(app, naps)
@@ -516,7 +530,7 @@ def test_a_run_that_is_purged_leaves_nothing(app: Celery, runs: Runs, redis_clie
 
     runs.purge(task_id)
 
-    assert not redis_client.keys("*:run:*")
+    assert redis_client.hgetall(store_of(app).keys(task_id).run).keys() == {"purged", "seed"}
     assert runs.counts() == {}
     with pytest.raises(RunNotFound):
         runs.get(task_id)

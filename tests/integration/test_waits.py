@@ -189,3 +189,19 @@ async def returns_before_its_sleep(self: Any) -> str:
 )
 def test_a_sleep_does_not_outlive_the_body(app: Celery, body: Any, ending: str) -> None:
     assert execute(task_of(app, body), task_id=new_id()) == ending
+
+
+def test_a_message_that_begins_nothing_leaves_the_state_of_a_sleeper(app: Celery, acts: list[str]) -> None:
+    """Celery stores STARTED for it."""
+    app.conf.task_track_started = True
+    task, task_id = task_of(app, naps(acts)), new_id()
+    execute(task, task_id=task_id)
+    until = app.AsyncResult(task_id).info["until"]
+
+    assert execute(task, task_id=task_id, **HINT) == "IGNORED"
+
+    shown = app.AsyncResult(task_id)
+    assert shown.state == "SUSPENDED"
+    between = datetime.fromisoformat(shown.info["until"]) - datetime.fromisoformat(until)
+    assert abs(between.total_seconds()) < 1
+    assert acts == ["before"]

@@ -99,7 +99,7 @@ def own_counters(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def registry(own_counters: None, monkeypatch: pytest.MonkeyPatch) -> CollectorRegistry:
     """A registry with the metrics of an app with one failed run."""
     index = Mock(census=lambda: ({("failed", TASK): 1}, Overdue(1, 2.5, "task-1")))
-    monkeypatch.setattr(runs, "store_of", lambda _app: Mock(index=index))
+    monkeypatch.setattr(runs, "Store", lambda _app, _patience: Mock(index=index))
     registry = CollectorRegistry()
     prometheus.install(registry, app=Mock())
     return registry
@@ -138,7 +138,7 @@ def test_a_second_registry_has_the_same_counts(registry: CollectorRegistry) -> N
 
 
 def test_to_install_asks_no_redis(own_counters: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "store_of", Mock(side_effect=AssertionError))
+    monkeypatch.setattr(runs, "Store", Mock(side_effect=AssertionError))
     prometheus.install(CollectorRegistry(auto_describe=True), app=Mock())
 
 

@@ -95,9 +95,9 @@ def test_a_task_that_is_called_as_a_function_raises_its_error() -> None:
 )
 def test_monitors_are_told_again_for_what_a_run_waits(waits: str, event: str) -> None:
     unused: Any = None
-    request = SimpleNamespace(id="task-1")
+    request, task = SimpleNamespace(id="task-1"), SimpleNamespace(track_started=False)
 
-    told = reject_delivery(Busy(60.0, "it is not due yet", waits), unused, request, unused, fresh=True)
+    told = reject_delivery(Busy(60.0, "it is not due yet", waits), task, request, unused, fresh=True)
 
     assert isinstance(told, Announcement)
     assert told.event == event

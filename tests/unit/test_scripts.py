@@ -22,7 +22,7 @@ FIELDS = {
     "v", "task", "fingerprint", "call", "resume", "seed", "nesting", "status", "attempt", "fence", "owner", "created",
     "opened", "due", "ended", "progress", "recoveries", "changed", "build", "attempt_build", "stalled", "outcome",
     "delivered", "cancel", "resent", "reopened", "failures", "failing_since", "waits", "left", "actions", "paused",
-    "attributes", "executed", "restarted_from",
+    "attributes", "executed", "restarted_from", "ancestors", "purged",
 }  # fmt: skip
 OF_LUA = {"number", "string", "table"}
 """Types of the language."""
@@ -72,6 +72,7 @@ STATUSES = {
     "claim": {Status.RUNNING},
     "conclude": {Status.SUCCEEDED},
     "counts": {Status.RUNNING},
+    "deliver": Status.LIVE,
     "examine": Status.LIVE,
     "index": {Status.SUSPENDED},
     "page": {Status.RUNNING},
@@ -84,7 +85,7 @@ STATUSES = {
     "plant": {Status.SUSPENDED},
     "purge": {*Status.LIVE, Status.UNKNOWN},
     "terminate": Status.LIVE,
-    "wake": {Status.SUSPENDED, Status.UNKNOWN},
+    "wake": {*Status.LIVE, Status.UNKNOWN},
 }
 """Those that a script has to tell from others, or writes; the other scripts are given theirs."""
 
@@ -113,7 +114,7 @@ def test_what_a_retry_takes_back_is_decided_in_one_place_which_is_no_script() ->
 
 def test_a_cancellation_is_asked_for_in_one_word() -> None:
     asked = {script for script in FILES if Cancellation.REQUESTED in words(script)}
-    assert asked == {"cancel", "record", "renew", "suspend"}
+    assert asked == {"cancel", "open", "record", "renew", "suspend"}
     assert not any(Cancellation.RAISED in words(script) for script in FILES), "it is the attempt that writes it"
 
 

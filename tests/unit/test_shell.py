@@ -106,7 +106,7 @@ def test_a_text_of_a_user_is_no_command_for_the_terminal(printed: Any) -> None:
 
 
 def test_the_lines_of_a_watch_move_no_cursor() -> None:
-    wild = replace(ENDED, actions=(ActionRecord("wake", "ann\r\nbob\x1b[2K", NOON),))
+    wild = replace(ENDED, actions=(*ENDED.actions, ActionRecord("wake", "ann\r\nbob\x1b[2K", NOON)))
 
     [line] = lines_between(ENDED, wild)
 

@@ -6,6 +6,8 @@
 local run = redis.call('HMGET', KEYS[1], 'fence', 'status', 'waits', 'task')
 local fence = run[1]
 if not fence or string.match(fence, '^[^:]*') ~= string.match(ARGV[1], '^[^:]*') then return 0 end
+-- The server that has recorded the outcome is gone, and this one took over without it: another attempt ends the run.
+if run[2] == 'running' or run[2] == 'suspended' then return 0 end
 redis.call('ZREM', KEYS[2], ARGV[2])
 redis.call('ZREM', KEYS[3], ARGV[2])
 if ARGV[3] == '0' then

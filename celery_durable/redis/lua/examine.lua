@@ -1,11 +1,13 @@
 -- Examine some runs of a shard: the index against the journals, who has runs, how large journals are.
 -- KEYS index, leases, due
--- ARGV prefix of the keys of runs, most runs of each heading and task, most runs, where (0 to 1), most leases
+-- ARGV prefix of the keys of runs, most runs of each heading and task, most runs, where (0 to 1), most leases, how often a
+--   run may be sent without an attempt
 -- Replies {entries of the index, runs looked at, {flaw, id, ...}, {bytes, id, ...}, {process, 1 (its lease has lapsed), ...}}
 --include index
 local prefix, most_each, most, where = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local most_resent = tonumber(ARGV[6])
 local entries, looked_at, flaws, sizes, holders = 0, 0, {}, {}, {}
 
 local function is_in_a_set(id)
@@ -18,11 +20,13 @@ local function never_expires(id)
 end
 
 local function flaw_of(id, heading, task)
-  local run = redis.pcall('HMGET', prefix .. id, 'status', 'waits', 'task', 'delivered')
+  local run = redis.pcall('HMGET', prefix .. id, 'status', 'waits', 'task', 'delivered', 'resent')
   if run.err then return 'foreign' end
   if not run[1] then return 'gone' end
   local is_live = run[1] == 'running' or run[1] == 'suspended'
   if (is_live or not run[4]) and not is_in_a_set(id) and never_expires(id) then return 'stranded' end
+  local is_over = not is_live and run[4]
+  if (tonumber(run[5]) or 0) >= most_resent and not is_over then return 'in_vain' end
   if heading_of(run[1], run[2]) ~= heading or run[3] ~= task then return 'elsewhere' end
 end
 

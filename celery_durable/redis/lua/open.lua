@@ -1,9 +1,11 @@
 -- Begin an attempt of a run, or say why not. The script takes the lease and raises the fence in one act.
 -- KEYS run, leases, due
 -- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, wake_up, owner, reopen,
---   build, load, attempt that a Retry is about, fields that it takes back, until when (Redis' clock) it is carried out
+--   build, load, attempt that a Retry is about, fields that it takes back, length of the field "actions" when that was
+--   decided, until when (Redis' clock) it is carried out
 -- Replies {'open', attempt, now, recoveries, reopened} | {'finished'} | {'id_conflict', task} | {'unreadable', layout}
---       | {'replaced', ms} | {'busy', ms} | {'early', ms, what it waits for} | {'outdated'} | {'failed', now}
+--       | {'replaced', ms} | {'busy', ms} | {'early', ms, what it waits for} | {'outdated'} | {'purged'}
+--       | {'failed', now}
 -- The last element, if it is asked for, is the journal of a run that was there before.
 --include in_time
 local run, leases, due = KEYS[1], KEYS[2], KEYS[3]
@@ -24,6 +26,12 @@ end
 
 -- Most runs are new.
 if not redis.call('HGET', run, 'status') then
+  if redis.call('HEXISTS', run, 'purged') == 1 then
+    -- A retry that the broker has kept, a copy, a wake-up. Only who sends the id once more begins the run again.
+    -- (Not every broker marks a copy, but it has the same seed.)
+    if wake_up or not fresh or redis.call('HGET', run, 'seed') == seed then return {'purged'} end
+    redis.call('DEL', run)
+  end
   -- This message was sent for a run that had a journal: the run has ended, and its journal is deleted.
   if wake_up then return {'finished'} end
   return create()
@@ -93,12 +101,15 @@ local function known_run()
     -- Task.replace() gives the id to another task. That is a run of its own. It begins when the replaced one has ended.
     if held then return {'replaced', 250} end
     -- What people have done with the id stays.
-    local kept = redis.call('HMGET', run, 'actions', 'restarted_from')
+    local kept = redis.call('HMGET', run, 'actions', 'restarted_from', 'ancestors', 'cancel')
     redis.call('DEL', run)
     leave(id, heading_of(status, known[13]), known[3])
     local begun = create()
-    if kept[1] then redis.call('HSET', run, 'actions', kept[1]) end
-    if kept[2] then redis.call('HSET', run, 'restarted_from', kept[2]) end
+    for i, name in ipairs({'actions', 'restarted_from', 'ancestors'}) do
+      if kept[i] then redis.call('HSET', run, name, kept[i]) end
+    end
+    -- Somebody has cancelled the id, and the replaced task has not heard of it any more.
+    if kept[4] == 'requested' then redis.call('HSET', run, 'cancel', 'requested') end
     return begun
   end
   if nesting < tonumber(known[5]) or known[3] ~= task then return {'id_conflict', known[3]} end
@@ -109,6 +120,7 @@ local function known_run()
     -- A run without a fingerprint waits for the message of its newest change.
     if changed < newest or (changed == newest and known[4] ~= '') then return {'id_conflict', known[3]} end
     redis.call('HSET', run, 'fingerprint', fingerprint, 'call', call, 'changed', ARGV[11])
+    redis.call('HDEL', run, 'arguments:' .. newest)
   end
 
   if status == 'running' then
@@ -133,7 +145,9 @@ local function known_run()
 
   if status == 'failed' and fresh then
     -- The caller decides from the journal whether its message reopens this failure, and which entries that deletes.
-    if ARGV[17] ~= known[6] then return {'failed', now} end
+    -- (It may have been restarted since.)
+    local actions = redis.call('HGET', run, 'actions') or ''
+    if ARGV[17] ~= known[6] or ARGV[19] ~= tostring(#actions) then return {'failed', now} end
     redis.call('HSET', run, 'reopened', (redis.call('HGET', run, 'reopened') or '\n') .. ARGV[14] .. '\n')
     renew_budgets()
     return begin(0, 1)

@@ -6,6 +6,7 @@
 --include in_time
 --include index
 --include action
+if redis.call('HEXISTS', KEYS[1], 'purged') == 1 then redis.call('DEL', KEYS[1]) end
 if redis.call('EXISTS', KEYS[1]) == 1 then return is_done(ARGV[5]) and 1 or 0 end
 -- Lua cannot give so many arguments to a call at once.
 for first = 6, #ARGV, 1000 do

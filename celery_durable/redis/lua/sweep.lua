@@ -21,13 +21,10 @@ local function put(id, under)
   moved = moved + 1
 end
 
--- Most runs have ended, and stay under their heading. So it is enough to know that the journal exists.
+-- Most runs have ended, and stay under their heading: it is their status.
 local function look_at(id, name)
-  if not ended[string.match(name, '^%a+')] then
-    put(id, name)
-  elseif redis.call('EXISTS', prefix .. id) == 0 then
-    moved = moved + redis.call('ZREM', index .. ':' .. name, id)
-  end
+  local heading = string.match(name, '^%a+')
+  if not (ended[heading] and redis.pcall('HGET', prefix .. id, 'status') == heading) then put(id, name) end
 end
 
 local function look_in_index(skip, some)

@@ -9,17 +9,26 @@
 local run = redis.call('HMGET', KEYS[1], 'status', 'waits', 'due', 'delivered')
 local status = run[1] or 'unknown'
 if is_done(ARGV[4]) then return 'suspended' end  -- that wait is over, and another one may have begun
-if status ~= 'suspended' then
-  local is_over = not run[1] or (status ~= 'running' and run[4])
-  local is_in_a_set = redis.call('ZSCORE', KEYS[2], ARGV[1]) or redis.call('ZSCORE', KEYS[3], ARGV[1])
-  -- An outcome that can never be delivered is kept for a while, and is in neither set.
-  if is_over or is_in_a_set or redis.pcall('PTTL', KEYS[1]) ~= -1 then return status end
+
+local function wake()
+  redis.call('HDEL', KEYS[1], 'resent')  -- it was sent in vain, perhaps: the pauses begin again
   redis.call('ZADD', KEYS[3], now, ARGV[1])
   keep_action(ARGV[2], ARGV[3], ARGV[4])
   return 'suspended'
 end
+
+if status ~= 'suspended' then
+  local is_over = not run[1] or (status ~= 'running' and run[4])
+  local lease = redis.call('ZSCORE', KEYS[2], ARGV[1])
+  local has_worker = lease and tonumber(lease) > now
+  -- An outcome that can never be delivered is kept for a while, and has a TTL.
+  if is_over or has_worker or redis.pcall('PTTL', KEYS[1]) ~= -1 then return status end
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  return wake()
+end
 if is_paused(status, run[2], run[3]) then return 'pause' end
-local fields = redis.call('HGETALL', KEYS[1])
+-- A sleep beside a step that waits for its retry goes on.
+local fields = (run[2] or 'sleep') == 'sleep' and redis.call('HGETALL', KEYS[1]) or {}
 for i = 1, #fields, 2 do
   local entry = string.sub(fields[i], 1, 5) == 'step:' and fields[i + 1]
   if entry and string.match(entry, '"state":"(%a+)"') == 'sleeping' then
@@ -31,6 +40,4 @@ for i = 1, #fields, 2 do
   end
 end
 redis.call('HSET', KEYS[1], 'due', now)
-redis.call('ZADD', KEYS[3], now, ARGV[1])
-keep_action(ARGV[2], ARGV[3], ARGV[4])
-return status
+return wake()
