@@ -32,7 +32,7 @@ from .exceptions import (
     TerminalError,
 )
 from .operate import tasks as _tasks  # noqa: F401  registers celery_durable.retry and the others with every app
-from .operate.cancelling import cancel
+from .operate.verbs.cancelling import cancel
 from .task.base import DurableTask
 from .task.decorator import durable_task
 from .worker import startup as _startup  # noqa: F401  what workers check when they start

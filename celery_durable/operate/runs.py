@@ -22,17 +22,17 @@ from celery_durable.redis.index import Indexed, Range
 from celery_durable.redis.keys import not_a_journal
 from celery_durable.task.apps import resolve_app
 
-from .cancelling import cancel_run
-from .documents import document_of
 from .following import PAUSE, changes_of
-from .importing import import_run
-from .purging import purge_run
 from .reading import SUMMARY, Reader, unread_run
-from .restarting import restart_run
-from .retrying import retry_run
 from .search import Search
 from .states import STATES, by_state
-from .waking import wake_run
+from .verbs.cancelling import cancel_run
+from .verbs.documents import document_of
+from .verbs.importing import import_run
+from .verbs.purging import purge_run
+from .verbs.restarting import restart_run
+from .verbs.retrying import retry_run
+from .verbs.waking import wake_run
 
 logger = logging.getLogger("celery_durable")
 

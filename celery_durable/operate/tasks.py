@@ -56,7 +56,7 @@ def retry(self: Any, task_id: str, *, by: str | None = None) -> dict[str, Any]:
         RunNotRetryableError: there is no such run, it is neither FAILURE nor PAUSED, or a restart of it is alive.
         JournalUnreadableError: an entry is damaged, and nothing was sent.
     """
-    from .retrying import retry_run
+    from .verbs.retrying import retry_run
 
     return retry_run(self.app, task_id, _request_of(self), by=by)
 
@@ -68,7 +68,7 @@ def restart(self: Any, task_id: str, *, from_step: str | None = None, by: str | 
     Returns:
         ``{"task_id", "restarted_from"}``: the id of the new run, and that of the old one.
     """
-    from .restarting import restart_run
+    from .verbs.restarting import restart_run
 
     new = str(uuid5(NAMESPACE_OID, _request_of(self)))
     return {"task_id": restart_run(self.app, task_id, new, from_step=from_step, by=by), "restarted_from": task_id}
@@ -77,7 +77,7 @@ def restart(self: Any, task_id: str, *, from_step: str | None = None, by: str | 
 @_verb(RunNotCancellableError)
 def cancel(self: Any, task_id: str, *, by: str | None = None) -> dict[str, str]:
     """Cancel a live run: see :meth:`Runs.cancel`. Returns ``{"task_id"}``."""
-    from .cancelling import cancel_run
+    from .verbs.cancelling import cancel_run
 
     cancel_run(self.app, task_id, _request_of(self), by=by)
     return {"task_id": task_id}
@@ -86,7 +86,7 @@ def cancel(self: Any, task_id: str, *, by: str | None = None) -> dict[str, str]:
 @_verb(RunNotWakeableError)
 def wake(self: Any, task_id: str, *, by: str | None = None) -> dict[str, str]:
     """End the wait of a run now: see :meth:`Runs.wake`. Returns ``{"task_id"}``."""
-    from .waking import wake_run
+    from .verbs.waking import wake_run
 
     wake_run(self.app, task_id, _request_of(self), by=by)
     return {"task_id": task_id}
@@ -97,7 +97,7 @@ def purge(self: Any, task_id: str, *, by: str | None = None) -> dict[str, str]:
     """Delete the journal of a run that has ended: see :meth:`Runs.purge`. Returns ``{"task_id"}``."""
     from celery_durable.delivery.message import is_redelivered
 
-    from .purging import purge_run
+    from .verbs.purging import purge_run
 
     purge_run(self.app, task_id, by=by, again=is_redelivered(self.request))
     return {"task_id": task_id}
@@ -118,6 +118,6 @@ def export(self: Any, task_id: str, *, by: str | None = None) -> dict[str, Any]:
 @_verb(RunNotImportableError)
 def import_(self: Any, document: dict[str, Any], *, by: str | None = None) -> dict[str, str]:
     """Bring a journal back that was exported: see :meth:`Runs.import_`. Returns ``{"task_id"}``."""
-    from .importing import import_run
+    from .verbs.importing import import_run
 
     return {"task_id": import_run(self.app, document, _request_of(self), by=by)}

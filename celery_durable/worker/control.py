@@ -7,7 +7,7 @@ from typing import Any
 from celery.worker.control import control_command
 
 from celery_durable.exceptions import DurableError
-from celery_durable.operate.cancelling import cancel
+from celery_durable.operate.verbs.cancelling import cancel
 
 
 @control_command(args=[("task_id", str)], signature="<task_id>")

@@ -20,7 +20,7 @@ from celery_durable.app.store import store_of
 from celery_durable.config import build
 from celery_durable.journal.layout import Wait
 from celery_durable.journal.port import Busy, Opened
-from celery_durable.operate.cancelling import cancel
+from celery_durable.operate.verbs.cancelling import cancel
 from celery_durable.steps.attempt import Attempt
 from tests.integration.runs import app_at, delivery, execute, lapse, new_id
 

@@ -14,8 +14,8 @@ from celery_durable.delivery.call import Call
 from celery_durable.journal.entries import done_entry, open_entry, started_entry
 from celery_durable.journal.port import Delivery
 from celery_durable.journal.reopening import decided, replayed_failures, taken_back
-from celery_durable.operate import retrying
 from celery_durable.operate.tasks import retry
+from celery_durable.operate.verbs import retrying
 
 Begun = dict[str, list[Any]]
 

@@ -12,8 +12,7 @@ from celery_durable.exceptions import JournalUnreadableError, RunNotImportableEr
 from celery_durable.journal.entries import read_entry
 from celery_durable.journal.headings import heading_of
 from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Fields, Status, entries_of, step_field
-
-from .reading import Reader
+from celery_durable.operate.reading import Reader
 
 FORMAT = 1
 """The newest format. This version reads it and all older ones."""

@@ -1,0 +1,1 @@
+"""What people do with a run: a file for each verb."""
