@@ -235,7 +235,11 @@ def test_a_button_stays_closed_until_its_answer_has_come(page: Page, flower: Flo
     garden.plant("slow", status="suspended")
     on_their_way: list[Route] = []
     news: list[str] = []
-    page.route("**/api/durable/run/slow/wake", on_their_way.append)
+
+    def hold(route: Route) -> None:
+        on_their_way.append(route)
+
+    page.route("**/api/durable/run/slow/wake", hold)
     page.on("response", lambda answer: answer.url.endswith("/durable/run/slow") and news.append(answer.url))
     page.goto(flower.url("/durable/run/slow"))
     click(page, "Wake")
