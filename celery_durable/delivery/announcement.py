@@ -62,6 +62,11 @@ class Announcement(Ignore):
         return cls(f"the run is {state}", f"task-{state.lower()}", info or {}, time.monotonic() + seconds)
 
     @classmethod
+    def of_revocation(cls) -> Announcement:
+        """The run was revoked, and has ended. None of its code runs any more, not even its hooks."""
+        return cls("the run was revoked", "task-revoked", REVOKED_EVENT_FIELDS)
+
+    @classmethod
     def of_cancellation(cls, error: BaseException) -> Announcement:
         """The run was cancelled, and has ended by this *error*."""
         said = cls("the run was cancelled", "task-revoked", REVOKED_EVENT_FIELDS)

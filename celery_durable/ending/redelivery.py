@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, NamedTuple
 
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, TaskRevokedError
 
 from celery_durable.delivery import backend, lost_journal, outcome
 from celery_durable.delivery.announcement import Announcement
@@ -72,7 +72,8 @@ def _deliver(ended: outcome.Outcome, task: Any, request: Any, session: RunSessio
     session.outcome.mark_pending(ended.status)
     if ended.status == Status.REVOKED and ended.error is not None:
         if backend.store_revoked(task, request, ended.error):
-            return Announcement.of_cancellation(ended.error)
+            is_cancelled = not isinstance(ended.error, TaskRevokedError)
+            return Announcement.of_cancellation(ended.error) if is_cancelled else Announcement.of_revocation()
         session.outcome.mark_failed()
     elif ended.error is not None:
         return ended.error

@@ -68,6 +68,15 @@ def began(app: Celery, body: Any = order, *, mended: bool = False, **options: An
     return task, task_id
 
 
+def failed_again(app: Celery, runs: Runs) -> tuple[Any, str, str]:
+    """A run that has failed, and its restart, which has failed, too; return the task and both ids."""
+    task, old = began(app)
+    task.mended = False
+    new = runs.restart(old)
+    assert deliver(task, sent(app)[0]) == "FAILURE"
+    return task, old, new
+
+
 def fields(client: redis.Redis, store: Store, task_id: str) -> dict[str, str]:
     found: Any = client.hgetall(store.keys(task_id).run)
     return found
@@ -355,10 +364,7 @@ def test_a_retry_that_arrives_after_a_restart_begins_nothing(app: Celery, runs: 
 
 
 def test_a_retry_that_arrives_after_the_restart_of_its_restart_begins_nothing(app: Celery, runs: Runs) -> None:
-    task, old = began(app)
-    task.mended = False
-    new = runs.restart(old)
-    assert deliver(task, sent(app)[0]) == "FAILURE"
+    task, old, new = failed_again(app, runs)
     runs.retry(old)
     [late] = sent(app)
     runs.restart(new)
@@ -468,10 +474,7 @@ def test_a_restart_that_broke_off_and_is_retried_is_known_to_the_run_that_it_res
 
 
 def test_a_run_knows_the_restart_of_its_restart_though_the_one_between_is_gone(app: Celery, runs: Runs) -> None:
-    task, first = began(app)
-    task.mended = False
-    second = runs.restart(first)
-    assert deliver(task, sent(app)[0]) == "FAILURE"
+    task, first, second = failed_again(app, runs)
     third = runs.restart(second, by="ann")
     assert deliver(task, sent(app)[0]) == "FAILURE"
     fourth = runs.restart(third)
@@ -490,10 +493,7 @@ def test_a_run_knows_the_restart_of_its_restart_though_the_one_between_is_gone(a
 def test_a_restart_begins_nothing_if_the_first_run_was_retried_meanwhile(
     app: Celery, runs: Runs, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, first = began(app)
-    task.mended = False
-    second = runs.restart(first)
-    assert deliver(task, sent(app)[0]) == "FAILURE"
+    task, first, second = failed_again(app, runs)
     note_restart = store.runs.note_restart
 
     def retried_first(*args: Any) -> bool:
@@ -537,10 +537,7 @@ def test_a_restart_whose_task_is_replaced_still_says_what_it_restarts(app: Celer
 
 
 def test_a_run_does_not_go_on_beside_the_restart_of_its_restart(app: Celery, runs: Runs) -> None:
-    task, old = began(app)
-    task.mended = False
-    new = runs.restart(old)
-    assert deliver(task, sent(app)[0]) == "FAILURE"
+    _, old, new = failed_again(app, runs)
     newer = runs.restart(new)
 
     with pytest.raises(RunNotRetryableError, match=f"task {old} was restarted as {newer}, which has not ended"):
@@ -552,10 +549,7 @@ def test_a_run_does_not_go_on_beside_the_restart_of_its_restart(app: Celery, run
 def test_a_restart_does_not_go_on_beside_the_run_that_it_restarts(
     app: Celery, runs: Runs, store: Store, redis_client: redis.Redis
 ) -> None:
-    task, old = began(app)
-    task.mended = False
-    new = runs.restart(old)
-    assert deliver(task, sent(app)[0]) == "FAILURE"
+    _, old, new = failed_again(app, runs)
     redis_client.hset(store.keys(old).run, "status", "running")  # as after a Retry
 
     with pytest.raises(RunNotRetryableError, match=f"task {new} does the same work as {old}, which has not ended"):

@@ -301,13 +301,22 @@ def test_a_run_that_has_not_begun_cannot_be_ended(store: Store, redis_client: re
     assert redis_client.dbsize() == 0
 
 
-def test_a_revoked_run_is_told_by_another_worker_if_the_one_that_has_ended_it_is_lost(
-    app: Celery, worker: Mock, revoke: Any, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task_id, store = asleep(app), store_of(app)
+@pytest.fixture
+def untold(app: Celery, worker: Mock, revoke: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The id of a sleeper that was revoked by a worker that was lost before it could tell the result backend."""
+    made, task_id = app.task(base=Hooked, bind=True, shared=False, name="shop.sleeps")(sleeps), new_id()
+    assert execute(app.tasks[made.name], "bed", task_id=task_id) == "IGNORED"
+    Hooked.heard.clear()
     with monkeypatch.context() as patched:
         patched.setattr(app.backend, "mark_as_revoked", Mock(side_effect=ConnectionError("away")))
         revoke(Revocations(app, worker), task_id)
+    return task_id
+
+
+def test_a_revoked_run_is_told_by_another_worker_if_the_one_that_has_ended_it_is_lost(
+    app: Celery, untold: str, redis_client: redis.Redis
+) -> None:
+    task_id, store = untold, store_of(app)
     assert redis_client.hget(store.keys(task_id).run, "status") == "revoked"
     assert app.AsyncResult(task_id).state == "SUSPENDED"
 
@@ -318,16 +327,14 @@ def test_a_revoked_run_is_told_by_another_worker_if_the_one_that_has_ended_it_is
     assert app.AsyncResult(task_id).state == "REVOKED"
     eventually(lambda: redis_client.hget(store.keys(task_id).run, "delivered") == "1", what="the delivery")
     assert ids(store, "shop.sleeps") == []
+    assert Hooked.heard == [], "as in plain Celery, none of its code runs any more"
 
 
 def test_a_revoked_run_is_told_by_a_worker_that_knows_of_the_revocation(
-    app: Celery, worker: Mock, revoke: Any, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    app: Celery, untold: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes the message that recovery has sent, and throws it away."""
-    task_id, store = asleep(app), store_of(app)
-    with monkeypatch.context() as patched:
-        patched.setattr(app.backend, "mark_as_revoked", Mock(side_effect=ConnectionError("away")))
-        revoke(Revocations(app, worker), task_id)
+    task_id, store = untold, store_of(app)
     lapse(redis_client, store, task_id)
 
     request = request_of(app.tasks["shop.sleeps"], task_id, "bed", eventer=Mock())
