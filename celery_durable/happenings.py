@@ -2,11 +2,9 @@
 
 An observer is a function. It registers itself once in each process, or before the process forks:
 
-    def count(happening: str, run: Run, step: StepRecord | None) -> None:
-        if happening == Happening.STEP_SUCCEEDED:
-            ...
+    def count(happening: str, run: Run, step: StepRecord | None) -> None: ...
 
-    happenings.observe(count)
+    happenings.observe(count, {Happening.STEP_SUCCEEDED})
 
 It is told after the journal has recorded what has happened, once, in the process that has done it. If that process dies
 in between, nobody is told. A replay is told of to nobody. Nor is a run that its caller executes: in eager mode, or a
@@ -20,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -65,36 +63,40 @@ class Happening:
     """An execution has failed, and this attempt executes the step again."""
 
 
-observers: tuple[Observer, ...] = ()
-"""All that is asked where something happens: if it is empty, no record is made."""
+ALL = frozenset(value for name, value in vars(Happening).items() if name.isupper())
+
+observers: dict[str, tuple[Observer, ...]] = {}
+"""A happening → who is told of it. It is looked up where something happens: if nobody is told, no record is made."""
 _changing = threading.Lock()
 
 
-def observe(observer: Observer) -> None:
-    """Tell *observer* of all happenings from now on. To say so twice changes nothing."""
-    global observers  # noqa: PLW0603  it is replaced, so that a loop over it may go on
+def observe(observer: Observer, of: Collection[str] = ALL) -> None:
+    """Tell *observer* of these happenings from now on. To say so twice changes nothing."""
+    global observers  # noqa: PLW0603  it is replaced, so that others may look something up meanwhile
     with _changing:
-        if observer not in observers:
-            observers = (*observers, observer)
+        told = {happening: observers.get(happening, ()) for happening in of}
+        new = {happening: (*others, observer) for happening, others in told.items() if observer not in others}
+        observers = observers | new
 
 
 def forget(observer: Observer) -> None:
     """Tell *observer* of nothing any more."""
     global observers  # noqa: PLW0603
     with _changing:
-        observers = tuple(other for other in observers if other != observer)
+        left = {name: tuple(one for one in told if one != observer) for name, told in observers.items()}
+        observers = {name: told for name, told in left.items() if told}
 
 
 def tell(
     happening: str, run: Run, step: StepRecord | None = None, *, limits: tuple[type[BaseException], ...] = ()
 ) -> None:
-    """Tell all observers. If one fails, this is logged, and nothing changes.
+    """Tell its observers. If one fails, this is logged, and nothing changes.
 
     *limits*: errors that are no failure of an observer, such as Celery's soft time limit. The first is raised when all
     have been told.
     """
     limit: BaseException | None = None
-    for observer in observers:
+    for observer in observers.get(happening, ()):
         try:
             observer(happening, run, step)
         except limits as met:

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from . import happenings
-from .metrics import COUNTERS, STEP_BUCKETS, STEP_SECONDS, Metric, measured_by
+from .metrics import COUNTERS, MEASURED, STEP_BUCKETS, STEP_SECONDS, Metric, measured_by
 from .tracing import has_provider
 
 _measures = False
@@ -23,7 +23,7 @@ def measure_if_loaded() -> None:
             if _measures:
                 return
             _measures = True
-        happenings.observe(measured_by(OpenTelemetryMeter(metrics.get_meter("celery_durable"))))
+        happenings.observe(measured_by(OpenTelemetryMeter(metrics.get_meter("celery_durable"))), MEASURED)
 
 
 class OpenTelemetryMeter:

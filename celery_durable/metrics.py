@@ -50,12 +50,10 @@ class Meter(Protocol):
 
 
 def measured_by(meter: Meter) -> Observer:
-    """An observer that measures what happens."""
+    """An observer of all that is :data:`MEASURED`."""
 
     def measure(happening: str, run: Run, step: StepRecord | None) -> None:
-        how = _MEASURED.get(happening)
-        if how is not None:
-            how(meter, run, step)
+        MEASURED[happening](meter, run, step)
 
     return measure
 
@@ -89,7 +87,7 @@ def _one_more(metric: Metric) -> Callable[[Meter, Run, StepRecord | None], None]
     return count
 
 
-_MEASURED: dict[str, Callable[[Meter, Run, StepRecord | None], None]] = {
+MEASURED: dict[str, Callable[[Meter, Run, StepRecord | None], None]] = {
     Happening.STEP_SUCCEEDED: _succeeded,
     Happening.STEP_FAILED: _failed,
     Happening.STEP_RETRIED: _one_more(RETRIES),
@@ -101,3 +99,4 @@ _MEASURED: dict[str, Callable[[Meter, Run, StepRecord | None], None]] = {
     Happening.ATTEMPT_FENCED: _one_more(FENCED),
     Happening.ATTEMPT_INACTIVE: _one_more(INACTIVE),
 }
+"""A happening → how it is measured."""

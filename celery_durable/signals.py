@@ -81,9 +81,23 @@ def has_receivers() -> bool:
 class _OfHappening(Signal):
     """A signal of what has happened. Nothing is made for it until somebody connects a receiver."""
 
+    def __init__(self, happening: str, *facts: str) -> None:
+        super().__init__(name=happening, providing_args=facts)
+        self._happening = happening
+        # Each sender has its receivers looked up once. (Celery's own cache would hold senders weakly. These are texts.)
+        self.use_caching = True
+
     def connect(self, *args: Any, **kwargs: Any) -> Any:
-        happenings.observe(_send)
+        happenings.observe(self.tell, {self._happening})
         return super().connect(*args, **kwargs)
+
+    def tell(self, _happening: str, run: Run, step: StepRecord | None) -> None:
+        """Send it: a signal with a receiver is an observer."""
+        answers = self.send(run.task, run=run) if step is None else self.send(run.task, run=run, step=step)
+        for _, answer in answers:
+            if isinstance(answer, SoftTimeLimitExceeded):
+                # It was meant for the task. Celery has taken it for an error of the receiver.
+                raise answer
 
 
 SIGNALS: dict[str, _OfHappening] = {}
@@ -91,7 +105,7 @@ SIGNALS: dict[str, _OfHappening] = {}
 
 
 def _signal(name: str, *facts: str) -> _OfHappening:
-    SIGNALS[name] = signal = _OfHappening(name=name, providing_args=facts)
+    SIGNALS[name] = signal = _OfHappening(name, *facts)
     return signal
 
 
@@ -106,14 +120,3 @@ run_cancelled = _signal(Happening.RUN_CANCELLED, "run")
 attempt_fenced = _signal(Happening.ATTEMPT_FENCED, "run")
 step_succeeded = _signal(Happening.STEP_SUCCEEDED, "run", "step")
 step_failed = _signal(Happening.STEP_FAILED, "run", "step")
-
-
-def _send(happening: str, run: Run, step: StepRecord | None) -> None:
-    signal = SIGNALS.get(happening)
-    if signal is None or not seam.has_receivers(signal):
-        return
-    answers = signal.send(run.task, run=run) if step is None else signal.send(run.task, run=run, step=step)
-    for _, answer in answers:
-        if isinstance(answer, SoftTimeLimitExceeded):
-            # It was meant for the task. Celery has taken it for an error of the receiver.
-            raise answer

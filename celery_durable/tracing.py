@@ -31,6 +31,11 @@ def has_provider(api: str, getter: str) -> bool:
     return get is not None and not type(get()).__module__.startswith(api)
 
 
+def may_record() -> bool:
+    """Whether this process records traces at all."""
+    return has_provider("opentelemetry.trace", "get_tracer_provider")
+
+
 def is_recording() -> bool:
     """Whether this code belongs to a trace that is recorded."""
     if not _has_context():
@@ -85,7 +90,7 @@ def begin_attempt(task: str, task_id: str, headers: Mapping[str, Any]) -> Attemp
 
     is_inside = _has_context() and trace.get_current_span().get_span_context().is_valid
     # To look is much cheaper than to begin a span that nobody sees.
-    if not (is_inside or has_provider("opentelemetry.trace", "get_tracer_provider") or _name_a_trace(headers)):
+    if not (is_inside or may_record() or _name_a_trace(headers)):
         return None
     span = AttemptSpan(task, task_id, context.get_current() if is_inside else _extracted(headers))
     return span if span.is_valid else None

@@ -64,7 +64,7 @@ def nobody_listens_on() -> Iterator[None]:
     The receivers of a worker that a smoke test starts are connected in this process, too, when tests are collected.
     """
     before, measures = happenings.observers, meter._measures  # noqa: SLF001  there is no other way to end it
-    happenings.observers = ()
+    happenings.observers = {}
     yield
     happenings.observers, meter._measures = before, measures  # noqa: SLF001
 

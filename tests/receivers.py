@@ -31,10 +31,9 @@ def observed() -> Iterator[list[tuple[str, Any, Any]]]:
     told: list[tuple[str, Any, Any]] = []
 
     def note(happening: str, run: Any, step: Any) -> None:
-        if happening in SIGNALS:
-            told.append((happening, run, step))
+        told.append((happening, run, step))
 
-    happenings.observe(note)
+    happenings.observe(note, SIGNALS)
     try:
         yield told
     finally:

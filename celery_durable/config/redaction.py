@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from celery_durable.records import error_line, preview_of
+from celery_durable.records import LONGEST_PREVIEW, error_line, preview_of
 
 from .settings import Redact
 
@@ -23,8 +23,8 @@ class Redaction(NamedTuple):
     redact: Redact | None
     """None: all is shown."""
     task: str
-    limits: tuple[type[BaseException], ...] = ()
-    """Errors that are no failure of the redactor, such as Celery's soft time limit. They are raised."""
+    limits: Callable[[], tuple[type[BaseException], ...]] = tuple
+    """Gives errors that are no failure of the redactor, such as Celery's soft time limit. They are raised."""
 
     def shown(self, where: str, value: Any) -> Any:
         """What is shown in place of *value*. If the redactor fails, that is a text which says so."""
@@ -36,6 +36,8 @@ class Redaction(NamedTuple):
 
     def preview(self, name: str, text: str, metadata: Mapping[str, Any]) -> str:
         """What is shown of the value of the step *name*, which is recorded as *text* with this *metadata*."""
+        if not metadata and self.redact is None:
+            return text if len(text) <= LONGEST_PREVIEW else preview_of(text)  # most are short
         compressed_by = metadata.get("compression", "").rpartition("/")[2].removeprefix("x-")
         written_by = metadata.get("serializer") or compressed_by
         redact = self.redact
@@ -53,7 +55,7 @@ class Redaction(NamedTuple):
     def _redacted(self, redacted: Callable[[], T]) -> T | str:
         try:
             return redacted()
-        except self.limits:
+        except self.limits():
             raise
         except Exception as error:  # its message may have the value in it
             return f"<redacted: durable_redact has failed with {type(error).__name__}>"

@@ -157,6 +157,10 @@ class Pulse:
         if self.closed or isinstance(self.interrupt, OUT_OF_TOUCH):
             raise self.interrupt or Fenced()
 
+    def limits(self) -> tuple[type[BaseException], ...]:
+        """Exceptions that come from outside, wherever its code is, as long as this goes on."""
+        return () if self.closed else self.info.limits
+
     # -- whether an action may start
 
     @property

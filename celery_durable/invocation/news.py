@@ -28,8 +28,8 @@ ENDS = {
 
 def begun(attempt: Attempt) -> None:
     """The attempt has begun."""
-    if not attempt.info.is_local:
-        run, state, limits = attempt.shown_run, attempt.state, attempt.info.limits  # its body has not run yet
+    run, state, limits = attempt.shown_run, attempt.state, attempt.info.limits  # its body has not run yet
+    if run is not None:
         if state.follows_a_lost_one:
             happenings.tell(Happening.RUN_RECOVERED, run, limits=limits)
         happenings.tell(Happening.RUN_STARTED if state.number == 1 else Happening.RUN_RESUMED, run, limits=limits)
@@ -65,12 +65,13 @@ def ended(attempt: Attempt, status: str, outcome: str | None, *, was_over: bool)
 
 def inactive(attempt: Attempt) -> None:
     """The attempt has made no progress for its ``inactivity_timeout``."""
-    happenings.tell(Happening.ATTEMPT_INACTIVE, attempt.shown_run)
+    if attempt.shown_run is not None:
+        happenings.tell(Happening.ATTEMPT_INACTIVE, attempt.shown_run)
 
 
 def fenced(attempt: Attempt) -> None:
     """The attempt is over, because another one has the run, or because the run has ended elsewhere."""
-    if not attempt.info.is_local:
+    if attempt.shown_run is not None:
         happenings.tell(Happening.ATTEMPT_FENCED, attempt.shown_run)
 
 
@@ -81,8 +82,8 @@ def _is_parked(attempt: Attempt) -> bool:
 
 def _tell(attempt: Attempt, told: list[str], heading: str, **facts: Any) -> None:
     """Tell how the attempt has left the run: under this *heading*, with these *facts*."""
-    if not attempt.info.is_local:
-        state, run = state_of(heading), attempt.shown_run
+    state, run = state_of(heading), attempt.shown_run
+    if run is not None:
         left = replace(
             run.attempts[0], ended=moment(attempt.now()), how=state,
             executed=attempt.state.executed, replayed=attempt.replayed,

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from celery_durable import happenings
 from celery_durable.exceptions import ConfigurationError
-from celery_durable.metrics import COUNTERS, STEP_BUCKETS, STEP_SECONDS, Metric, measured_by
+from celery_durable.metrics import COUNTERS, MEASURED, STEP_BUCKETS, STEP_SECONDS, Metric, measured_by
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """By it, prometheus-client lets the processes of a pool count in files of one folder."""
@@ -46,7 +46,7 @@ def counted_in_files() -> str:
 @cache
 def _counters() -> Counters:
     counters = Counters()
-    happenings.observe(measured_by(counters))
+    happenings.observe(measured_by(counters), MEASURED)
     return counters
 
 

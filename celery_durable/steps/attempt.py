@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
+from celery_durable import tracing
 from celery_durable.config.redaction import Redaction
 from celery_durable.config.settings import AttemptSettings
 from celery_durable.drivers.info import TaskInfo
@@ -80,8 +81,18 @@ class Attempt:
         return Siblings(self.pulse, self.order.strands)
 
     @_Part
-    def shown_run(self) -> Run:
-        """What observers are shown of the run while this attempt goes on. Only who listens pays for it."""
+    def may_be_traced(self) -> bool:
+        """Whether its steps can have spans. It is asked once: a process gets its provider of traces when it starts."""
+        return tracing.may_record()
+
+    @_Part
+    def shown_run(self) -> Run | None:
+        """What observers are shown of the run while this attempt goes on. Only who listens pays for it.
+
+        None: the caller runs the task, and no observer is told of that.
+        """
+        if self.info.is_local:
+            return None
         state, info, worker, build = self.state, self.info, self.pulse.journal.owner, self.settings.build
         created, began, shown = moment(state.created), moment(state.opened_at), self.redaction.shown
         args, kwargs = (shown(where, getattr(info.request, where)) for where in ("args", "kwargs"))
@@ -90,6 +101,11 @@ class Attempt:
             created=created, began=began, ended=None, worker=worker, lease=None, waits_for="", until=None,
             build=state.build, error="", attempts=(AttemptRecord(state.number, began, None, STARTED, worker, build),),
         )  # fmt: skip
+
+    @_Part
+    def redaction(self) -> Redaction:
+        """What observers are shown of its data. A time limit that strikes the redactor ends its code."""
+        return Redaction(self.settings.redact, self.info.task, self.pulse.limits)
 
     @property
     def replayed(self) -> int:
@@ -100,11 +116,6 @@ class Attempt:
     def is_fenced(self) -> bool:
         """Whether it has found that another attempt has the run, or that the run has ended elsewhere."""
         return isinstance(self.pulse.interrupt, Fenced)
-
-    @property
-    def redaction(self) -> Redaction:
-        """What observers are shown of its data. A time limit that strikes the redactor ends its code."""
-        return Redaction(self.settings.redact, self.info.task, () if self.pulse.closed else self.info.limits)
 
     # -- its beginning and its end
 

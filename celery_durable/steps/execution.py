@@ -104,7 +104,7 @@ async def _act(step: Step, driver: Driver, thread: Thread | None) -> Any:
     token = running_step.set(step)
     pulse.running.add(step)
     try:
-        if tracing.is_recording():
+        if step.attempt.may_be_traced and tracing.is_recording():
             with tracing.span(step.name, pulse.info.task_id, step.executions):
                 return await driver.call(step, thread)
         return await driver.call(step, thread)
@@ -126,8 +126,8 @@ async def _wait_after(step: Step, raised: BaseException, driver: Driver) -> None
             raise raised
         raise error from None
     delay = await fail(step, error, driver)
-    if happenings.observers:
-        step.tell_observers(Happening.STEP_RETRIED, State.RETRYING, step.attempt.now(), error=shown(error))
+    if Happening.STEP_RETRIED in happenings.observers:
+        step.tell(Happening.STEP_RETRIED, step.shown(State.RETRYING, step.attempt.now(), error=shown(error)))
     # The failure must count, even if Redis goes away during the wait.
     step.attempt.outbox.send_staged()
     await driver.flush()

@@ -19,7 +19,7 @@ from celery_durable.values.codec import NotEncodable
 from celery_durable.values.failure import describe, failure_of, leading, shown, text_of, traceback_of
 
 from .attempt import Attempt
-from .record import commit
+from .record import acknowledged, send
 from .step import Step
 
 logger = logging.getLogger("celery_durable")
@@ -114,10 +114,11 @@ async def _give_up(step: Step, error: TerminalError, driver: Driver) -> None:
     attempt = step.attempt
     at = attempt.now()
     facts = {"at": at, "begun": attempt.replay.begun(step.position), "error": described}
-    late = await commit(step, open_entry(step.name, State.FAILED, step.executions, **facts), driver)
+    send(step, open_entry(step.name, State.FAILED, step.executions, **facts), driver)
+    late = await acknowledged(step, driver)
     logger.warning("%s failed for good (execution %d): %s", step.where, step.executions, error)
-    if happenings.observers:
-        step.tell_observers(Happening.STEP_FAILED, State.FAILED, at, error=attempt.redaction.error(described))
+    if Happening.STEP_FAILED in happenings.observers:
+        step.tell(Happening.STEP_FAILED, step.shown(State.FAILED, at, error=attempt.redaction.error(described)))
     if late is not None:
         raise late
     raise failure_of(described).with_traceback(error.__traceback__) from error.__cause__

@@ -13,6 +13,7 @@ from celery_durable.happenings import Happening
 from celery_durable.interrupts import Interrupt
 from celery_durable.journal.entries import done_entry
 from celery_durable.journal.layout import State
+from celery_durable.records import StepRecord
 from celery_durable.values.codec import seems_large
 
 from .step import Step
@@ -37,10 +38,17 @@ async def record(step: Step, value: Any, began: float, driver: Driver) -> Any:
     ms = int((ended - began) * 1000)
     at = attempt.at(ended)
     entry = done_entry(step.name, step.executions, at, ms, encoded.metadata, encoded.text)
-    late = await commit(step, entry, driver)
+    send(step, entry, driver)
+    shown: StepRecord | None = None
+    if Happening.STEP_SUCCEEDED in happenings.observers:
+        try:
+            shown = step.shown(State.DONE, at, ms=ms, value=encoded)  # while Redis writes the entry
+        except BaseException as met:
+            limit = limit or met
+    late = await acknowledged(step, driver)
     logger.info("task %s: step %r recorded (%d ms)", pulse.info.task_id, step.name, ms)
-    if happenings.observers:
-        step.tell_observers(Happening.STEP_SUCCEEDED, State.DONE, at, ms=ms, value=encoded)
+    if shown is not None:
+        step.tell(Happening.STEP_SUCCEEDED, shown)
     limit = late if limit is None else limit
     if limit is not None:
         raise limit
@@ -49,10 +57,13 @@ async def record(step: Step, value: Any, began: float, driver: Driver) -> Any:
     return encoded.value
 
 
-async def commit(step: Step, entry: str, driver: Driver) -> BaseException | None:
-    """Write the final entry and wait until Redis has it. The record comes before a time limit, which is returned."""
-    outbox = step.attempt.outbox
-    outbox.record(step.position, entry, driver.most_at_once)
+def send(step: Step, entry: str, driver: Driver) -> None:
+    """Send the final entry, unless it is so large that :func:`acknowledged` lets a thread do so."""
+    step.attempt.outbox.record(step.position, entry, driver.most_at_once)
+
+
+async def acknowledged(step: Step, driver: Driver) -> BaseException | None:
+    """Wait until Redis has the entry that was sent. That comes before a time limit, which is returned."""
     try:
         await driver.flush()
     except Interrupt:

@@ -197,29 +197,22 @@ class Step:
 
     # -- what others hear of it
 
-    def tell_observers(
-        self,
-        happening: str,
-        state: str,
-        at: int,
-        *,
-        ms: int | None = None,
-        error: str = "",
-        value: codec.Encoded | None = None,
-    ) -> None:
-        """Tell them what has become of the step, as its entry says it."""
-        attempt, first = self.attempt, self.first
-        info = attempt.info
-        if not info.is_local:
-            preview = ""
-            if value is not None:
-                preview = attempt.redaction.preview(self.name, value.text, value.metadata)
-            step = made(
-                StepRecord, kind=Kind.STEP, name=self.name, place=self.position, state=state,
-                executions=self.executions, first=None if first is None else moment(first), at=moment(at), ms=ms,
-                error=error, preview=preview,
-            )  # fmt: skip
-            happenings.tell(happening, attempt.shown_run, step, limits=info.limits)
+    def shown(
+        self, state: str, at: int, *, ms: int | None = None, error: str = "", value: codec.Encoded | None = None
+    ) -> StepRecord:
+        """What observers are shown of it, as its entry says it."""
+        preview = "" if value is None else self.attempt.redaction.preview(self.name, value.text, value.metadata)
+        first = None if self.first is None else moment(self.first)
+        return made(
+            StepRecord, kind=Kind.STEP, name=self.name, place=self.position, state=state, executions=self.executions,
+            first=first, at=moment(at), ms=ms, error=error, preview=preview,
+        )  # fmt: skip
+
+    def tell(self, happening: str, shown: StepRecord) -> None:
+        """Tell observers what has become of it."""
+        run = self.attempt.shown_run
+        if run is not None:
+            happenings.tell(happening, run, shown, limits=self.pulse.info.limits)
 
     # -- after it was given up
 
@@ -231,8 +224,8 @@ class Step:
                 encoded = self.encode(value)
                 entry = done_entry(self.name, execution, at, 0, encoded.metadata, encoded.text)
                 recorded = attempt.outbox.record_late(self.position, entry)
-                if recorded and happenings.observers:
-                    self.tell_observers(Happening.STEP_SUCCEEDED, State.DONE, at, ms=0, value=encoded)
+                if recorded and Happening.STEP_SUCCEEDED in happenings.observers:
+                    self.tell(Happening.STEP_SUCCEEDED, self.shown(State.DONE, at, ms=0, value=encoded))
             except (JournalUnavailableError, JournalUnreadableError) as error:
                 logger.warning("%s: %s", self.where, error)
             except Interrupt:

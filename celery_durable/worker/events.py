@@ -46,7 +46,7 @@ class Events:
         """When the broker is asked again, by the monotonic clock; ``-inf``: it is not away."""
 
     def __call__(self, happening: str, run: Run, step: StepRecord | None) -> None:
-        task = self._app.tasks.get(run.task) if happening in SIGNALS else None
+        task = self._app.tasks.get(run.task)
         if task is not None and task.send_events and len(self._waiting) < _MOST:
             self._waiting.append((f"{_GROUP}-{happening.replace('_', '-')}", _facts(run, step)))
             self._rounds.expect(self._next_try)
@@ -117,7 +117,7 @@ def send_events(app: Any, hostname: str) -> None:
     """Send events of *app* from this process, and from those that it forks. They name the worker *hostname*."""
     if app not in _everywhere:
         _everywhere[app] = Events(app, hostname)
-        happenings.observe(_everywhere[app])
+        happenings.observe(_everywhere[app], SIGNALS)
 
 
 def _start_over() -> None:

@@ -35,9 +35,11 @@ def workers_of_smoke_tests_hear_nothing() -> Iterator[None]:
     connected = [one.receivers for one in every]
     for one in every:
         one.receivers = [(key, receiver) for key, receiver in one.receivers if not _is_of_smoke(receiver)]
+        one.sender_receivers_cache.clear()
     yield
     for one, receivers in zip(every, connected, strict=True):
         one.receivers = receivers
+        one.sender_receivers_cache.clear()
 
 
 def _is_of_smoke(receiver: Any) -> bool:

@@ -88,7 +88,8 @@ def test_an_event_is_sent_where_task_events_are(app: Celery, run: Run, events: E
 def test_observers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orphan, "_in_thread", Mock())
     told: list[tuple[str, str]] = []
-    monkeypatch.setattr(happenings, "observers", (lambda happening, run, _step: told.append((happening, run.task)),))
+    monkeypatch.setattr(happenings, "observers", {})
+    happenings.observe(lambda happening, run, _step: told.append((happening, run.task)))
     invocation: Any = Mock(attempt=Run(request=Context()).attempt()._attempt)  # noqa: SLF001
 
     orphan.OrphanedAttempt(invocation, Mock()).inactive(61.2)

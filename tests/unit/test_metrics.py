@@ -22,7 +22,7 @@ from celery_durable import ConfigurationError, happenings, meter, prometheus
 from celery_durable.happenings import Happening
 from celery_durable.journal.layout import Status
 from celery_durable.meter import OpenTelemetryMeter
-from celery_durable.metrics import measured_by
+from celery_durable.metrics import MEASURED, measured_by
 from celery_durable.operate.states import STATES
 from celery_durable.prometheus import counters, endpoint, runs
 from celery_durable.records import AttemptRecord, Run, StepRecord, moment
@@ -90,8 +90,7 @@ def own_counters(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     counters._counters.cache_clear()  # noqa: SLF001
     before = happenings.observers
     yield
-    for observer in set(happenings.observers) - set(before):
-        happenings.forget(observer)
+    happenings.observers = before
     counters._counters.cache_clear()  # noqa: SLF001
 
 
@@ -230,8 +229,10 @@ export = pytest.importorskip("opentelemetry.sdk.metrics.export")
 def test_opentelemetry_has_the_same_counts() -> None:
     reader = export.InMemoryMetricReader()
     measure = measured_by(OpenTelemetryMeter(sdk.MeterProvider([reader]).get_meter("celery_durable")))
+    happenings.observe(measure, MEASURED)
     for happening, run, step in ALL:
-        measure(happening, run, step)
+        happenings.tell(happening, run, step)
+    happenings.forget(measure)
 
     [resource] = reader.get_metrics_data().resource_metrics
     metrics = {metric.name: metric.data.data_points for metric in resource.scope_metrics[0].metrics}
@@ -272,7 +273,7 @@ def test_two_threads_that_open_their_first_runs_measure_once(monkeypatch: pytest
 
 
 def test_the_main_process_of_a_worker_measures_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(happenings, "observers", ())
+    monkeypatch.setattr(happenings, "observers", {})
     monkeypatch.setattr(meter, "measure_if_loaded", measure := Mock())
     news.ended(Mock(), "task-1", Status.FAILED)
     measure.assert_called_once_with()

@@ -26,7 +26,15 @@ from celery_durable.interrupts import FailAttempt, RetryStep
 from celery_durable.journal.memory import MemoryJournal
 from celery_durable.journal.port import Delivery, Opened
 from celery_durable.records import StepRecord
-from celery_durable.signals import run_started, run_succeeded, step_failed, step_postrun, step_prerun, step_succeeded
+from celery_durable.signals import (
+    run_failed,
+    run_started,
+    run_succeeded,
+    step_failed,
+    step_postrun,
+    step_prerun,
+    step_succeeded,
+)
 from celery_durable.steps.attempt import Attempt
 from celery_durable.worker import events, startup
 from celery_durable.worker.events import Events
@@ -115,7 +123,7 @@ def test_steps_in_the_thread_of_the_task_are_celerys_to_tell_of(run: Run) -> Non
 
 @pytest.fixture(autouse=True)
 def _nobody_observes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(happenings, "observers", ())
+    monkeypatch.setattr(happenings, "observers", {})
 
 
 @pytest.fixture
@@ -197,7 +205,15 @@ def test_steps_of_an_async_task_are_told_of_on_its_loop(run: Run) -> None:
 def test_where_nobody_listens_nothing_is_made(run: Run) -> None:
     run.attempt().run("pay", Action("paid"))
 
-    assert happenings.observers == ()
+    assert happenings.observers == {}
+    assert "shown_run" not in vars(run.last)
+
+
+def test_who_listens_to_the_ends_of_runs_costs_their_steps_nothing(run: Run) -> None:
+    with receiver(run_failed):
+        run.attempt().run("pay", Action("paid"))
+
+        assert happenings.observers.keys() == {"run_failed"}
     assert "shown_run" not in vars(run.last)
 
 
@@ -265,7 +281,8 @@ def test_of_a_run_that_its_caller_executes_nothing_is_told(app: Celery, call: st
 
 def test_an_observer_is_told_once_however_often_it_registers(run: Run) -> None:
     with observed() as told:
-        happenings.observe(happenings.observers[0])
+        [note] = happenings.observers[Happening.STEP_SUCCEEDED]
+        happenings.observe(note)
         run.attempt().run("pay", Action("paid"))
 
     assert len(told) == 1
@@ -314,11 +331,11 @@ def broker(app: Celery) -> Broker:
 
 
 @pytest.fixture
-def events_sent(app: Celery, broker: Broker) -> Events:
+def events_sent(app: Celery, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Events:
     """The observer that sends events, for as long as the test lasts."""
-    observer = Events(app, "worker@shop")
-    happenings.observe(observer)
-    return observer
+    monkeypatch.setattr(events, "_everywhere", {})
+    events.send_events(app, "worker@shop")
+    return events._everywhere[app]  # noqa: SLF001
 
 
 def steps_of(events: list[tuple[str, dict[str, Any]]]) -> list[str]:
@@ -442,12 +459,12 @@ def test_a_worker_sends_events_where_those_of_tasks_are_on(
     for _ in range(2):
         celeryd_after_setup.send("worker@shop", instance=Mock(app=app, task_events=task_events), conf=app.conf)
 
-    assert len(happenings.observers) == observers
+    assert len(happenings.observers.get(Happening.RUN_FAILED, ())) == observers
 
 
 def test_what_has_no_signal_is_no_event(run: Run, broker: Broker, events_sent: Events) -> None:
     run.attempt()
-    happenings.tell("something else", run.last.shown_run)
+    happenings.tell(Happening.ATTEMPT_ENDED, run.last.shown_run)
     events_sent.say_farewell()
 
     assert broker.sent == []

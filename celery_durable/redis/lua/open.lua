@@ -25,8 +25,9 @@ local function create()
 end
 
 -- Most runs are new.
-if not redis.call('HGET', run, 'status') then
-  if redis.call('HEXISTS', run, 'purged') == 1 then
+local found = redis.call('HMGET', run, 'status', 'purged')
+if not found[1] then
+  if found[2] then
     -- A retry that the broker has kept, a copy, a wake-up. Only who sends the id once more begins the run again.
     -- (Not every broker marks a copy, but it has the same seed.)
     if wake_up or not fresh or redis.call('HGET', run, 'seed') == seed then return {'purged'} end
