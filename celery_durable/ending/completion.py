@@ -47,8 +47,9 @@ from celery_durable.invocation.ends import (
 )
 from celery_durable.invocation.invocation import Invocation
 from celery_durable.invocation.session import RunSession
+from celery_durable.journal.headings import REPLACED
 from celery_durable.journal.layout import Status
-from celery_durable.seams.celery import EXIT_BY_SIGTERM
+from celery_durable.seams.celery import EXIT_BY_SIGTERM, says_replaced
 from celery_durable.steps.attempt import Attempt
 from celery_durable.steps.failures import NOT_A_FAILURE
 from celery_durable.values.failure import shown
@@ -252,7 +253,10 @@ def _record_cancellation(invocation: Invocation, end: Cancelled) -> BaseExceptio
 
 
 def _record_ignored(invocation: Invocation, end: Ignored) -> BaseException:
-    _session(invocation).finish(Status.IGNORED, None)
+    session = _session(invocation)
+    if session.attempt is not None and says_replaced(end.raised):
+        session.attempt.outbox.staged[REPLACED] = "1"
+    session.finish(Status.IGNORED, None)
     return end.raised
 
 

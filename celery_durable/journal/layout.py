@@ -19,6 +19,7 @@ branches are numbered when they are made, in layout 1 when they first use the co
     left         since when it waits; of a run whose process has ended in order, when that gave it back (ms)
     paused       the error after which no attempt was left, JSON as in the outcome; until the next attempt begins
     outcome      how the run ended, JSON           delivered    1: the result backend has it, callbacks are sent
+    replaced     1: its task has given the id to another one (Task.replace), which begins a new journal
     cancel       requested | raised                resent       messages sent by recovery since the last attempt began
     reopened     the requests that have reopened it after a failure or a pause, one a line
     changed      how often self.retry() has changed the arguments

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 from celery_durable.journal.actions import kin_of
+from celery_durable.journal.headings import REPLACED, is_at_work
 from celery_durable.journal.layout import Fields, Status
 
 from .client.fence import new_fence
@@ -20,7 +21,7 @@ from .shards import Shard, Shards
 
 logger = logging.getLogger("celery_durable")
 
-_OF_KIN = (b"status", b"waits", b"actions", b"restarted_from", b"ancestors")
+_OF_KIN = (b"status", b"waits", REPLACED.encode(), b"actions", b"restarted_from", b"ancestors")
 """The fields that say whether a run is alive, and which runs do the same work."""
 _MOST_AT_ONCE = 200
 _UNSENT_PAUSE = 5.0
@@ -92,7 +93,7 @@ class StoredRuns:
         return tuple("" if value is None else value.decode() for value in values)
 
     def live_relative(self, task_id: str, fields: Fields | None = None) -> tuple[str, Fields] | None:
-        """A live run that does the same work: one that restarts this run, or that it restarts, or another restart.
+        """A run that is at the same work: one that restarts this run, or that it restarts, or another restart.
 
         *fields*: the journal of this run, if it is known. Returns the id, and the fields that say how it stands.
         """
@@ -103,7 +104,7 @@ class StoredRuns:
                 continue
             seen.add(other)
             known = self._kinship(other)
-            if known.get(b"status", b"").decode() in Status.LIVE:
+            if is_at_work(known):
                 return other, known
             found += kin_of(known)
         return None

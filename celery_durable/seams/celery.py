@@ -228,6 +228,11 @@ EXIT_BY_SIGTERM = -(256 - signal.SIGTERM)
 """The exit code of a child of billiard's pool that the worker ends by this signal."""
 
 
+def says_replaced(error: BaseException) -> bool:
+    """Whether this is how ``Task.replace`` ends a task, whose id another one has now."""
+    return error.args == ("Replaced by new task",)
+
+
 def has_receivers(celerys: Any) -> bool:
     """Whether somebody listens to a signal of Celery's kind."""
     return bool(celerys.receivers)

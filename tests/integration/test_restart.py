@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from celery.exceptions import Ignore
 
 from celery_durable import (
     JournalUnreadableError,
@@ -534,6 +535,52 @@ def test_a_restart_whose_task_is_replaced_still_says_what_it_restarts(app: Celer
     run = runs.get(new)
     assert (run.task, run.state, run.restarted_from, run.steps) == ("shop.linked", "STARTED", old, ())
     assert [(action.what, action.by) for action in run.actions] == [("restart", "ann")]
+
+
+def replaced(app: Celery, runs: Runs) -> tuple[str, str, Any]:
+    """A failed run, its restart, which another task has replaced, and the message of that task."""
+
+    def goes_on(self: Any, number: int) -> None:
+        self.ctx.run("charge", lambda: number)
+
+    def replaces(self: Any, number: int) -> None:
+        self.ctx.run("reserve", lambda: number)
+        if self.mended:
+            self.replace(task_of(app, goes_on).si(number))
+        raise TerminalError("declined")
+
+    task, old = began(app, replaces)
+    new = runs.restart(old)
+    assert deliver(task, sent(app)[0]) == "IGNORED"
+    [message] = sent(app)
+    return old, new, message
+
+
+def test_a_restart_does_not_begin_beside_the_task_that_has_replaced_the_run(app: Celery, runs: Runs) -> None:
+    old, new, message = replaced(app, runs)
+
+    with pytest.raises(RunNotRestartableError, match=f"task {new} was replaced by another task"):
+        runs.restart(new)
+    for verb, refusal in ((runs.restart, RunNotRestartableError), (runs.retry, RunNotRetryableError)):
+        with pytest.raises(refusal, match=f"restarted as {new}, which was replaced by a task .* that has not begun"):
+            verb(old)
+    assert sent(app) == []
+
+    assert deliver(app.tasks["shop.goes_on"], message) == "SUCCESS"
+    assert runs.get(new).state == "SUCCESS"
+    runs.restart(old)
+    assert len(sent(app)) == 1
+
+
+def test_a_run_that_ignores_itself_can_be_restarted(app: Celery, runs: Runs) -> None:
+    def ignores(self: Any, number: int) -> None:
+        self.ctx.run("charge", lambda: number)
+        raise Ignore
+
+    _, old = began(app, ignores)
+    assert runs.get(old).state == "IGNORED"
+    runs.restart(old)
+    assert len(sent(app)) == 1
 
 
 def test_a_run_does_not_go_on_beside_the_restart_of_its_restart(app: Celery, runs: Runs) -> None:
