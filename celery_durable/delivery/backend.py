@@ -110,11 +110,12 @@ def store_revoked(task: Any, request: Any, error: BaseException) -> bool:
 
 
 class SuppressingBackend:
-    """The result backend without three calls of Celery's, for which the journal knows better what becomes of the run.
+    """The result backend without four calls of Celery's, for which the journal knows better what becomes of the run.
 
     - ``mark_as_done`` does nothing if the journal has written the result together with the outcome.
     - ``mark_as_failure`` does nothing if Celery itself has failed, and not the task. For example, Celery could not
       store the result, and would now store this error as the outcome.
+    - ``mark_as_revoked`` does nothing if a message is thrown away whose run had ended before.
     - ``mark_as_retry`` does nothing if the library has stored RETRY before.
     """
 
@@ -137,6 +138,12 @@ class SuppressingBackend:
         logger.warning(
             "task %s: Celery gave up this attempt (%r); the run goes on, or ends, as its journal says", task_id, exc
         )
+        return None
+
+    def mark_as_revoked(self, task_id: str, *args: Any, **kwargs: Any) -> Any:
+        if suppressed_run.get() != task_id:
+            return self._backend.mark_as_revoked(task_id, *args, **kwargs)
+        suppressed_run.set(None)
         return None
 
     def mark_as_retry(self, task_id: str, *args: Any, **kwargs: Any) -> Any:

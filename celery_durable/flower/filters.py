@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from celery_durable.exceptions import ConfigurationError
+from celery_durable.operate.runs import PAGE
 from celery_durable.operate.search import read_pair, read_time
 from celery_durable.seams.flower import FlowerPage
 
@@ -35,7 +36,7 @@ class Filters(NamedTuple):
     @classmethod
     def none(cls) -> Filters:
         """All runs."""
-        return cls((), (), "", {}, None, None, 50, None)
+        return cls((), (), "", {}, None, None, PAGE, None)
 
     @classmethod
     def of(cls, page: FlowerPage) -> Filters:
@@ -52,7 +53,7 @@ class Filters(NamedTuple):
             attributes=_pairs(page),
             since=_time(page, "since", zone),
             until=_time(page, "until", zone),
-            limit=number(page, "limit", 50),
+            limit=number(page, "limit", PAGE),
             cursor=next(iter(_given(page, "cursor")), None),
         )
 
@@ -79,7 +80,7 @@ class Filters(NamedTuple):
         pairs = [("state", state) for state in changed.states] + [("task", task) for task in changed.tasks]
         pairs += [("attribute", pair) for pair in changed.pairs()]
         pairs += [("text", changed.text), ("since", _exact(changed.since)), ("until", _exact(changed.until))]
-        pairs += [("limit", str(changed.limit) if changed.limit != 50 else ""), ("cursor", changed.cursor or "")]
+        pairs += [("limit", str(changed.limit) if changed.limit != PAGE else ""), ("cursor", changed.cursor or "")]
         return "?" + urlencode([(name, value) for name, value in pairs if value], errors="replace")
 
 

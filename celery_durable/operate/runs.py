@@ -36,6 +36,8 @@ from .verbs.waking import wake_run
 
 logger = logging.getLogger("celery_durable")
 
+PAGE = 50
+"""So many runs a page has, if nobody says how many."""
 _LONGEST_PAGE = 1_000
 _CURSOR = re.compile("(?P<created>[0-9]{1,15})-(?P<task_id>.+)", re.DOTALL)
 _CHUNK = 500
@@ -125,7 +127,7 @@ class Runs:
         until: datetime | None = None,
         text: str | None = None,
         attributes: Mapping[str, str] | None = None,
-        limit: int = 50,
+        limit: int = PAGE,
         cursor: str | None = None,
     ) -> Page:
         """A page of runs, the newest first. Their attempts and steps are not read.

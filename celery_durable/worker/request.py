@@ -47,6 +47,8 @@ class DurableRequest(OpenRequest):
     """The process was lost after the run had succeeded and its outcome was delivered."""
     _ended_by_revoke = False
     """The run had begun, and its revocation has ended it."""
+    _end_before = ""
+    """Celery's state of the run, if its revocation came after its end."""
 
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
@@ -147,9 +149,23 @@ class DurableRequest(OpenRequest):
     def announce_revoked(self, reason: str, *, terminated: bool, signum: Any, expired: bool) -> None:
         ended = self._terminate_run(Status.REVOKED, TaskRevokedError(reason))
         self._ended_by_revoke = bool(ended)
+        if ended is False:
+            self._end_before = self._ask_journal(self._told_end, "it is not known how it has ended") or ""
+        if self._end_before:
+            # This message is a Retry, or a copy. Celery throws it away, and the run stays as it is.
+            backend.suppressed_run.set(self.id)
+            logger.warning(
+                "task %s: somebody has revoked its id, so its message is thrown away; it stays %s. To do its work "
+                "again, restart it: celery -A <app> durable restart %s", self.id, self._end_before, self.id,
+            )  # fmt: skip
         super().announce_revoked(reason, terminated=terminated, signum=signum, expired=expired)
         if ended is False:
             self._ask_journal(self._deliver_revocation, "its journal could not be told that its revocation is known")
+
+    def _told_end(self, runs: StoredRuns) -> str:
+        """Celery's state of a run that has ended in another way, and whose caller knows that; else an empty text."""
+        status, delivered = runs.facts(self.id, "status", "delivered")
+        return backend.STATES_OF_ENDED[status] if delivered and status in (Status.SUCCEEDED, Status.FAILED) else ""
 
     def _deliver_revocation(self, runs: StoredRuns) -> None:
         """The worker that has ended the run by a revocation was lost before it could tell anybody. That is done now."""
@@ -178,6 +194,8 @@ class DurableRequest(OpenRequest):
             fields = started_fields(header or {}) | fields
         elif type == "task-revoked" and self._ended_by_revoke:
             fields = {"state": states.REVOKED, **fields}
+        elif type == "task-revoked" and self._end_before:
+            fields = {"state": self._end_before, **fields}
         super().send_event(type, **fields)
 
     # -- the journal

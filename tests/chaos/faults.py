@@ -98,6 +98,13 @@ def lose_message(stage: Stage, rng: Random) -> Iterator[Harm]:
         yield Harm()
 
 
+def purge_run(stage: Stage, rng: Random) -> Iterator[Harm]:
+    """Somebody purges a run that has ended, and a copy of its message comes late."""
+    if run := stage.purge_one(rng):
+        stage.repeat(run)
+        yield Harm()
+
+
 # -- Redis -------------------------------------------------------------------------------------------------------------
 
 
@@ -147,13 +154,14 @@ WEIGHTS: dict[Fault, int] = {
     skew_clock: 1,
     duplicate_message: 8,
     lose_message: 6,
+    purge_run: 3,
     kill_broker: 1,
     kill_journal: 2,
     kill_both: 1,
     cut_connection: 6,
     delay_request: 6,
 }
-CUTTING = WEIGHTS.keys() - {duplicate_message, lose_message, kill_broker}
+CUTTING = WEIGHTS.keys() - {duplicate_message, lose_message, purge_run, kill_broker}
 """The faults that may cut an attempt short; what happens to messages, or to their broker, must not."""
 SILENCING: set[Fault] = {kill_journal, kill_both, cut_connection, delay_request}
 """Those that take what was sent to the journal, and not acknowledged."""

@@ -394,8 +394,9 @@ def every_run_ends(run: Run) -> Iterator[str]:
 
 
 def the_index_says_what_has_become_of_it(run: Run) -> Iterator[str]:
-    """I17. It is under one heading, whoever has moved it, and in which order."""
-    if run.writes and run.headings != [run.journal.get("status")]:
+    """I17. It is under one heading, whoever has moved it, and in which order; under none when it is purged."""
+    headings = [] if "purged" in run.journal else [run.journal.get("status")]
+    if run.writes and run.headings != headings:
         yield f"the journal says {run.journal.get('status')}, and it is in the index under {run.headings}"
 
 

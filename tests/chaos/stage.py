@@ -112,6 +112,7 @@ class Stage:
         self._rng = rng
         self._started = 0
         self._letters: dict[str, str] = {}
+        self._purged: set[str] = set()
         self._ending = ExitStack()
 
     def __enter__(self) -> Self:
@@ -193,8 +194,13 @@ class Stage:
             client.lpush(QUEUE, self._letter(run))
 
     def send_again(self, run: Run) -> None:
+        """Let its message arrive, as if the broker delivered it again."""
+        self._letter(run)
+        self.repeat(run.id)
+
+    def repeat(self, run: str) -> None:
         """Let a copy of its message arrive; not as a new one, which would be a Retry of a run that has failed."""
-        self.put(json.loads(self._letter(run)))
+        self.put(json.loads(self._letters[run]))
 
     def _letter(self, run: Run) -> str:
         """Return the message of a run as it goes to the broker."""
@@ -203,6 +209,20 @@ class Stage:
             with self.broker.client(WRITING_DB) as client:
                 self._letters[run.id] = str(client.rpop(QUEUE))
         return self._letters[run.id]
+
+    def purge_one(self, rng: Random) -> str | None:
+        """Purge a run that has ended, and whose caller knows that; return its id. None: that cannot be done now."""
+        if not self.journal.running:
+            return None
+        ended = sorted(self.ended(self._letters.keys() - self._purged))
+        run = rng.choice(ended) if ended else None
+        try:
+            if run is not None:
+                self._operator.purge(run)
+                self._purged.add(run)
+        except DurableError:  # its outcome is not delivered yet
+            return None
+        return run
 
     def waiting(self) -> list[Message]:
         """Return the messages of the queue that no worker has taken."""
@@ -239,7 +259,7 @@ class Stage:
 
     @cached_property
     def _operator(self) -> Runs:
-        """Who looks after runs that are paused."""
+        """Who looks after runs that are paused, and tidies up."""
         app = Celery("operator", broker=self.broker.url(WRITING_DB), set_as_current=False)
         app.conf.durable_redis_url = self.journal.url()
         return Runs(app)

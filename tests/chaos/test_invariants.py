@@ -300,6 +300,18 @@ def a_run_that_is_in_two_places(run: Run) -> None:
     run.headings.append("retry")
 
 
+@spoilt("the_index_says_what_has_become_of_it")
+def a_run_that_is_purged_and_found(run: Run) -> None:
+    run.writes.append(Write(999, 0, "run", {"purged": "1"}))
+
+
+@spoilt("the_outcome_is_written_once")
+def a_run_that_is_purged_and_begins_again(run: Run) -> None:
+    run.writes.append(Write(999, 0, "run", {"purged": "1"}))
+    run.headings.clear()
+    run.writes += [replace(write, number=1000 + number) for number, write in enumerate(run.writes[:-1])]
+
+
 @pytest.mark.parametrize(("spoil", "noticed"), SPOILT)
 def test_what_contradicts_an_invariant_is_noticed(spoil: Spoil, noticed: set[str]) -> None:
     run = flawless(saga_program())

@@ -10,7 +10,7 @@ import redis
 from celery import Celery, signals
 from celery.worker import state as worker_state
 
-from celery_durable import DurableTask, TaskCancelled, cancel
+from celery_durable import DurableTask, TaskCancelled, TerminalError, cancel
 from celery_durable.app.store import Store, store_of
 from celery_durable.delivery.message import HEADER
 from celery_durable.interrupts import Fenced
@@ -344,6 +344,36 @@ def test_a_revoked_run_is_told_by_a_worker_that_knows_of_the_revocation(
     assert app.AsyncResult(task_id).state == "REVOKED"
     assert redis_client.hget(store.keys(task_id).run, "delivered") == "1"
     assert ids(store, "shop.sleeps") == []
+
+
+@pytest.mark.parametrize("status", ["failed", "failed, untold", "none"])
+def test_a_retry_of_a_revoked_id_is_thrown_away_and_the_run_stays_failed(
+    app: Celery,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    status: str,
+) -> None:
+    def fails(self: Any) -> None:
+        self.ctx.run("charge", lambda: 1)
+        raise TerminalError("declined")
+
+    task, task_id = task_of(app, fails), new_id()
+    if status != "none":
+        assert execute(task, task_id=task_id) == "FAILURE"
+    if status == "failed, untold":
+        redis_client.hdel(store_of(app).keys(task_id).run, "delivered")
+
+    eventer = Mock()
+    request = request_of(task, task_id, eventer=eventer)
+    monkeypatch.setattr("celery.worker.request.revoked_tasks", {task_id})
+    assert request.revoked()
+
+    stays = status == "failed"
+    assert app.AsyncResult(task_id).state == ("FAILURE" if stays else "REVOKED")
+    assert eventer.send.call_args.args == ("task-revoked",)
+    assert eventer.send.call_args.kwargs.get("state") == ("FAILURE" if stays else None)
+    assert (f"durable restart {task_id}" in caplog.text) == stays
 
 
 @pytest.mark.parametrize(("has_it", "state", "status"), [(True, "FAILURE", "failed"), (False, "PENDING", "running")])
