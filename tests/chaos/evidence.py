@@ -138,7 +138,7 @@ class Run:
 
     def lost_its_journal(self, number: int) -> bool:
         """Tell whether the journal was away when this attempt was cut short."""
-        [attempt] = [attempt for attempt in self.attempts if attempt.number == number]
+        attempt = next(attempt for attempt in self.attempts if attempt.number == number)
         began, until = attempt.lines[0].at, attempt.lines[-1].at
         silences = (fault for fault in self.faults if fault.silences)
         return attempt.cut_short and any(fault.began <= until + 1 and fault.ended >= began for fault in silences)
