@@ -135,7 +135,7 @@ class Run:
 
 # -- what records are made of ------------------------------------------------------------------------------------------
 
-LONGEST_PREVIEW = 200
+_LONGEST_PREVIEW = 200
 _LONGEST_ERROR = 500
 
 
@@ -180,7 +180,7 @@ def preview_of(text: str, written_by: str = "") -> str:
 
     Such are serializers and compressions.
     """
-    return f"<{written_by}, {len(text)} characters>" if written_by else cut(text, LONGEST_PREVIEW)
+    return f"<{written_by}, {len(text)} characters>" if written_by else cut(text, _LONGEST_PREVIEW)
 
 
 def number_of_runs(number: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from celery_durable.records import LONGEST_PREVIEW, error_line, preview_of
+from celery_durable.records import error_line, preview_of
 
 from .settings import Redact
 
@@ -37,7 +37,7 @@ class Redaction(NamedTuple):
     def preview(self, name: str, text: str, metadata: Mapping[str, Any]) -> str:
         """What is shown of the value of the step *name*, which is recorded as *text* with this *metadata*."""
         if not metadata and self.redact is None:
-            return text if len(text) <= LONGEST_PREVIEW else preview_of(text)  # most are short
+            return preview_of(text)
         compressed_by = metadata.get("compression", "").rpartition("/")[2].removeprefix("x-")
         written_by = metadata.get("serializer") or compressed_by
         redact = self.redact

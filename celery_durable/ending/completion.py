@@ -47,8 +47,7 @@ from celery_durable.invocation.ends import (
 )
 from celery_durable.invocation.invocation import Invocation
 from celery_durable.invocation.session import RunSession
-from celery_durable.journal.headings import REPLACED
-from celery_durable.journal.layout import Status
+from celery_durable.journal.layout import REPLACED, Status
 from celery_durable.seams.celery import EXIT_BY_SIGTERM, says_replaced
 from celery_durable.steps.attempt import Attempt
 from celery_durable.steps.failures import NOT_A_FAILURE

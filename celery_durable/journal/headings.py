@@ -10,15 +10,6 @@ ENDED_HEADINGS = tuple(sorted(Status.ENDED))
 HEADINGS = (*LIVE_HEADINGS, *ENDED_HEADINGS)
 
 
-REPLACED = "replaced"
-"""The field that says that another task has the id of an ended run."""
-
-
-def is_at_work(fields: Fields) -> bool:
-    """Whether somebody may do the work of the run: it is live, or the task that has replaced it has yet to begin."""
-    return fields.get(b"status", b"").decode() in Status.LIVE or REPLACED.encode() in fields
-
-
 def heading_of(fields: Fields) -> str:
     """Where the run belongs in the index."""
     status = fields[b"status"].decode()

@@ -78,6 +78,20 @@ class Status:
     ENDED = frozenset({SUCCEEDED, FAILED, REVOKED, IGNORED})
 
 
+REPLACED = "replaced"
+"""The field of an ended run whose id another task has (``Task.replace``)."""
+
+
+def is_replaced(fields: Fields) -> bool:
+    """Whether another task has its id. That one may be at its work, or may have yet to begin."""
+    return REPLACED.encode() in fields
+
+
+def is_at_work(fields: Fields) -> bool:
+    """Whether somebody may do the work of the run."""
+    return fields.get(b"status", b"").decode() in Status.LIVE or is_replaced(fields)
+
+
 class Wait:
     """What a suspended run waits for."""
 

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 from celery_durable.journal.actions import kin_of
-from celery_durable.journal.headings import REPLACED, is_at_work
-from celery_durable.journal.layout import Fields, Status
+from celery_durable.journal.layout import REPLACED, Fields, Status, is_at_work
 
 from .client.fence import new_fence
 from .client.pool import SHORT_TIMEOUT

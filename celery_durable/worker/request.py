@@ -149,30 +149,36 @@ class DurableRequest(OpenRequest):
     def announce_revoked(self, reason: str, *, terminated: bool, signum: Any, expired: bool) -> None:
         ended = self._terminate_run(Status.REVOKED, TaskRevokedError(reason))
         self._ended_by_revoke = bool(ended)
-        if ended is False:
-            self._end_before = self._ask_journal(self._told_end, "it is not known how it has ended") or ""
-        if self._end_before:
-            # This message is a Retry, or a copy. Celery throws it away, and the run stays as it is.
-            backend.suppressed_run.set(self.id)
-            logger.warning(
-                "task %s: somebody has revoked its id, so its message is thrown away; it stays %s. To do its work "
-                "again, restart it: celery -A <app> durable restart %s", self.id, self._end_before, self.id,
-            )  # fmt: skip
+        status, delivered, fence = self._earlier_end() if ended is False else ("", "", "")
+        if delivered and status in (Status.SUCCEEDED, Status.FAILED):
+            self._keep_state(backend.STATES_OF_ENDED[status])
         super().announce_revoked(reason, terminated=terminated, signum=signum, expired=expired)
-        if ended is False:
-            self._ask_journal(self._deliver_revocation, "its journal could not be told that its revocation is known")
-
-    def _told_end(self, runs: StoredRuns) -> str:
-        """Celery's state of a run that has ended in another way, and whose caller knows that; else an empty text."""
-        status, delivered = runs.facts(self.id, "status", "delivered")
-        return backend.STATES_OF_ENDED[status] if delivered and status in (Status.SUCCEEDED, Status.FAILED) else ""
-
-    def _deliver_revocation(self, runs: StoredRuns) -> None:
-        """The worker that has ended the run by a revocation was lost before it could tell anybody. That is done now."""
-        status, delivered, fence = runs.facts(self.id, "status", "delivered", "fence")
         if status == Status.REVOKED and not delivered:
-            keep = self.task.durable_settings.failure_retention  # type: ignore[attr-defined]
-            runs.deliver(self.id, fence, keep)
+            self._deliver_revocation(fence)
+
+    def _earlier_end(self) -> tuple[str, ...]:
+        """The status of a run that has ended before, whether its caller knows that, and the fence; else empty texts."""
+        known = self._ask_journal(
+            lambda runs: runs.facts(self.id, "status", "delivered", "fence"), "it is not known how it has ended"
+        )
+        return known or ("", "", "")
+
+    def _keep_state(self, state: str) -> None:
+        """Celery throws this message away: a Retry, or a copy. Its caller and monitors keep the state of the run."""
+        self._end_before = state
+        backend.suppressed_run.set(self.id)
+        logger.warning(
+            "task %s: somebody has revoked its id, so its message is thrown away; it stays %s. To do its work again, "
+            "restart it: celery -A <app> durable restart %s", self.id, state, self.id,
+        )  # fmt: skip
+
+    def _deliver_revocation(self, fence: str) -> None:
+        """The worker that has ended the run by a revocation was lost before it could tell anybody. That is done now."""
+        keep = self.task.durable_settings.failure_retention  # type: ignore[attr-defined]
+        self._ask_journal(
+            lambda runs: runs.deliver(self.id, fence, keep),
+            "its journal could not be told that its revocation is known",
+        )
 
     def maybe_expire(self) -> Literal[True] | None:
         """``expires`` holds until the first attempt begins."""

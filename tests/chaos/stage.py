@@ -215,13 +215,14 @@ class Stage:
         if not self.journal.running:
             return None
         ended = sorted(self.ended(self._letters.keys() - self._purged))
-        run = rng.choice(ended) if ended else None
+        if not ended:
+            return None
+        run = rng.choice(ended)
         try:
-            if run is not None:
-                self._operator.purge(run)
-                self._purged.add(run)
+            self._operator.purge(run)
         except DurableError:  # its outcome is not delivered yet
             return None
+        self._purged.add(run)
         return run
 
     def waiting(self) -> list[Message]:

@@ -13,8 +13,8 @@ from celery_durable.delivery.call import Call
 from celery_durable.delivery.message import BROKER_ERRORS
 from celery_durable.exceptions import DurableError, RunNotRestartableError
 from celery_durable.journal.actions import ancestors_of, descent, newest_restart, restarts_of
-from celery_durable.journal.headings import REPLACED, heading_of
-from celery_durable.journal.layout import UNBRANCHED, Fields, Status, Wait, new_seed
+from celery_durable.journal.headings import heading_of
+from celery_durable.journal.layout import UNBRANCHED, Fields, Status, Wait, is_replaced, new_seed
 from celery_durable.journal.restarting import before_step
 from celery_durable.journal.run_id import checked_id, no_journal
 
@@ -22,6 +22,12 @@ logger = logging.getLogger("celery_durable")
 
 _KEPT_UNBEGUN = 24 * 3600.0
 """Seconds for which a restart is kept that has broken off before its run could begin."""
+
+# A plain task leaves no word of its end.
+_IS_REPLACED = (
+    "was replaced by another task (Task.replace), which has its id now: if that is durable, wait until it has ended, "
+    "else send the task under a new id"
+)
 
 _OF_EVERY_RUN = (b"task", b"fingerprint", b"nesting", b"changed")
 """The fields that belong to the call: a message is compared with them."""
@@ -100,8 +106,8 @@ def check_not_restarted(store: Store, task_id: str, fields: Fields, refusal: typ
         return
     other, known = relative
     said = "was restarted as" if other in restarts_of(fields) else "does the same work as"
-    if REPLACED.encode() in known:
-        how = "was replaced by a task (Task.replace) that has not begun: wait for it"
+    if is_replaced(known):
+        how = _IS_REPLACED
     elif known.get(b"waits") == Wait.PAUSE.encode():
         how = "is paused: retry it, or cancel it first"
     else:
@@ -121,18 +127,11 @@ def _uproot(store: Store, task_id: str) -> None:
 
 
 def _check_ended(task_id: str, fields: Fields) -> None:
-    """Refuse what may be at work.
-
-    A plain task that has replaced a durable one leaves no word of its end. So nobody knows when that is over.
-    """
     status = fields.get(b"status", b"").decode()
     if not status:
         raise RunNotRestartableError(f"{no_journal(task_id)}; send it under a new id")
-    if REPLACED.encode() in fields:
-        raise RunNotRestartableError(
-            f"task {task_id} was replaced by another task (Task.replace), which has its id now: if that is durable, "
-            f"restart it when it has ended, else send the task under a new id"
-        )
+    if is_replaced(fields):
+        raise RunNotRestartableError(f"task {task_id} {_IS_REPLACED}")
     if status not in Status.ENDED:
         raise RunNotRestartableError(
             f"task {task_id} has not ended, it is {state_of(heading_of(fields))}: cancel it first, so that nothing is "
