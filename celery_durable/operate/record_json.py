@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from datetime import datetime
 from math import isfinite
 from typing import Any
@@ -23,7 +23,7 @@ def record_json(record: Any) -> str:
 
 def _with_texts(value: Any) -> Any:
     if is_dataclass(value):
-        value = vars(value)
+        value = _attributes(value)
     if isinstance(value, Mapping):
         return {str(key): _with_texts(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -35,5 +35,9 @@ def _with_texts(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
-        return vars(value)
+        return _attributes(value)
     return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _attributes(record: Any) -> dict[str, Any]:
+    return {one.name: getattr(record, one.name) for one in fields(record)}

@@ -21,7 +21,7 @@ from celery_durable.happenings import Happening
 from celery_durable.interrupts import Interrupt
 from celery_durable.journal.entries import Entry, done_entry
 from celery_durable.journal.layout import Kind, State
-from celery_durable.records import StepRecord, made, moment
+from celery_durable.records import StepRecord, made
 from celery_durable.values import codec, declared_types
 from celery_durable.values.failure import shown
 
@@ -202,10 +202,9 @@ class Step:
     ) -> StepRecord:
         """What observers are shown of it, as its entry says it."""
         preview = "" if value is None else self.attempt.redaction.preview(self.name, value.text, value.metadata)
-        first = None if self.first is None else moment(self.first)
         return made(
             StepRecord, kind=Kind.STEP, name=self.name, place=self.position, state=state, executions=self.executions,
-            first=first, at=moment(at), ms=ms, error=error, preview=preview,
+            first_ms=self.first, at_ms=at, ms=ms, error=error, preview=preview,
         )  # fmt: skip
 
     def tell(self, happening: str, shown: StepRecord) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import pickle
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import FrozenInstanceError, asdict, fields, replace
+from datetime import timezone
 from math import inf
 from typing import Any
 from unittest.mock import Mock
@@ -25,6 +28,7 @@ from celery_durable.happenings import Happening
 from celery_durable.interrupts import FailAttempt, RetryStep
 from celery_durable.journal.memory import MemoryJournal
 from celery_durable.journal.port import Delivery, Opened
+from celery_durable.operate.record_json import record_json
 from celery_durable.records import StepRecord
 from celery_durable.signals import (
     run_failed,
@@ -143,7 +147,6 @@ def test_a_step_that_succeeds_is_told_of_once_with_its_records(run: Run) -> None
     assert (charged["sender"], charged["signal"]) == ("shop.checkout", step_succeeded)
     step = charged["step"]
     assert (step.kind, step.name, step.place, step.state, step.executions) == ("step", "charge", "1", "done", 1)
-    assert vars(step).keys() == {attribute.name for attribute in fields(StepRecord)}
     entry = run.entry("step:1")
     assert (round(step.at.timestamp() * 1000), step.ms) == (entry["at"], entry["ms"])
     assert (step.preview, step.error, step.first) == ('{"id":"ch_1"}', "", None)
@@ -154,6 +157,24 @@ def test_a_step_that_succeeds_is_told_of_once_with_its_records(run: Run) -> None
     assert (told.ended, told.steps, told.actions, [attempt.number for attempt in told.attempts]) == (None, (), (), [1])
     assert shipped["run"] is told
     assert shipped["step"].place == "2"
+
+
+def test_the_record_of_a_step_is_one_like_any_other(run: Run) -> None:
+    with receiver(step_succeeded) as heard:
+        run.attempt().run("pay", Action(1), RunOptions(max_attempts=2))
+    step = heard.call_args.kwargs["step"]
+
+    def by_its_constructor() -> StepRecord:
+        return StepRecord(**{one.name: getattr(step, one.name) for one in fields(StepRecord)})
+
+    # Before anybody looks at its times.
+    pickled, as_json = pickle.loads(pickle.dumps(step)), json.loads(record_json(step))  # noqa: S301
+    assert by_its_constructor() == replace(step) == StepRecord(**asdict(step)) == pickled == step
+    assert as_json == json.loads(record_json(by_its_constructor()))
+    assert (repr(step), hash(step)) == (repr(by_its_constructor()), hash(by_its_constructor()))
+    assert step.first.tzinfo is step.at.tzinfo is timezone.utc
+    with pytest.raises(FrozenInstanceError):
+        step.at = None
 
 
 def test_it_is_recorded_before_it_is_told_of(run: Run) -> None:
