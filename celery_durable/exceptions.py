@@ -249,7 +249,7 @@ class JournalUnavailableError(DurableError):
 
 
 class RunNotFound(DurableError, LookupError):
-    """There is no journal of this run: it has not begun, never used its context, or its retention is over."""
+    """There is no journal of this run: it has not begun, is not durable, or its journal has expired or was purged."""
 
 
 class RunNotWakeableError(DurableError):

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from celery_durable.exceptions import DurableError, JournalUnavailableError
+from celery_durable.operate.done import DONE, done, refused
 from celery_durable.operate.states import allowing
 from celery_durable.records import number_of_runs
 
@@ -23,8 +24,8 @@ from .options import as_json, by, filtered, one_id
 from .printable import one_line
 
 
-def _command(name: str, done: str, help_text: str) -> click.Command:
-    """A command that does with runs what the method *name* of ``Runs`` does; *done* says that in the past tense."""
+def _command(name: str, help_text: str) -> click.Command:
+    """A command that does with runs what the method *name* of ``Runs`` does."""
 
     @click.command(name=name, help=help_text)
     @click.argument("ids", metavar="[ID]...", nargs=-1, shell_complete=completion.ids(*allowing(name)))
@@ -43,14 +44,12 @@ def _command(name: str, done: str, help_text: str) -> click.Command:
             runs = runs_of(ctx)
             found = {} if ids else {run.id: run.state for run in _all(runs, given)}
             if not (len(ids) == 1 or (yes and (ids or found))):
-                _say_how_many(name, done, ids or found, runs.states(ids) if ids else found, as_json=as_json)
+                _say_how_many(name, ids or found, runs.states(ids) if ids else found, as_json=as_json)
                 return
-
-            def act(task_id: str) -> tuple[str, dict[str, str]]:
-                note = getattr(runs, name)(task_id, by=by)
-                return f"{done}: {note}" if note else done, {}
-
-            all_done = [carry_out(name, task_id, partial(act, task_id), as_json=as_json) for task_id in ids or found]
+            verb = getattr(runs, name)
+            all_done = [
+                carry_out(name, task_id, partial(verb, task_id, by=by), as_json=as_json) for task_id in ids or found
+            ]
         if not all(all_done):
             ctx.exit(1)
 
@@ -68,73 +67,78 @@ def _all(runs: Any, given: dict[str, Any]) -> Iterator[Any]:
             return
 
 
-def _say_how_many(name: str, done: str, ids: Collection[str], state_of: Mapping[str, str], *, as_json: bool) -> None:
+def _say_how_many(name: str, ids: Collection[str], state_of: Mapping[str, str], *, as_json: bool) -> None:
     """Say how many runs are meant, and with how many of them it can be done as they stand."""
     states = Counter(state_of.values())
     allowed = sum(states[state] for state in allowing(name))
+    unknown = [task_id for task_id in ids if task_id not in state_of]
     if as_json:
-        counted = {"what": name, "runs": len(ids), "states": states, "allowed": allowed, "done": False}
-        click.echo(json.dumps(counted))
-    elif ids:
-        by_state = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
-        found = number_of_runs(len(ids)) + (f" ({by_state})" if states else "")
-        some = "" if allowed == len(ids) else f", {allowed} of them in a state that allows it"
-        click.echo(f"{found}{some}; nothing is done: say --yes, and they are {done}")
-    else:
+        counted = {"what": name, "runs": len(ids), "states": states, "unknown": unknown, "allowed": allowed}
+        click.echo(json.dumps({**counted, "done": False}))
+        return
+    if not ids:
         click.echo("no run matches; nothing is done")
+        return
+    by_state = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
+    said = number_of_runs(len(ids)) + (f" ({by_state})" if states else "")
+    if unknown:
+        said += f", no journal of {', '.join(unknown)}"
+    if allowed < len(ids):
+        said += f", {allowed} in a state that allows it"
+    click.echo(one_line(f"{said}; nothing is done: say --yes, and they are {DONE[name]}"))
 
 
-def carry_out(what: str, task_id: str, act: Callable[[], tuple[str, dict[str, str]]], *, as_json: bool) -> bool:
+def carry_out(what: str, task_id: str | None, act: Callable[[], Any], *, as_json: bool) -> bool:
     """Do something with one run, and say what has come of it. Returns whether it was done.
 
-    *act* does it. It returns how that is said, and further facts of the JSON document.
+    *act* does it. None instead of an id: the run is not known, so *act* refuses.
 
     Raises:
-        JournalUnavailableError: Redis does not answer.
+        JournalUnavailableError: Redis does not answer. Nor could it be done with the next run.
         ClickException: the broker cannot be reached.
     """
     from celery_durable.delivery.message import BROKER_ERRORS
 
-    facts: dict[str, str] = {}
+    outage: Exception | None = None
     try:
-        (said, facts), is_done = act(), True
-    except JournalUnavailableError:
-        raise  # nor could it be done with the next run
+        document = done(what, task_id or "", act())
+    except JournalUnavailableError as error:
+        document, outage = refused(what, task_id, str(error)), error
     except DurableError as error:
-        said, is_done = str(error), False
+        document = refused(what, task_id, str(error))
     except BROKER_ERRORS as error:
-        said = f"task {one_line(task_id)}: nothing was sent, the broker cannot be reached: {error}"
-        raise click.ClickException(said) from error
+        why = f"task {one_line(task_id or '')}: nothing was sent, the broker cannot be reached: {error}"
+        document, outage = refused(what, task_id, why), click.ClickException(why)
     if as_json:
-        click.echo(json.dumps({"id": task_id, "what": what, "done": is_done, "said": said, **facts}))
-    elif is_done:
-        click.echo(one_line(f"task {task_id}: {said}"))
-    else:
-        click.echo(one_line(f"Error: {said}"), err=True)
-    return is_done
+        click.echo(json.dumps(document))
+    elif document["done"]:
+        click.echo(one_line(f"task {task_id}: {document['said']}"))
+    elif outage is None:
+        click.echo(one_line(f"Error: {document['said']}"), err=True)
+    if outage is not None:
+        raise outage
+    return bool(document["done"])
 
 
 @click.command()
 @one_id(*allowing("restart"))
-@click.option("--from", "from_step", metavar="STEP", help="Run again from this step: its name, or its place.")
+@click.option(
+    "--from", "from_step", metavar="STEP", shell_complete=completion.steps,
+    help="Run again from this step: its name, or its place.",
+)  # fmt: skip
 @by
 @as_json
 @click.pass_context
 def restart(ctx: Any, /, *, task_id: str, from_step: str | None, by: str, as_json: bool) -> None:
     """Begin a new run with the call of a run that has ended: from its beginning, or from a step."""
     with refusals():
-        runs = runs_of(ctx)
-
-        def act() -> tuple[str, dict[str, str]]:
-            new = runs.restart(task_id, from_step=from_step, by=by)
-            return f"restarted as {new}", {"new_id": new}
-
-        is_done = carry_out("restart", task_id, act, as_json=as_json)
+        begin = partial(runs_of(ctx).restart, task_id, from_step=from_step, by=by)
+        is_done = carry_out("restart", task_id, begin, as_json=as_json)
     if not is_done:
         ctx.exit(1)
 
 
-retry = _command("retry", "retried", "Send failed or paused runs again. They go on from their journals.")
-cancel = _command("cancel", "told to end", "Cancel live runs: their code is told, and can compensate.")
-wake = _command("wake", "woken", "End the waits of runs now: a sleep, or the time until a retry.")
-purge = _command("purge", "purged", "Delete the journals of runs that have ended.")
+retry = _command("retry", "Send failed or paused runs again. They go on from their journals.")
+cancel = _command("cancel", "Cancel live runs: their code is told, and can compensate.")
+wake = _command("wake", "End the waits of runs now: a sleep, or the time until a retry.")
+purge = _command("purge", "Delete the journals of runs that have ended.")

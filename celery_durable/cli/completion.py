@@ -1,4 +1,4 @@
-"""What a shell completes: states, tasks, and the ids of the newest runs.
+"""What a shell completes: states, tasks, the ids of the newest runs, and the steps of a run.
 
 A person waits for it with a half-written line. So what goes wrong, or takes long, completes nothing.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from threading import Thread
@@ -50,6 +52,34 @@ def ids(*of_states: str) -> Completion:
         ]
 
     return complete
+
+
+def steps(ctx: Any, _param: Any, incomplete: str) -> list[Any]:
+    """The steps and waits of the run that the line names. One whose name a shell would split is named by its place."""
+    from click.shell_completion import CompletionItem
+
+    # An option without its value is an error, so click has not come as far as to the arguments.
+    app, task_id = _app_of(ctx), ctx.params.get("task_id") or next(iter(ctx.args), None)
+    found = _within(_LONGEST, lambda: _steps_of(app, task_id)) if app is not None and task_id else []
+    named = Counter(step.name for step in found)
+    offered = {step.name if _is_one_word(step.name) and named[step.name] == 1 else step.place: step for step in found}
+    return [
+        CompletionItem(word, help=f"{step.place} {step.name} {step.state}")
+        for word, step in offered.items()
+        if word.startswith(incomplete)
+    ]
+
+
+def _is_one_word(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+", name) is not None
+
+
+def _steps_of(app: Any, task_id: str) -> list[Any]:
+    from celery_durable.app.store import be_patient
+    from celery_durable.operate.runs import Runs
+
+    be_patient(app, _LONGEST)
+    return list(Runs(app).get(task_id).steps)
 
 
 def _newest(app: Any, of_states: tuple[str, ...]) -> list[Any]:

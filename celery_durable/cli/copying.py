@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import click
@@ -38,13 +39,8 @@ def import_(ctx: Any, /, *, file: Any, by: str, as_json: bool) -> None:
         try:
             document = json.load(file)
         except (ValueError, RecursionError) as error:
-            raise RunNotImportableError(f"{file.name} is no JSON document: {error}") from error
-
-        def act() -> tuple[str, dict[str, str]]:
-            runs.import_(document, by=by)
-            return "imported", {}
-
+            raise RunNotImportableError(f"{file.name} cannot be read as JSON: {error}") from error
         task_id = document.get("id") if isinstance(document, dict) else None
-        is_done = carry_out("import", str(task_id), act, as_json=as_json)
+        is_done = carry_out("import", task_id, partial(runs.import_, document, by=by), as_json=as_json)
     if not is_done:
         ctx.exit(1)

@@ -17,15 +17,16 @@ from .options import as_json
 @click.pass_context
 def doctor(ctx: Any, /, *, as_json: bool) -> None:
     """Examine Redis, the index and the runs, and say what to do. The exit code is 1 if a person has to do something."""
-    from celery_durable.operate.examination import Level, examine
+    from celery_durable.operate.examination import REDIS, Level, examine
 
     from .output import print_json
     from .reports import print_findings
 
     with refusals():
         app = loaded_app(ctx)
-        of_runs = list(examine(app))  # it is first, because it says at once if Redis is away
-        findings = [*_of_the_start(app), *of_runs]
+        findings = list(examine(app))
+        if findings[0].check != REDIS:
+            findings = [*_of_the_start(app), *findings]
     print_json(findings) if as_json else print_findings(findings)
     if any(finding.level == Level.PROBLEM for finding in findings):
         ctx.exit(1)

@@ -15,9 +15,6 @@ from .output import console
 from .printable import one_line
 from .runs import view_of, what_of
 
-_LINES_BESIDE_STEPS = 20
-"""What a terminal shows besides the steps of a run."""
-
 
 def print_changes(changes: Iterable[Run]) -> None:
     """Show a run, and show it again whenever it has changed."""
@@ -36,8 +33,7 @@ def _print_tables(out: Console, changes: Iterable[Run]) -> None:
     with Live(console=out, auto_refresh=False) as live:
         for run in changes:
             is_over = run.ended is not None
-            steps = None if is_over else max(3, out.height - _LINES_BESIDE_STEPS)
-            live.update(view_of(run, most_steps=steps), refresh=True)
+            live.update(view_of(run, out.width, None if is_over else out.height), refresh=True)
 
 
 def lines_between(before: Run | None, run: Run) -> Iterator[str]:

@@ -21,5 +21,8 @@ def flower(ctx: Any, /, *, options: tuple[str, ...]) -> None:
     except ImportError as error:
         raise click.ClickException(f"Flower cannot be used: {error}; pip install 'celery-durable[flower]'") from error
     # Flower looks for the options of Celery in the context above its own.
-    with plain.make_context("flower", list(options), parent=ctx.find_root()) as its_own:
-        plain.invoke(its_own)
+    with plain.make_context("durable flower", list(options), parent=ctx.find_root()) as its_own:
+        try:
+            plain.invoke(its_own)
+        except OSError as error:  # its port is in use, say
+            raise click.ClickException(f"Flower cannot start: {error}") from error

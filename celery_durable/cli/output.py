@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from datetime import datetime, tzinfo
-from typing import Any
+from typing import Any, Literal
 
 import click
 from rich.console import Console
@@ -34,9 +35,10 @@ def print_json(records: Iterable[Any]) -> None:
 
 def console() -> Console:
     """Where tables are printed: the terminal with its width; without one, lines of 160 columns without colours."""
-    no_color = True if click.get_current_context().obj.no_color else None  # None: the environment says it
-    made = Console(highlight=False, no_color=no_color)
-    return made if made.is_terminal else Console(highlight=False, no_color=no_color, width=_WIDTH_WITHOUT_TERMINAL)
+    is_plain = click.get_current_context().obj.no_color or bool(os.environ.get("NO_COLOR"))
+    system: Literal["auto"] | None = None if is_plain else "auto"  # None: bold and dim letters are off, too
+    made = Console(highlight=False, color_system=system)
+    return made if made.is_terminal else Console(highlight=False, color_system=system, width=_WIDTH_WITHOUT_TERMINAL)
 
 
 def table(*columns: str) -> Table:

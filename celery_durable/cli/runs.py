@@ -15,7 +15,12 @@ from celery_durable.records import AttemptRecord, Run, StepRecord, arguments_of,
 from .output import coloured, console, local_time, shown, table, time_cell
 
 _WIDE = 120
-"""On narrower terminals, what there is to say of a run stands below its id."""
+"""On narrower terminals, the last columns of a table stand below the first ones."""
+_WIDTH_OF_TIME = 19
+_LINES_BESIDE_STEPS = 20
+_LINES_OF_NARROW_STEP = 4
+_FEW = 3
+"""So many attempts, and so many steps at least, are shown of a run that must fit its terminal."""
 _LENGTH_OF_ID = 36
 _LONGEST_TEXT = 200
 
@@ -24,7 +29,7 @@ def print_runs(page: Page, counts: Mapping[str, int]) -> None:
     """A table of runs, and how many there are in each state."""
     out = console()
     if page:
-        out.print(_table_of(page) if out.width >= _WIDE else _narrow_table_of(page))
+        out.print(_table_of(page) if out.width >= _WIDE else _narrow_table_of(page, out.width))
     else:
         out.print("no run matches")
     by_state = ", ".join(f"{state} {number}" for state, number in counts.items())
@@ -42,14 +47,19 @@ def _table_of(page: Page) -> Table:
     return made
 
 
-def _narrow_table_of(page: Page) -> Table:
-    made = table("id", "task", "state", "created")
+def _narrow_table_of(page: Page, width: int) -> Table:
+    made = table("id", "state", "created")
     made.columns[0].no_wrap = _have_usual_ids(page)
     for run in page:
-        below = fill(what_of(run), _LENGTH_OF_ID, max_lines=3, placeholder="...")
-        id_and_more = shown(f"{run.id}\n").append_text(shown(below, "dim"))
-        made.add_row(id_and_more, shown(run.task), coloured(run.state), time_cell(run.created))
+        said = f"{run.task}: {what}" if (what := what_of(run)) else run.task
+        made.add_row(_over(run.id, said, max(_LENGTH_OF_ID, width - 33)), coloured(run.state), time_cell(run.created))
     return made
+
+
+def _over(text: str, more: str, width: int) -> Text:
+    """A text, and more below it, in a column so wide."""
+    below = fill(more, max(1, width), max_lines=3, placeholder="...")
+    return shown(f"{text}\n").append_text(shown(below, "dim")) if below else shown(text)
 
 
 def _have_usual_ids(page: Page) -> bool:
@@ -58,14 +68,21 @@ def _have_usual_ids(page: Page) -> bool:
 
 def print_run(run: Run) -> None:
     """All that is known of a run."""
-    console().print(view_of(run))
+    out = console()
+    out.print(view_of(run, out.width))
 
 
-def view_of(run: Run, most_steps: int | None = None) -> Group:
-    """All that is known of a run; of its steps, so many of the last ones."""
-    tables: list[RenderableType] = [_facts(run), "", _attempts(run.attempts)]
-    if run.steps:
-        tables += ["", _steps(run.steps if most_steps is None else run.steps[-most_steps:])]
+def view_of(run: Run, width: int, height: int | None = None) -> Group:
+    """All that is known of a run, in so many columns. With a *height*, the last attempts and steps that fit in it."""
+    is_wide, attempts, steps = width >= _WIDE, run.attempts, run.steps
+    if height is not None:
+        room = (height - _LINES_BESIDE_STEPS) // (1 if is_wide else _LINES_OF_NARROW_STEP)
+        attempts, steps = attempts[-_FEW:], steps[-max(_FEW, room) :]
+    tables: list[RenderableType] = [_facts(run)]
+    if attempts:
+        tables += ["", _attempts(attempts) if is_wide else _narrow_attempts(attempts)]
+    if steps:
+        tables += ["", _steps(steps) if is_wide else _narrow_steps(steps, width)]
     if run.actions:
         actions = table("what", "by", "at")
         for action in run.actions:
@@ -111,15 +128,40 @@ def _attempts(attempts: Iterable[AttemptRecord]) -> Table:
     return made
 
 
+def _narrow_attempts(attempts: Iterable[AttemptRecord]) -> Table:
+    made = table("attempt", "began", "ended", "how", "executed", "replayed")
+    for one in attempts:
+        made.add_row(
+            str(one.number), _over(time_cell(one.began), one.worker, _WIDTH_OF_TIME),
+            _over(time_cell(one.ended), one.build, _WIDTH_OF_TIME), coloured(one.how), _number(one.executed),
+            _number(one.replayed),
+        )  # fmt: skip
+    return made
+
+
 def _steps(steps: Iterable[StepRecord]) -> Table:
     made = table("place", "step", "state", "executions", "at", "ms", "what")
     for step in steps:
-        name = step.name if step.kind == "step" else f"{step.kind} {step.name}"
         made.add_row(
-            shown(step.place), shown(name), coloured(step.state), str(step.executions), time_cell(step.at),
+            shown(step.place), shown(_title(step)), coloured(step.state), str(step.executions), time_cell(step.at),
             _number(step.ms), shown(step.error or step.preview),
         )  # fmt: skip
     return made
+
+
+def _narrow_steps(steps: Iterable[StepRecord], width: int) -> Table:
+    made = table("place", "step", "state", "executions", "at", "ms")
+    beside = 59
+    for step in steps:
+        made.add_row(
+            shown(step.place), _over(_title(step), step.error or step.preview, width - beside), coloured(step.state),
+            str(step.executions), time_cell(step.at), _number(step.ms),
+        )  # fmt: skip
+    return made
+
+
+def _title(step: StepRecord) -> str:
+    return step.name if step.kind == "step" else f"{step.kind} {step.name}"
 
 
 def _number(number: int | None) -> str:

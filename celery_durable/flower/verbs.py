@@ -7,29 +7,15 @@ from typing import Any, NamedTuple
 
 from celery_durable.exceptions import RunNotFound
 from celery_durable.journal.run_id import no_journal
+from celery_durable.operate.done import done
 from celery_durable.operate.runs import Runs
 from celery_durable.operate.states import verbs_of
 from celery_durable.records import Run
 
 from .asking import Refusal
 
-
-class Verb(NamedTuple):
-    """A method of :class:`Runs`, as the API has it."""
-
-    done: str
-    """What the page says afterwards."""
-    facts: tuple[str, ...] = ()
-    """What a request may say besides."""
-
-
-VERBS = {
-    "retry": Verb("It was sent again"),
-    "wake": Verb("Its wait is over"),
-    "restart": Verb("It was sent again as", ("from_step",)),
-    "cancel": Verb("It was told to end"),
-    "purge": Verb("Its journal is deleted"),
-}
+_FACTS: dict[str, tuple[str, ...]] = {"retry": (), "wake": (), "restart": ("from_step",), "cancel": (), "purge": ()}
+"""The methods of :class:`Runs` that the API has → what a request may say besides the run."""
 
 
 class Button(NamedTuple):
@@ -59,13 +45,11 @@ def carry_out(runs: Runs, name: str, task_id: str, by: str | None, facts: Mappin
         Refusal: no such verb, or the request says what the verb does not know.
         DurableError: the run does not allow it.
     """
-    verb = VERBS.get(name)
-    if verb is None:
-        raise Refusal(404, f"nobody can {name} a run; what there is: {', '.join(VERBS)}")
-    if unknown := sorted(facts.keys() - set(verb.facts)):
-        raise Refusal(400, f"{name} takes no {', '.join(unknown)}; what it takes: {', '.join(verb.facts) or 'nothing'}")
+    known = _FACTS.get(name)
+    if known is None:
+        raise Refusal(404, f"nobody can {name} a run; what there is: {', '.join(_FACTS)}")
+    if unknown := sorted(facts.keys() - set(known)):
+        raise Refusal(400, f"{name} takes no {', '.join(unknown)}; what it takes: {', '.join(known) or 'nothing'}")
     if not runs.states([task_id]):
         raise RunNotFound(no_journal(task_id))
-    answer = getattr(runs, name)(task_id, by=by, **facts)
-    said = f"{verb.done}: {answer}" if answer and name == "retry" else verb.done
-    return {"id": task_id, "what": name, "said": said} | ({"new_id": answer} if name == "restart" else {})
+    return done(name, task_id, getattr(runs, name)(task_id, by=by, **facts))

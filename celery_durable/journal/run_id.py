@@ -16,4 +16,7 @@ def checked_id(task_id: object, refusal: type[Exception]) -> str:
 
 def no_journal(task_id: str) -> str:
     """How it is told that a run has no journal."""
-    return f"task {task_id} has no journal: it has not begun, never used its context, or its retention is over"
+    return (
+        f"task {task_id} has no journal: is the id right? The task has not begun, is not durable, has never used its "
+        f"context, or its journal has expired or was purged"
+    )

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from celery_durable.app.store import store_of
+from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.records import number_of_runs
 from celery_durable.redis.index import Overdue
 from celery_durable.redis.survey import Examined, Flaw, Survey
 
+REDIS = "redis"
+"""The check whose only finding is that nothing else can be looked at."""
 _OVERDUE = 10.0
 """Seconds: workers look every second, and Redis and the broker may be away for a moment."""
 _MOST_IDS = 5
@@ -35,7 +38,7 @@ class Finding:
     """One result of an examination.
 
     Attributes:
-        check: what was looked at: ``start``, ``index``, ``overdue``, ``leases`` or ``memory``.
+        check: what was looked at: ``start``, ``redis``, ``index``, ``overdue``, ``leases`` or ``memory``.
         level: ``ok``; ``note``: good to know, nobody has to do anything; ``problem``: a person has to do something.
         found: what was found, as a sentence.
         advice: what to do; empty: nothing.
@@ -53,13 +56,16 @@ def examine(app: Any) -> Iterator[Finding]:
     """Examine the runs of an app.
 
     Raises:
-        JournalUnavailableError: Redis does not answer.
         JournalUnreadableError: a key of the index holds something else.
     """
     store = store_of(app)
-    examined = Survey(store.shards).examine()
+    try:
+        examined, overdue = Survey(store.shards).examine(), store.index.overdue(_OVERDUE)
+    except JournalUnavailableError as error:
+        yield Finding(REDIS, Level.PROBLEM, str(error), "bring Redis back, or set the URL that it has; then runs go on")
+        return
     yield from _of_index(examined)
-    yield _of_overdue_runs(store.index.overdue(_OVERDUE))
+    yield _of_overdue_runs(overdue)
     yield from _of_leases(examined.holders)
     yield _of_memory(examined.sizes)
 

@@ -202,7 +202,7 @@ def _sleeps_over(fields: Fields) -> float:
 
 
 def _step(place: str, entry: dict[str, Any], redaction: Redaction) -> StepRecord:
-    ended = entry.get("until", entry.get("at"))
+    ended = entry.get("at", entry.get("until"))  # a sleep that was cancelled has both
     return StepRecord(
         kind=entry.get("kind", Kind.SLEEP if "until" in entry else Kind.STEP),
         name=entry["name"],

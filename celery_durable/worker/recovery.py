@@ -41,7 +41,7 @@ _REMINDER = 60.0
 """Seconds after which a failure that goes on is logged again."""
 
 
-_REASONS = {Status.RUNNING: "its worker died", Status.SUSPENDED: "its wait has ended"}
+_REASONS = {Status.RUNNING: "its worker died", Status.SUSPENDED: "its wait is over"}
 _REASONS |= dict.fromkeys(Status.ENDED, "its outcome was not delivered")
 
 

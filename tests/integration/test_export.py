@@ -264,9 +264,10 @@ def test_the_shell_exports_to_a_file_and_imports_from_the_standard_input(
     ("arguments", "given", "code", "said"),
     [
         (("export", "nowhere"), "", 1, "task nowhere has no journal"),
-        (("import", "-"), "{", 1, "<stdin> is no JSON document"),
-        (("import", "-"), "[" * 100_000, 1, "<stdin> is no JSON document"),
+        (("import", "-"), "{", 1, "<stdin> cannot be read as JSON"),
+        (("import", "-"), "[" * 100_000, 1, "<stdin> cannot be read as JSON"),
         (("import", "-"), "[]", 1, "this is no export of a run"),
+        (("import", "-", "--json"), '{"format": 1}', 1, '{"id": null, "what": "import", "done": false, "said": "'),
         (("import", "no such file"), "", 2, "no such file"),
         (("restart", "nowhere"), "", 1, "task nowhere has no journal"),
         (("restart",), "", 2, "Missing argument 'ID'"),

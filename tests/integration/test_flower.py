@@ -312,7 +312,7 @@ def test_a_sleeper_is_woken_and_the_journal_says_by_whom(site: Site, garden: Gar
 
     answer = site.post("/api/durable/run/asleep/wake")
 
-    assert (answer.status_code, answer.json()) == (200, {"id": "asleep", "what": "wake", "said": "Its wait is over"})
+    assert (answer.status_code, answer.json()) == (200, {"id": "asleep", "what": "wake", "done": True, "said": "woken"})
     run = Runs(app).get("asleep")
     assert [(action.what, action.by) for action in run.actions] == [("wake", "ann")]
     assert run.until is not None

@@ -661,7 +661,7 @@ def test_a_run_whose_arguments_were_changed_is_restarted_with_the_newest(app: Ce
     ("status", "said"),
     [
         ("running", "has not ended, it is STARTED: cancel it first"),
-        (None, "has no journal: it has not begun, never used its context"),
+        (None, "has no journal: is the id right"),
     ],
 )
 def test_what_has_not_ended_is_not_restarted(

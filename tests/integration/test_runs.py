@@ -173,7 +173,7 @@ def test_the_arguments_of_another_serializer_are_left_out(app: Celery, runs: Run
 
 
 def test_an_unknown_run_is_not_found(runs: Runs) -> None:
-    with pytest.raises(RunNotFound, match=r"^task nowhere has no journal: it has not begun"):
+    with pytest.raises(RunNotFound, match=r"^task nowhere has no journal: is the id right\? .* or was purged$"):
         runs.get("nowhere")
 
 
@@ -510,6 +510,11 @@ def test_who_has_cancelled_a_run_is_kept(app: Celery, runs: Runs) -> None:
     run = runs.get(task_id)
     assert run.state == "REVOKED"
     assert [(action.what, action.by) for action in run.actions] == [("cancel", "ann")]
+    assert run.ended is not None
+    sleep = run.steps[-1]
+    assert (sleep.kind, sleep.state) == ("sleep", "cancelled")
+    assert sleep.at is not None
+    assert sleep.at <= run.ended, "it is not the time when it would have ended"
 
 
 def test_a_failed_run_is_retried(app: Celery, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,9 @@ def test_a_filter_counts_first_and_acts_only_if_it_is_told_so(app: Celery, which
         "1 run (SUSPENDED 1); nothing is done: say --yes, and they are woken\n",
     )
     [document] = documents(shell(app, "wake", *which, "--json"))
-    assert document == {"what": "wake", "runs": 1, "states": {"SUSPENDED": 1}, "allowed": 1, "done": False}
+    assert document == {
+        "what": "wake", "runs": 1, "states": {"SUSPENDED": 1}, "unknown": [], "allowed": 1, "done": False,
+    }  # fmt: skip
     assert Runs(app).get(task_id).actions == ()
 
     [document] = documents(shell(app, "wake", *which, "--json", "--yes", "--by", "ann"))
@@ -152,12 +154,17 @@ def test_runs_that_a_command_will_refuse_are_counted_as_such(app: Celery) -> Non
 
     for which in (["--since", "2020-01-01"], ids):
         assert shell(app, "purge", *which).output == (
-            "3 runs (FAILURE 2, SUSPENDED 1), 2 of them in a state that allows it; "
+            "3 runs (FAILURE 2, SUSPENDED 1), 2 in a state that allows it; "
             "nothing is done: say --yes, and they are purged\n"
         )
+    assert shell(app, "purge", *ids[1:], "nowhere").output == (
+        "3 runs (FAILURE 2), no journal of nowhere, 2 in a state that allows it; "
+        "nothing is done: say --yes, and they are purged\n"
+    )
     [document] = documents(shell(app, "purge", *ids, "nowhere", "--json"))
     assert document == {
-        "what": "purge", "runs": 4, "states": {"FAILURE": 2, "SUSPENDED": 1}, "allowed": 2, "done": False,
+        "what": "purge", "runs": 4, "states": {"FAILURE": 2, "SUSPENDED": 1}, "unknown": ["nowhere"], "allowed": 2,
+        "done": False,
     }  # fmt: skip
 
 
@@ -329,7 +336,7 @@ def test_a_journal_that_is_something_else_hides_no_other_run(
         ["watch", "x"],
         ["retry", "x"],
         ["purge", "--state", "SUCCESS"],
-        ["doctor"],
+        ["recover"],
         ["versions"],
     ],
     ids=lambda arguments: arguments[0],
@@ -339,7 +346,19 @@ def test_without_redis_a_command_says_so(arguments: list[str], monkeypatch: pyte
 
     said = refusal(shell(app_for(f"redis://127.0.0.1:{free_port()}/0"), *arguments))
 
-    assert "did not take the journal within 0.05 s" in said
+    assert f"cannot be used (tried for {1 if arguments == ['recover'] else 0.05} s): ConnectionError: " in said
+
+
+def test_without_redis_the_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "_PATIENCE", 0.05)
+    app = app_for(f"redis://127.0.0.1:{free_port()}/0")
+
+    said, as_json = shell(app, "doctor"), shell(app, "doctor", "--json")
+
+    assert (said.exit_code, as_json.exit_code) == (1, 1)
+    assert all(word in said.output for word in ("problem", "redis", "cannot be used", "bring Redis back"))
+    finding = json.loads(as_json.output)
+    assert (finding["check"], finding["level"], finding["facts"]) == ("redis", "problem", {})
 
 
 def test_without_a_broker_a_retry_says_so(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,8 +408,11 @@ def test_a_command_does_not_try_each_run_where_none_can_be_reached(
 
     done = shell(app, "retry", *ids, "--yes", "--json")
 
-    [line] = done.output.splitlines()
+    [document, line] = done.output.splitlines()
+    assert json.loads(document) == {"id": ids[0], "what": "retry", "done": False, "said": line.removeprefix("Error: ")}
     assert (done.exit_code, line.startswith("Error: ")) == (1, True)
+    [line] = shell(app, "retry", *ids, "--yes").output.splitlines()
+    assert line.startswith("Error: ")
 
 
 def test_an_app_whose_tasks_do_not_import_is_told(redis_url: str) -> None:
@@ -774,7 +796,7 @@ def test_a_redis_that_hangs_is_given_up_as_soon_as_one_that_is_down(
         took = time.monotonic() - began
         server.thaw()
 
-    assert "did not take the journal within 0.5 s" in said
+    assert "cannot be used (tried for 0.5 s)" in said
     assert took < LONGEST_READ / 2
 
 
@@ -808,11 +830,23 @@ def test_the_shell_completes_verbs_states_tasks_and_ids(app_found: Celery) -> No
     assert completed("wake", asleep, "") == {asleep}
 
 
+def test_the_shell_completes_the_steps_of_a_run(app_found: Celery) -> None:
+    def steps_of_all_sorts(self: Any) -> None:
+        for name in ("charge", "label", "label", "tell the customer"):
+            self.ctx.run(name, str)
+
+    task_id = executed(app_found, steps_of_all_sorts)
+
+    assert completed("restart", task_id, "--from", "") == {"charge", "2", "3", "4"}
+    assert completed("restart", task_id, "--from", "ch") == {"charge"}
+    assert completed("restart", "nowhere", "--from", "") == completed("restart", "--from", "") == set()
+
+
 def test_without_redis_no_ids_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:
     app = app_for(f"redis://127.0.0.1:{free_port()}/0")
     monkeypatch.setattr(completion, "_app_of", lambda _ctx: app)
 
-    assert completed("show", "") == set()
+    assert completed("show", "") == completed("restart", "x", "--from", "") == set()
 
 
 @pytest.mark.parametrize("given", [{}, {"app": "tests.nowhere"}])
@@ -821,4 +855,4 @@ def test_without_an_app_nothing_is_completed(given: dict[str, str]) -> None:
     ctx.params = given
 
     assert completion.tasks(ctx, None, "") == []
-    assert completion.ids()(ctx, None, "") == []
+    assert completion.ids()(ctx, None, "") == completion.steps(ctx, None, "") == []

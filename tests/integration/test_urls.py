@@ -197,7 +197,7 @@ def test_what_is_no_redis_is_said_with_its_address(url: str, why: str) -> None:
     ):
         opened(store, new_id())
 
-    assert f"Redis at 127.0.0.1:{port} did not take the journal within 1 s: " in str(caught.value)
+    assert f"Redis at 127.0.0.1:{port} cannot be used (tried for 1 s): " in str(caught.value)
     assert why.format(port) in str(caught.value)
     assert PASSWORD not in str(caught.value)
 

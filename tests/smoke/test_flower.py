@@ -202,7 +202,7 @@ def test_an_ended_run_is_restarted_from_a_step(page: Page, flower: Flower, app: 
     page.goto(flower.url(f"/durable/run/{failed_run.id}"))
 
     click(page, "From this step")
-    expect(page.locator("#durable-said")).to_contain_text("It was sent again as")
+    expect(page.locator("#durable-said")).to_contain_text("Restarted as")
     page.locator("#durable-said a").click()
 
     expect(page.locator(".durable-facts")).to_contain_text(failed_run.id)
@@ -228,7 +228,7 @@ def test_no_click_is_lost_before_the_script_has_come(page: Page, flower: Flower,
         route.continue_()
 
     click(page, "Cancel")
-    expect(page.locator("#durable-said")).to_contain_text("It was told to end")
+    expect(page.locator("#durable-said")).to_contain_text("Told to end")
 
 
 def test_a_button_stays_closed_until_its_answer_has_come(page: Page, flower: Flower, garden: Garden) -> None:
@@ -251,7 +251,7 @@ def test_a_button_stays_closed_until_its_answer_has_come(page: Page, flower: Flo
     expect(page.get_by_role("button", name="Wake", exact=True)).to_be_disabled()
 
     on_their_way[0].continue_()
-    expect(page.locator("#durable-said")).to_contain_text("Its wait is over")
+    expect(page.locator("#durable-said")).to_contain_text("Woken")
 
 
 def test_the_keyboard_stays_on_its_button_when_there_is_news(page: Page, flower: Flower, garden: Garden) -> None:
@@ -402,7 +402,7 @@ def test_an_older_flower_has_the_same_pages(
     page.locator(f"a[href='/ops/durable/run/of-{path.name}']").click()
     reads(page, "SUSPENDED")
     click(page, "Cancel")
-    expect(page.locator("#durable-said")).to_contain_text("It was told to end")
+    expect(page.locator("#durable-said")).to_contain_text("Told to end")
 
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     context.close()

@@ -197,7 +197,7 @@ def test_an_own_retry_of_an_acknowledged_message_that_is_not_sent_is_left_to_the
 
     assert result.get(timeout=15) == 1, "one retry"
     wait_until_idle(durable)
-    assert logged(worker, result.id, "sent again, its wait has ended")
+    assert logged(worker, result.id, "sent again, its wait is over")
     assert journal(durable.redis, result.id)["status"] == "succeeded"
     assert effects.count("step", result.id) == 1
     assert effects.count("bodies", result.id) == 2

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from math import inf, nan
@@ -87,11 +88,23 @@ def test_a_table_fits_its_terminal(printed: Any, view: str, columns: int) -> Non
         assert {ID, f"{NOON.astimezone():%H:%M:%S}", "FAILURE"} <= cells
 
 
+def test_a_narrow_table_says_as_much_as_a_wide_one(printed: Any) -> None:
+    run = replace(FAILED, attempts=(ATTEMPT, replace(ATTEMPT, number=2, worker="a-host-with-a-long-name:35a855c0:1")))
+
+    wide, narrow = (printed(columns, print_run, run, no_color=True) for columns in (160, 80))
+
+    def letters(text: str) -> Counter[str]:
+        return Counter("".join(text.split()))
+
+    assert letters(narrow) - letters(wide) == Counter()
+    assert letters(wide) - letters(narrow) == letters("worker build what"), "their columns have no heads"
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_colours_are_for_terminals(printed: Any, view: str) -> None:
     assert "\x1b[" not in printed(None, *VIEWS[view])
     assert "\x1b[3" in printed(80, *VIEWS[view]) or view == "versions"
-    assert "\x1b[3" not in printed(80, *VIEWS[view], no_color=True)
+    assert "\x1b[" not in printed(80, *VIEWS[view], no_color=True)
 
 
 def test_a_text_of_a_user_is_no_command_for_the_terminal(printed: Any) -> None:
@@ -213,6 +226,19 @@ def test_flower_is_started_with_its_options_when_our_pages_are_in_it(monkeypatch
     started = CliRunner().invoke(durable, ["flower", "--port=5556", "--help-me"])
 
     assert (started.exit_code, done) == (0, ["installed", True, ("--port=5556", "--help-me")])
+
+
+def test_a_flower_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def plain() -> None:
+        raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr("flower.command.flower", plain)
+    monkeypatch.setattr("celery_durable.flower.install", lambda: None)
+
+    refused = CliRunner().invoke(durable, ["flower"])
+
+    assert (refused.exit_code, refused.output) == (1, "Error: Flower cannot start: [Errno 98] Address already in use\n")
 
 
 def test_without_flower_the_shell_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

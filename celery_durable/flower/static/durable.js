@@ -33,7 +33,7 @@
             return;
         }
         message.className = "alert alert-" + kind;
-        message.textContent = text;
+        message.textContent = text.charAt(0).toUpperCase() + text.slice(1);
         if (address) {
             link = document.createElement("a");
             link.href = address.href;
@@ -136,10 +136,14 @@
                     return;
                 }
                 done = JSON.parse(text);
-                say(done.said, "success", done.new_id && {
-                    href: root + "/run/" + encodeURIComponent(done.new_id),
-                    text: done.new_id
-                });
+                if (done.new_id) {
+                    say(done.said.slice(0, -done.new_id.length), "success", {
+                        href: root + "/run/" + encodeURIComponent(done.new_id),
+                        text: done.new_id
+                    });
+                } else {
+                    say(done.said, "success");
+                }
             });
         }).catch(function (error) {
             say("Flower does not answer: " + error.message, "danger");

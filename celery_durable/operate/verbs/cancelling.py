@@ -40,7 +40,7 @@ def cancel_run(app: Any, task_id: str, request: str = "", *, by: str | None = No
 
     status, ended = store_of(app).runs.cancel(checked_id(task_id, RunNotCancellableError), by, request)
     if status == Status.UNKNOWN:
-        raise RunNotCancellableError(f"{no_journal(task_id)}; to keep a task from beginning use app.control.revoke")
+        raise RunNotCancellableError(f"{no_journal(task_id)}. To keep a task from beginning, use app.control.revoke")
     if status not in Status.LIVE:
         at = datetime.fromtimestamp(ended / 1000, timezone.utc).isoformat(timespec="seconds")
         raise RunNotCancellableError(f"task {task_id} has ended already, at {at}: {state_of(status)}")

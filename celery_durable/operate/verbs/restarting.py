@@ -129,7 +129,7 @@ def _uproot(store: Store, task_id: str) -> None:
 def _check_ended(task_id: str, fields: Fields) -> None:
     status = fields.get(b"status", b"").decode()
     if not status:
-        raise RunNotRestartableError(f"{no_journal(task_id)}; send it under a new id")
+        raise RunNotRestartableError(no_journal(task_id))
     if is_replaced(fields):
         raise RunNotRestartableError(f"task {task_id} {_IS_REPLACED}")
     if status not in Status.ENDED:

@@ -87,7 +87,7 @@ def _keep(store: Store, task_id: str, request: str, by: str | None) -> None:
 def _check_failed(task_id: str, fields: Fields) -> None:
     status = fields.get(b"status", b"").decode()
     if not status:
-        raise RunNotRetryableError(f"{no_journal(task_id)}; send it under a new id")
+        raise RunNotRetryableError(no_journal(task_id))
     undelivered = status == Status.SUCCEEDED and b"delivered" not in fields
     if status != Status.FAILED and not undelivered:
         state = state_of(heading_of(fields))

@@ -49,7 +49,7 @@ def judged(error: Exception, parse: Callable[[str], Exception]) -> Exception:
 
 
 def unavailable(server: str, error: BaseException, timeout: float) -> JournalUnavailableError:
-    """The error to raise if the server has not taken the command in time."""
+    """The error to raise if the server has not done what it was asked in time."""
     match error:
         case TransientError():
             why = str(error)
@@ -59,7 +59,7 @@ def unavailable(server: str, error: BaseException, timeout: float) -> JournalUna
             why = f"what answers there is no Redis: {error}"
         case _:
             why = f"{type(error).__name__}: {error}"
-    return JournalUnavailableError(f"{server} did not take the journal within {timeout:.3g} s: {why}")
+    return JournalUnavailableError(f"{server} cannot be used (tried for {timeout:.3g} s): {why}")
 
 
 def refused(server: str, error: Exception) -> DurableError:
