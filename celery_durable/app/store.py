@@ -14,6 +14,7 @@ from celery_durable.journal.port import LONGEST_READ, Result
 from celery_durable.redis.client.cluster import Cluster
 from celery_durable.redis.client.connector import Connector
 from celery_durable.redis.client.pool import JournalConnectionPool
+from celery_durable.redis.family import Families
 from celery_durable.redis.index import Index
 from celery_durable.redis.journal import RedisJournal
 from celery_durable.redis.keys import Keys
@@ -58,6 +59,7 @@ class Store:
         self.pool, self.leases = next(iter(self._keepers.items()))
         """The connections and the leases of one Redis; in a Cluster, those of the first shard."""
         self.runs = StoredRuns(self.shards, self.settings.lease)
+        self.families = Families(self.shards, self.settings.lease)
         self.index = Index(self.shards)
 
     def masters(self) -> list[JournalConnectionPool]:

@@ -21,8 +21,8 @@ from celery_durable.drivers.info import TaskInfo
 from celery_durable.drivers.watchdog import watchdog
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
 from celery_durable.interrupts import Interrupt, JournalLost, NotNow
-from celery_durable.journal.layout import Fields, Wait
-from celery_durable.journal.port import NO_RESULT, Busy, Delivery, Journal, JournalGone, Opened, Result
+from celery_durable.journal.layout import Wait
+from celery_durable.journal.port import NO_RESULT, Busy, Delivery, Journal, JournalGone, Opened, Result, alone
 from celery_durable.steps.attempt import Attempt
 
 from . import news
@@ -233,9 +233,10 @@ class RunSession:
 
 
 def _open(journal: Journal, delivery: Delivery, lease: float, store: Store | None) -> Opened:
+    reserve = alone if store is None else partial(store.families.reserve, delivery.task_id)
     while True:
         try:
-            opening = journal.open(delivery, partial(_is_taken, store, delivery.task_id))
+            opening = journal.open(delivery, reserve)
         except JournalUnavailableError as error:
             raise JournalLost(error) from error
         match opening:
@@ -245,11 +246,6 @@ def _open(journal: Journal, delivery: Delivery, lease: float, store: Store | Non
                 time.sleep(wait)
             case _:
                 raise NotNow(opening)
-
-
-def _is_taken(store: Store | None, task_id: str, fields: Fields) -> bool:
-    """Whether another run does the work of this failed one: its restart, say."""
-    return store is not None and store.runs.live_relative(task_id, fields) is not None
 
 
 def _tell(attempt: Attempt, write: Callable[[], T]) -> T:

@@ -21,6 +21,7 @@ branches are numbered when they are made, in layout 1 when they first use the co
     outcome      how the run ended, JSON           delivered    1: the result backend has it, callbacks are sent
     replaced     1: its task has given the id to another one (Task.replace), which begins a new journal
     cancel       requested | raised                resent       messages sent by recovery since the last attempt began
+    reserved     <until> <token>: a Retry is about to reopen the failed run, and looks whether others do its work
     reopened     the requests that have reopened it after a failure or a pause, one a line
     changed      how often self.retry() has changed the arguments
     attributes   texts that its code gave it, by name, JSON: {"order": "o1"}
@@ -29,8 +30,8 @@ branches are numbered when they are made, in layout 1 when they first use the co
                  of the wish, which is fulfilled once, or "run": another run that came of it
     restarted_from  the run that this one restarts
     ancestors    that run, the one that it restarts, and so on, JSON: ids, the oldest first
-    purged       when somebody has deleted the journal: this and the seed are all that is left, so that a message that
-                 comes late begins nothing
+    purged       when somebody has deleted the journal. What is left is this, the seed, so that a message that comes
+                 late begins nothing, and the ids of the runs that do the same work
     former       what that one had drawn, JSON: {"until": the position from which this one runs again,
                  "drawn": {field: value}}
     attempt.<n>  an attempt before the newest one: how it was left (what it waited for, or the status, or released: its
@@ -85,6 +86,10 @@ REPLACED = "replaced"
 def is_replaced(fields: Fields) -> bool:
     """Whether another task has its id. That one may be at its work, or may have yet to begin."""
     return REPLACED.encode() in fields
+
+
+RESERVED = "reserved"
+"""The field of a failed run that a Retry is about to reopen."""
 
 
 def is_at_work(fields: Fields) -> bool:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from .layout import UNBRANCHED, Fields, Status, Wait, new_seed
-from .port import NO_RESULT, Delivery, Finished, IsTaken, Opened, OpenResult, Result, nobody_does
+from .port import NO_RESULT, Delivery, Finished, Opened, OpenResult, Reserve, Result, alone
 
 _NOT_REOPENED = (Status.SUCCEEDED.encode(), Status.FAILED.encode())
 
@@ -22,7 +22,7 @@ class MemoryJournal:
     def __init__(self) -> None:
         self.fields: Fields = {}
 
-    def open(self, delivery: Delivery, is_taken: IsTaken = nobody_does) -> OpenResult:  # noqa: ARG002
+    def open(self, delivery: Delivery, reserve: Reserve = alone) -> OpenResult:  # noqa: ARG002
         fields = self.fields
         if fields.get(b"status") in _NOT_REOPENED:
             return Finished(fields)

@@ -48,6 +48,8 @@ class Delivery(NamedTuple):
     """The fields that are deleted to reopen it: see :mod:`.reopening`."""
     actions: int = 0
     """The length of the field of what people had done with the run by then. If it has grown, that is decided again."""
+    reserved: str = ""
+    """The token with which it has reserved the failed run. Empty: no other run does the same work."""
     wake_up: bool = False
     """It was sent for a run that has a journal: by a worker that found it, or for a Retry. It begins no new run."""
     seed: str = ""
@@ -119,13 +121,14 @@ OpenResult = Opened | Busy | Outdated | Finished | IdConflict
 """What the journal answers to a delivery."""
 
 
-IsTaken = Callable[[Fields], bool]
-"""Of a failed run with these fields: whether another run, such as its restart, does its work by now."""
+Reserve = Callable[[Fields], str | None]
+"""Reserves a failed run with these fields, before a Retry reopens it. Returns what the Retry says then, as
+:attr:`Delivery.reserved`; None: another run, such as its restart, does its work by now."""
 
 
-def nobody_does(_fields: Fields) -> bool:
+def alone(_fields: Fields) -> str:
     """Nobody knows of another run."""
-    return False
+    return ""
 
 
 class Journal(Protocol):
@@ -137,7 +140,7 @@ class Journal(Protocol):
     owner: str
     """The process that has the run; empty if the journal is in memory."""
 
-    def open(self, delivery: Delivery, is_taken: IsTaken = nobody_does) -> OpenResult:
+    def open(self, delivery: Delivery, reserve: Reserve = alone) -> OpenResult:
         """Take the lease and load the run, or say why the delivery begins no attempt.
 
         *is_taken* says whether another run does the work of this failed one. Then the delivery does not reopen it.

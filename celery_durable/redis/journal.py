@@ -16,12 +16,12 @@ from celery_durable.journal.layout import Cancellation, Wait
 from celery_durable.journal.port import (
     NO_RESULT,
     Delivery,
-    IsTaken,
     JournalGone,
     Opened,
     OpenResult,
+    Reserve,
     Result,
-    nobody_does,
+    alone,
 )
 from celery_durable.journal.reopening import decided
 
@@ -76,7 +76,7 @@ class RedisJournal:
 
     # -- begin and end of an attempt
 
-    def open(self, delivery: Delivery, is_taken: IsTaken = nobody_does) -> OpenResult:
+    def open(self, delivery: Delivery, reserve: Reserve = alone) -> OpenResult:
         command, sent = OpenCommand(delivery), time.monotonic()
         if self._probe is not None:
             self.connection.set_confirmation(self._probe)
@@ -90,9 +90,10 @@ class RedisJournal:
         reply, fields = command.read(replies)
         if reply[0] == _FAILED:
             again = decided(delivery, fields, sent, reply[1])
-            if again.fresh and is_taken(fields):
-                again = again._replace(fresh=False)
-            return self.open(again, is_taken)
+            if again.fresh:
+                token = reserve(fields)
+                again = again._replace(fresh=token is not None, reserved=token or "")
+            return self.open(again, reserve)
         # Only an opening and a renewal extend the lease.
         self.ownership.renewed_at = sent
         # If the run has finished, this process writes with the token of the attempt that ended it.

@@ -48,7 +48,7 @@ class OpenCommand:
             delivery.task, delivery.fingerprint, delivery.call, self.seed,
             delivery.nesting, int(delivery.fresh), int(delivery.changed), int(delivery.wake_up),
             owner, delivery.reopen, delivery.build, int(not self.is_expected),
-            delivery.over, "\n".join(delivery.taken_back), delivery.actions,
+            delivery.over, "\n".join(delivery.taken_back), delivery.actions, delivery.reserved,
         )  # fmt: skip
         return (begin, pack("HGETALL", keys.run)) if self.is_expected else (begin,)
 

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from celery_durable.exceptions import JournalUnavailableError, JournalUnreadableError
-from celery_durable.journal.actions import kin_of
-from celery_durable.journal.layout import REPLACED, Fields, Status, is_at_work
+from celery_durable.journal.layout import Fields, Status
 
 from .client.fence import new_fence
 from .client.pool import SHORT_TIMEOUT
@@ -20,8 +19,6 @@ from .shards import Shard, Shards
 
 logger = logging.getLogger("celery_durable")
 
-_OF_KIN = (b"status", b"waits", REPLACED.encode(), b"actions", b"restarted_from", b"ancestors")
-"""The fields that say whether a run is alive, and which runs do the same work."""
 _MOST_AT_ONCE = 200
 _UNSENT_PAUSE = 5.0
 
@@ -90,27 +87,6 @@ class StoredRuns:
         """Some fields of the journal, as text; empty if it has them not. Redis is not waited for if it is away."""
         [values] = self._ask(task_id, pack("HMGET", self.keys(task_id).run, *names), timeout=SHORT_TIMEOUT)
         return tuple("" if value is None else value.decode() for value in values)
-
-    def live_relative(self, task_id: str, fields: Fields | None = None) -> tuple[str, Fields] | None:
-        """A run that is at the same work: one that restarts this run, or that it restarts, or another restart.
-
-        *fields*: the journal of this run, if it is known. Returns the id, and the fields that say how it stands.
-        """
-        seen, found = {task_id}, kin_of(self._kinship(task_id) if fields is None else fields)
-        while found:
-            other = found.pop()
-            if other in seen:
-                continue
-            seen.add(other)
-            known = self._kinship(other)
-            if is_at_work(known):
-                return other, known
-            found += kin_of(known)
-        return None
-
-    def _kinship(self, task_id: str) -> Fields:
-        [values] = self._ask(task_id, pack("HMGET", self.keys(task_id).run, *_OF_KIN))
-        return {name: value for name, value in zip(_OF_KIN, values, strict=True) if value is not None}
 
     def terminate(
         self,

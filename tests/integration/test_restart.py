@@ -444,13 +444,14 @@ def test_a_restart_that_comes_while_a_retry_is_decided_is_seen(store: Store) -> 
     journal.close()
     asked: list[bool] = []
 
-    def is_taken(_fields: Any) -> bool:
+    def reserve(_fields: Any) -> str | None:
         asked.append(True)
-        if len(asked) == 1:
-            assert store.runs.note_restart(old, None, "another", "")
-        return len(asked) > 1
+        if len(asked) > 1:
+            return None
+        assert store.runs.note_restart(old, None, "another", "")
+        return ""
 
-    verdict = store.journal(old).open(delivery(old, reopen="again"), is_taken)
+    verdict = store.journal(old).open(delivery(old, reopen="again"), reserve)
 
     assert (len(asked), isinstance(verdict, Finished)) == (2, True), verdict
 

@@ -188,9 +188,9 @@ def test_nothing_is_sent_when_the_journal_cannot_be_read(
 ) -> None:
     call = b'{"args":[],"kwargs":{},"options":{}}'
     fields = {b"status": b"failed", b"task": b"shop.checkout", b"call": call, field: entry, b"step:2": STARTED}
-    runs = SimpleNamespace(load=lambda _: fields, live_relative=lambda *_: None)
+    runs, families = SimpleNamespace(load=lambda _: fields), SimpleNamespace(nearest=lambda *_: None)
     sent: list[Any] = []
-    monkeypatch.setattr(retrying, "store_of", lambda _: SimpleNamespace(runs=runs))
+    monkeypatch.setattr(retrying, "store_of", lambda _: SimpleNamespace(runs=runs, families=families))
     monkeypatch.setattr(Call, "send", lambda *call: sent.append(call))
 
     with pytest.raises(JournalUnreadableError, match=said):

@@ -22,7 +22,7 @@ FIELDS = {
     "v", "task", "fingerprint", "call", "resume", "seed", "nesting", "status", "attempt", "fence", "owner", "created",
     "opened", "due", "ended", "progress", "recoveries", "changed", "build", "attempt_build", "stalled", "outcome",
     "delivered", "cancel", "resent", "reopened", "failures", "failing_since", "waits", "left", "actions", "paused",
-    "attributes", "executed", "restarted_from", "ancestors", "purged",
+    "attributes", "executed", "restarted_from", "ancestors", "purged", "reserved",
 }  # fmt: skip
 OF_LUA = {"number", "string", "table"}
 """Types of the language."""
@@ -80,6 +80,7 @@ STATUSES = {
     "open": {*Status.LIVE, Status.FAILED},
     "release": {*Status.LIVE, Status.SUCCEEDED},
     "renew": Status.LIVE,
+    "reserve": {Status.FAILED},
     "note_restart": Status.LIVE,
     "suspend": {Status.SUSPENDED},
     "plant": {Status.SUSPENDED},

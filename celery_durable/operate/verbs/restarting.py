@@ -17,6 +17,7 @@ from celery_durable.journal.headings import heading_of
 from celery_durable.journal.layout import UNBRANCHED, Fields, Status, Wait, is_replaced, new_seed
 from celery_durable.journal.restarting import before_step
 from celery_durable.journal.run_id import checked_id, no_journal
+from celery_durable.redis.family import Relative, Standing
 
 logger = logging.getLogger("celery_durable")
 
@@ -51,7 +52,8 @@ def restart_run(app: Any, task_id: str, new_id: str, *, from_step: str | None = 
         _begin(store, new_id)
         return new_id
     _check_ended(task_id, fields)
-    check_not_restarted(store, task_id, fields, RunNotRestartableError)
+    if (relative := store.families.nearest(task_id, fields)) and relative.standing is Standing.AT_WORK:
+        raise RunNotRestartableError(said_of(relative, task_id, fields))
     with reading_call(task_id, RunNotRestartableError):
         name = fields[b"task"].decode()
         call, text = Call.for_restart(fields[b"call"], frozenset(app.conf.accept_content), new_id)
@@ -78,7 +80,7 @@ def _is_noted(store: Store, task_id: str, fields: Fields, new_id: str, new: Fiel
         return False
     _note_in_ancestors(store, fields, new_id, by)
     # One of them may have been retried, or restarted, a moment ago.
-    return store.runs.live_relative(new_id, new) is None
+    return store.families.may_begin(new_id, new)
 
 
 def _note_in_ancestors(store: Store, fields: Fields, new_id: str, by: str | None) -> None:
@@ -96,23 +98,18 @@ def reading_call(task_id: str, refusal: type[DurableError]) -> Iterator[None]:
         raise refusal(f"task {task_id}: its saved call cannot be read by this app: {said}") from error
 
 
-def check_not_restarted(store: Store, task_id: str, fields: Fields, refusal: type[DurableError]) -> None:
-    """Refuse to begin the work of a run that another run does just now.
-
-    Raises:
-        refusal: a run that restarts it is alive, or one that it restarts, or another restart of that one.
-    """
-    if (relative := store.runs.live_relative(task_id, fields)) is None:
-        return
-    other, known = relative
-    said = "was restarted as" if other in restarts_of(fields) else "does the same work as"
-    if is_replaced(known):
+def said_of(relative: Relative, task_id: str, fields: Fields) -> str:
+    """Why the work of a run is not begun beside this relative, and what to do."""
+    said = "was restarted as" if relative.task_id in restarts_of(fields) else "does the same work as"
+    if relative.standing is Standing.DONE:
+        how = "has succeeded since: if the work is to be done once more, restart it"
+    elif is_replaced(relative.fields):
         how = _IS_REPLACED
-    elif known.get(b"waits") == Wait.PAUSE.encode():
+    elif relative.fields.get(b"waits") == Wait.PAUSE.encode():
         how = "is paused: retry it, or cancel it first"
     else:
         how = "has not ended: wait for it, or cancel it first"
-    raise refusal(f"task {task_id} {said} {other}, which {how}")
+    return f"task {task_id} {said} {relative.task_id}, which {how}"
 
 
 def _begin(store: Store, task_id: str) -> None:

@@ -15,8 +15,9 @@ from celery_durable.journal.headings import heading_of
 from celery_durable.journal.layout import Fields, Status, Wait
 from celery_durable.journal.reopening import replayed_failures, taken_back
 from celery_durable.journal.run_id import checked_id, no_journal
+from celery_durable.redis.family import Standing
 
-from .restarting import check_not_restarted, reading_call
+from .restarting import reading_call, said_of
 
 logger = logging.getLogger("celery_durable")
 
@@ -38,13 +39,16 @@ def retry_run(app: Any, task_id: str, reopen: str, *, by: str | None = None) -> 
     if not is_paused:
         _check_failed(task_id, fields)
     # A paused run may be a restart that has broken off: then the run was restarted again since.
-    check_not_restarted(store, task_id, fields, RunNotRetryableError)
+    if (relative := store.families.nearest(task_id, fields)) and relative.standing > Standing.RESERVED:
+        raise RunNotRetryableError(said_of(relative, task_id, fields))
     with reading_call(task_id, RunNotRetryableError):
         name = fields[b"task"].decode()
         call = Call.load(fields[b"call"], frozenset(app.conf.accept_content))
     note = _describe_replay(fields)
     if is_paused:
         _claim_origin(store, task_id, fields, by)
+        if not store.families.may_begin(task_id, fields):
+            raise RunNotRetryableError(f"task {task_id}: somebody has just retried a run that does the same work")
         _unpause(store, task_id, reopen, fields, by)
         logger.info("task %s: goes on for a Retry, a worker sends it: %s", task_id, note)
     else:

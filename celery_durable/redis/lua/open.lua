@@ -2,7 +2,8 @@
 -- KEYS run, leases, due
 -- ARGV id, fence, lease ms, layout, task, fingerprint, call, seed, nesting, fresh, changed, wake_up, owner, reopen,
 --   build, load, attempt that a Retry is about, fields that it takes back, length of the field "actions" when that was
---   decided, until when (Redis' clock) it is carried out
+--   decided, token with which the Retry has reserved the run ('': it need not), until when (Redis' clock) it is carried
+--   out
 -- Replies {'open', attempt, now, recoveries, reopened} | {'finished'} | {'id_conflict', task} | {'unreadable', layout}
 --       | {'replaced', ms} | {'busy', ms} | {'early', ms, what it waits for} | {'outdated'} | {'purged'}
 --       | {'failed', now}
@@ -78,11 +79,12 @@ local function begin(recoveries, reopened)
 end
 
 --include take_back
+--include reserved
 
 -- Retry of a failed run.
 local function renew_budgets()
   take_back(ARGV[18])
-  redis.call('HDEL', run, 'outcome', 'ended', 'delivered', 'failures', 'failing_since', 'resume', 'cancel', 'stalled')
+  redis.call('HDEL', run, 'outcome', 'ended', 'delivered', 'failures', 'failing_since', 'resume', 'cancel', 'stalled', 'reserved')
   redis.call('PERSIST', run)
 end
 
@@ -149,6 +151,7 @@ local function known_run()
     -- (It may have been restarted since.)
     local actions = redis.call('HGET', run, 'actions') or ''
     if ARGV[17] ~= known[6] or ARGV[19] ~= tostring(#actions) then return {'failed', now} end
+    if ARGV[20] ~= '' and ARGV[20] ~= reserved_by() then return {'failed', now} end
     redis.call('HSET', run, 'reopened', (redis.call('HGET', run, 'reopened') or '\n') .. ARGV[14] .. '\n')
     renew_budgets()
     return begin(0, 1)
