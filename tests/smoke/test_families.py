@@ -1,28 +1,26 @@
-"""Impatient operators: whatever they do with runs that restart each other, two of them are never at work at once."""
+"""An impatient operator: whatever he does with runs that restart each other, two of them are never at work at once."""
 
-import itertools
 import os
 import random
 import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
 
-from celery_durable import DurableError, Runs
+from celery_durable import DurableError, RunNotRetryableError, Runs
 from tests.smoke import effects
 from tests.smoke.apps import families
 from tests.smoke.nodes import DurableSetup, Worker
 from tests.waiting import POLL_INTERVAL, eventually
 
 FAMILIES = 8
-OPERATORS = 3
-ACTS = 120
-"""So many are not refused, of each operator."""
-VERBS = {"retry": 6, "restart": 4, "from a step": 2, "wake": 1, "cancel": 0.5, "purge": 0.3}
+ACTS = 300
+"""So many are not refused."""
+ACTS_PER_KILL = 40
+VERBS = {"retry all": 2, "retry": 4, "restart": 4, "from a step": 2, "wake": 1, "cancel": 0.5, "purge": 0.3}
 LIVE = {"STARTED", "RETRY", "SUSPENDED", "STALLED", "PAUSED"}
 
 
@@ -31,24 +29,28 @@ def worker_app() -> str:
     return "tests.smoke.apps.families"
 
 
-def operate(runs: Runs, known: list[list[str]], seed: int) -> Counter[str]:
-    """Do something with some run, again and again; return what was done how often."""
-    rng, done = random.Random(seed), Counter[str]()
-    while done.total() < ACTS:
-        ids = rng.choice(known)
-        task_id = rng.choice(ids[-5:])
-        verb = rng.choices(list(VERBS), list(VERBS.values()))[0]
-        try:
-            if verb in ("restart", "from a step"):
-                step = None if verb == "restart" else rng.choice(["step1", "nap", "step2"])
-                ids.append(runs.restart(task_id, from_step=step))
-            else:
-                getattr(runs, verb)(task_id)
-        except DurableError:
-            time.sleep(POLL_INTERVAL / 4)  # most are at work
-        else:
-            done[verb] += 1
-    return done
+def is_retried(runs: Runs, task_id: str) -> bool:
+    with suppress(DurableError):
+        return bool(runs.retry(task_id))
+    return False
+
+
+def act(runs: Runs, verb: str, ids: list[str], rng: random.Random) -> None:
+    """Do something with one of the newest runs of a family."""
+    task_id = rng.choice(ids[-5:])
+    if verb in ("restart", "from a step"):
+        step = None if verb == "restart" else rng.choice(["step1", "nap", "step2"])
+        ids.append(runs.restart(task_id, from_step=step))
+    elif verb == "retry all":
+        if sum(is_retried(runs, one) for one in ids[-4:]) == 0:
+            raise RunNotRetryableError
+    else:
+        getattr(runs, verb)(task_id)
+
+
+def kill_somebody(worker: Worker, rng: random.Random) -> None:
+    with suppress(ProcessLookupError, IndexError):
+        os.kill(rng.choice(worker.children()), signal.SIGKILL)
 
 
 def overlaps() -> Iterator[tuple[str, str]]:
@@ -64,25 +66,22 @@ def overlaps() -> Iterator[tuple[str, str]]:
                 yield one, other
 
 
-def kill_somebody(worker: Worker, rng: random.Random) -> None:
-    with suppress(ProcessLookupError, IndexError):
-        os.kill(rng.choice(worker.children()), signal.SIGKILL)
-
-
 @pytest.mark.local_nodes(reason="its processes are killed by their pids")
 def test_runs_of_one_family_are_never_at_work_at_once(durable: DurableSetup) -> None:
     worker = durable.start_worker(concurrency=4, conf={"durable_lease": 2})
-    runs, rng = Runs(durable.app), random.Random(7)
+    runs, rng, done = Runs(durable.app), random.Random(7), Counter[str]()
     known = [[families.work.delay(f"family{number}").id] for number in range(FAMILIES)]
 
-    with ThreadPoolExecutor(OPERATORS) as threads:
-        at_work = [threads.submit(operate, runs, known, seed) for seed in range(OPERATORS)]
-        for seen in itertools.count(60, 60):  # signs of life
-            eventually(lambda: effects.count("work") >= seen or all(one.done() for one in at_work), deadline=60)  # noqa: B023
-            if all(one.done() for one in at_work):
-                break
+    while done.total() < ACTS:
+        verb = rng.choices(list(VERBS), list(VERBS.values()))[0]
+        try:
+            act(runs, verb, rng.choice(known), rng)
+        except DurableError:
+            time.sleep(POLL_INTERVAL / 10)  # most are at work
+            continue
+        done[verb] += 1
+        if done.total() % ACTS_PER_KILL == 0:
             kill_somebody(worker, rng)
-        done = sum((one.result() for one in at_work), Counter[str]())
     eventually(lambda: not LIVE & runs.counts().keys(), deadline=60, what="the end of all runs")
 
     assert min(done[verb] for verb in ("retry", "restart", "from a step")) > 10, done
