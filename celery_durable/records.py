@@ -119,7 +119,7 @@ class Run:
         worker: what has, or had, its newest attempt.
         lease: until when that attempt has the run, if it is not renewed; None: nobody has it.
         waits_for: what a run that waits does so for, as text; empty: it does not wait.
-        until: until when it waits; None: it does not, or for no time.
+        until: until when it waits (a STALLED run: for the next worker to try it); None: it does not, or for no time.
         build: the build of the code that began it; empty if it is not known.
         error: why it has failed or is paused, as one line; empty: neither.
         restarted_from: the id of the run that it restarts; empty: it restarts none.
@@ -188,8 +188,11 @@ def arguments_of(run: Run) -> str:
         return "(of a serializer that is not accepted here)"
     # What is redacted may be no arguments any more, but a text about them.
     texts = [repr(argument) for argument in run.args] if isinstance(run.args, (list, tuple)) else [str(run.args)]
-    named = run.kwargs.items() if isinstance(run.kwargs, dict) else [("kwargs", run.kwargs)]
-    return ", ".join([*texts, *(f"{name}={value!r}" for name, value in named)])
+    if isinstance(run.kwargs, dict):
+        texts += [f"{name}={value!r}" for name, value in run.kwargs.items()]
+    else:
+        texts.append(str(run.kwargs))
+    return ", ".join(texts)
 
 
 def preview_of(text: str, written_by: str = "") -> str:

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from celery_durable.delivery.backend import STALLED
 from celery_durable.operate.runs import Page
 from celery_durable.records import AttemptRecord, Run, StepRecord, arguments_of, cut
 
@@ -104,7 +105,7 @@ def _facts(run: Run) -> Table:
         "worker": run.worker,
         "lease until": local_time(run.lease),
         "waits for": run.waits_for,
-        "until": local_time(run.until),
+        "sent again at" if run.state == STALLED else "until": local_time(run.until),
         "build": run.build,
         "error": run.error,
         "restarted from": run.restarted_from,
@@ -171,5 +172,5 @@ def _number(number: int | None) -> str:
 def what_of(run: Run) -> str:
     """What there is to say of a run in one line: what it waits for, why it has failed, or its arguments."""
     if run.until is not None:
-        return f"{run.waits_for} (until {local_time(run.until)})"
+        return f"{run.waits_for} ({'sent again at' if run.state == STALLED else 'until'} {local_time(run.until)})"
     return cut(run.error or arguments_of(run), _LONGEST_TEXT)

@@ -81,8 +81,11 @@ def function(name: str, value: Any) -> Any:
     if isinstance(value, str):
         from pkgutil import resolve_name  # late: few apps need it
 
+        from celery_durable.seams.celery import cwd_in_path
+
         try:
-            found = resolve_name(value)
+            with cwd_in_path():  # as Celery finds an app, and its modules of tasks
+                found = resolve_name(value)
         except (ImportError, AttributeError, ValueError) as error:
             raise ConfigurationError(f"{name} names {value!r}, which cannot be imported: {error}") from error
     if not callable(found):

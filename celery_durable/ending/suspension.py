@@ -86,9 +86,9 @@ def suspend_stalled(invocation: Invocation, end: Stalled) -> BaseException:
         "in %.3g s, for a worker whose code fits, and fails if none comes within %.0f s",
         invocation.request.id, *(misfit[fact] for fact in _MISFIT), delay, left,
     )  # fmt: skip
-    fails_at = text_of_time(now + round(left * 1000))
-    info = {**misfit, "since": text_of_time(since), "fails_at": fails_at}
-    fields = {"stalled": json.dumps({"since": since, "times": times + 1, **misfit})}
+    fails_at = now + round(left * 1000)
+    info = {**misfit, "since": text_of_time(since), "fails_at": text_of_time(fails_at)}
+    fields = {"stalled": json.dumps({"since": since, "times": times + 1, "fails_at": fails_at, **misfit})}
     # If somebody has cancelled the run, this worker cannot tell its code. The run stalls all the same.
     known = attempt.pulse.journal.cancel_requested
     return _wait(invocation, delay, Wait.STALL, info, fields, though_cancelled=known)

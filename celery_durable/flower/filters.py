@@ -70,6 +70,11 @@ class Filters(NamedTuple):
         }
         return {name: value for name, value in wanted.items() if value} | {"limit": self.limit}
 
+    @property
+    def are_counted(self) -> bool:
+        """Whether the index knows how many such runs there are in each state."""
+        return not (self.text or self.attributes or self.since or self.until)
+
     def pairs(self) -> list[str]:
         """The attributes as people write them."""
         return [f"{name}={value}" for name, value in self.attributes.items()]

@@ -26,6 +26,7 @@ from .verbs import buttons
 _STEPS = 200
 """So many steps of a run are on one page."""
 _LAST_STEPS = 8
+_LAST_ATTEMPTS = 12
 """So many are in a panel."""
 _NEWS, _NEWS_OF_ENDED = 2_000, 10_000
 """Milliseconds until a page asks for news: of what is live, and of a run that has ended."""
@@ -67,7 +68,8 @@ class RunsPage(DurablePage):
             asked = filters.asked()
             # Side by side: a list waits for Redis twice, and nobody waits for the counts besides.
             page, counts = await asyncio.gather(
-                ask(self, lambda runs: runs.list(**asked)), ask(self, lambda runs: runs.counts())
+                ask(self, lambda runs: runs.list(**asked)),
+                ask(self, lambda runs: runs.counts(task=filters.tasks or None)),
             )
         except Refusal as refusal:
             said = refusal.said
@@ -78,6 +80,7 @@ class RunsPage(DurablePage):
             refresh=0 if filters.cursor else _NEWS,
             page=page,
             counts=counts,
+            are_counted=filters.are_counted,
             filters=filters,
             field=field,
             states=[state for state in STATES if state in counts or state in filters.states],
@@ -105,6 +108,7 @@ class RunPage(DurablePage):
             run=run,
             buttons=buttons(run),
             timeline=(line := Timeline(run, _now())),
+            attempts=run.attempts[0 if self.get_query_argument("attempts", "") == "all" else -_LAST_ATTEMPTS :],
             rows=_rows(run, line, first - 1, first - 1 + _STEPS),
             first=first,
             most=_STEPS,

@@ -2,7 +2,8 @@
 
 In the branch of the step, the position decides. An entry of another branch stands before the step if it had ended when
 the step began, and behind it if it began later. If it was under way just then, the run cannot be cut there: nobody
-knows whether its action depends on what runs again.
+knows whether its action depends on what runs again. Times are whole milliseconds. What ended in the one in which the
+step began counts as before it, unless the step ended in that one, too: then it may have had the result of the step.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from .reopening import taken_back
 
 _DRAWN = (b"uuid:", b"time:", b"now:")
 _MOST_NAMED = 20
-_TOO_NEAR = 1
-"""Milliseconds. The times of an entry are whole numbers, so what is nearer than that has no order."""
 
 
 class _Operation:
@@ -82,15 +81,17 @@ def _chosen(task_id: str, operations: list[_Operation], step: str) -> _Operation
 
 
 def _before(task_id: str, operations: list[_Operation], chosen: _Operation) -> list[_Operation]:
-    cut = min(each.begin for each in operations if each.branch == chosen.branch and each.order >= chosen.order)
+    again = [each for each in operations if each.branch == chosen.branch and each.order >= chosen.order]
+    cut, soonest_end = min(each.begin for each in again), min(each.end for each in again)
     kept = []
     for each in operations:
         if each.branch == chosen.branch:
             is_before = each.order < chosen.order
         else:
-            is_before = each.end < cut - _TOO_NEAR
+            is_before = each.end <= cut and each.end < soonest_end
             if not is_before and each.begin <= cut and each.end < inf:
-                reason = f"{each} of another branch was under way when it began; restart it from a step before both"
+                how = "was under way when it began" if each.end > cut else "ended in the same millisecond"
+                reason = f"{each} of another branch {how}; restart it from a step before both"
                 raise _refused(task_id, str(chosen), reason, operations)
         if is_before:
             kept.append(each)

@@ -6,15 +6,18 @@ nobody takes. Nothing is changed, and Redis is never asked for long at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from celery_durable.app.store import store_of
+from celery_durable.delivery.backend import PAUSED, STALLED
 from celery_durable.exceptions import JournalUnavailableError
 from celery_durable.records import number_of_runs
 from celery_durable.redis.index import Overdue
 from celery_durable.redis.survey import Examined, Flaw, Survey
+
+from .states import by_state
 
 REDIS = "redis"
 """The check whose only finding is that nothing else can be looked at."""
@@ -38,7 +41,8 @@ class Finding:
     """One result of an examination.
 
     Attributes:
-        check: what was looked at: ``start``, ``redis``, ``index``, ``overdue``, ``leases`` or ``memory``.
+        check: what was looked at: ``start``, ``redis``, ``index``, ``overdue``, ``stalled``, ``paused``,
+            ``leases`` or ``memory``.
         level: ``ok``; ``note``: good to know, nobody has to do anything; ``problem``: a person has to do something.
         found: what was found, as a sentence.
         advice: what to do; empty: nothing.
@@ -61,11 +65,13 @@ def examine(app: Any) -> Iterator[Finding]:
     store = store_of(app)
     try:
         examined, overdue = Survey(store.shards).examine(), store.index.overdue(_OVERDUE)
+        counts = by_state(store.index.counts())
     except JournalUnavailableError as error:
         yield Finding(REDIS, Level.PROBLEM, str(error), "bring Redis back, or set the URL that it has; then runs go on")
         return
     yield from _of_index(examined)
     yield _of_overdue_runs(overdue)
+    yield from _of_waiting_runs(counts)
     yield from _of_leases(examined.holders)
     yield _of_memory(examined.sizes)
 
@@ -145,6 +151,32 @@ def _duration(seconds: int) -> str:
         if seconds >= 2 * size:
             return f"{seconds // size} {unit}"
     return f"{seconds} s"
+
+
+# -- runs that wait for people -----------------------------------------------------------------------------------------
+
+_WAITING = {
+    STALLED: (
+        "for code that fits their journals",
+        "start workers with the build that they began with, or deploy code that fits (docs/deploys.md)",
+    ),
+    PAUSED: (
+        "for somebody, because no retry is left",
+        "look at their errors (celery durable list --state PAUSED), then retry or cancel them",
+    ),
+}
+
+
+def _of_waiting_runs(counts: Mapping[tuple[str, str], int]) -> Iterator[Finding]:
+    for state, (what, advice) in _WAITING.items():
+        tasks = {task: number for (of, task), number in counts.items() if of == state and number}
+        name, number = state.lower(), sum(tasks.values())
+        facts = {"runs": number, "tasks": tasks}
+        if not number:
+            yield Finding(name, Level.OK, f"no run is {state}", facts=facts)
+            continue
+        found = f"{number_of_runs(number)} of {', '.join(sorted(tasks))} {'waits' if number == 1 else 'wait'} {what}"
+        yield Finding(name, Level.PROBLEM, found, advice, facts)
 
 
 # -- who has runs ------------------------------------------------------------------------------------------------------

@@ -226,11 +226,20 @@ def _waits_for(fields: Fields, steps: tuple[StepRecord, ...]) -> str:
         return ""
     waits = heading_of(fields)
     if waits == Wait.STALL:
-        misfit = json.loads(fields.get(b"stalled") or b"{}")
-        return f"{WAITS_FOR[waits]}: {misfit.get('found', '?')} is recorded at {misfit.get('position', '?')}"
+        return f"{WAITS_FOR[waits]}: {_misfit_in(json.loads(fields.get(b'stalled') or b'{}'))}"
     what = WAITS_FOR.get(waits, "its due time")
     names = [repr(step.name) for step in steps if step.state == _WAITING.get(waits)]
     return f"{what}: {', '.join(names)}" if names else what
+
+
+def _misfit_in(stalled: dict[str, Any]) -> str:
+    said = f"{stalled.get('found', '?')} is recorded at {stalled.get('position', '?')}"
+    if "expected" in stalled:
+        said += f", and build {stalled.get('expected_build') or '?'} asks for {stalled['expected']}"
+    if "fails_at" in stalled:
+        when = moment(stalled["fails_at"]).isoformat(sep=" ", timespec="seconds")
+        said += f"; it fails at {when} if no such code comes"
+    return said
 
 
 def _why(fields: Fields) -> dict[str, Any]:

@@ -317,14 +317,19 @@ class Runs:
             if fields and b"status" in fields
         }
 
-    def counts(self) -> dict[str, int]:
+    def counts(self, *, task: str | Collection[str] | None = None) -> dict[str, int]:
         """How many runs are in each state. States without runs are left out.
+
+        Args:
+            task: only runs of the task with this name, or of one of these. Default: of all.
 
         A state that only a newer version of the library knows comes last, under the name that the index has for it.
         """
         counts: Counter[str] = Counter()
-        for (state, _), number in by_state(self._store.index.counts()).items():
-            counts[state] += number
+        wanted = _names("task", task)
+        for (state, name), number in by_state(self._store.index.counts()).items():
+            if not wanted or name in wanted:
+                counts[state] += number
         return {state: counts[state] for state in (*STATES, *counts) if state in counts}
 
 

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +16,21 @@ from celery import Celery
 from celery.result import AsyncResult
 from pydantic import BaseModel, Field, model_validator
 
-from celery_durable import DurableContext, DurableTask, JournalMismatchError, RunOptions, TerminalError, durable_task
+from celery_durable import (
+    DurableContext,
+    DurableTask,
+    JournalMismatchError,
+    RunOptions,
+    Runs,
+    TerminalError,
+    durable_task,
+)
 from celery_durable.app.store import store_of
 from celery_durable.config import build
 from celery_durable.journal.layout import Wait
 from celery_durable.journal.port import Busy, Opened
 from celery_durable.operate.verbs.cancelling import cancel
+from celery_durable.records import Run
 from celery_durable.steps.attempt import Attempt
 from tests.integration.runs import app_at, delivery, execute, lapse, new_id
 
@@ -67,6 +77,10 @@ class Deploy:
     @property
     def stalled(self) -> dict[str, Any]:
         return json.loads(self.journal.get("stalled") or "{}")
+
+    @property
+    def shown(self) -> Run:
+        return Runs(self.app).get(self.task_id)
 
     @property
     def result(self) -> AsyncResult[Any]:
@@ -138,6 +152,12 @@ def test_what_another_build_recorded_stalls_the_run(deploy: Deploy) -> None:
     assert before["build"] != ours
     assert deploy.result.state == "STALLED"
     assert deploy.result.info.items() >= misfit.items()
+    fails_at = datetime.fromtimestamp(deploy.stalled["fails_at"] / 1000, timezone.utc)
+    assert datetime.fromisoformat(deploy.result.info["fails_at"]) == fails_at
+    assert deploy.shown.waits_for == (
+        f"code that fits: step 'reserve' is recorded at 1, and build {ours} asks for step 'reserve stock'; it "
+        f"fails at {fails_at:%Y-%m-%d %H:%M:%S}+00:00 if no such code comes"
+    )
     assert 400 < int(after["due"]) - deploy.stalled["since"] < 1200
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -256,8 +257,32 @@ def test_a_text_in_place_of_the_arguments_is_shown(redis_url: str, redis_client:
             answer = site.get("/durable")
 
     assert answer.status_code == 200
-    assert "***, kwargs=&#x27;***&#x27;" in answer.text or "***, kwargs=&#39;***&#39;" in answer.text
+    assert ">***, ***<" in answer.text
     assert "hidden</code>" not in answer.text
+
+
+def test_the_counts_are_those_of_the_task_and_none_where_nobody_counts(site: Site, garden: Garden) -> None:
+    for number in range(3):
+        garden.plant(f"order{number}")
+    garden.plant("refund", task="shop.refund")
+
+    def counts(query: str) -> list[str]:
+        return re.findall(r"<b>(\d+)</b>", site.get(f"/durable{query}").text)
+
+    assert (counts(""), counts("?task=shop.refund")) == (["4", "4"], ["1", "1"])
+    assert counts("?text=order1") == counts("?since=2020-01-01T00:00") == []
+    assert "No runs match." in site.get("/durable?task=nobody").text
+
+
+def test_of_many_attempts_the_last_ones_are_shown_and_the_others_at_a_click(site: Site, garden: Garden) -> None:
+    earlier = {f"attempt.{number}": f"retry {garden.now} {garden.now + 1} a:b:1 0 0 x" for number in range(1, 30)}
+    garden.plant("tried", fields={"attempt": "30", **earlier})
+
+    def attempts(query: str) -> int:
+        return site.get(f"/durable/run/tried{query}").text.count(">attempt</span>")
+
+    assert (attempts(""), attempts("?attempts=all")) == (12, 30)
+    assert "18 earlier attempts" in site.get("/durable/run/tried").text
 
 
 def test_a_damaged_journal_hides_no_other_run(site: Site, garden: Garden, app: Celery) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,6 +117,18 @@ def test_what_is_redacted_need_not_be_data(redis_url: str) -> None:
         [first, _] = Runs(app).get(paid(app)).steps
 
     assert first.preview == '"Ellipsis"'
+
+
+def test_a_redactor_may_stand_beside_the_app(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery looks into the folder in which it was started, and that is not in Python's path."""
+    (tmp_path / "shop_privacy.py").write_text("def hide(task, where, value):\n    return 'hidden'\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    with app_at(redis_url, durable_redact="shop_privacy.hide") as app:
+        run = Runs(app).get(paid(app))
+
+    assert (run.args, run.steps[0].preview) == ("hidden", '"hidden"')
+    assert str(tmp_path) not in sys.path
 
 
 def test_a_redactor_that_is_not_there_is_told_before_anything_is_shown(redis_url: str) -> None:

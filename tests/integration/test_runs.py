@@ -182,6 +182,9 @@ def test_runs_are_counted_and_listed_by_state_and_task(app: Celery, runs: Runs) 
     asleep, failed = executed(app, sleeps), executed(app, fails)
 
     assert runs.counts() == {"SUSPENDED": 1, "SUCCESS": 5, "FAILURE": 1}
+    assert runs.counts(task="shop.sells") == {"SUCCESS": 5}
+    assert runs.counts(task=["shop.sleeps", "shop.fails"]) == {"SUSPENDED": 1, "FAILURE": 1}
+    assert runs.counts(task="nobody") == {}
     assert [run.id for run in runs.list()] == newest_first(runs, [failed, asleep, *sold])
     assert [run.id for run in runs.list(state="FAILURE")] == [failed]
     assert [run.id for run in runs.list(state=["FAILURE", "SUSPENDED"])] == newest_first(runs, [failed, asleep])

@@ -537,7 +537,7 @@ def levels(found: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {check: finding["level"] for check, finding in found.items()}
 
 
-ALL_WELL = dict.fromkeys(("start", "index", "overdue", "leases", "memory"), "ok")
+ALL_WELL = dict.fromkeys(("start", "index", "overdue", "stalled", "paused", "leases", "memory"), "ok")
 
 
 def test_a_doctor_that_finds_nothing_says_so(good_app: Celery) -> None:
@@ -555,6 +555,21 @@ def test_a_doctor_that_finds_nothing_says_so(good_app: Celery) -> None:
     assert found["memory"]["facts"]["journals"] == 3
     assert 100 < found["memory"]["facts"]["mean"] <= found["memory"]["facts"]["largest"] < 10_000
     assert "problem" not in shell(good_app, "doctor").output
+
+
+@pytest.mark.parametrize("state", ["stalled", "paused"])
+def test_runs_that_wait_for_people_are_a_problem(good_app: Celery, state: str) -> None:
+    store = store_of(good_app)
+    for _ in range(2):
+        waits = Wait.STALL if state == "stalled" else Wait.PAUSE
+        opened(store, new_id()).suspend(3600, {"stalled": "{}"}, waits=waits)
+
+    found = findings(good_app, code=1)
+
+    assert levels(found) == {**ALL_WELL, state: "problem"}
+    assert found[state]["facts"] == {"runs": 2, "tasks": {TASK: 2}}
+    assert found[state]["found"].startswith(f"2 runs of {TASK} wait for ")
+    assert found[state]["advice"] != ""
 
 
 def test_the_dangers_of_a_server_are_problems(app: Celery) -> None:

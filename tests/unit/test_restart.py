@@ -99,11 +99,9 @@ def test_what_had_ended_in_other_branches_when_the_step_began_stands_before_it(s
     [
         (BRANCHES, "left"),
         (BRANCHES, "2.1"),
-        ({"1": done("a", 20), "1.1": done("b", 15, 0)}, "a"),
         ({"1": done("a", 20), "1.1": done("b", 30, 20)}, "a"),
-        # The other entry began within the same millisecond as the step, or ended in it: nobody knows which was first.
-        ({"1": done("a", 20, 5), "1.1": done("b", 15, 3)}, "a"),
-        ({"1": done("a", 20, 0), "1.1": done("b", 20, 0)}, "a"),
+        # The other entry began in the millisecond in which the step began: nobody knows which was first.
+        ({"1": done("a", 20, 5), "1.1": done("b", 16, 1)}, "a"),
         # A later step of its branch had begun before it ended: what is beside that one may depend on it.
         ({"1": done("a", 50, 20), "2": done("c", 20, 10), "1.1": done("b", 30, 5), "2.1": done("d", 20, 15)}, "a"),
     ],
@@ -111,6 +109,17 @@ def test_what_had_ended_in_other_branches_when_the_step_began_stands_before_it(s
 def test_a_run_is_not_cut_where_another_branch_was_at_work(steps: Steps, step: str) -> None:
     with pytest.raises(RunNotRestartableError, match=r"of another branch was under way when it began.*there are: "):
         kept(steps, step)
+
+
+def test_what_ended_just_before_the_step_began_stands_before_it() -> None:
+    """A step behind asyncio.gather() begins in the millisecond in which the last branch has ended."""
+    assert kept({"1.1": done("b", 15, 3), "1": done("a", 20, 5)}, "a") == {"1.1"}
+    assert kept({"1.1": done("b", 15, 3), "1": done("a", 16, 1)}, "a") == {"1.1"}
+    assert kept({"1.1": done("b", 15, 0), "1": done("a", 16, 0)}, "a") == {"1.1"}
+    assert kept({"1.1": done("b", 15, 0), "1": done("a", 20, 5)}, "a") == {"1.1"}, "it cannot have had the result of a"
+    # The other branch may have been given the result of the step.
+    with pytest.raises(RunNotRestartableError, match=r"'b' \(1.1\) of another branch ended in the same millisecond;"):
+        kept({"1.1": done("b", 15, 0), "1": done("a", 15, 0)}, "a")
 
 
 def test_what_has_not_ended_and_failures_that_no_code_has_met_run_again() -> None:
