@@ -33,7 +33,7 @@ def asked(durable: DurableSetup, verb: str, *args: Any, **options: Any) -> Any:
 
 
 @pytest.mark.local_nodes(reason="the command runs on this machine")
-def test_a_failed_run_is_restarted_from_a_step_and_brought_back(durable: DurableSetup, tmp_path: Path) -> None:
+def test_a_failed_run_is_restarted_from_a_step(durable: DurableSetup) -> None:
     durable.start_worker()
     runs = Runs(durable.app)
     failed = operate.order.delay()
@@ -54,13 +54,23 @@ def test_a_failed_run_is_restarted_from_a_step_and_brought_back(durable: Durable
     third = json.loads(done.stdout)["new_id"]
     eventually(lambda: executions(third) == [0, 1, 1], what="the second restart")
 
+
+@pytest.mark.local_nodes(reason="the command runs on this machine")
+def test_a_failed_run_is_brought_back_and_retried(durable: DurableSetup, tmp_path: Path) -> None:
+    durable.start_worker()
+    runs = Runs(durable.app)
+    failed = operate.order.delay()
+    with pytest.raises(TerminalError):
+        failed.get(timeout=20)
+    wait_until_delivered(durable, failed.id)
+
     kept = tmp_path / "run.json"
     kept.write_text(shell(durable, "export", failed.id).stdout)
     assert asked(durable, "purge", failed.id) == {"task_id": failed.id}
     assert failed.id not in {run.id for run in runs.list()}
     imported = shell(durable, "import", str(kept), "--by", "eve")
     assert (imported.returncode, imported.stdout) == (0, f"task {failed.id}: imported\n")
-    assert [action.what for action in runs.get(failed.id).actions] == ["restart", "restart", "import"]
+    assert [action.what for action in runs.get(failed.id).actions] == ["import"]
     asked(durable, "retry", failed.id)
     eventually(lambda: runs.get(failed.id).state == "SUCCESS", what="the retry of what was imported")
     assert executions(failed.id) == [1, 2, 1]
