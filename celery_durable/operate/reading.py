@@ -20,7 +20,7 @@ from celery_durable.exceptions import JournalUnreadableError
 from celery_durable.journal.actions import read_actions
 from celery_durable.journal.attributes import read_attributes
 from celery_durable.journal.headings import heading_of
-from celery_durable.journal.layout import Fields, Kind, Left, State, Status, Wait, entries_of
+from celery_durable.journal.layout import Cancellation, Fields, Kind, Left, State, Status, Wait, entries_of
 from celery_durable.journal.past_attempt import counts_of_newest, past_attempt
 from celery_durable.journal.positions import in_order
 from celery_durable.records import ActionRecord, AttemptRecord, Run, StepRecord, moment
@@ -226,7 +226,9 @@ def _waits_for(fields: Fields, steps: tuple[StepRecord, ...]) -> str:
         return ""
     waits = heading_of(fields)
     if waits == Wait.STALL:
-        return f"{WAITS_FOR[waits]}: {_misfit_in(json.loads(fields.get(b'stalled') or b'{}'))}"
+        said = f"{WAITS_FOR[waits]}: {_misfit_in(json.loads(fields.get(b'stalled') or b'{}'))}"
+        is_cancelled = _text(fields, b"cancel") == Cancellation.REQUESTED
+        return f"{said}. It is cancelled, and such code is told so" if is_cancelled else said
     what = WAITS_FOR.get(waits, "its due time")
     names = [repr(step.name) for step in steps if step.state == _WAITING.get(waits)]
     return f"{what}: {', '.join(names)}" if names else what

@@ -378,6 +378,7 @@ def test_a_cancelled_run_tells_its_code_when_a_build_that_fits_has_come(deploy: 
     journal = deploy.journal
     assert 1000 <= int(journal["due"]) - int(journal["left"]) <= 2000, "the first pause lasts for half of that"
     assert deploy.result.state == "STALLED"
+    assert deploy.shown.waits_for.endswith(". It is cancelled, and such code is told so")
 
     assert deploy.run(old) == "IGNORED"
     assert deploy.result.state == "REVOKED"
