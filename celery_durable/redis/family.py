@@ -12,6 +12,7 @@ Who sees a run that is at work begins nothing. A Retry makes way for a restart. 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from enum import IntEnum
@@ -26,6 +27,8 @@ from .client.protocol import pack
 from .client.scripts import dated_call
 from .keys import ms
 from .shards import Shards
+
+logger = logging.getLogger("celery_durable")
 
 _OF_KIN = (
     b"status", b"waits", b"ended", REPLACED.encode(), RESERVED.encode(), b"actions", b"restarted_from", b"ancestors",
@@ -83,6 +86,7 @@ class Families:
                     return token
                 if other.standing > Standing.RESERVED or other.task_id < task_id:
                     self._reserve(task_id, token, 0)
+                    logger.warning("task %s: its Retry begins nothing, %s does the same work", task_id, other.task_id)
                     return None
             time.sleep(_PAUSE)
         return ""  # another message has reopened it: the script says what comes of this one

@@ -131,10 +131,14 @@ def test_a_restart_waits_for_what_becomes_of_a_retry(
         assert may_begin.result(10) is not goes_on
 
 
-def test_a_retry_makes_way_for_a_restart(store: Store, redis_client: redis.Redis, family: list[str]) -> None:
+def test_a_retry_makes_way_for_a_restart(
+    store: Store, redis_client: redis.Redis, family: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     redis_client.hset(store.keys(family[1]).run, mapping={"status": "suspended", "waits": "pause"})
 
     assert isinstance(retried(store, family[2]), Finished)
+
+    assert f"task {family[2]}: its Retry begins nothing, {family[1]} does the same work" in caplog.text
 
     assert b"reserved" not in fields(store, family[2])
 
@@ -184,6 +188,19 @@ def test_a_restart_of_what_has_succeeded_can_be_retried(app: Celery, runs: Runs)
     runs.retry(new)
 
     assert deliver(task, sent(app)[0]) == "SUCCESS"
+
+
+def test_a_run_whose_actions_are_damaged_is_purged(
+    app: Celery, runs: Runs, store: Store, redis_client: redis.Redis
+) -> None:
+    _, old, new = failed_again(app, runs)
+    key = store.keys(old).run
+    redis_client.hset(key, "actions", f'7\n{{"what":\n{redis_client.hget(key, "actions")}')
+
+    runs.purge(old)
+
+    [line] = str(redis_client.hget(key, "actions")).splitlines()
+    assert json.loads(line)["run"] == new
 
 
 def test_a_run_that_was_purged_still_tells_its_restarts_of_each_other(app: Celery, runs: Runs) -> None:
