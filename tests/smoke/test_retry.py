@@ -222,7 +222,7 @@ def test_an_unknown_id_is_not_retried(durable: DurableSetup, flower: Flower) -> 
 
     retry_id = flower.retry(unknown)
 
-    with pytest.raises(RunNotRetryableError, match=f"{unknown}.*no journal.*new id"):
+    with pytest.raises(RunNotRetryableError, match=f"{unknown}.*no journal: is the id right"):
         result_of(durable.app, retry_id).get(timeout=20)
     assert not durable.redis.keys(f"*{unknown}")
 
