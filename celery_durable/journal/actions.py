@@ -21,9 +21,12 @@ def read_actions(fields: Fields) -> list[dict[str, Any]]:
     raw = fields.get(_FIELD, b"")
     try:
         # Of what Python takes for the end of a line, JSON escapes only some.
-        return [json.loads(line) for line in raw.split(b"\n") if line]
+        actions = [json.loads(line) for line in raw.split(b"\n") if line]
     except ValueError:
         raise damaged(_FIELD.decode(), raw) from None
+    if not all(isinstance(action, dict) for action in actions):
+        raise damaged(_FIELD.decode(), raw)
+    return actions
 
 
 def restarts_of(fields: Fields) -> list[str]:

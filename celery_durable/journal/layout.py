@@ -116,6 +116,11 @@ class Left:
     """Its process has ended in order, and has given the run back."""
 
 
+def is_paused(fields: Fields) -> bool:
+    """Whether it waits for somebody to retry or to cancel it."""
+    return (fields.get(b"status"), fields.get(b"waits")) == (Status.SUSPENDED.encode(), Wait.PAUSE.encode())
+
+
 class Kind:
     """Which operation an entry is of."""
 

@@ -121,12 +121,13 @@ OpenResult = Opened | Busy | Outdated | Finished | IdConflict
 """What the journal answers to a delivery."""
 
 
-Reserve = Callable[[Fields], str | None]
-"""Reserves a failed run with these fields, before a Retry reopens it. Returns what the Retry says then, as
-:attr:`Delivery.reserved`; None: another run, such as its restart, does its work by now."""
+Reserve = Callable[[Fields, str], str | None]
+"""Reserves a failed run with these fields, before a Retry reopens it. It is given the token of this Retry, or an empty
+text, and returns what the Retry says then, as :attr:`Delivery.reserved`; None: another run, such as its restart, does
+its work by now."""
 
 
-def alone(_fields: Fields) -> str:
+def alone(_fields: Fields, _token: str) -> str:
     """Nobody knows of another run."""
     return ""
 

@@ -91,7 +91,7 @@ class RedisJournal:
         if reply[0] == _FAILED:
             again = decided(delivery, fields, sent, reply[1])
             if again.fresh:
-                token = reserve(fields)
+                token = reserve(fields, again.reserved)
                 again = again._replace(fresh=token is not None, reserved=token or "")
             return self.open(again, reserve)
         # Only an opening and a renewal extend the lease.

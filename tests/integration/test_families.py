@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,11 +13,18 @@ import pytest
 import redis
 from celery import Celery
 
-from celery_durable import RunNotRestartableError, RunNotRetryableError, Runs
-from celery_durable.app.store import Store
+from celery_durable import (
+    JournalUnavailableError,
+    JournalUnreadableError,
+    RunNotRestartableError,
+    RunNotRetryableError,
+    Runs,
+)
+from celery_durable.app.store import Store, store_of
 from celery_durable.journal.port import Busy, Finished, Opened, OpenResult
+from celery_durable.operate.verbs.restarting import restart_run
 from celery_durable.redis.family import Families, Relative, Standing
-from tests.integration.runs import deliver, delivery, new_id, opened, sent
+from tests.integration.runs import app_at, deliver, delivery, new_id, opened, sent
 from tests.integration.test_restart import began, failed_again
 from tests.waiting import eventually
 
@@ -97,8 +105,8 @@ def test_a_retry_whose_reservation_has_lapsed_looks_again(
     """Its process stood still, say, and a restart has begun meanwhile."""
     tokens: list[str | None] = []
 
-    def reserve(known: Any) -> str | None:
-        tokens.append(store.families.reserve(family[1], known))
+    def reserve(known: Any, token: str) -> str | None:
+        tokens.append(store.families.reserve(family[1], known, token))
         if len(tokens) == 1:
             redis_client.hset(store.keys(family[1]).run, "reserved", f"1 {tokens[0]}")
             assert isinstance(retried(store, family[2]), Opened)
@@ -125,7 +133,7 @@ def test_a_restart_waits_for_what_becomes_of_a_retry(
         eventually(lambda: not may_begin.done(), what="the restart that looks")
         if goes_on:
             known = delivery(family[2], reopen="again")
-            assert isinstance(store.journal(family[2]).open(known, lambda _: token), Opened)
+            assert isinstance(store.journal(family[2]).open(known, lambda *_: token), Opened)
         else:
             redis_client.hset(store.keys(family[2]).run, "reserved", f"1 {token}")
         assert may_begin.result(10) is not goes_on
@@ -188,6 +196,106 @@ def test_a_restart_of_what_has_succeeded_can_be_retried(app: Celery, runs: Runs)
     runs.retry(new)
 
     assert deliver(task, sent(app)[0]) == "SUCCESS"
+
+
+def test_a_retry_does_not_wait_for_its_own_reservation(store: Store, family: list[str]) -> None:
+    """Somebody has noted something meanwhile, so the script sends it back to look once more."""
+    looks: list[str] = []
+
+    def reserve(known: Any, token: str) -> str | None:
+        looks.append(token)
+        if len(looks) == 1:
+            reserved = store.families.reserve(family[1], known, token)
+            store.runs.note(family[1], "retry", "ann", "r1")
+            return reserved
+        return store.families.reserve(family[1], known, token)
+
+    assert isinstance(store.journal(family[1]).open(delivery(family[1], reopen="again"), reserve), Opened)
+    assert [token != "" for token in looks] == [False, True]
+
+
+def test_a_reservation_that_never_lapses_holds_no_worker_for_ever(redis_url: str, redis_client: redis.Redis) -> None:
+    with app_at(redis_url, durable_lease=1) as app:
+        families, key = store_of(app).families, store_of(app).keys("a").run
+        redis_client.hset(key, mapping={"status": "failed", "reserved": "99999999999999 another"})
+        with pytest.raises(JournalUnavailableError, match="another Retry is about to reopen it, and does not"):
+            families.reserve("a", {b"ancestors": b'["x"]'})
+
+
+@pytest.mark.parametrize(
+    "damage", [{"reserved": ""}, {"reserved": "x y"}, {"status": "succeeded", "ended": "soon"}], ids=str
+)
+def test_a_damaged_relative_stops_nobody(
+    store: Store, redis_client: redis.Redis, family: list[str], damage: dict[str, str]
+) -> None:
+    redis_client.hset(store.keys(family[0]).run, mapping=damage)
+
+    assert isinstance(retried(store, family[1]), Opened)
+
+
+def test_a_relative_whose_actions_are_no_actions_is_told(
+    store: Store, redis_client: redis.Redis, family: list[str]
+) -> None:
+    redis_client.hset(store.keys(family[0]).run, "actions", "7\n")
+
+    with pytest.raises(JournalUnreadableError, match="actions is damaged"):
+        retried(store, family[1])
+
+
+def test_a_success_after_a_cancellation_is_not_the_work(
+    store: Store, redis_client: redis.Redis, family: list[str]
+) -> None:
+    """Its body has caught the error, and has returned."""
+    later = int(fields(store, family[1])[b"ended"]) + 1
+    redis_client.hset(store.keys(family[0]).run, mapping={"status": "succeeded", "ended": later, "cancel": "raised"})
+
+    assert isinstance(retried(store, family[1]), Opened)
+
+
+def test_a_restart_that_is_asked_for_again_looks_again(
+    app: Celery, runs: Runs, store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first delivery has broken off before it could look, and a Retry has begun since."""
+    _, old, new = failed_again(app, runs)
+    with monkeypatch.context() as patched:
+        patched.setattr(Families, "may_begin", lambda *_: sys.exit())
+        with pytest.raises(SystemExit):
+            restart_run(app, old, "third")
+    redis_client.hset(store.keys(new).run, "status", "running")
+
+    with pytest.raises(RunNotRestartableError, match="somebody has restarted or retried it just now"):
+        restart_run(app, old, "third")
+    assert runs.get("third").state == "PAUSED"
+
+    redis_client.hset(store.keys(new).run, "status", "failed")
+    assert restart_run(app, old, "third") == "third"
+    assert runs.get("third").state == "RETRY"
+
+
+def test_a_restart_is_known_to_a_run_that_was_purged_a_moment_ago(app: Celery, runs: Runs, store: Store) -> None:
+    _, old, new = failed_again(app, runs)
+    runs.purge(old)
+
+    assert store.runs.note_restart(old, "ann", "third", new)
+
+    other = store.families.nearest(new, fields(store, new))
+    assert other is None, "the third has no journal yet"
+    opened(store, "third")
+    other = store.families.nearest(new, fields(store, new))
+    assert other is not None
+    assert (other.standing, other.task_id) == (Standing.AT_WORK, "third")
+
+
+def test_a_run_that_is_brought_back_knows_what_has_restarted_it_since(app: Celery, runs: Runs) -> None:
+    _, old = began(app)
+    document = runs.export(old)
+    new = runs.restart(old)
+    runs.purge(old)
+    runs.import_(document)
+
+    with pytest.raises(RunNotRetryableError, match=f"was restarted as {new}, which has not ended"):
+        runs.retry(old)
+    assert [action.what for action in runs.get(old).actions] == ["restart", "import"]
 
 
 def test_a_run_whose_actions_are_damaged_is_purged(

@@ -444,7 +444,7 @@ def test_a_restart_that_comes_while_a_retry_is_decided_is_seen(store: Store) -> 
     journal.close()
     asked: list[bool] = []
 
-    def reserve(_fields: Any) -> str | None:
+    def reserve(_fields: Any, _token: str) -> str | None:
         asked.append(True)
         if len(asked) > 1:
             return None

@@ -11,7 +11,7 @@ from celery_durable.delivery.backend import state_of
 from celery_durable.exceptions import JournalUnreadableError, RunNotImportableError
 from celery_durable.journal.entries import read_entry
 from celery_durable.journal.headings import heading_of
-from celery_durable.journal.layout import LAYOUT, UNBRANCHED, Fields, Status, entries_of, step_field
+from celery_durable.journal.layout import LAYOUT, RESERVED, UNBRANCHED, Fields, Status, entries_of, step_field
 from celery_durable.operate.reading import Reader
 
 FORMAT = 1
@@ -61,8 +61,8 @@ def journal_in(document: Any) -> tuple[str, Fields]:
     except Exception as error:
         raise _damaged(task_id, f"its fields cannot be read: {error!r}") from error
     _check(task_id, fields)
-    # The token of an attempt that may still write elsewhere is not one of this journal.
-    return task_id, {name: text for name, text in fields.items() if name != b"fence"}
+    # The tokens of an attempt and of a Retry that may still write elsewhere are none of this journal.
+    return task_id, {name: text for name, text in fields.items() if name not in (b"fence", RESERVED.encode())}
 
 
 def _raw(said: str | dict[str, str]) -> bytes:

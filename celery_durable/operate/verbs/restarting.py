@@ -14,7 +14,7 @@ from celery_durable.delivery.message import BROKER_ERRORS
 from celery_durable.exceptions import DurableError, RunNotRestartableError
 from celery_durable.journal.actions import ancestors_of, descent, newest_restart, restarts_of
 from celery_durable.journal.headings import heading_of
-from celery_durable.journal.layout import UNBRANCHED, Fields, Status, Wait, is_replaced, new_seed
+from celery_durable.journal.layout import UNBRANCHED, Fields, Status, Wait, is_paused, is_replaced, new_seed
 from celery_durable.journal.restarting import before_step
 from celery_durable.journal.run_id import checked_id, no_journal
 from celery_durable.redis.family import Relative, Standing
@@ -47,9 +47,9 @@ def restart_run(app: Any, task_id: str, new_id: str, *, from_step: str | None = 
     """
     store = store_of(app)
     fields = store.runs.load(checked_id(task_id, RunNotRestartableError))
-    if new_id in restarts_of(fields):
+    if new_id in restarts_of(fields):  # this was asked before, and may have broken off then
         _note_in_ancestors(store, fields, new_id, by)
-        _begin(store, new_id)
+        _begin_once_more(store, task_id, new_id)
         return new_id
     _check_ended(task_id, fields)
     if (relative := store.families.nearest(task_id, fields)) and relative.standing is Standing.AT_WORK:
@@ -115,6 +115,14 @@ def said_of(relative: Relative, task_id: str, fields: Fields) -> str:
 def _begin(store: Store, task_id: str) -> None:
     """Let a restart that was planted begin. If that was done before, nothing changes."""
     store.runs.unpause(task_id, task_id, "0", slack=store.settings.lease)
+
+
+def _begin_once_more(store: Store, task_id: str, new_id: str) -> None:
+    new = store.runs.load(new_id)
+    is_unbegun = is_paused(new) and new.get(b"attempt") == b"0"
+    if not new or (is_unbegun and not store.families.may_begin(new_id, new)):
+        raise RunNotRestartableError(f"task {task_id}: somebody has restarted or retried it just now: look at it again")
+    _begin(store, new_id)
 
 
 def _uproot(store: Store, task_id: str) -> None:

@@ -10,9 +10,9 @@ from celery_durable.app.store import Store, store_of
 from celery_durable.delivery.backend import state_of
 from celery_durable.delivery.call import Call
 from celery_durable.exceptions import DurableError, RunNotRetryableError
-from celery_durable.journal.actions import newest_restart
+from celery_durable.journal.actions import ancestors_of, newest_restart
 from celery_durable.journal.headings import heading_of
-from celery_durable.journal.layout import Fields, Status, Wait
+from celery_durable.journal.layout import Fields, Status, is_paused
 from celery_durable.journal.reopening import replayed_failures, taken_back
 from celery_durable.journal.run_id import checked_id, no_journal
 from celery_durable.redis.family import Standing
@@ -20,8 +20,6 @@ from celery_durable.redis.family import Standing
 from .restarting import reading_call, said_of
 
 logger = logging.getLogger("celery_durable")
-
-_SUSPENDED, _PAUSE = Status.SUSPENDED.encode(), Wait.PAUSE.encode()
 
 
 def retry_run(app: Any, task_id: str, reopen: str, *, by: str | None = None) -> dict[str, Any]:
@@ -35,8 +33,7 @@ def retry_run(app: Any, task_id: str, reopen: str, *, by: str | None = None) -> 
     fields = store.runs.load(checked_id(task_id, RunNotRetryableError))
     if f"\n{reopen}\n" in fields.get(b"reopened", b"").decode():
         return _answer(task_id, fields[b"task"].decode(), {}, "that was done before")
-    is_paused = (fields.get(b"status"), fields.get(b"waits")) == (_SUSPENDED, _PAUSE)
-    if not is_paused:
+    if not is_paused(fields):
         _check_failed(task_id, fields)
     # A paused run may be a restart that has broken off: then the run was restarted again since.
     if (relative := store.families.nearest(task_id, fields)) and relative.standing > Standing.RESERVED:
@@ -45,7 +42,7 @@ def retry_run(app: Any, task_id: str, reopen: str, *, by: str | None = None) -> 
         name = fields[b"task"].decode()
         call = Call.load(fields[b"call"], frozenset(app.conf.accept_content))
     note = _describe_replay(fields)
-    if is_paused:
+    if is_paused(fields):
         _claim_origin(store, task_id, fields, by)
         if not store.families.may_begin(task_id, fields):
             raise RunNotRetryableError(f"task {task_id}: somebody has just retried a run that does the same work")
@@ -72,6 +69,9 @@ def _claim_origin(store: Store, task_id: str, fields: Fields, by: str | None) ->
     known = store.runs.load(origin)
     if not store.runs.note_restart(origin, by, task_id, newest_restart(known)):
         raise RunNotRetryableError(f"task {task_id}: somebody has restarted or retried {origin} just now: look at it")
+    for ancestor in ancestors_of(fields):
+        if ancestor != origin:
+            store.runs.note(ancestor, "restart", by, task_id, task_id)
 
 
 def _unpause(store: Store, task_id: str, request: str, fields: Fields, by: str | None) -> None:

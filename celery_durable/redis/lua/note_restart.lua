@@ -3,11 +3,14 @@
 -- ARGV id, what, who ('': nobody has said), the other run, the newest of such runs that the caller knows ('': none),
 --   until when
 -- Replies 1, or 0 if it lives again or was restarted in the meantime. A journal that is gone keeps nothing, and forbids
--- nothing.
+-- nothing; one that was purged keeps the other run.
 --include in_time
 --include action
-local run = redis.call('HMGET', KEYS[1], 'status', 'actions')
-if not run[1] then return 1 end
+local run = redis.call('HMGET', KEYS[1], 'status', 'actions', 'purged')
+if not run[1] then
+  if run[3] then keep_action(ARGV[2], '', nil, ARGV[4]) end
+  return 1
+end
 local newest = ''
 for line in string.gmatch(run[2] or '', '[^\n]+') do
   local other = cjson.decode(line).run

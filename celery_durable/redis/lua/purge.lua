@@ -15,7 +15,9 @@ redis.call('HSET', KEYS[1], 'purged', now, 'seed', run[4] or '')
 if run[5] then redis.call('HSET', KEYS[1], 'ancestors', run[5]) end
 for line in string.gmatch(run[6] or '', '[^\n]+') do
   local is_whole, action = pcall(cjson.decode, line)  -- a damaged journal is purged, too
-  if is_whole and type(action) == 'table' and action.run then keep_action(action.what, '', nil, action.run) end
+  if is_whole and type(action) == 'table' and type(action.run) == 'string' then
+    keep_action(tostring(action.what), '', nil, action.run)
+  end
 end
 redis.call('PEXPIRE', KEYS[1], type(ttl) == 'number' and ttl > 0 and ttl or 24 * 3600000)
 leave(ARGV[1], status, run[3])
