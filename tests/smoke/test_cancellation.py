@@ -433,6 +433,7 @@ def test_a_revoked_run_ends_without_compensation(durable: DurableSetup) -> None:
     assert journal(durable.redis, result.id)["status"] == "revoked"
     assert told(result.id) == []
     assert effects.counts("reserve", "release", "notify", key=result.id) == [1, 0, 0]
-    assert durable.redis.ttl(run_key(durable.redis, result.id)) > 0
+    key = run_key(durable.redis, result.id)
+    eventually(lambda: durable.redis.ttl(key) > 0, what="its delivery, a moment after the result")
     with pytest.raises(RunNotCancellableError, match="REVOKED"):
         cancel(result.id, app=durable.app)
