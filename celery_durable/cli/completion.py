@@ -46,7 +46,9 @@ def ids(*of_states: str) -> Completion:
         from click.shell_completion import CompletionItem
 
         app = _app_of(ctx)
-        found = [] if app is None else _within(_LONGEST, lambda: _newest(app, of_states))
+        found = (
+            [] if app is None else _within(_LONGEST, lambda: list(_runs_of(app).list(state=of_states, limit=_MOST_IDS)))
+        )
         return [
             CompletionItem(run.id, help=f"{run.task} {run.state}") for run in found if run.id.startswith(incomplete)
         ]
@@ -60,7 +62,7 @@ def steps(ctx: Any, _param: Any, incomplete: str) -> list[Any]:
 
     # An option without its value is an error, so click has not come as far as to the arguments.
     app, task_id = _app_of(ctx), ctx.params.get("task_id") or next(iter(ctx.args), None)
-    found = _within(_LONGEST, lambda: _steps_of(app, task_id)) if app is not None and task_id else []
+    found = _within(_LONGEST, lambda: list(_runs_of(app).get(task_id).steps)) if app is not None and task_id else []
     named = Counter(step.name for step in found)
     offered = {step.name if _is_one_word(step.name) and named[step.name] == 1 else step.place: step for step in found}
     return [
@@ -74,20 +76,12 @@ def _is_one_word(name: str) -> bool:
     return re.fullmatch(r"[\w.-]+", name) is not None
 
 
-def _steps_of(app: Any, task_id: str) -> list[Any]:
+def _runs_of(app: Any) -> Any:
     from celery_durable.app.store import be_patient
     from celery_durable.operate.runs import Runs
 
     be_patient(app, _LONGEST)
-    return list(Runs(app).get(task_id).steps)
-
-
-def _newest(app: Any, of_states: tuple[str, ...]) -> list[Any]:
-    from celery_durable.app.store import be_patient
-    from celery_durable.operate.runs import Runs
-
-    be_patient(app, _LONGEST)
-    return list(Runs(app).list(state=of_states, limit=_MOST_IDS))
+    return Runs(app)
 
 
 def _app_of(ctx: Any) -> Any:

@@ -18,6 +18,8 @@ from .output import coloured, console, local_time, shown, table, time_cell
 _WIDE = 120
 """On narrower terminals, the last columns of a table stand below the first ones."""
 _WIDTH_OF_TIME = 19
+_BESIDE_ID, _BESIDE_STEP = 33, 59
+"""So many columns the rest of a narrow table needs."""
 _LINES_BESIDE_STEPS = 20
 _LINES_OF_NARROW_STEP = 4
 _FEW = 3
@@ -53,7 +55,9 @@ def _narrow_table_of(page: Page, width: int) -> Table:
     made.columns[0].no_wrap = _have_usual_ids(page)
     for run in page:
         said = f"{run.task}: {what}" if (what := what_of(run)) else run.task
-        made.add_row(_over(run.id, said, max(_LENGTH_OF_ID, width - 33)), coloured(run.state), time_cell(run.created))
+        made.add_row(
+            _over(run.id, said, max(_LENGTH_OF_ID, width - _BESIDE_ID)), coloured(run.state), time_cell(run.created)
+        )
     return made
 
 
@@ -152,11 +156,10 @@ def _steps(steps: Iterable[StepRecord]) -> Table:
 
 def _narrow_steps(steps: Iterable[StepRecord], width: int) -> Table:
     made = table("place", "step", "state", "executions", "at", "ms")
-    beside = 59
     for step in steps:
         made.add_row(
-            shown(step.place), _over(_title(step), step.error or step.preview, width - beside), coloured(step.state),
-            str(step.executions), time_cell(step.at), _number(step.ms),
+            shown(step.place), _over(_title(step), step.error or step.preview, width - _BESIDE_STEP),
+            coloured(step.state), str(step.executions), time_cell(step.at), _number(step.ms),
         )  # fmt: skip
     return made
 

@@ -21,8 +21,9 @@ CELERY = Package("celery", ">=5.7,<5.8")
 Proxy: Any = CELERY.look_up("celery.local", "Proxy")
 PromiseProxy: Any = CELERY.look_up("celery.local", "PromiseProxy")
 symbol_by_name: Any = CELERY.look_up("celery.utils.imports", "symbol_by_name")
-cwd_in_path: Any = CELERY.look_up("celery.utils.imports", "cwd_in_path")
 """The object itself, or what a text like ``shop.tasks:Base`` names."""
+cwd_in_path: Any = CELERY.look_up("celery.utils.imports", "cwd_in_path")
+"""A block: modules in the folder in which the process works are found, as where Celery looks for an app."""
 X_DEATH_HEADERS: Collection[str] = CELERY.look_up("celery.app.task", "X_DEATH_HEADERS")
 """The headers by which RabbitMQ says that a message has waited in a queue."""
 ignores_result: Callable[[Any, Any], bool] = CELERY.look_up("celery.app.task", "get_actual_ignore_result")

@@ -6,6 +6,7 @@ import pytest
 import redis
 from celery import Celery, signals
 
+from celery_durable import Runs
 from celery_durable.app.store import Store, store_of
 from tests.integration import four_steps
 from tests.integration.network import Proxy
@@ -45,6 +46,12 @@ def app(redis_url: str) -> Iterator[Celery]:
 def store(app: Celery) -> Store:
     """The journals of that app."""
     return store_of(app)
+
+
+@pytest.fixture
+def runs(app: Celery) -> Runs:
+    """The runs of that app, as an operator has them."""
+    return Runs(app)
 
 
 @pytest.fixture

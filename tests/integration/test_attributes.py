@@ -16,11 +16,6 @@ from tests.integration.network import Waits
 from tests.integration.runs import app_at, execute, new_id, task_of
 
 
-@pytest.fixture
-def runs(app: Celery) -> Runs:
-    return Runs(app)
-
-
 def sells(self: Any, attributes: Mapping[str, str]) -> None:
     self.ctx.set_attributes(**attributes)
     self.ctx.run("charge", lambda: 1)

@@ -23,11 +23,6 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.usefixtures("empty_broker")
 
 
-@pytest.fixture
-def runs(app: Celery) -> Runs:
-    return Runs(app)
-
-
 def sells(self: Any, number: int) -> Any:
     self.ctx.run("reserve", lambda: {"number": number})
     if not self.mended:

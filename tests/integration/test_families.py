@@ -32,11 +32,6 @@ pytestmark = pytest.mark.usefixtures("empty_broker")
 
 
 @pytest.fixture
-def runs(app: Celery) -> Runs:
-    return Runs(app)
-
-
-@pytest.fixture
 def family(store: Store, redis_client: redis.Redis) -> list[str]:
     """A run and two that restart it, all of which have failed; the smallest id first."""
     first, *others = ids = sorted(new_id() for _ in range(3))

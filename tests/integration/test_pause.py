@@ -94,11 +94,6 @@ def goes_on(task: Any, store: Store, task_id: str) -> Any:
     return execute(task, task_id=task_id, **HINT)
 
 
-@pytest.fixture
-def runs(app: Celery) -> Runs:
-    return Runs(app)
-
-
 # -- what it is --------------------------------------------------------------------------------------------------------
 
 

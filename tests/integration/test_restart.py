@@ -27,11 +27,6 @@ from tests.integration.runs import HINT, claimed, deliver, delivery, new_id, ope
 pytestmark = pytest.mark.usefixtures("empty_broker")
 
 
-@pytest.fixture
-def runs(app: Celery) -> Runs:
-    return Runs(app)
-
-
 def order(self: Any, number: int) -> list[Any]:
     """Draw and record, and fail unless it is mended."""
 

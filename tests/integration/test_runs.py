@@ -52,11 +52,6 @@ def fails(self: Any) -> None:
     self.ctx.run("charge", decline)
 
 
-@pytest.fixture
-def runs(app: Celery) -> Runs:
-    return Runs(app)
-
-
 def executed(app: Celery, body: Any, *args: Any) -> str:
     """Execute a task as a worker does that knows it; return its id."""
     task, task_id = task_of(app, body), new_id()

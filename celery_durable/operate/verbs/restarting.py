@@ -63,7 +63,7 @@ def restart_run(app: Any, task_id: str, new_id: str, *, from_step: str | None = 
     if not _is_noted(store, task_id, fields, new_id, new, by):
         if is_planted:
             _uproot(store, new_id)
-        raise RunNotRestartableError(f"task {task_id}: somebody has restarted or retried it just now: look at it again")
+        raise _outrun(task_id)
     _begin(store, new_id)
     logger.info("task %s: is restarted as %s", task_id, new_id)
     try:
@@ -118,11 +118,16 @@ def _begin(store: Store, task_id: str) -> None:
 
 
 def _begin_once_more(store: Store, task_id: str, new_id: str) -> None:
+    """The same for a wish that comes again: somebody may have begun the work since it came first."""
     new = store.runs.load(new_id)
     is_unbegun = is_paused(new) and new.get(b"attempt") == b"0"
     if not new or (is_unbegun and not store.families.may_begin(new_id, new)):
-        raise RunNotRestartableError(f"task {task_id}: somebody has restarted or retried it just now: look at it again")
+        raise _outrun(task_id)
     _begin(store, new_id)
+
+
+def _outrun(task_id: str) -> RunNotRestartableError:
+    return RunNotRestartableError(f"task {task_id}: somebody has restarted or retried it just now: look at it again")
 
 
 def _uproot(store: Store, task_id: str) -> None:
